@@ -1,0 +1,1 @@
+"""All that runs on Ray: thin shells over unloc.inference.encode."""

@@ -1,0 +1,5 @@
+"""`python -m unloc`."""
+
+from unloc.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""The command line: one typer app, the only part that knows every other. Imports of the parts stand inside commands."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from unloc import __version__
+from unloc.errors import UnlocError
+
+app = typer.Typer(
+    name="unloc",
+    help="Find when something happens in a video: extract tokens, fit a model, evaluate it, predict moments.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"unloc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
+
+
+def main() -> None:
+    """Entry point: runs the app and turns every UnlocError into one line and exit code 2."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except UnlocError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is finished is kept, the same command goes on", err=True)
+        raise SystemExit(130) from None
+
+
+from unloc.cli import cache, data, evaluate, extract, fit  # noqa: E402, F401  (they register their commands)

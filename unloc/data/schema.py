@@ -1,0 +1,218 @@
+"""One manifest schema for all tasks: which videos exist and what is annotated in them.
+
+A manifest is a JSON-lines file. The first line describes it; every other line is one row with a `kind`:
+
+    {"kind": "manifest", "version": 1, "name": "charades_sta", "tasks": ["mr"], "classes": [], "source": "…"}
+    {"kind": "video",    "video_id": "3MSZA", "split": "test", "file": null, "duration_seconds": 30.96}
+    {"kind": "query",    "video_id": "3MSZA", "split": "test", "qid": "7", "text": "…", "segments": [[24.3, 30.4]],
+                         "relevant_clip_ids": [12, 13], "saliency_scores": [[4, 3, 2], [1, 0, 2]]}
+    {"kind": "instance", "video_id": "v1", "split": "validation", "label": "Long jump", "segment": [3.1, 9.8]}
+
+Times are seconds from the start of the video, segments half-open. A video may stand in several splits (ActivityNet
+Captions val_1 and val_2): videos are keyed by (video_id, split), annotations name the same pair. `query` rows serve
+moment retrieval and highlight detection (saliency: three raters, 0-4, per relevant 2 s clip), `instance` rows serve
+temporal action localization and action segmentation. `classes` fixes the class order for labels.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from unloc.errors import ManifestError, MissingError
+
+SCHEMA_VERSION = 1
+CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
+VIDEO_COLUMNS = ["video_id", "split", "file", "duration_seconds", "line"]
+QUERY_COLUMNS = ["video_id", "split", "qid", "text", "segments", "relevant_clip_ids", "saliency_scores", "line"]
+INSTANCE_COLUMNS = ["video_id", "split", "label", "start_seconds", "end_seconds", "line"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Videos and their annotations. `line` columns hold the line of the manifest file a row came from."""
+
+    name: str
+    tasks: tuple[str, ...]
+    """Which of mr, tal, as, hd the annotations serve."""
+    classes: tuple[str, ...] = ()
+    """Class names in their fixed order; empty for query datasets."""
+    source: str = ""
+    """Where the annotations came from, in words."""
+    videos: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=VIDEO_COLUMNS))
+    """One row per (video_id, split): file (relative path or None), duration_seconds (NaN where unknown)."""
+    queries: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=QUERY_COLUMNS))
+    """One row per sentence: segments is a list of [start, end] in seconds (empty where the split hides them)."""
+    instances: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=INSTANCE_COLUMNS))
+    """One row per labelled segment: start_seconds, end_seconds."""
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, in order of first appearance."""
+        return list(dict.fromkeys(self.videos["split"]))
+
+    def select(self, split: str | None) -> "Manifest":
+        """The manifest restricted to one split; None keeps all.
+
+        Raises MissingError where the split does not exist, naming those that do.
+        """
+        if split is None:
+            return self
+        if split not in self.splits:
+            known = ", ".join(self.splits) or "none"
+            raise MissingError(f"split {split!r} is not in manifest {self.name!r}; it has: {known}")
+        parts = {key: _rows(getattr(self, key), split) for key in ("videos", "queries", "instances")}
+        return replace(self, **parts)
+
+
+def _rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    return table[table["split"] == split].reset_index(drop=True)
+
+
+def video_row(video_id: str, split: str, duration_seconds: float, file: str | None = None) -> dict:
+    """A video row as it stands in the file."""
+    return {
+        "kind": "video",
+        "video_id": video_id,
+        "split": split,
+        "file": file,
+        "duration_seconds": duration_seconds,
+    }
+
+
+def query_row(
+    video_id: str,
+    split: str,
+    qid: str,
+    text: str,
+    segments: Iterable[Iterable[float]],
+    relevant_clip_ids: list[int] | None = None,
+    saliency_scores: list[list[int]] | None = None,
+) -> dict:
+    """A query row as it stands in the file; saliency keys only where there is saliency."""
+    row = {"kind": "query", "video_id": video_id, "split": split, "qid": qid, "text": text}
+    row["segments"] = [list(map(float, segment)) for segment in segments]
+    if relevant_clip_ids is not None:
+        row |= {"relevant_clip_ids": relevant_clip_ids, "saliency_scores": saliency_scores}
+    return row
+
+
+def instance_row(video_id: str, split: str, label: str, start_seconds: float, end_seconds: float) -> dict:
+    """An instance row as it stands in the file."""
+    segment = [float(start_seconds), float(end_seconds)]
+    return {"kind": "instance", "video_id": video_id, "split": split, "label": label, "segment": segment}
+
+
+def build_manifest(
+    *, name: str, tasks: Iterable[str], rows: Iterable[dict], classes: Iterable[str] = (), source: str = ""
+) -> Manifest:
+    """A manifest from rows as they stand in a file (line numbers count from 2, the header being line 1)."""
+    tables: dict[str, list[dict]] = {"video": [], "query": [], "instance": []}
+    for line, row in enumerate(rows, start=2):
+        tables[row["kind"]].append(_flat(row) | {"line": line})
+    return Manifest(
+        name=name,
+        tasks=tuple(tasks),
+        classes=tuple(classes),
+        source=source,
+        videos=pd.DataFrame(tables["video"], columns=VIDEO_COLUMNS),
+        queries=pd.DataFrame(tables["query"], columns=QUERY_COLUMNS),
+        instances=pd.DataFrame(tables["instance"], columns=INSTANCE_COLUMNS),
+    )
+
+
+def _flat(row: dict) -> dict:
+    flat = {key: value for key, value in row.items() if key not in ("kind", "segment")}
+    if row["kind"] == "instance":
+        flat["start_seconds"], flat["end_seconds"] = row["segment"]
+    if row["kind"] == "query":
+        flat.setdefault("relevant_clip_ids", None)
+        flat.setdefault("saliency_scores", None)
+    return flat
+
+
+def save_manifest(manifest: Manifest, path: Path) -> None:
+    """Write the manifest, whole or not at all."""
+    header = {
+        "kind": "manifest",
+        "version": SCHEMA_VERSION,
+        "name": manifest.name,
+        "tasks": list(manifest.tasks),
+        "classes": list(manifest.classes),
+        "source": manifest.source,
+    }
+    lines = [json.dumps(row, ensure_ascii=False) for row in [header, *manifest_rows(manifest)]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def manifest_rows(manifest: Manifest) -> Iterable[dict]:
+    """All rows in file form: videos, then queries, then instances."""
+    for row in manifest.videos.to_dict("records"):
+        duration = None if pd.isna(row["duration_seconds"]) else row["duration_seconds"]
+        yield video_row(row["video_id"], row["split"], duration, row["file"] if isinstance(row["file"], str) else None)
+    for row in manifest.queries.to_dict("records"):
+        clip_ids = row["relevant_clip_ids"] if isinstance(row["relevant_clip_ids"], list) else None
+        yield query_row(
+            row["video_id"], row["split"], row["qid"], row["text"], row["segments"], clip_ids, row["saliency_scores"]
+        )
+    for row in manifest.instances.to_dict("records"):
+        yield instance_row(row["video_id"], row["split"], row["label"], row["start_seconds"], row["end_seconds"])
+
+
+def load_manifest(path: Path | str) -> Manifest:
+    """Read a manifest file.
+
+    Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise ManifestError(f"{path} is empty; expected a manifest (first line: kind, version, name, tasks)")
+    header = _parse_line(path, 1, lines[0])
+    if header.get("kind") != "manifest" or header.get("version") != SCHEMA_VERSION:
+        raise ManifestError(
+            f'{path}:1: not a manifest of version {SCHEMA_VERSION}: expected {{"kind": "manifest", …}}, '
+            f"got kind {header.get('kind')!r}, version {header.get('version')!r}; "
+            "official files go through `unloc data convert`"
+        )
+    rows = [_parse_line(path, number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
+    keys = ("name", "tasks", "classes", "source")
+    manifest = build_manifest(rows=rows, **{key: header.get(key, "") for key in keys})
+    if manifest.videos.empty:
+        raise ManifestError(f"{path} describes no video; expected at least one row of kind 'video'")
+    return manifest
+
+
+_REQUIRED = {
+    "manifest": {"version", "name", "tasks"},
+    "video": {"video_id", "split", "duration_seconds"},
+    "query": {"video_id", "split", "qid", "text", "segments"},
+    "instance": {"video_id", "split", "label", "segment"},
+}
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ManifestError(
+            f"{path}:{number}: not JSON ({error.msg}); every line of a manifest is one object"
+        ) from None
+    if not isinstance(row, dict):
+        raise ManifestError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+    required = _REQUIRED.get(row.get("kind", ""))
+    if required is None:
+        raise ManifestError(
+            f"{path}:{number}: unknown kind {row.get('kind')!r}; expected one of {', '.join(_REQUIRED)}"
+        )
+    missing = sorted(required - row.keys())
+    if missing:
+        raise ManifestError(f"{path}:{number}: row of kind {row['kind']!r} lacks {', '.join(missing)}")
+    return row
