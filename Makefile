@@ -1,0 +1,34 @@
+# Everything runs from .venv, which `make setup` builds from pyproject.toml; PYTHON names the interpreter to build it with.
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= $(shell n=$$(nproc); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
+
+.PHONY: demo test check check-slow bench setup clean
+
+demo: setup  ## render a world, extract, fit and evaluate all four tasks; ends with one table
+	$(BIN)/python benchmarks/demo.py --out demo
+
+test: setup  ## the ordinary tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu" --durations=15
+
+check: setup  ## lint, format, import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+check-slow: setup  ## the long tests: fault soak, every file of the torture set
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=15
+
+bench: setup  ## the benchmarks, one after another
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
+	touch $@
+
+clean:  ## remove what make made, except the environment
+	rm -rf demo dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
