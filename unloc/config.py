@@ -148,8 +148,8 @@ class DataConfig:
     """Training: probability to see a random part of the video that keeps the segments' events whole."""
     crop_min_fraction: float = 0.5
     """Training: smallest part of the video that a crop keeps."""
-    horizon_fps: float = 0.0
-    """AS windows: tokens per second read from the cache; 0: the cache's own rate."""
+    coverage: float = 1.0
+    """Smallest share of a split's videos that must be in the cache; what is missing is named either way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,1 +1,56 @@
-"""`unloc fit`."""
+"""`unloc fit`: train a recipe on a cache."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unloc.cli import app
+from unloc.errors import InputError
+
+
+@app.command()
+def fit(
+    recipe: Annotated[str, typer.Argument(help="Shipped recipe (synth_mr, charades_b, …) or a YAML path.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")
+    ] = None,
+    manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the training split.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", "-c", help="Cache that `unloc extract` wrote.")] = None,
+    work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all cores.")] = 0,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
+) -> None:
+    """Train fusion, pyramid and heads on cached tokens.
+
+    Example: unloc fit synth_mr --manifest data/mr.jsonl --cache data/cache --work-dir runs/mr
+    """
+    from unloc.config import dump_recipe, load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    if print_config:
+        typer.echo(dump_recipe(resolved), nl=False)
+        return
+    if manifest is None or cache is None or work_dir is None:
+        raise InputError("unloc fit: --manifest, --cache and --work-dir are needed (or --print-config)")
+    from unloc.cli.progress import step_bar
+    from unloc.training.run import fit_recipe
+
+    with step_bar() as on_step:
+        metrics = fit_recipe(
+            resolved,
+            manifest,
+            cache,
+            work_dir,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+            on_step=on_step,
+        )
+    for key, value in metrics.items():
+        typer.echo(f"{key:28} {value:8.2f}")
+    typer.echo(f"run: {work_dir}")

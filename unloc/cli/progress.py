@@ -1,0 +1,29 @@
+"""Progress bars: only here, with rate and time left, and off when nobody watches a terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unloc.training.trainer import Progress
+
+
+@contextmanager
+def step_bar() -> Iterator[Callable[["Progress"], None]]:
+    """A bar of training steps with loss and learning rate; gives the callback that moves it."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
+
+    def on_step(progress: "Progress") -> None:
+        if bar.total is None:
+            bar.reset(progress.total_steps)
+            bar.update(progress.step - 1)
+        bar.set_postfix(loss=f"{progress.loss:.3f}", lr=f"{progress.lr:.1e}", refresh=False)
+        bar.update(1)
+
+    try:
+        yield on_step
+    finally:
+        bar.close()

@@ -1,0 +1,118 @@
+"""Examples and batches: what the model and the losses are given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unloc.data.steps import TimeGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One video, or one (video, query) pair, on its level-0 steps."""
+
+    video_id: str
+    frames: np.ndarray
+    """(T, D) float32 frame tokens."""
+    frame_mask: np.ndarray
+    """(T,) bool, true where valid."""
+    grid: TimeGrid
+    """Steps to seconds."""
+    duration_seconds: float
+    """Length of the video."""
+    query_index: int = -1
+    """Row of the query table (query tasks)."""
+    text: np.ndarray | None = None
+    """(K, Dt) tokens of the example's own query (query tasks)."""
+    segments_steps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    """(N, 2) segments in steps."""
+    segment_classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(N,) class index of each segment (class tasks)."""
+    step_classes: np.ndarray | None = None
+    """(T,) class index of each step, -1 background (AS)."""
+    saliency: np.ndarray | None = None
+    """(T,) saliency 0-1 of each step (HD)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples stacked. B examples, T steps, C texts, K text tokens, N segments (padded)."""
+
+    examples: tuple[Example, ...]
+    """What was stacked, for ids, grids and durations."""
+    frames: Tensor
+    """(B, T, D)."""
+    frame_mask: Tensor
+    """(B, T) bool."""
+    texts: Tensor
+    """(C, K, Dt): the examples' own queries (C = B), or the class names."""
+    text_mask: Tensor
+    """(C, K) bool."""
+    segments_steps: Tensor
+    """(B, N, 2)."""
+    segment_text: Tensor
+    """(B, N) index into the texts, -1 where padded."""
+    step_classes: Tensor | None = None
+    """(B, T) class index, -1 background (AS)."""
+    saliency: Tensor | None = None
+    """(B, T) (HD)."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
+        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(self).items()}
+        return Batch(**moved)
+
+
+def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Texts (K_i, D) as (C, K, D) with mask (C, K), K the longest; a text over max_tokens keeps its last token, EOS.
+
+    Deviation from the official code, which cuts EOS off and so makes long captions indistinguishable (spec §1.3).
+    """
+    cut = [text if len(text) <= max_tokens else np.concatenate([text[: max_tokens - 1], text[-1:]]) for text in texts]
+    longest = max(len(text) for text in cut)
+    padded = torch.zeros(len(cut), longest, cut[0].shape[-1])
+    mask = torch.zeros(len(cut), longest, dtype=torch.bool)
+    for row, text in enumerate(cut):
+        padded[row, : len(text)] = torch.from_numpy(np.asarray(text, dtype=np.float32))
+        mask[row, : len(text)] = True
+    return padded, mask
+
+
+def collate(
+    examples: Sequence[Example], *, max_text_tokens: int, class_texts: tuple[Tensor, Tensor] | None = None
+) -> Batch:
+    """Stack examples. With class_texts (tokens, mask) these are the texts; else each example's own query is."""
+    if class_texts is None:
+        texts, text_mask = pad_texts([example.text for example in examples], max_text_tokens)
+    else:
+        texts, text_mask = class_texts
+    segments, segment_text = _pad_segments(examples, own_text=class_texts is None)
+    return Batch(
+        examples=tuple(examples),
+        frames=torch.from_numpy(np.stack([example.frames for example in examples])),
+        frame_mask=torch.from_numpy(np.stack([example.frame_mask for example in examples])),
+        texts=texts,
+        text_mask=text_mask,
+        segments_steps=segments,
+        segment_text=segment_text,
+        step_classes=_stack([example.step_classes for example in examples]),
+        saliency=_stack([example.saliency for example in examples]),
+    )
+
+
+def _pad_segments(examples: Sequence[Example], *, own_text: bool) -> tuple[Tensor, Tensor]:
+    longest = max(1, *(len(example.segments_steps) for example in examples))
+    segments = torch.zeros(len(examples), longest, 2)
+    text = torch.full((len(examples), longest), -1, dtype=torch.long)
+    for row, example in enumerate(examples):
+        count = len(example.segments_steps)
+        segments[row, :count] = torch.from_numpy(example.segments_steps)
+        text[row, :count] = row if own_text else torch.from_numpy(example.segment_classes)
+    return segments, text
+
+
+def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+    return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))

@@ -1,0 +1,85 @@
+"""Level-0 steps of one example: which cached tokens it sees, and how steps and seconds map onto each other.
+
+The map is affine: seconds = start_seconds + step * seconds_per_step. Two ways to choose tokens:
+`linspace` spreads T steps evenly over a stretch of the video (paper §4.2; official `linspace` sampling) and takes the
+nearest cached token of each; `window` takes T consecutive tokens and masks what lies beyond the end (AS, paper §4.2).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unloc.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TimeGrid:
+    """Affine map between level-0 steps and seconds."""
+
+    start_seconds: float
+    """Time of step 0."""
+    seconds_per_step: float
+    """Distance of neighbouring steps, > 0."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds_per_step > 0:
+            raise InputError(f"seconds_per_step: got {self.seconds_per_step}, expected a positive number")
+
+    def to_steps(self, seconds: np.ndarray) -> np.ndarray:
+        """Times in seconds as (fractional) steps."""
+        return (np.asarray(seconds, dtype=np.float64) - self.start_seconds) / self.seconds_per_step
+
+    def to_seconds(self, steps: np.ndarray) -> np.ndarray:
+        """Steps as times in seconds."""
+        return self.start_seconds + np.asarray(steps, dtype=np.float64) * self.seconds_per_step
+
+
+def linspace_steps(
+    times_seconds: np.ndarray,
+    num_steps: int,
+    *,
+    stretch: tuple[float, float] | None = None,
+    rng: np.random.Generator | None = None,
+) -> tuple[TimeGrid, np.ndarray]:
+    """T steps evenly over the tokens' times, or over a stretch (start, end) of them.
+
+    Returns the grid and, for each step, the index of its token: the nearest in time, or with `rng` the nearest to a
+    random time within half a step (training jitter). Short videos repeat tokens instead of padding (official).
+    """
+    start, end = stretch or (float(times_seconds[0]), float(times_seconds[-1]))
+    spacing = (end - start) / max(num_steps - 1, 1)
+    if spacing <= 0:  # a single token: any positive spacing describes it, one second is the least surprising
+        spacing = 1.0
+    wanted = start + spacing * np.arange(num_steps)
+    if rng is not None:
+        wanted = wanted + spacing * rng.uniform(-0.5, 0.5, num_steps)
+    return TimeGrid(start, spacing), nearest_index(times_seconds, wanted)
+
+
+def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.ndarray:
+    """Index of the nearest time for each wanted one (the earlier on a tie); times must be sorted."""
+    right = np.clip(np.searchsorted(times_seconds, wanted_seconds), 1, max(len(times_seconds) - 1, 1))
+    if len(times_seconds) == 1:
+        return np.zeros(len(wanted_seconds), dtype=np.int64)
+    left = right - 1
+    closer_right = times_seconds[right] - wanted_seconds < wanted_seconds - times_seconds[left]
+    return np.where(closer_right, right, left)
+
+
+def window_steps(times_seconds: np.ndarray, num_steps: int, offset: int) -> tuple[TimeGrid, np.ndarray, np.ndarray]:
+    """T consecutive tokens from `offset`: the grid, token indices (T,), and a mask (T,) that is False past the end."""
+    index = offset + np.arange(num_steps)
+    mask = index < len(times_seconds)
+    spacing = median_spacing(times_seconds)
+    return TimeGrid(float(times_seconds[offset]), spacing), np.minimum(index, len(times_seconds) - 1), mask
+
+
+def median_spacing(times_seconds: np.ndarray) -> float:
+    """Typical distance of neighbouring tokens in seconds; 1 for a single token."""
+    spacing = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 1.0
+    return spacing if spacing > 0 else 1.0
+
+
+def window_offsets(num_tokens: int, num_steps: int) -> list[int]:
+    """Offsets of the non-overlapping windows that cover a video (paper §4.2, AS); the last one may be padded."""
+    return list(range(0, max(num_tokens, 1), num_steps))

@@ -1,0 +1,103 @@
+"""A trained model from a run folder or a checkpoint folder, with all it needs to be used."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from unloc.config import Recipe, dump_recipe, recipe_from_dict
+from unloc.errors import FingerprintError, InputError, MissingError
+from unloc.model.unloc import UnLoc
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself."""
+
+    recipe: Recipe
+    """The resolved recipe it was trained with."""
+    classes: tuple[str, ...]
+    """Class names in their order; empty for query tasks."""
+    frame_dim: int
+    """Channels of a frame token."""
+    text_dim: int
+    """Channels of a text token."""
+    fingerprint: dict
+    """Which tower and preprocessing made the tokens it was trained on."""
+    step: int
+    """Optimiser steps done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Validation metrics at this step."""
+
+    def to_dict(self) -> dict:
+        """As JSON; the recipe becomes its YAML text, which states every key and keeps inf."""
+        values = {**asdict(self), "recipe": dump_recipe(self.recipe), "version": CHECKPOINT_VERSION}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict, *, where: str) -> "CheckpointInfo":
+        """From JSON. Raises InputError for a checkpoint of another version."""
+        if values.get("version") != CHECKPOINT_VERSION:
+            raise InputError(
+                f"{where}: checkpoint version {values.get('version')!r}, this unloc reads {CHECKPOINT_VERSION}; "
+                "use the version of unloc that wrote it"
+            )
+        recipe = recipe_from_dict(OmegaConf.to_container(OmegaConf.create(values["recipe"])), where=where)
+        rest = {key: value for key, value in values.items() if key not in ("version", "recipe", "classes")}
+        return cls(recipe=recipe, classes=tuple(values["classes"]), **rest)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode beside what its checkpoint says."""
+
+    model: UnLoc
+    info: CheckpointInfo
+
+
+def build_model(info: CheckpointInfo) -> UnLoc:
+    """The model a checkpoint describes, with fresh weights."""
+    recipe = info.recipe
+    num_classes = len(info.classes) if recipe.model.fusion == "none" else None
+    return UnLoc(recipe.model, info.frame_dim, info.text_dim, recipe.data.num_steps, num_classes)
+
+
+def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model of a run folder (its best checkpoint, else its last) or of one checkpoint folder."""
+    folder = checkpoint_folder(Path(run))
+    values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    info = CheckpointInfo.from_dict(values, where=str(folder))
+    model = build_model(info)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return LoadedModel(model.to(device).eval(), info)
+
+
+def checkpoint_folder(run: Path) -> Path:
+    """Where the checkpoint of a run lies. Raises MissingError saying where it looked."""
+    candidates = [run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
+    for folder in candidates:
+        if (folder / "checkpoint.json").is_file():
+            return folder
+    raise MissingError(
+        f"{run}: no checkpoint here (looked for checkpoints/best, checkpoints/last); `unloc fit` makes one"
+    )
+
+
+def require_same_cache(trained_on: dict, fingerprint: dict, where: Path) -> None:
+    """Refuse a cache made by another tower or preprocessing than the model was trained on.
+
+    Raises FingerprintError naming every key that differs and both values.
+    """
+    keys = sorted(trained_on.keys() | fingerprint.keys())
+    differing = [key for key in keys if trained_on.get(key) != fingerprint.get(key)]
+    if differing:
+        shown = "; ".join(f"{key}: model {trained_on.get(key)!r}, cache {fingerprint.get(key)!r}" for key in differing)
+        raise FingerprintError(
+            f"{where}: made by another tower or preprocessing than the model was trained on ({shown}); "
+            "extract a cache with the model's tower"
+        )

@@ -1,0 +1,132 @@
+"""A run folder: what it holds, how it starts, how it goes on (interface: `Run folder`)."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from unloc.config import Recipe, dump_recipe
+from unloc.data.cache import open_cache
+from unloc.data.schema import load_manifest
+from unloc.errors import ConfigError, InputError
+from unloc.inference.load import require_same_cache
+from unloc.training.trainer import Progress, Trainer
+
+logger = logging.getLogger(__name__)
+RECORDED = ("unloc", "torch", "open_clip_torch", "zarr", "numpy", "pandas", "decord", "av", "ray")
+
+
+def fit_recipe(
+    recipe: Recipe,
+    manifest: Path,
+    cache: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+    threads: int = 0,
+    on_step: Callable[[Progress], None] | None = None,
+) -> dict[str, float]:
+    """Train a recipe into a run folder; returns the last validation metrics.
+
+    Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, ConfigError where a
+    resumed run was started with another recipe.
+    """
+    device_ = resolve_device(device)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    loaded, opened = load_manifest(manifest), open_cache(cache)
+    prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
+    handler = _log_to(run / "log.txt")
+    try:
+        trainer = Trainer(recipe, loaded, opened, run, device=device_, on_step=on_step)
+        if resume:
+            require_same_cache(json.loads((run / "cache.json").read_text(encoding="utf-8")), opened.fingerprint, cache)
+            trainer.resume()
+        else:
+            (run / "cache.json").write_text(json.dumps(opened.fingerprint, indent=1), encoding="utf-8")
+        return trainer.fit()
+    finally:
+        logging.getLogger("unloc").removeHandler(handler)
+        handler.close()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name. Raises InputError where torch does not have it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: got {name!r}, expected cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device: {name} asked for, but torch sees no CUDA device here; use cpu")
+    return device
+
+
+def prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Create the run folder, or check that it may be gone on with."""
+    stated = run / "recipe.yaml"
+    if resume:
+        if not stated.is_file():
+            raise InputError(f"{run}: nothing to resume (no recipe.yaml here); start without --resume")
+        if stated.read_text(encoding="utf-8") != dump_recipe(recipe):
+            raise ConfigError(
+                f"{run}: was started with another recipe (see recipe.yaml); resume with the same overrides"
+            )
+        return
+    if stated.exists() and not overwrite:
+        raise InputError(f"{run}: holds a run already; --resume goes on with it, --overwrite deletes it")
+    if run.exists() and overwrite:
+        _delete_run(run)
+    run.mkdir(parents=True, exist_ok=True)
+    stated.write_text(dump_recipe(recipe), encoding="utf-8")
+    (run / "env.json").write_text(json.dumps(environment(recipe.train.seed), indent=1), encoding="utf-8")
+
+
+def _delete_run(run: Path) -> None:
+    # Only ever deletes what looks like a run: a mistyped --work-dir must not cost a folder of videos.
+    if any(run.iterdir()) and not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run}: not empty and not a run folder (no recipe.yaml); nothing was deleted")
+    shutil.rmtree(run)
+
+
+def environment(seed: int) -> dict:
+    """Versions, revision and seed of this run."""
+    return {
+        "versions": {name: _version(name) for name in RECORDED},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "revision": _revision(),
+        "seed": seed,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine: an installed wheel has no revision to tell
+        return None
+    return done.stdout.strip() or None
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("unloc")
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    return handler
