@@ -1,1 +1,1 @@
-"""model"""
+"""Networks: fusion, pyramid, heads, and the towers over open_clip."""

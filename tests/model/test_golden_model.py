@@ -1,0 +1,112 @@
+"""Our modules with the official weights give the official tensors (spec §A): 1e-5 absolute in float32."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unloc.config import ModelConfig
+from unloc.model.heads import DisplacementHead, LinearHead, RelevanceHead
+from unloc.model.unloc import UnLoc
+
+spec = importlib.util.spec_from_file_location("flax_weights", Path(__file__).with_name("flax_weights.py"))
+flax_weights = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(flax_weights)
+LEVEL_SIZES = (16, 8, 4)
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    return np.load(shared / "golden" / "scenic" / "unloc_golden.npz")
+
+
+def case(golden, name):
+    params = {key.split("/params/")[1]: golden[key] for key in golden if key.startswith(f"{name}/params/")}
+    arrays = {
+        key.split("/", 1)[1]: torch.from_numpy(np.array(golden[key]))
+        for key in golden
+        if key.startswith(f"{name}/") and "/params/" not in key
+    }
+    return params, arrays
+
+
+def tiny(pyramid, text_tokens):
+    return ModelConfig(
+        width=16,
+        num_heads=2,
+        mlp_width=32,
+        num_layers=3,
+        num_levels=3,
+        pyramid=pyramid,
+        text_tokens=text_tokens,
+        num_head_convs=1,
+    )
+
+
+def levels_of(model, frames, frame_mask, texts, text_mask):
+    """Encoder features (B, C, P, W): what stands between fusion and heads."""
+    texts, text_mask = model._text_tokens(texts, text_mask)
+    count = len(texts)
+    model._heads = lambda levels: (torch.cat(levels, dim=1), None, None)
+    fused, _, _ = model._fuse(
+        frames.repeat_interleave(count, 0),
+        frame_mask.repeat_interleave(count, 0),
+        texts.repeat(len(frames), 1, 1),
+        text_mask.repeat(len(frames), 1),
+    )
+    return fused.unflatten(0, (len(frames), count))
+
+
+@pytest.mark.parametrize("pyramid", ["simple", "fpn"])
+@pytest.mark.parametrize("text_tokens", ["eos", "all"])
+def test_fusion_and_pyramid_equal_the_official_ones(golden, pyramid, text_tokens):
+    name = {"simple": "simple_pyramid", "fpn": "fpn"}[pyramid]
+    params, arrays = case(golden, f"fusion_{name}_{text_tokens}")
+    model = UnLoc(tiny(pyramid, text_tokens), 16, 16, 16)
+    model.encoder.load_state_dict(flax_weights.encoder(params, "video_text_encoder"))
+    mask = torch.ones(2, 16, dtype=torch.bool)
+    with torch.no_grad():
+        out = levels_of(model, arrays["video"], mask, arrays["text"], arrays["text_mask"].bool())
+    torch.testing.assert_close(out, arrays["out_video"], atol=1e-5, rtol=0)
+
+
+def test_the_plain_encoder_with_masked_frames_equals_the_official_one(golden):
+    params, arrays = case(golden, "fusion_transformer_as")
+    model = UnLoc(tiny("none", "eos"), 16, 16, 16, localizes=False)
+    model.encoder.load_state_dict(flax_weights.encoder(params, "video_text_encoder"))
+    text_mask = torch.ones(3, 1, dtype=torch.bool)
+    with torch.no_grad():
+        out = levels_of(model, arrays["video"], arrays["frame_mask"].bool(), arrays["text_emb"][:, None], text_mask)
+    torch.testing.assert_close(out.transpose(1, 2), arrays["out_video"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["temporal_localization", "moment_retrieval"])
+@pytest.mark.parametrize("shared_weights", [True, False])
+def test_heads_equal_the_official_ones(golden, task, shared_weights):
+    params, arrays = case(golden, f"head_{'shared' if shared_weights else 'separate'}_{task}")
+    relevance = RelevanceHead(16, 2, 3, shared=shared_weights, num_outputs=1, bias=-5.0)
+    displacement = DisplacementHead(16, 2, 3, shared=shared_weights, num_outputs=2, bias=2.0)
+    relevance.load_state_dict(flax_weights.head(params, "ClassificationHead", shared=shared_weights, num_levels=3))
+    displacement.load_state_dict(flax_weights.head(params, "RegressionHead", shared=shared_weights, num_levels=3))
+    levels = arrays["x"].flatten(0, 1).split(LEVEL_SIZES, dim=1)
+    with torch.no_grad():
+        logits = relevance(levels).unflatten(0, (2, 3))
+        boxes = displacement(levels).unflatten(0, (2, 3))
+    if task == "moment_retrieval":
+        expected_logits, expected_boxes = arrays["out"][..., :1], arrays["out"][..., 1:]
+    else:  # (B, P, 3K): logit, start, end of each class
+        per_class = arrays["out"].unflatten(-1, (3, 3)).transpose(1, 2)
+        expected_logits, expected_boxes = per_class[..., :1], per_class[..., 1:]
+    torch.testing.assert_close(logits, expected_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(boxes, expected_boxes, atol=1e-5, rtol=0)
+
+
+def test_the_linear_head_equals_the_official_one(golden):
+    params, arrays = case(golden, "head_linear")
+    head = LinearHead(16, num_outputs=1, bias=0.0)
+    head.load_state_dict(flax_weights.named("linear", flax_weights.linear(params, "output_projection")))
+    with torch.no_grad():
+        out = head([arrays["x"].transpose(1, 2).flatten(0, 1)]).unflatten(0, (2, 3)).squeeze(-1)
+    torch.testing.assert_close(out.transpose(1, 2), arrays["out"], atol=1e-5, rtol=0)

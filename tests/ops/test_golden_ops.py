@@ -1,0 +1,151 @@
+"""Targets, losses, decoding and Soft-NMS against the official implementation's tensors (spec §A)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from unloc.ops.decode import decode_segments
+from unloc.ops.losses import box_loss, focal_loss, positive_mean, sigmoid_loss, weighted_sum_over
+from unloc.ops.nms import soft_nms
+from unloc.ops.points import make_points
+from unloc.ops.targets import localization_targets
+
+EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
+T = 128
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    return np.load(shared / "golden" / "scenic" / "unloc_golden.npz")
+
+
+def steps_of(golden, case):
+    frames = np.stack([golden[f"{case}/start"], golden[f"{case}/end"]], axis=-1)
+    return torch.from_numpy((frames * (T - 1) / (golden[f"{case}/total_frames"] - 1)).astype(np.float32))
+
+
+def test_tal_targets_are_the_official_ones(golden):
+    text = torch.from_numpy(golden["target_tal/seg_label"])[None]
+    targets = localization_targets(steps_of(golden, "target_tal")[None], text, 3, make_points(T, 4), EDGES, 3.0)
+    label = torch.from_numpy(golden["target_tal/label"]).T.bool()
+    assert torch.equal(targets.relevance[0], label)
+    expected = torch.from_numpy(golden["target_tal/displacements"]).transpose(0, 1)
+    inside = expected < 147  # the official filler is (N + 1) / 2^l = 1180 / 8 at least
+    assert inside.sum() > 300
+    torch.testing.assert_close(targets.displacements[0][inside], expected[inside], atol=1e-5, rtol=0)
+
+
+def test_mr_targets_are_the_official_ones(golden):
+    segments = steps_of(golden, "target_mr")[None]
+    targets = localization_targets(segments, torch.arange(5)[None], 5, make_points(T, 4), EDGES, 3.0)
+    label = torch.from_numpy(golden["target_mr/label"])[..., 0].bool()
+    assert torch.equal(targets.relevance[0], label)
+    expected = torch.from_numpy(golden["target_mr/displacements"])
+    torch.testing.assert_close(targets.displacements[0][label], expected[label], atol=1e-5, rtol=0)
+
+
+RELEVANCE = {"focal": lambda x, y: focal_loss(x, y, 0.25, 2.0), "sigmoid": sigmoid_loss}
+BOX_NAMES = {"iou+center_offset_squared": "diou", "l1": "l1_over_union", "l1+iou": "l1_over_union+iou"}
+BOX_NAMES |= {"iou": "iou", "0.5*l1+1.0*iou": "0.5*l1_over_union+1.0*iou"}
+
+
+@pytest.mark.parametrize("relevance", RELEVANCE)
+@pytest.mark.parametrize("box", BOX_NAMES)
+def test_tal_losses_are_the_official_ones(golden, relevance, box):
+    out = torch.from_numpy(golden["loss_tal/logits"])
+    per_class = out.unflatten(-1, (3, 3))  # logit, start, end of each class
+    logits, boxes = per_class[..., 0], per_class[..., 1:]
+    label = torch.from_numpy(golden["loss_tal/label"]).float()
+    mask = torch.from_numpy(golden["loss_tal/frame_mask"]).float()
+    target = torch.from_numpy(golden["loss_tal/displacements"])
+    total = 10.0 * weighted_sum_over(RELEVANCE[relevance](logits, label), mask[..., None], mask.sum())
+    total += positive_mean(box_loss(boxes, target, BOX_NAMES[box]), label.bool(), mask[..., None])
+    # float32 steps are 2e-6 wide at the size of the sigmoid losses: two of them are allowed
+    assert float(total) == pytest.approx(float(golden[f"loss_tal/{relevance}|{box}"]), abs=1e-6, rel=2e-7)
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_mr_losses_are_the_official_ones(golden, gathered):
+    out = torch.from_numpy(golden["loss_mr/logits"]).unflatten(1, (2, 2))  # video, owner, caption, point, 3
+    label = torch.from_numpy(golden["loss_mr/label"])[..., 0].float()
+    target = torch.from_numpy(golden["loss_mr/displacements"])
+    frame_mask = torch.from_numpy(golden["loss_mr/frame_mask"]).float()
+    caption_mask = torch.from_numpy(golden["loss_mr/caption_mask"]).float()
+    own = torch.eye(2)[:, :, None, None]
+    weights = caption_mask[None, :, :, None] * frame_mask[None, :, None, :] * (1.0 if gathered else own)
+    weights = weights.expand(out.shape[:-1])
+    labels = own * label[None]
+    total = 10.0 * weighted_sum_over(focal_loss(out[..., 0], labels, 0.25, 2.0), weights, weights.sum())
+    boxes = torch.stack([out[b, b, ..., 1:] for b in range(2)])
+    own_weights = caption_mask[..., None] * frame_mask[:, None]
+    total += positive_mean(box_loss(boxes, target, "iou"), label.bool(), own_weights)
+    expected = float(golden[f"loss_mr/focal|iou|all_gather={gathered}"])
+    assert float(total) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_as_loss_is_the_official_one(golden):
+    mask = torch.from_numpy(golden["loss_as/frame_mask"]).float()
+    losses = sigmoid_loss(torch.from_numpy(golden["loss_as/logits"]), torch.from_numpy(golden["loss_as/label"]).float())
+    total = weighted_sum_over(losses, mask[..., None], mask.sum())
+    assert float(total) == pytest.approx(float(golden["loss_as/sigmoid"]), abs=1e-6)
+
+
+def seconds_of(golden, case):
+    """Decoded segments in seconds, as the official code clips and scales them: N stored frames at 10 fps."""
+    displacements = torch.from_numpy(golden[f"{case}/displacements"])
+    num_frames = int(golden[f"{case}/total_frames"])
+    per_text = displacements.transpose(0, 1) if case == "decode_tal" else displacements
+    segments = decode_segments(per_text, make_points(T, 4)) * ((num_frames - 1) / (T - 1))
+    return segments.clamp(0, num_frames) * 0.1
+
+
+def test_tal_segments_are_decoded_as_officially(golden):
+    segments = seconds_of(golden, "decode_tal").transpose(0, 1)
+    probs = torch.from_numpy(golden["decode_tal/probs"])
+    position, label = torch.nonzero(probs >= 0.001, as_tuple=True)
+    assert label.tolist() == golden["decode_tal/class_idx"].tolist()
+    expected = torch.from_numpy(golden["decode_tal/segments"])
+    torch.testing.assert_close(segments[position, label], expected, atol=2e-5, rtol=0)
+
+
+def test_mr_segments_are_decoded_as_officially(golden):
+    expected = torch.from_numpy(golden["decode_mr/segments"])
+    torch.testing.assert_close(seconds_of(golden, "decode_mr"), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_soft_nms_keeps_what_the_official_one_keeps(golden, per_class):
+    segments = torch.from_numpy(golden["decode_tal/segments"])
+    scores = torch.from_numpy(golden["decode_tal/scores"])
+    label = golden["decode_tal/class_idx"]
+    name = "nms_multiclass" if per_class else "nms_agnostic"
+    groups = [np.flatnonzero(label == c) for c in range(3)] if per_class else [np.arange(len(label))]
+    chosen, kept_scores = [], []
+    for group in groups:
+        group = torch.from_numpy(group)
+        kept = soft_nms(
+            segments[group][None], scores[group][None], sigma=0.3, score_threshold=0.001, max_detections=100
+        )
+        chosen += group[kept.index[0][kept.valid[0]]].tolist()
+        kept_scores.append(kept.scores[0][kept.valid[0]])
+    assert label[chosen].tolist() == golden[f"{name}/class_idx"].tolist()
+    torch.testing.assert_close(segments[chosen], torch.from_numpy(golden[f"{name}/segments"]), atol=0, rtol=0)
+    torch.testing.assert_close(torch.cat(kept_scores), torch.from_numpy(golden[f"{name}/scores"]), atol=1e-6, rtol=0)
+
+
+def test_soft_nms_of_several_captions_at_once_equals_the_official_one(golden):
+    kept = soft_nms(
+        torch.from_numpy(golden["decode_mr/segments"]),
+        torch.from_numpy(golden["decode_mr/scores"]),
+        sigma=0.3,
+        score_threshold=0.001,
+        max_detections=100,
+    )
+    for row in range(2):
+        expected = torch.from_numpy(golden[f"nms_mr_{row}/segments"])
+        segments = torch.from_numpy(golden["decode_mr/segments"])[row][kept.index[row]]
+        torch.testing.assert_close(segments, expected, atol=0, rtol=0)
+        scores = torch.from_numpy(golden[f"nms_mr_{row}/scores"])
+        torch.testing.assert_close(kept.scores[row], scores, atol=1e-6, rtol=0)

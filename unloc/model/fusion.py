@@ -1,0 +1,80 @@
+"""Video-text fusion: a pre-LN transformer over frame tokens followed by text tokens (UnLoc §3.2; spec §1.4-1.5)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+NORM_EPSILON = 1e-6  # flax's default, which the official fusion and heads use (CLIP's own norms use 1e-5)
+
+
+def sinusoid_positions(length: int, width: int) -> Float[Tensor, "length width"]:
+    """Fixed positions: channel 2i is sin(p·w_i), 2i+1 is cos(p·w_i), w_i = 10000^(-2i/width)."""
+    steps = torch.arange(length, dtype=torch.float32)[:, None]
+    frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    table = torch.zeros(length, width)
+    table[:, 0::2] = torch.sin(steps * frequencies)
+    table[:, 1::2] = torch.cos(steps * frequencies)
+    return table
+
+
+class FusionLayer(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x)), with biases everywhere and tanh-approximated GELU."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.mlp_in = nn.Linear(width, mlp_width)
+        self.mlp_out = nn.Linear(mlp_width, width)
+        self.dropout = nn.Dropout(dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for part in self.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(part)
+        for linear in (self.out, self.mlp_in, self.mlp_out):
+            nn.init.xavier_uniform_(linear.weight)
+        for linear in (self.qkv, self.out):
+            nn.init.zeros_(linear.bias)
+        for linear in (self.mlp_in, self.mlp_out):
+            nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None
+    ) -> Float[Tensor, "batch length width"]:
+        """One layer. Masked keys are never attended to; no mask means all are valid."""
+        tokens = tokens + self.dropout(self._attend(self.attention_norm(tokens), mask))
+        hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)), approximate="tanh")
+        return tokens + self.dropout(self.mlp_out(hidden))
+
+    def _attend(
+        self, tokens: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None
+    ) -> Float[Tensor, "batch length width"]:
+        batch, length, width = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        keys_valid = None if mask is None else mask[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_valid)
+        return self.out(attended.transpose(1, 2).reshape(batch, length, width))
+
+
+class Positions(nn.Module):
+    """Positions over the whole sequence, frames then text: sinusoidal, learned or none."""
+
+    def __init__(self, kind: str, length: int, width: int) -> None:
+        super().__init__()
+        if kind == "learned":
+            self.table = nn.Parameter(torch.randn(length, width) * 0.02)
+        else:
+            table = sinusoid_positions(length, width) if kind == "sinusoidal" else None
+            self.register_buffer("table", table, persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
+        """Tokens plus the positions of their places."""
+        return tokens if self.table is None else tokens + self.table[: tokens.shape[1]]

@@ -1,0 +1,115 @@
+"""Losses, elementwise, and how they are summed (UnLoc §3.3; spec §3)."""
+
+import re
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unloc.errors import ConfigError
+
+EPSILON = 1e-6  # official: added to the union
+NORMALIZER_EPSILON = 1e-8  # official: added to every normaliser
+
+
+def focal_loss(
+    logits: Float[Tensor, "*shape"], labels: Float[Tensor, "*shape"], alpha: float, gamma: float
+) -> Float[Tensor, "*shape"]:
+    """Sigmoid focal loss per element: (alpha y + (1-alpha)(1-y)) (1-p_t)^gamma cross-entropy."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    wrong = 1.0 - (-cross_entropy).exp()
+    return (alpha * labels + (1.0 - alpha) * (1.0 - labels)) * wrong.pow(gamma) * cross_entropy
+
+
+def sigmoid_loss(logits: Float[Tensor, "*shape"], labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Binary cross-entropy per element."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+
+def _overlap_union(
+    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    return predicted.minimum(target).sum(-1), predicted.maximum(target).sum(-1)
+
+
+def l1_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+    """Sum of absolute differences of both displacements, in stride units: the paper's words (§3.3, Table 1)."""
+    return (predicted - target).abs().sum(-1)
+
+
+def l1_over_union_loss(
+    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
+) -> Float[Tensor, "*shape"]:
+    """The official code's `l1`: absolute differences divided by the union.
+
+    Both segments hold the same point, so max - min = |difference| and this equals 1 - IoU (up to epsilon): the
+    official `l1` and `iou` are the same function, and its `l1+iou` is twice that.
+    """
+    _, union = _overlap_union(predicted, target)
+    return l1_loss(predicted, target) / (union + EPSILON)
+
+
+def iou_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+    """1 - IoU of two segments around the same point, given as distances to start and end (>= 0)."""
+    overlap, union = _overlap_union(predicted, target)
+    return 1.0 - overlap / (union + EPSILON)
+
+
+def centre_offset_loss(
+    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
+) -> Float[Tensor, "*shape"]:
+    """Squared distance of the centres over the squared union (which is the enclosing length here)."""
+    _, union = _overlap_union(predicted, target)
+    shift = (predicted[..., 1] - predicted[..., 0]) - (target[..., 1] - target[..., 0])
+    return (0.5 * shift / (union + EPSILON)).square()
+
+
+def diou_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+    """1-D DIoU: 1 - IoU plus the centre offset term (official `iou+center_offset_squared`)."""
+    return iou_loss(predicted, target) + centre_offset_loss(predicted, target)
+
+
+BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1_loss,
+    "l1_over_union": l1_over_union_loss,
+    "iou": iou_loss,
+    "diou": diou_loss,
+}
+
+
+def parse_box_terms(expression: str) -> list[tuple[float, str]]:
+    """`0.8*iou+l1` as [(0.8, "iou"), (1.0, "l1")]. Raises ConfigError for a term that is not one."""
+    terms = []
+    for term in expression.replace(" ", "").split("+"):
+        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)\*)?(\w+)", term)
+        if match is None or match[2] not in BOX_LOSSES:
+            raise ConfigError(
+                f"loss.box: got {term!r} in {expression!r}, expected a sum of {', '.join(BOX_LOSSES)}, "
+                "each with an optional factor (0.8*iou+l1)"
+            )
+        terms.append((float(match[1] or 1.0), match[2]))
+    return terms
+
+
+def box_loss(
+    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"], expression: str
+) -> Float[Tensor, "*shape"]:
+    """The weighted sum of box losses that an expression names, per element."""
+    terms = [weight * BOX_LOSSES[name](predicted, target) for weight, name in parse_box_terms(expression)]
+    return sum(terms[1:], terms[0])
+
+
+def weighted_sum_over(
+    losses: Float[Tensor, "*shape"], weights: Float[Tensor, "..."], normalizer: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Sum of weighted losses over the normaliser plus 1e-8 (official)."""
+    return (losses * weights).sum() / (normalizer + NORMALIZER_EPSILON)
+
+
+def positive_mean(
+    losses: Float[Tensor, "*shape"], positive: Bool[Tensor, "*shape"], weights: Float[Tensor, "..."]
+) -> Float[Tensor, ""]:
+    """Weighted mean over positive entries; 0 where there are none. Other entries may hold anything finite or not."""
+    selected = (positive * weights).to(losses.dtype)
+    return (losses.where(selected > 0, 0.0) * selected).sum() / (selected.sum() + NORMALIZER_EPSILON)

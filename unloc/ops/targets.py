@@ -1,0 +1,74 @@
+"""Targets: which points are positive for which text, and how far the boundaries are (spec §2.2-2.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unloc.ops.points import Points
+
+FILLER_STEPS = 1e6  # distance to the boundary of a segment that a point lies outside of; never read by a loss
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the losses compare with."""
+
+    relevance: Bool[Tensor, "batch texts points"]
+    """True at positive points."""
+    displacements: Float[Tensor, "batch texts points 2"]
+    """Distances to start and end in units of the point's stride; meaningful at positive points only."""
+
+
+def localization_targets(
+    segments_steps: Float[Tensor, "batch segments 2"],
+    segment_text: Int[Tensor, "batch segments"],
+    num_texts: int,
+    points: Points,
+    range_edges: Sequence[float],
+    radius: float,
+) -> Targets:
+    """Targets of every (video, text) pair.
+
+    `segment_text` names the text each segment belongs to, -1 for padding. A point t of level l is positive for a
+    segment [s, e] if max(t-s, e-t) lies in [edge_l, edge_l+1) and t lies within radius·2^l of the centre, clipped to
+    the segment, both ends included. Overlapping segments of one text: distances are independent minima, as in the
+    official code, so that start and end may come from different segments.
+    """
+    to_start = points.steps[None, None] - segments_steps[..., 0, None]
+    to_end = segments_steps[..., 1, None] - points.steps[None, None]
+    valid = (segment_text >= 0)[..., None]
+    positive = valid & _in_range(to_start.maximum(to_end), points, range_edges)
+    positive &= _near_centre(segments_steps, points, radius)
+    row = segment_text.where(segment_text >= 0, num_texts)[..., None].expand_as(positive)
+    relevance = positive.new_zeros(len(row), num_texts + 1, row.shape[-1], dtype=torch.long)
+    relevance = relevance.scatter_reduce(1, row, positive.long(), "amax")
+    distances = [_nearest(distance.where(valid, -1.0), row, num_texts) for distance in (to_start, to_end)]
+    displacements = torch.stack(distances, dim=-1) / points.strides[:, None]
+    return Targets(relevance[:, :num_texts].bool(), displacements)
+
+
+def _in_range(
+    farthest: Float[Tensor, "batch segments points"], points: Points, range_edges: Sequence[float]
+) -> Bool[Tensor, "batch segments points"]:
+    edges = torch.tensor(list(range_edges), dtype=farthest.dtype, device=farthest.device)
+    level = points.strides.log2().round().long()
+    return (farthest >= edges[level]) & (farthest < edges[level + 1])
+
+
+def _near_centre(
+    segments_steps: Float[Tensor, "batch segments 2"], points: Points, radius: float
+) -> Bool[Tensor, "batch segments points"]:
+    start, end = segments_steps[..., 0, None], segments_steps[..., 1, None]
+    centre, reach = (start + end) / 2, radius * points.strides
+    return (points.steps >= start.maximum(centre - reach)) & (points.steps <= end.minimum(centre + reach))
+
+
+def _nearest(
+    distance: Float[Tensor, "batch segments points"], row: Int[Tensor, "batch segments points"], num_texts: int
+) -> Float[Tensor, "batch {num_texts} points"]:
+    filled = distance.where(distance >= 0, FILLER_STEPS)
+    nearest = torch.full((len(row), num_texts + 1, row.shape[-1]), FILLER_STEPS, dtype=distance.dtype).to(row.device)
+    return nearest.scatter_reduce(1, row, filled, "amin")[:, :num_texts]
