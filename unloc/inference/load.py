@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from unloc.config import Recipe, dump_recipe, recipe_from_dict
 from unloc.errors import FingerprintError, InputError, MissingError
 from unloc.model.unloc import UnLoc
+from unloc.tasks import task_named
 
 CHECKPOINT_VERSION = 1
 
@@ -64,7 +65,14 @@ def build_model(info: CheckpointInfo) -> UnLoc:
     """The model a checkpoint describes, with fresh weights."""
     recipe = info.recipe
     num_classes = len(info.classes) if recipe.model.fusion == "none" else None
-    return UnLoc(recipe.model, info.frame_dim, info.text_dim, recipe.data.num_steps, num_classes)
+    return UnLoc(
+        recipe.model,
+        info.frame_dim,
+        info.text_dim,
+        recipe.data.num_steps,
+        num_classes=num_classes,
+        localizes=task_named(recipe.task).localizes,
+    )
 
 
 def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:

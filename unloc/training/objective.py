@@ -50,7 +50,7 @@ def localization_losses(outputs: Outputs, batch: Batch, recipe: Recipe) -> dict[
     targets = batch_targets(batch, points, recipe, own_only=own_only)
     weights = point_mask(batch.frame_mask, num_levels)[:, None].to(outputs.relevance.dtype)
     losses = relevance_losses(outputs.relevance, targets.relevance.to(weights.dtype), recipe.loss)
-    # Classes are summed, the positions counted once; captions are texts of their own: every pair is counted (§3.1, 3.4).
+    # Classes are summed over positions counted once; a caption is a text of its own: every pair counts (§3.1, 3.4).
     per_class = task_named(recipe.task).text_kind == "class"
     normalizer = weights.sum() if per_class else weights.sum() * outputs.relevance.shape[1]
     relevance = recipe.loss.relevance_weight * weighted_sum_over(losses, weights, normalizer)

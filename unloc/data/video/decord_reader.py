@@ -1,0 +1,93 @@
+"""Frames by decord, read in order: its random access gives wrong frames on ordinary files, its sequence does not.
+
+decord says nothing when it is wrong, so a stream must first prove sound: every frame that decord announces must be a
+packet that is shown, and its time stamps must be those of the packets, up to the constant that decord subtracts.
+"""
+
+from collections.abc import Iterator
+
+import decord
+import numpy as np
+
+from unloc.data.video.facts import ShownFrame, VideoFacts
+from unloc.data.video.pyav_reader import TIME_TOLERANCE
+from unloc.errors import VideoError
+
+SOUND_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "h263"}
+SOUND_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
+MIN_SIDE = 16  # below it decord's filter graph fails or pads
+STOPPED = "decord_stopped"  # reason of a stream that decord gives up in the middle of
+DECORD_ERRORS = (decord.DECORDError, RuntimeError, IndexError)  # it raises all three for undecodable input
+
+
+def unsound_by_facts(facts: VideoFacts) -> str | None:
+    """Why decord cannot be trusted with this stream, from its facts alone; None where nothing speaks against it."""
+    if facts.codec not in SOUND_CODECS:
+        return f"codec {facts.codec} is not one that decord's FFmpeg 4.1 decodes soundly"
+    if facts.pixel_format not in SOUND_PIXEL_FORMATS:
+        return f"pixel format {facts.pixel_format} is converted otherwise by its FFmpeg 4.1"
+    if min(facts.width, facts.height) < MIN_SIDE:
+        return f"{facts.width}x{facts.height} is too small for its scaler"
+    if facts.num_discarded:
+        return f"an edit list hides {facts.num_discarded} packets"
+    if facts.interlaced:
+        return "interlaced"
+    if not facts.has_pts:
+        return "packets without presentation times"
+    if "avi" in facts.container and facts.codec == "mpeg4":
+        return "MPEG-4 in AVI may pack B-frames"
+    if len(facts.packet_times) > 1 and np.diff(facts.packet_times).min() <= 0:
+        return "repeated time stamps"
+    return None
+
+
+class DecordReader:
+    """Reads one video once, in order, on one thread."""
+
+    name = "decord"
+
+    def __init__(self, facts: VideoFacts, *, allow_partial: bool = False) -> None:
+        """Open and check. Raises VideoError (reason `unsound`) where decord's frames could be wrong ones.
+
+        allow_partial is part of the readers' interface; decord itself gives all frames or none.
+        """
+        self.facts, self.allow_partial = facts, allow_partial
+        reason = unsound_by_facts(facts) or self._open()
+        if reason:
+            raise VideoError(f"{facts.path}: decord is not sound here: {reason}; use --decoder auto", reason="unsound")
+
+    def _open(self) -> str | None:
+        try:
+            self._reader = decord.VideoReader(str(self.facts.path), ctx=decord.cpu(0), num_threads=1)
+            stamps = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
+        except DECORD_ERRORS as error:
+            return (
+                f"it fails to open the file ({str(error).strip().splitlines()[-1][:120] if str(error) else 'no word'})"
+            )
+        times = self.facts.packet_times
+        if len(self._reader) != len(times):
+            return f"it announces {len(self._reader)} frames, {len(times)} are shown"
+        starts = stamps.reshape(len(times), -1)[:, 0]
+        if not np.isfinite(starts).all() or np.ptp(starts - times) > 10 * TIME_TOLERANCE:
+            return "its time stamps are not those of the packets"
+        return None
+
+    def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
+        """The frame shown at each wanted time (rising): the last that begins at or before it, else the first."""
+        times = self.facts.packet_times
+        shown = np.maximum(np.searchsorted(times, np.asarray(wanted_seconds) + TIME_TOLERANCE, side="right") - 1, 0)
+        position = 0
+        for index in range(int(shown[-1]) + 1):
+            try:
+                frame = self._reader.next()
+            except (*DECORD_ERRORS, StopIteration) as error:
+                raise VideoError(
+                    f"{self.facts.path}: decord stops at frame {index} of {len(times)} ({str(error)[:80]})",
+                    reason=STOPPED,
+                ) from None
+            positions = []
+            while position < len(shown) and shown[position] == index:
+                positions.append(position)
+                position += 1
+            if positions:
+                yield ShownFrame(positions, float(times[index]), frame.asnumpy())
