@@ -7,9 +7,16 @@ or a local weights file. Image tokens are CLIP's projected, un-normalised embedd
 
 import hashlib
 import json
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlparse
 
+import huggingface_hub
 import open_clip
 import torch
 from open_clip.model import CLIP
@@ -52,10 +59,7 @@ class Tower:
     def __init__(self, model: nn.Module, name: str, pretrained: str, tokenizer: open_clip.SimpleTokenizer) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        visual = model.visual
-        self.image_config: dict = dict(open_clip.get_model_preprocess_cfg(model))
-        size = visual.image_size
-        self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
+        self.image_config = image_config(model)
         self.spec = TowerSpec(
             name=name,
             pretrained=pretrained,
@@ -82,10 +86,10 @@ class Tower:
     def encode_texts(self, texts: list[str]) -> list[Tensor]:
         """All valid tokens (K, D) of each text, from BOS to EOS, float32. Too long texts keep their EOS."""
         encoded = []
-        for text in texts:  # one by one for the same reason as BATCH; texts are few and short
+        for text in texts:  # one by one, for the same reason as BATCH
             ids = self.tokenizer([text], context_length=self.spec.context_length)
-            last = int(ids.argmax(dim=-1))  # EOS has the highest id
-            encoded.append(self._text_tokens(ids)[0, : last + 1].float())
+            last = int(ids.argmax(dim=-1))  # EOS has the highest id; attention is causal: what follows is not needed
+            encoded.append(self._text_tokens(ids[:, : last + 1])[0].float())
         return encoded
 
     def _text_tokens(self, ids: Tensor) -> Tensor:
@@ -94,6 +98,19 @@ class Tower:
         tokens = model.token_embedding(ids) + model.positional_embedding[: ids.shape[1]]
         tokens = model.transformer(tokens, attn_mask=model.attn_mask[: ids.shape[1], : ids.shape[1]])
         return model.ln_final(tokens) @ model.text_projection
+
+
+def image_config(model: nn.Module) -> dict:
+    """image_size, mean, std, interpolation and resize_mode that open_clip states for the model."""
+    stated = open_clip.get_model_preprocess_cfg(model)
+    size = model.visual.image_size
+    return {
+        "image_size": int(size[0] if isinstance(size, tuple | list) else size),
+        "mean": tuple(stated.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        "std": tuple(stated.get("std") or open_clip.OPENAI_DATASET_STD),
+        "interpolation": stated.get("interpolation", "bicubic"),
+        "resize_mode": stated.get("resize_mode", "shortest"),
+    }
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -131,19 +148,42 @@ def _pretrained_model(name: str, pretrained: str) -> nn.Module:
     is_file = Path(pretrained).is_file()
     if not is_file and pretrained not in tags:
         raise TowerError(
-            f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} (tags: {', '.join(tags) or 'none'})"
+            f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} (tags: {', '.join(tags[:6]) or 'none'}, …)"
         )
+    if not is_file and not _hub_reachable():
+        # Without this the hub's client retries for most of a minute before it looks at its own disk.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
-        return open_clip.create_model(name, pretrained=pretrained, load_weights_only=is_file)
-    except (OSError, RuntimeError, ValueError) as error:
+        with _quiet_downloads():
+            return open_clip.create_model(name, pretrained=pretrained, weights_only=True)
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         words = " ".join(str(error).split())[:160]
         if is_file:
             raise TowerError(f"--pretrained {pretrained}: not weights of {name} ({words})") from None
         raise TowerError(
-            f"--tower {name} --pretrained {pretrained}: the weights are not on disk and cannot be downloaded ({words}); "
+            f"--tower {name} --pretrained {pretrained}: weights not on disk and not to be downloaded ({words}); "
             "ways out: connect to the internet once, copy open_clip's download cache from another machine, "
             "or give a local weights file: --pretrained FILE"
         ) from None
+
+
+def _hub_reachable() -> bool:
+    """True where the weights' host has an address from here."""
+    try:
+        socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _quiet_downloads() -> Iterator[None]:
+    """open_clip logs a failed download before it raises; the error says it all."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _load_toy(pretrained: str | None) -> Tower:
@@ -162,4 +202,6 @@ def tower_from_files(config_path: Path, weights: Path | None, *, name: str, pret
     open_clip.model.set_model_preprocess_cfg(model, config["preprocess_cfg"])
     if weights is not None:
         model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
-    return Tower(model, name, pretrained, open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"]))
+    return Tower(
+        model, name, pretrained, open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    )
