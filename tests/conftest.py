@@ -1,7 +1,8 @@
-"""Shared by all tests: shapes are checked, and the folder of references is found or skipped."""
+"""Shared by all tests: shapes are checked, the folder of references is found or skipped, small videos are rendered."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -17,3 +18,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not here: references, golden values and real videos are not part of the project")
     return SHARED
+
+
+def render_video(path: Path, *, num_frames: int = 20, fps: int = 10, seed: int = 0) -> Path:
+    """A small H.264 file of noise blocks that change from frame to frame."""
+    import av
+
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.options = {"g": "8", "bf": "2"}
+        for _ in range(num_frames):
+            blocks = rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)
+            image = np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven videos v0.mp4 … v6.mp4 of 1.5 to 3.3 s."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(7):
+        render_video(folder / f"v{number}.mp4", num_frames=15 + 3 * number, seed=number)
+    return folder

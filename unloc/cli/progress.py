@@ -27,3 +27,23 @@ def step_bar() -> Iterator[Callable[["Progress"], None]]:
         yield on_step
     finally:
         bar.close()
+
+
+@contextmanager
+def video_bar() -> Iterator[Callable[[int, int, int], None]]:
+    """A bar of videos with frames per second; gives the callback (done, due, frames) that moves it."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="video", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
+
+    def on_progress(done: int, due: int, frames: int) -> None:
+        if bar.total != due:
+            bar.reset(due)
+        elapsed = bar.format_dict["elapsed"] or 1e-9
+        bar.set_postfix(frames_per_second=f"{frames / elapsed:.0f}", refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield on_progress
+    finally:
+        bar.close()

@@ -98,6 +98,11 @@ class Cache:
         tokens = array[row["first_row"] : row["first_row"] + row["num_tokens"]]
         return CachedVideo(np.moveaxis(tokens, 1, 0), np.asarray(row["times_seconds"]), row)
 
+    @property
+    def num_texts(self) -> int:
+        """How many texts are here."""
+        return len(self._texts)
+
     def has_text(self, text: str) -> bool:
         """True where the text's tokens are here."""
         return text in self._texts

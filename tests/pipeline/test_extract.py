@@ -1,0 +1,165 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.extract import ExtractOptions, extract
+from pipeline.ledger import lease
+from pipeline.verify import broken_videos, describe
+from unloc.data.cache import open_cache
+from unloc.errors import CacheError, CoverageError, FingerprintError
+from unloc.inference.encode import EncodeConfig, Encoder
+
+CONFIG = EncodeConfig(fps=5.0)
+IN_PROCESS = ExtractOptions(workers=0, shard_size=3)
+
+
+def files_of(folder):
+    return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
+
+
+def token_bytes(cache):
+    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted(cache.glob("*/*/*/c/**/*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, video_folder):
+    cache = tmp_path_factory.mktemp("clean") / "cache"
+    extract(cache, CONFIG, IN_PROCESS, files_of(video_folder), [], ["a red square", "a man walks"])
+    return cache
+
+
+def test_every_video_is_cached_with_times_and_no_rest_is_left(clean, video_folder):
+    cache = open_cache(clean)
+    assert sorted(cache.rows) == [f"v{n}" for n in range(7)]
+    assert cache["v0"].frames.shape[1] == 8  # 1.5 s at 5 fps
+    np.testing.assert_allclose(cache["v0"].times_seconds, np.arange(8) * 0.2, atol=1e-6)
+    assert not list((clean / "staging").iterdir()) and not (clean / "lock").exists()
+    assert len(token_bytes(clean)) == 4  # three shards of videos, one of texts
+
+
+def test_a_cached_token_is_that_of_an_encode_in_this_process_to_the_bit(clean, video_folder):
+    encoded = Encoder(CONFIG).encode_video(video_folder / "v3.mp4", "v3")
+    np.testing.assert_array_equal(np.moveaxis(open_cache(clean)["v3"].frames, 0, 1), encoded.tokens)
+
+
+def test_ray_workers_write_the_same_bytes_as_this_process(clean, video_folder, tmp_path):
+    options = ExtractOptions(workers=2, shard_size=3, recycle_after=2)
+    extract(tmp_path / "cache", CONFIG, options, files_of(video_folder), [], ["a red square", "a man walks"])
+    assert token_bytes(tmp_path / "cache") == token_bytes(clean)
+
+
+def test_a_second_run_changes_nothing_and_new_videos_come_in_a_new_shard(video_folder, tmp_path):
+    files = files_of(video_folder)
+    first = dict(list(files.items())[:4])
+    extract(tmp_path / "cache", CONFIG, IN_PROCESS, first, [], [])
+    before = token_bytes(tmp_path / "cache")
+    again = extract(tmp_path / "cache", CONFIG, IN_PROCESS, first, [], [])
+    assert (again.cached_before, again.cached_now) == (4, 0) and token_bytes(tmp_path / "cache") == before
+    more = extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], ["new text"])
+    assert (more.cached_before, more.cached_now, more.texts_now) == (4, 3, 1)
+    after = token_bytes(tmp_path / "cache")
+    assert {key: after[key] for key in before} == before
+
+
+def test_a_broken_video_is_a_ledger_row_and_fails_the_command_after_the_rest_is_done(video_folder, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"this is no video at all" * 100)
+    files = files_of(video_folder) | {"broken": broken}
+    with pytest.raises(CoverageError, match="7 of 8 videos"):
+        extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+    assert len(open_cache(tmp_path / "cache")) == 7
+    rows = [json.loads(line) for line in (tmp_path / "cache" / "ledger.jsonl").read_text().splitlines()]
+    assert [row["reason"] for row in rows if row["status"] == "failed"] == ["unreadable"]
+    allowed = ExtractOptions(workers=0, shard_size=3, coverage=0.8)
+    summary = extract(tmp_path / "cache", CONFIG, allowed, files, [], [])
+    assert (summary.cached_now, summary.failed_before) == (0, 1)
+
+
+def test_a_failed_video_is_tried_again_when_its_file_has_changed(video_folder, tmp_path):
+    path = tmp_path / "late.mp4"
+    path.write_bytes(b"half a download")
+    allowed = ExtractOptions(workers=0, coverage=0.0)
+    extract(tmp_path / "cache", CONFIG, allowed, {"late": path}, [], [])
+    path.write_bytes((video_folder / "v0.mp4").read_bytes())
+    summary = extract(tmp_path / "cache", CONFIG, allowed, {"late": path}, [], [])
+    assert summary.cached_now == 1 and describe(tmp_path / "cache")["contents"]["videos failed"] == 0
+
+
+def test_a_video_without_a_file_counts_against_the_coverage(video_folder, tmp_path):
+    with pytest.raises(CoverageError, match="nowhere: missing"):
+        extract(tmp_path / "cache", CONFIG, IN_PROCESS, files_of(video_folder), ["nowhere"], [])
+
+
+def test_other_settings_on_the_same_cache_are_refused(clean, video_folder):
+    with pytest.raises(FingerprintError, match=r"sampling.fps: cache 5.0, now 2.0"):
+        extract(clean, EncodeConfig(fps=2.0), IN_PROCESS, files_of(video_folder), [], [])
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
+    with lease(clean), pytest.raises(CacheError, match="is writing this cache"), lease(clean):
+        pass
+    holder = {"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"}
+    (clean / "lock").write_text(json.dumps(holder))
+    with lease(clean):
+        assert json.loads((clean / "lock").read_text())["pid"] == os.getpid()
+    assert not (clean / "lock").exists()
+
+
+def test_bit_rot_is_found(clean, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(clean, copy)
+    assert broken_videos(copy) == ({}, 7)
+    file = copy / "shards/00001/frames/c/0/0/0"
+    data = bytearray(file.read_bytes())
+    data[10] ^= 1
+    file.write_bytes(bytes(data))
+    broken, _ = broken_videos(copy)
+    assert list(broken) == ["v3"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipeline.extract import ExtractOptions, extract
+from unloc.inference.encode import EncodeConfig
+folder, cache, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+files = {path.stem: path for path in sorted(folder.glob("*.mp4"))}
+def tell(done, due, frames):
+    print(done, flush=True)
+extract(cache, EncodeConfig(fps=5.0), ExtractOptions(workers=workers, shard_size=3), files, [],
+        ["a red square", "a man walks"], tell)
+"""
+
+
+def run_until(folder, cache, workers, stop_after):
+    """Start the job in a process of its own and SIGKILL it once it has told of `stop_after` videos; None: let it end."""
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(cache), str(workers)]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True) as process:
+        for line in process.stdout:
+            if stop_after is not None and int(line) >= stop_after:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+        process.stdout.read()
+    return process.returncode
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_video_and_run_again_the_cache_is_that_of_an_undisturbed_run(clean, video_folder, tmp_path, seed):
+    cache = tmp_path / "cache"
+    for stop_after in random.Random(seed).sample(range(7), 2):
+        run_until(video_folder, cache, 0, stop_after)
+    assert run_until(video_folder, cache, 0, None) == 0
+    assert token_bytes(cache) == token_bytes(clean)
+    assert broken_videos(cache) == ({}, 7)
+    cached = [json.loads(line)["video_id"] for line in (cache / "ledger.jsonl").read_text().splitlines()]
+    assert set(cached) == {f"v{n}" for n in range(7)}
