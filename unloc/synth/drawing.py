@@ -1,0 +1,143 @@
+"""Drawing one frame: textures, light, and anti-aliased shapes at sub-pixel positions. Numpy only, no state.
+
+Positions and sizes are in short sides of the frame, from its centre, x to the right and y down: what stands within
+±0.5 survives a centre crop.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unloc.synth.vocabulary import COLOURS
+
+GLOW_COLOUR = np.array([255.0, 250.0, 225.0], dtype=np.float32)
+GLOW_WIDTH = 0.35  # of the radius
+TEXTURE_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sprite:
+    """One object as it stands in one frame."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+    """Distance from the centre to the outline, roughly, in short sides."""
+    alpha: float = 1.0
+    """Opacity, 0-1."""
+    glow: float = 0.0
+    """Strength of the bright outline, 0-1."""
+    tilt: float = 0.0
+    """Rotation in radians."""
+
+
+def outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Signed distance in pixels to the outline of a shape at the origin, negative inside. u right, v down, pixels."""
+    if shape == "circle":
+        return np.hypot(u, v) - radius
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.87 * radius
+    if shape == "triangle":
+        v = v - 0.12 * radius
+        return np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.58 * radius
+    if shape == "cross":
+        u, v = np.abs(u), np.abs(v)
+        reach, half = 1.05 * radius, 0.36 * radius
+        return np.minimum(np.maximum(u - reach, v - half), np.maximum(v - reach, u - half))
+    if shape == "star":
+        return _star_distance(u, v, 1.15 * radius)
+    raise ValueError(f"unknown shape {shape!r}")
+
+
+def _star_distance(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Five-pointed star: the plane folded onto one half of a point, then the distance to its edge."""
+    sector = np.pi / 5
+    angle = np.abs(np.mod(np.arctan2(u, -v) + sector, 2 * sector) - sector)
+    along, across = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
+    inner_x, inner_y = 0.45 * radius * np.cos(sector), 0.45 * radius * np.sin(sector)
+    normal = np.array([inner_y, radius - inner_x]) / np.hypot(inner_y, radius - inner_x)
+    return (along - radius) * normal[0] + across * normal[1]
+
+
+def draw(frame: np.ndarray, sprite: Sprite) -> None:
+    """Blend a sprite into a float32 frame (H, W, 3) of 0-255, in place."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    centre_x, centre_y = width / 2 + sprite.x * side, height / 2 + sprite.y * side
+    radius = sprite.radius * side
+    reach = radius * (1.45 + GLOW_WIDTH) + 1.5
+    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 2)
+    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 2)
+    if left >= right or top >= bottom or sprite.alpha <= 0.0:
+        return
+    u = np.arange(left, right, dtype=np.float32)[None] + 0.5 - centre_x
+    v = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - centre_y
+    if sprite.tilt:
+        cos, sin = np.cos(sprite.tilt), np.sin(sprite.tilt)
+        u, v = u * cos + v * sin, v * cos - u * sin
+    u, v = np.broadcast_arrays(u, v)
+    distance = outline_distance(sprite.shape, u, v, radius)
+    patch = frame[top:bottom, left:right]
+    if sprite.glow > 0.0:
+        halo = np.clip(0.5 - (distance - GLOW_WIDTH * radius) / 1.5, 0.0, 1.0) * (sprite.glow * sprite.alpha)
+        patch += halo[..., None] * (GLOW_COLOUR - patch)
+    colour = np.asarray(COLOURS[sprite.colour], dtype=np.float32)
+    inside = np.clip(0.5 - distance, 0.0, 1.0) * sprite.alpha
+    shade = 0.72 + 0.28 * np.clip(-distance / (0.3 * radius), 0.0, 1.0)  # darker towards the outline
+    patch += inside[..., None] * (shade[..., None] * colour - patch)
+
+
+def draw_blob(frame: np.ndarray, x: float, y: float, radius: float, grey: float, alpha: float) -> None:
+    """Blend a soft grey ellipse: something that moves about and means nothing."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    u = (np.arange(width, dtype=np.float32)[None] - width / 2 - x * side) / (radius * side * 1.4)
+    v = (np.arange(height, dtype=np.float32)[:, None] - height / 2 - y * side) / (radius * side)
+    weight = np.clip(1.3 - (u * u + v * v), 0.0, 1.0) * alpha
+    frame += weight[..., None] * (grey - frame)
+
+
+def make_texture(rng: np.random.Generator) -> np.ndarray:
+    """A random background that tiles seamlessly: uint8 (2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE, 3), repeated twice.
+
+    Fractal noise between two muted colours, under stripes, checks or dots. Repeating it lets any crop be a slice.
+    """
+    palette = np.stack([_muted_colour(rng) for _ in range(3)])
+    noise, second = _fractal_noise(rng), _fractal_noise(rng)
+    image = palette[0] + noise[..., None] * (palette[1] - palette[0])
+    image += (0.7 * second * _pattern(rng))[..., None] * (palette[2] - image)
+    return np.tile(np.clip(image, 0, 255).astype(np.uint8), (2, 2, 1))
+
+
+def _muted_colour(rng: np.random.Generator) -> np.ndarray:
+    value, saturation = rng.uniform(90, 205), rng.uniform(0.05, 0.4)
+    colour = rng.uniform(0.0, 1.0, 3)
+    colour = (colour - colour.min()) / max(float(np.ptp(colour)), 1e-6)
+    return (value * (1.0 - saturation * (1.0 - colour))).astype(np.float32)
+
+
+def _fractal_noise(rng: np.random.Generator) -> np.ndarray:
+    """Periodic noise (TEXTURE_SIZE, TEXTURE_SIZE) in 0-1 with a power-law spectrum."""
+    exponent = rng.uniform(0.9, 1.7)
+    frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIZE)[:, None], np.fft.rfftfreq(TEXTURE_SIZE)[None])
+    frequency[0, 0] = 1.0
+    spectrum = np.fft.rfft2(rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))) / frequency**exponent
+    noise = np.fft.irfft2(spectrum, s=(TEXTURE_SIZE, TEXTURE_SIZE)).astype(np.float32)
+    return 0.5 + 0.5 * np.tanh((noise - noise.mean()) / noise.std())
+
+
+def _pattern(rng: np.random.Generator) -> np.ndarray:
+    """A periodic figure (TEXTURE_SIZE, TEXTURE_SIZE) in 0-1: plain, stripes, checks or dots."""
+    kind = rng.choice(["plain", "stripes", "checks", "dots"])
+    cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
+    grid = 2 * np.pi * np.arange(TEXTURE_SIZE, dtype=np.float32) / TEXTURE_SIZE
+    x, y = grid[None] * cycles_x, grid[:, None] * cycles_y
+    if kind == "stripes":
+        return 0.5 + 0.5 * np.sin(x + y)
+    if kind == "checks":
+        return 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y))
+    if kind == "dots":
+        return np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0)
+    return np.full((TEXTURE_SIZE, TEXTURE_SIZE), 0.5, dtype=np.float32)
