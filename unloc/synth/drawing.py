@@ -72,10 +72,10 @@ def draw(frame: np.ndarray, sprite: Sprite) -> None:
     top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 2)
     if left >= right or top >= bottom or sprite.alpha <= 0.0:
         return
-    u = np.arange(left, right, dtype=np.float32)[None] + 0.5 - centre_x
-    v = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - centre_y
+    u = np.arange(left, right, dtype=np.float32)[None] + np.float32(0.5 - centre_x)
+    v = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - centre_y)
     if sprite.tilt:
-        cos, sin = np.cos(sprite.tilt), np.sin(sprite.tilt)
+        cos, sin = np.float32(np.cos(sprite.tilt)), np.float32(np.sin(sprite.tilt))
         u, v = u * cos + v * sin, v * cos - u * sin
     u, v = np.broadcast_arrays(u, v)
     distance = outline_distance(sprite.shape, u, v, radius)
@@ -93,10 +93,17 @@ def draw_blob(frame: np.ndarray, x: float, y: float, radius: float, grey: float,
     """Blend a soft grey ellipse: something that moves about and means nothing."""
     height, width = frame.shape[:2]
     side = min(height, width)
-    u = (np.arange(width, dtype=np.float32)[None] - width / 2 - x * side) / (radius * side * 1.4)
-    v = (np.arange(height, dtype=np.float32)[:, None] - height / 2 - y * side) / (radius * side)
-    weight = np.clip(1.3 - (u * u + v * v), 0.0, 1.0) * alpha
-    frame += weight[..., None] * (grey - frame)
+    centre_x, centre_y = width / 2 + x * side, height / 2 + y * side
+    wide, high = 1.4 * radius * side, radius * side
+    left, right = max(0, int(centre_x - 1.2 * wide)), min(width, int(centre_x + 1.2 * wide))
+    top, bottom = max(0, int(centre_y - 1.2 * high)), min(height, int(centre_y + 1.2 * high))
+    if left >= right or top >= bottom:
+        return
+    u = (np.arange(left, right, dtype=np.float32)[None] - centre_x) / wide
+    v = (np.arange(top, bottom, dtype=np.float32)[:, None] - centre_y) / high
+    weight = np.clip(1.3 - (u * u + v * v), 0.0, 1.0) * np.float32(alpha)
+    patch = frame[top:bottom, left:right]
+    patch += weight[..., None] * (np.float32(grey) - patch)
 
 
 def make_texture(rng: np.random.Generator) -> np.ndarray:

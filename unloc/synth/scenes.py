@@ -9,7 +9,7 @@ import numpy as np
 from unloc.synth.drawing import TEXTURE_SIZE, Sprite, draw, draw_blob, make_texture
 
 SCENE_SECONDS = 25.0  # mean time between cuts to another background
-GRAIN_LEVEL = 3.0  # standard deviation of the sensor noise, of 255
+GRAIN_LEVEL = 2.5  # standard deviation of the sensor noise, of 255
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def event_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
     body = clause(event, rng, _article(rng))
     same = [other for other in plan.events if other.action == event.action]
     relations = _relations(event, same, plan, rng)
-    if relations and (len(same) > 1 or rng.random() < 0.2):
+    if relations and (len(same) > 1 or rng.random() < 0.15):
         return _finish(_related(body, relations[rng.integers(len(relations))], rng), rng)
     if len(same) > 1:
         body += f" for the {ORDINALS[same.index(event)]} time"
@@ -89,11 +89,11 @@ def _finish(body: str, rng: np.random.Generator) -> str:
 
 
 def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.random.Generator) -> list[str]:
-    """Phrases that place this event by another one, true of it and of none of its repetitions."""
+    """Phrases that place this event by another one of another look, true of it and of none of its repetitions."""
     phrases = []
     for other in plan.events:
-        unique_action = sum(third.action == other.action for third in plan.events) == 1
-        if other.action == event.action or not unique_action:
+        unique_look = sum(third.action.look == other.action.look for third in plan.events) == 1
+        if other.action.look == event.action.look or not unique_look:
             continue
         for relation, holds in RELATIONS.items():
             if holds(event, other) and not any(holds(third, other) for third in same if third is not event):

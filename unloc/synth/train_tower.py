@@ -93,7 +93,7 @@ def frame_batches(config: TowerTraining, stream: int, num_batches: int, preproce
 
 
 def to_batch(frames: list[CaptionedFrame], tokenizer: open_clip.SimpleTokenizer, preprocess: dict) -> FrameBatch:
-    """Frames resized as open_clip would (bicubic, anti-aliased) and normalised; captions tokenised, with their truth."""
+    """Frames resized as open_clip would (bicubic, anti-aliased), normalised; captions tokenised, with their truth."""
     images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2).float()
     size = preprocess["image_size"]
     images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp_(0, 255) / 255
@@ -258,6 +258,7 @@ def save(model: CLIP, record: dict, out: Path) -> None:
     tensors = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     part = out / "weights.safetensors.part"
     save_file(tensors, part)
+    part.chmod(0o644)  # safetensors writes for the owner only
     part.replace(out / "weights.safetensors")
     (out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

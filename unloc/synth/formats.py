@@ -1,0 +1,215 @@
+"""The world's annotations in the official formats of the field's datasets, exactly as those are released.
+
+Every function takes the plans and returns files: relative path to text. Deviations, all needed to score here: the
+test splits carry their annotations, COIN has a validation subset, and the Charades csv has only the columns `id` and
+`length`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from unloc.synth.events import VideoPlan, video_generator
+from unloc.synth.motion import Event
+from unloc.synth.sentences import class_query, event_query
+from unloc.synth.vocabulary import CLASS_ACTIONS, MOTIONS, STEP_ACTIONS, TASKS, Action
+
+SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
+CLIP_SECONDS = 2.0
+NUM_RATERS = 3
+CLASS_SPLIT_SEED = 20  # class splits are part of the benchmark: the same for every world
+NUM_CLASS_SPLITS = 10
+CLASS_SPLITS = {"train_50_test_50": 0.5, "train_75_test_25": 0.75}
+
+Files = dict[str, str]
+
+
+def all_annotations(plans: Sequence[VideoPlan], seed: int) -> Files:
+    """Every annotation file of a world: path below `annotations/` to text."""
+    files = activitynet(plans) | activitynet_captions(plans, seed) | charades_sta(plans, seed)
+    return files | qvhighlights(plans, seed) | coin(plans) | class_splits()
+
+
+def activitynet(plans: Sequence[VideoPlan]) -> Files:
+    """`activitynet.json`, the schema of ActivityNet 1.3: every event whose action is a class."""
+    database = {
+        plan.video_id: {
+            "duration": round(plan.duration_seconds, 3),
+            "subset": SUBSETS[plan.split],
+            "resolution": f"{plan.width}x{plan.height}",
+            "url": f"videos/{plan.video_id}.mp4",
+            "annotations": [
+                {"segment": [event.start_seconds, event.end_seconds], "label": event.action.name}
+                for event in plan.events
+                if event.action in CLASS_ACTIONS
+            ],
+        }
+        for plan in plans
+    }
+    content = {"database": database, "taxonomy": _taxonomy(), "version": "VERSION 1.3"}
+    return {"activitynet.json": _json(content)}
+
+
+def _taxonomy() -> list[dict]:
+    """Root, one node per motion, one leaf per class."""
+    nodes = [{"parentId": None, "parentName": None, "nodeName": "Root", "nodeId": 0}]
+    for motion_id, motion in enumerate(MOTIONS, start=1):
+        nodes.append({"parentId": 0, "parentName": "Root", "nodeName": motion.capitalize(), "nodeId": motion_id})
+    for node_id, action in enumerate(CLASS_ACTIONS, start=len(MOTIONS) + 1):
+        parent = MOTIONS.index(action.motion) + 1
+        name = action.motion.capitalize()
+        nodes.append({"parentId": parent, "parentName": name, "nodeName": action.name, "nodeId": node_id})
+    return nodes
+
+
+def activitynet_captions(plans: Sequence[VideoPlan], seed: int) -> Files:
+    """`activitynet_captions/{train,val,test}.json`: one sentence per event."""
+    contents: dict[str, dict] = {split: {} for split in SUBSETS}
+    for plan in plans:
+        rng = video_generator(seed, plan.index, 2)
+        contents[plan.split][f"v_{plan.video_id}"] = {
+            "duration": round(plan.duration_seconds, 2),
+            "timestamps": [[event.start_seconds, event.end_seconds] for event in plan.events],
+            "sentences": [event_query(event, plan, rng) for event in plan.events],
+        }
+    return {f"activitynet_captions/{split}.json": _json(content) for split, content in contents.items()}
+
+
+def charades_sta(plans: Sequence[VideoPlan], seed: int) -> Files:
+    """`charades_sta/charades_sta_{split}.txt`, one line per event, and `Charades_v1_{split}.csv` with the lengths."""
+    files: Files = {}
+    for split in SUBSETS:
+        lines = []
+        lengths = io.StringIO()
+        writer = csv.writer(lengths, lineterminator="\n")
+        writer.writerow(["id", "length"])
+        for plan in (plan for plan in plans if plan.split == split):
+            rng = video_generator(seed, plan.index, 4)
+            writer.writerow([plan.video_id, f"{plan.duration_seconds:.2f}"])
+            for event in plan.events:
+                sentence = event_query(event, plan, rng).lower()
+                lines.append(f"{plan.video_id} {event.start_seconds:.1f} {event.end_seconds:.1f}##{sentence}\n")
+        files[f"charades_sta/charades_sta_{split}.txt"] = "".join(lines)
+        files[f"charades_sta/Charades_v1_{split}.csv"] = lengths.getvalue()
+    return files
+
+
+def qvhighlights(plans: Sequence[VideoPlan], seed: int) -> Files:
+    """`qvhighlights/highlight_{split}_release.jsonl`: one query per action of a video, with all its moments."""
+    lines: dict[str, list[str]] = {split: [] for split in SUBSETS}
+    qid = 0
+    for plan in plans:
+        sentences, raters = video_generator(seed, plan.index, 5), video_generator(seed, plan.index, 3)
+        for action in dict.fromkeys(event.action for event in plan.events):
+            events = [event for event in plan.events if event.action == action]
+            clips = relevant_clips(events, int(plan.duration_seconds // CLIP_SECONDS))
+            row = {
+                "qid": qid,
+                "query": class_query(events[0], sentences),
+                "duration": int(plan.duration_seconds),
+                "vid": plan.video_id,
+                "relevant_windows": clip_windows(list(clips)),
+                "relevant_clip_ids": list(clips),
+                "saliency_scores": rate_clips(clips, raters),
+            }
+            lines[plan.split].append(json.dumps(row) + "\n")
+            qid += 1
+    return {f"qvhighlights/highlight_{split}_release.jsonl": "".join(rows) for split, rows in lines.items()}
+
+
+def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:
+    """The 2 s clips that show the events, in order, with how much of a highlight each is: 1-4.
+
+    A clip is relevant where events fill half of it; one clip, the best, always is. It is a highlight where its event
+    fills it and the object glows. The best clip is a 4.
+    """
+    grades, quality = {}, {}
+    for clip in range(num_clips):
+        start, end = clip * CLIP_SECONDS, (clip + 1) * CLIP_SECONDS
+        shown = sum(event.overlap_seconds(start, end) for event in events)
+        glow = sum(max(0.0, min(e.peak_end_seconds, end) - max(e.peak_start_seconds, start)) for e in events)
+        quality[clip] = (glow + 0.5 * shown, shown)
+        if shown >= 0.5 * CLIP_SECONDS:
+            grades[clip] = 1 + int(shown >= 1.5) + int(glow >= 0.5) + int(glow >= 1.2)
+    best = max(quality, key=lambda clip: quality[clip])
+    grades[best] = 4
+    return dict(sorted(grades.items()))
+
+
+def rate_clips(grades: dict[int, int], rng: np.random.Generator) -> list[list[int]]:
+    """Three raters' scores (0-4) per clip: the grade, now and then one lower or higher."""
+    moods = rng.choice([-1, 0, 1], size=(len(grades), NUM_RATERS), p=[0.15, 0.75, 0.1])
+    return np.clip(np.array(list(grades.values()))[:, None] + moods, 0, 4).tolist()
+
+
+def clip_windows(clips: Sequence[int]) -> list[list[int]]:
+    """Windows in seconds that join neighbouring clips."""
+    windows: list[list[int]] = []
+    for clip in clips:
+        start, end = int(clip * CLIP_SECONDS), int((clip + 1) * CLIP_SECONDS)
+        if windows and windows[-1][1] == start:
+            windows[-1][1] = end
+        else:
+            windows.append([start, end])
+    return windows
+
+
+def coin(plans: Sequence[VideoPlan]) -> Files:
+    """`coin.json`, the schema of COIN: the steps of each video's task, in order."""
+    step_ids = {action: str(number) for number, action in enumerate(STEP_ACTIONS, start=1)}
+    database = {
+        plan.video_id: {
+            "recipe_type": list(TASKS).index(plan.task),
+            "annotation": [
+                {
+                    "id": step_ids[event.action],
+                    "segment": [event.start_seconds, event.end_seconds],
+                    "label": event.action.name,
+                }
+                for event in plan.events
+                if event.is_step
+            ],
+            "video_url": f"videos/{plan.video_id}.mp4",
+            "start": 0,
+            "end": round(plan.duration_seconds, 3),
+            "duration": round(plan.duration_seconds, 3),
+            "class": plan.task,
+            "subset": SUBSETS[plan.split],
+        }
+        for plan in plans
+    }
+    return {"coin.json": _json({"database": database})}
+
+
+def class_splits() -> Files:
+    """`zero_shot/{train_50_test_50,train_75_test_25}/{train,test}/split_{0..9}.list`, one class name per line.
+
+    Every word of an unseen class (its colour, its shape, its motion) occurs in seen classes; the class itself does not.
+    """
+    files: Files = {}
+    rng = np.random.default_rng(CLASS_SPLIT_SEED)
+    for folder, share in CLASS_SPLITS.items():
+        for number in range(NUM_CLASS_SPLITS):
+            seen = _draw_seen(rng, round(share * len(CLASS_ACTIONS)))
+            sides = {"train": seen, "test": [action for action in CLASS_ACTIONS if action not in seen]}
+            for side, actions in sides.items():
+                names = sorted(action.name for action in actions)
+                files[f"zero_shot/{folder}/{side}/split_{number}.list"] = "\n".join(names) + "\n"
+    return files
+
+
+def _draw_seen(rng: np.random.Generator, num_seen: int) -> list[Action]:
+    """A random choice of classes in which every word of the other classes occurs."""
+    while True:
+        order = rng.permutation(len(CLASS_ACTIONS))
+        seen = [CLASS_ACTIONS[index] for index in order[:num_seen]]
+        unseen = [CLASS_ACTIONS[index] for index in order[num_seen:]]
+        if all({getattr(a, word) for a in unseen} <= {getattr(a, word) for a in seen} for word in Action.__slots__):
+            return seen
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"

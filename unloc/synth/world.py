@@ -1,0 +1,141 @@
+"""Renders a world: videos in H.264 through PyAV, and their annotations in the official formats.
+
+    OUT/world.json  OUT/videos/*.mp4  OUT/annotations/…
+
+Each video is a function of (seed, index) alone: the same bytes whoever renders it and in whichever order. A video is
+written under a temporary name and renamed, so what is there is whole, and a second run renders only what is missing.
+"""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+
+from unloc.errors import InputError
+from unloc.synth.events import VideoPlan, plan_video, video_generator
+from unloc.synth.formats import all_annotations
+from unloc.synth.motion import event_sprite, idler_sprite
+from unloc.synth.scenes import Scene
+
+WORLD_VERSION = 1  # to be raised with every change that changes a pixel or an annotation
+OnProgress = Callable[[int, int, int], None]
+"""(videos done, videos wanted, frames rendered by this call)."""
+
+
+def render_world(
+    out: Path,
+    *,
+    num_videos: int,
+    seed: int,
+    workers: int,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Render videos 0 … num_videos-1 of the world `seed` into `out`, with annotations of exactly these.
+
+    `workers` processes render side by side (0 or 1: this process alone). Finished videos are kept. Raises
+    InputError where `out` holds another world (unless `overwrite` empties it first) or something else altogether.
+    """
+    for name, value, minimum in (("num_videos", num_videos, 1), ("seed", seed, 0), ("workers", workers, 0)):
+        if value < minimum:
+            raise InputError(f"{name}: got {value}, expected at least {minimum}")
+    claim_folder(out, seed, overwrite=overwrite)
+    (out / "videos").mkdir(exist_ok=True)
+    jobs = [(seed, index, str(out / "videos")) for index in range(num_videos) if not _is_done(out, seed, index)]
+    frames = 0
+    with _mapper(min(workers, len(jobs))) as run:
+        for done, num_frames in enumerate(run(render_video, jobs), start=num_videos - len(jobs) + 1):
+            frames += num_frames
+            if on_progress is not None:
+                on_progress(done, num_videos, frames)
+    plans = [plan_video(seed, index) for index in range(num_videos)]
+    for path, text in all_annotations(plans, seed).items():
+        _write_text(out / "annotations" / path, text)
+
+
+def claim_folder(out: Path, seed: int, *, overwrite: bool) -> None:
+    """Make `out` a folder of this world. Raises InputError where it is something else, unless `overwrite`."""
+    mine = {"world_version": WORLD_VERSION, "seed": seed}
+    record = out / "world.json"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        found = _read_record(record)
+        if found == mine:
+            return
+        what = f"holds the world {found}" if found else "is not empty and holds no world"
+        if not overwrite or not found:
+            way_out = "give --overwrite to delete it, or another folder" if found else "give another folder"
+            raise InputError(f"{out} {what}; asked for {mine}: {way_out}")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_text(record, json.dumps(mine) + "\n")
+
+
+def _read_record(record: Path) -> dict | None:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_done(out: Path, seed: int, index: int) -> bool:
+    return (out / "videos" / f"{plan_video(seed, index).video_id}.mp4").is_file()
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """`map` over processes, results as they come, or in this process."""
+    if workers <= 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield pool.imap_unordered
+
+
+def render_video(job: tuple[int, int, str]) -> int:
+    """Render one video of (seed, index, folder) and return how many frames it has."""
+    seed, index, folder = job
+    plan = plan_video(seed, index)
+    target = Path(folder) / f"{plan.video_id}.mp4"
+    part = target.with_name(f".{target.name}.part")
+    encode_video(part, plan, video_frames(plan, seed))
+    part.replace(target)
+    return plan.num_frames
+
+
+def video_frames(plan: VideoPlan, seed: int) -> Iterator[np.ndarray]:
+    """All frames of a video in order, uint8 (H, W, 3) RGB; frame i shows the time i / fps."""
+    scene = Scene(video_generator(seed, plan.index, 1), plan.width, plan.height, plan.duration_seconds)
+    for number in range(plan.num_frames):
+        yield draw_moment(scene, plan, float(number / plan.fps))
+
+
+def draw_moment(scene: Scene, plan: VideoPlan, seconds: float) -> np.ndarray:
+    """The picture at a time: idle objects first, events over them."""
+    sprites = [idler_sprite(idler, seconds) for idler in plan.idlers]
+    sprites += [event_sprite(event, seconds) for event in plan.events]
+    return scene.frame(seconds, [sprite for sprite in sprites if sprite is not None])
+
+
+def encode_video(path: Path, plan: VideoPlan, frames: Iterable[np.ndarray]) -> None:
+    """Write frames as H.264 in MP4 with the plan's rate, size, GOP and number of B-frames; closed GOPs, one thread."""
+    # Presets with look-ahead (veryfast and slower) give other bytes with each run on frames as small as these.
+    options = {"preset": "superfast", "crf": "28", "threads": "1", "x264-params": "open-gop=0:scenecut=0:weightp=0"}
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=plan.fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = plan.width, plan.height, "yuv420p"
+        stream.gop_size, stream.max_b_frames = plan.gop, plan.num_b_frames
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
