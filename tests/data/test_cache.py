@@ -13,7 +13,11 @@ FINGERPRINT = {"tower.name": "toy", "sampling.fps": 2.0}
 
 def video(video_id, length, views=1, seed=0):
     tokens = np.random.default_rng(seed).normal(size=(length, views, 8)).astype(np.float16)
-    meta = {"video_id": video_id, "times_seconds": [0.5 * step for step in range(length)], "duration_seconds": length / 2}
+    meta = {
+        "video_id": video_id,
+        "times_seconds": [0.5 * step for step in range(length)],
+        "duration_seconds": length / 2,
+    }
     return VideoTokens(meta | {"tokens_sha256": token_checksum(tokens)}, tokens)
 
 

@@ -25,7 +25,9 @@ def files_of(folder):
 
 
 def token_bytes(cache):
-    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted(cache.glob("*/*/*/c/**/*")) if path.is_file()}
+    return {
+        str(path.relative_to(cache)): path.read_bytes() for path in sorted(cache.glob("*/*/*/c/**/*")) if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ extract(cache, EncodeConfig(fps=5.0), ExtractOptions(workers=workers, shard_size
 
 
 def run_until(folder, cache, workers, stop_after):
-    """Start the job in a process of its own and SIGKILL it once it has told of `stop_after` videos; None: let it end."""
+    """Run the job in a process of its own, killed once it has told of `stop_after` videos (None: let it end)."""
     command = [sys.executable, "-c", SCRIPT, str(folder), str(cache), str(workers)]
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True) as process:

@@ -103,7 +103,7 @@ class Trainer:
 
     def _describe(self, manifest: Manifest) -> CheckpointInfo:
         example = self.examples.example(0)
-        text = self.class_texts.sample(None)[0] if self.class_texts is not None else torch.from_numpy(example.text)
+        text = self.class_texts.sample(None)[0] if self.class_texts is not None else example.text
         return CheckpointInfo(
             recipe=self.recipe,
             classes=manifest.classes if self.task.text_kind == "class" else (),
@@ -191,8 +191,8 @@ class Trainer:
         return losses
 
     def _report(self, losses: Losses, rate: float, log: "MetricsLog") -> None:
-        values = {key: float(value) for key, value in losses.parts.items()}
-        total = float(losses.total)
+        values = {key: float(value.detach()) for key, value in losses.parts.items()}
+        total = float(losses.total.detach())
         if not np.isfinite(total):
             raise InputError(
                 f"{self.run}: loss is {total} at step {self.step}; the last checkpoint is kept: lower optim.lr "

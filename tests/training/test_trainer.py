@@ -1,0 +1,150 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from unloc.config import load_recipe, recipe_from_dict
+from unloc.data.cache import open_cache
+from unloc.data.schema import load_manifest
+from unloc.errors import ConfigError, FingerprintError, InputError, MissingError
+from unloc.inference.load import load_model, require_same_cache
+from unloc.training.optim import lr_factor
+from unloc.training.run import fit_recipe
+from unloc.training.trainer import epoch_batches
+
+SHAPE = ["model.width=16", "model.num_heads=2", "model.mlp_width=32", "model.num_layers=2", "model.num_levels=3"]
+SHAPE += ["targets.range_edges=[0,4,8,inf]", "data.num_steps=32", "optim.lr=0.003", "optim.name=adamw"]
+SHAPE += ["optim.warmup_epochs=0", "train.batch_size=4", "data.val_split=val", "model.num_head_convs=1"]
+EXTRA = {
+    "mr": [],
+    "tal": ["model.class_bias=-3"],
+    "as": ["model.pyramid=none", "model.head=linear", "data.num_steps=20", "loss.relevance=sigmoid"],
+    "hd": ["model.saliency_head=true"],
+}
+
+
+def recipe_for(task, *overrides):
+    return load_recipe("synth_mr", [f"task={task}", *SHAPE, *EXTRA[task], *overrides])
+
+
+@pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])
+def test_every_task_trains_validates_and_predicts_better_than_it_began(token_world, tmp_path, task):
+    manifest, cache = token_world
+    recipe = recipe_for(task, "train.epochs=15", "train.eval_every_epochs=15", "train.batch_size=8")
+    metrics = fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    headline = {"mr": "R1@0.5", "tal": "mAP@0.50", "as": "frame_accuracy", "hd": "HL-min-VeryGood-Hit1"}[task]
+    assert metrics[headline] > 60.0
+
+
+def weights_of(run):
+    return {key: value.clone() for key, value in load_model(run).model.state_dict().items()}
+
+
+@pytest.mark.parametrize("extra", [[], ["train.ema_decay=0.9", "model.dropout=0.1"]])
+def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(token_world, tmp_path, extra):
+    manifest, cache = token_world
+    recipe = recipe_for("mr", "train.epochs=3", "train.eval_every_epochs=0.4", *extra)
+    whole = fit_recipe(recipe, manifest, cache, tmp_path / "whole", threads=1)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(step):
+        def on_step(progress):
+            if progress.step == step:
+                raise Stop
+
+        return on_step
+
+    with pytest.raises(Stop):
+        fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, on_step=stop_at(8))
+    resumed = fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, resume=True)
+    assert resumed == whole
+    one, other = weights_of(tmp_path / "whole"), weights_of(tmp_path / "part")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(token_world, tmp_path):
+    manifest, cache = token_world
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit_recipe(
+            recipe_for("tal", "train.epochs=1", f"train.seed={seed}"), manifest, cache, tmp_path / name, threads=1
+        )
+        runs[name] = weights_of(tmp_path / name)["relevance_head.blocks.0.linear.weight"]
+    assert torch.equal(runs["a"], runs["b"]) and not torch.equal(runs["a"], runs["c"])
+
+
+def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
+    manifest, cache = token_world
+    recipe = recipe_for("mr", "train.epochs=0.3")
+    fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
+    with pytest.raises(InputError, match="holds a run already"):
+        fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
+    with pytest.raises(ConfigError, match="another recipe"):
+        fit_recipe(recipe_for("mr", "train.epochs=9"), manifest, cache, tmp_path / "run", threads=1, resume=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_text("precious")
+    with pytest.raises(InputError, match="not a run folder"):
+        fit_recipe(recipe, manifest, cache, tmp_path / "photos", threads=1, overwrite=True)
+    assert (tmp_path / "photos" / "me.jpg").exists()
+
+
+def test_bad_input_is_named(token_world, tmp_path):
+    manifest, cache = token_world
+    with pytest.raises(MissingError, match="'no_such' is not in manifest"):
+        fit_recipe(recipe_for("mr", "data.train_split=no_such"), manifest, cache, tmp_path / "a", threads=1)
+    with pytest.raises(InputError, match="--device"):
+        fit_recipe(recipe_for("mr"), manifest, cache, tmp_path / "b", device="quantum")
+    with pytest.raises(InputError, match="nothing to resume"):
+        fit_recipe(recipe_for("mr"), manifest, cache, tmp_path / "c", resume=True)
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        fit_recipe(recipe_for("mr", "data.num_steps=30"), manifest, cache, tmp_path / "d", threads=1)
+
+
+def test_a_model_refuses_a_cache_of_another_tower(token_world, tmp_path):
+    manifest, cache = token_world
+    fit_recipe(recipe_for("mr", "train.epochs=0.3"), manifest, cache, tmp_path / "run", threads=1)
+    info = load_model(tmp_path / "run").info
+    require_same_cache(info.fingerprint, open_cache(cache).fingerprint, cache)
+    with pytest.raises(FingerprintError, match=r"tower.name: model 'made up', cache 'ViT-B-16'"):
+        require_same_cache(info.fingerprint, open_cache(cache).fingerprint | {"tower.name": "ViT-B-16"}, cache)
+
+
+def test_batches_hold_every_example_once_and_no_video_twice():
+    videos = [f"v{n // 5}" for n in range(50)]
+    for epoch in range(3):
+        batches = epoch_batches(videos, 8, 0, epoch)
+        assert sorted(index for batch in batches for index in batch) == list(range(50))
+        assert len(batches) == 7 and max(map(len, batches)) <= 8
+        assert all(len({videos[index] for index in batch}) == len(batch) for batch in batches)
+    assert epoch_batches(videos, 8, 0, 0) != epoch_batches(videos, 8, 0, 1)
+
+
+def test_schedules_warm_up_from_zero_and_end_where_they_should():
+    def factors(**values):
+        config = recipe_from_dict({"optim": {"warmup_epochs": 2.0, **values}}).optim
+        return lr_factor(config, 10, 100)
+
+    assert factors()(0) == 0.0 and factors()(10) == 0.5 and factors()(20) == factors()(99) == 1.0
+    cosine = factors(schedule="cosine")
+    assert cosine(20) == 1.0 and math.isclose(cosine(60), 0.5) and cosine(100) < 1e-9
+    steps = factors(schedule="step", step_epochs=[5.0, 8.0])
+    assert [steps(50), steps(51), math.isclose(steps(81), 0.01)] == [1.0, 0.1, True]
+
+
+def test_the_manifest_of_another_task_is_refused(token_world, tmp_path):
+    manifest, cache = token_world
+    import dataclasses
+
+    from unloc.data.schema import save_manifest
+
+    only_tal = dataclasses.replace(load_manifest(manifest), tasks=("tal",))
+    save_manifest(only_tal, tmp_path / "tal.jsonl")
+    with pytest.raises(InputError, match="serves tal, not mr"):
+        fit_recipe(recipe_for("mr"), tmp_path / "tal.jsonl", cache, tmp_path / "run", threads=1)
