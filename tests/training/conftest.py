@@ -13,9 +13,10 @@ NAMES = ("red circle", "blue square", "green star")
 
 
 def events_of(rng):
-    """Two or three segments [start, end, class] that do not overlap."""
+    """Two segments (start, end, class) of different classes that do not overlap."""
     edges = np.sort(rng.choice(np.arange(1, 15), size=4, replace=False)).astype(float)
-    return [(edges[0], edges[1], int(rng.integers(3))), (edges[2], edges[3], int(rng.integers(3)))]
+    first, second = rng.permutation(3)[:2]
+    return [(edges[0], edges[1], int(first)), (edges[2], edges[3], int(second))]
 
 
 def rows_of(video_id, split, events):

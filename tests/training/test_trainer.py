@@ -32,7 +32,7 @@ def recipe_for(task, *overrides):
 @pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])
 def test_every_task_trains_validates_and_predicts_better_than_it_began(token_world, tmp_path, task):
     manifest, cache = token_world
-    recipe = recipe_for(task, "train.epochs=15", "train.eval_every_epochs=15", "train.batch_size=8")
+    recipe = recipe_for(task, "train.epochs=25", "train.eval_every_epochs=25", "train.batch_size=8", "optim.lr=0.01")
     metrics = fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(token_world, tmp
         return on_step
 
     with pytest.raises(Stop):
-        fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, on_step=stop_at(8))
+        fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, on_step=stop_at(19))
     resumed = fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, resume=True)
     assert resumed == whole
     one, other = weights_of(tmp_path / "whole"), weights_of(tmp_path / "part")

@@ -47,3 +47,21 @@ def video_bar() -> Iterator[Callable[[int, int, int], None]]:
         yield on_progress
     finally:
         bar.close()
+
+
+@contextmanager
+def count_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of things done; gives the callback (done, total) that moves it."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
+
+    def on_progress(done: int, total: int) -> None:
+        if bar.total != total:
+            bar.reset(total)
+        bar.update(done - bar.n)
+
+    try:
+        yield on_progress
+    finally:
+        bar.close()

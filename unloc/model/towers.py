@@ -148,7 +148,8 @@ def _pretrained_model(name: str, pretrained: str) -> nn.Module:
     is_file = Path(pretrained).is_file()
     if not is_file and pretrained not in tags:
         raise TowerError(
-            f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} (tags: {', '.join(tags[:6]) or 'none'}, …)"
+            f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} "
+            f"(its tags: {', '.join(tags[:6]) or 'none'}, …)"
         )
     if not is_file and not _hub_reachable():
         # Without this the hub's client retries for most of a minute before it looks at its own disk.

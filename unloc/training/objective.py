@@ -86,7 +86,7 @@ def segmentation_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> Ten
     labels = (batch.step_classes[:, None] == classes[None, :, None]).to(outputs.relevance.dtype)
     weights = batch.frame_mask[:, None].to(labels.dtype)
     losses = relevance_losses(outputs.relevance, labels, config)
-    return weighted_sum_over(losses, weights, batch.frame_mask.sum())
+    return weighted_sum_over(losses, weights, weights.sum())
 
 
 def saliency_loss(outputs: Outputs, batch: Batch) -> Tensor:
