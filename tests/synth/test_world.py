@@ -1,0 +1,109 @@
+import json
+
+import av
+import numpy as np
+import pytest
+from av.video.frame import PictureType
+
+from unloc.errors import InputError
+from unloc.synth.events import plan_video
+from unloc.synth.scenes import Scene
+from unloc.synth.world import draw_moment, encode_video, render_video, render_world, video_frames
+
+SEED = 31
+
+
+def test_videos_decode_to_the_planned_frames_rate_and_size(world):
+    for index in range(3):
+        plan = plan_video(SEED, index)
+        with av.open(str(world / "videos" / f"{plan.video_id}.mp4")) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert (stream.width, stream.height) == (plan.width, plan.height)
+            times = [frame.time for frame in container.decode(stream)]
+        np.testing.assert_allclose(times, np.arange(plan.num_frames) / float(plan.fps), atol=1e-3)
+
+
+def test_a_video_is_smaller_than_a_megabyte(world):
+    assert all(path.stat().st_size < 1_000_000 for path in (world / "videos").glob("*.mp4"))
+
+
+def test_decoded_pixels_are_the_drawn_ones_but_for_compression(world):
+    plan = plan_video(SEED, 0)
+    drawn = next(video_frames(plan, SEED)).astype(float)
+    with av.open(str(world / "videos" / f"{plan.video_id}.mp4")) as container:
+        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+    assert np.abs(decoded - drawn).mean() < 12
+
+
+def test_gop_and_b_frames_are_as_planned(tmp_path):
+    plan = next(p for p in (plan_video(SEED, i) for i in range(99)) if p.num_b_frames == 2 and p.gop == 12)
+    frames = (frame for frame, _ in zip(video_frames(plan, SEED), range(40), strict=False))
+    encode_video(tmp_path / "part", plan, frames)
+    with av.open(str(tmp_path / "part")) as container:
+        kinds = [PictureType(frame.pict_type).name for frame in container.decode(video=0)]
+    assert len(kinds) == 40
+    assert all(kinds[number] == "I" for number in (0, 12, 24, 36)) and "B" in kinds
+
+
+def test_a_video_is_the_same_to_the_byte_whoever_renders_it(world, tmp_path):
+    assert render_video((SEED, 1, str(tmp_path))) == plan_video(SEED, 1).num_frames
+    [made] = tmp_path.iterdir()
+    assert made.read_bytes() == (world / "videos" / made.name).read_bytes()
+
+
+def test_worker_processes_give_the_same_world(world, tmp_path):
+    render_world(tmp_path / "again", num_videos=3, seed=SEED, workers=2)
+    for path in (path for path in world.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(world)).read_bytes()
+
+
+def test_a_second_run_renders_only_what_is_missing(world):
+    paths = sorted((world / "videos").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    content = paths[1].read_bytes()
+    paths[1].unlink()
+    progress = []
+    render_world(world, num_videos=3, seed=SEED, workers=0, on_progress=lambda *state: progress.append(state))
+    assert progress == [(3, 3, plan_video(SEED, 1).num_frames)]
+    assert paths[1].read_bytes() == content
+    assert all(path.stat().st_mtime_ns == before[path] for path in (paths[0], paths[2]))
+
+
+def test_another_seed_is_refused_and_nothing_is_touched(world):
+    before = sorted(world.rglob("*"))
+    with pytest.raises(InputError, match="overwrite"):
+        render_world(world, num_videos=1, seed=SEED + 1, workers=0)
+    assert sorted(world.rglob("*")) == before
+
+
+def test_a_folder_that_is_no_world_is_never_deleted(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no world"):
+        render_world(tmp_path, num_videos=1, seed=0, workers=0, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"num_videos": 0}, {"seed": -1}, {"workers": -2}])
+def test_impossible_numbers_are_named(tmp_path, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        render_world(tmp_path / "w", **({"num_videos": 1, "seed": 0, "workers": 0} | wrong))
+    assert not (tmp_path / "w").exists()
+
+
+def test_annotations_cover_exactly_the_rendered_videos(world):
+    database = json.loads((world / "annotations" / "coin.json").read_text())["database"]
+    assert {f"{key}.mp4" for key in database} == {path.name for path in (world / "videos").iterdir()}
+    assert {entry["subset"] for entry in database.values()} == {"training", "validation", "testing"}
+
+
+def test_an_object_changes_its_pixels_and_the_light_changes_all():
+    plan = plan_video(SEED, 0)
+    scene = Scene(np.random.default_rng(0), plan.width, plan.height, plan.duration_seconds)
+    event = plan.events[0]
+    seconds = 0.5 * (event.start_seconds + event.end_seconds)
+    with_objects, without = draw_moment(scene, plan, seconds).astype(int), scene.frame(seconds, []).astype(int)
+    changed = (np.abs(with_objects - without).max(axis=-1) > 20).mean()
+    assert 0.005 < changed < 0.4
+    gains = np.array([scene.light(t) for t in np.arange(0, plan.duration_seconds, 0.5)])
+    assert gains.max() / gains.min() > 1.1
