@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_coin_step_ids_name_one_label_each_and_steps_are_sorted(files):
     for entry in database.values():
         segments = [step["segment"] for step in entry["annotation"]]
         assert segments == sorted(segments)
-        assert all(a[1] <= b[0] for a, b in zip(segments, segments[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(segments))
 
 
 def test_unseen_classes_recombine_words_of_seen_classes(files):

@@ -16,7 +16,7 @@ def sentences(plans):
 
 def test_sentences_have_5_to_20_words(sentences):
     lengths = [len(sentence.split()) for _, _, sentence in sentences]
-    assert 5 <= min(lengths) and max(lengths) <= 20
+    assert min(lengths) >= 5 and max(lengths) <= 20
 
 
 def test_sentences_name_colour_and_paraphrase_motion(sentences):
