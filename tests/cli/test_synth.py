@@ -5,13 +5,12 @@ import pytest
 from typer.testing import CliRunner
 
 from unloc.cli import app
-from unloc.errors import InputError
 
 runner = CliRunner()
 
 
 def test_synth_renders_a_world(tmp_path):
-    result = runner.invoke(app, ["data", "synth", str(tmp_path / "w"), "--videos", "1", "--workers", "0"])
+    result = runner.invoke(app, ["data", "synth", str(tmp_path / "w"), "--videos", "1", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "w" / "videos").glob("*.mp4"))) == 1
     assert (tmp_path / "w" / "annotations" / "activitynet.json").is_file()
@@ -25,10 +24,11 @@ def test_another_seed_in_the_same_folder_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--videos", "0"], ["--seed", "-1"]])
-def test_impossible_numbers_are_input_errors(tmp_path, arguments):
+@pytest.mark.parametrize("arguments", [["--videos", "0"], ["--seed", "-1"], ["--workers", "-1"]])
+def test_impossible_numbers_are_refused_and_nothing_is_written(tmp_path, arguments):
     result = runner.invoke(app, ["data", "synth", str(tmp_path / "w"), *arguments])
-    assert isinstance(result.exception, InputError)
+    assert result.exit_code == 2 and arguments[0] in result.output
+    assert not (tmp_path / "w").exists()
 
 
 def test_help_has_an_example():

@@ -49,4 +49,4 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-from unloc.cli import cache, data, evaluate, extract, fit, synth  # noqa: E402, F401  (they register their commands)
+from unloc.cli import cache, data, evaluate, extract, fit  # noqa: E402, F401  (they register their commands)

@@ -5,7 +5,7 @@ every caption is known for every frame of the batch, not only for the one it was
 captions too, at random: a frame cannot tell them, so they are never part of the truth.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,16 +49,24 @@ def captions_true(facts: np.ndarray, stated: np.ndarray) -> np.ndarray:
     return (agrees.all(axis=-1) & exists[:, :, None]).any(axis=1)
 
 
-def captioned_frame(rng: np.random.Generator, scene: Scene, captions_per_frame: int = 3) -> CaptionedFrame:
-    """A random moment of a scene with random objects and captions: true ones, and the last with one fact changed."""
-    sprites = _random_sprites(rng)
+def captioned_frames(rng: np.random.Generator, scene: Scene) -> tuple[CaptionedFrame, CaptionedFrame]:
+    """A random moment of a scene with random objects, and its mirror image with captions of its own."""
+    sprites = random_sprites(rng)
     image = scene.frame(rng.uniform(0.0, SCENE_LENGTH_SECONDS), sprites)
+    mirrored = [replace(sprite, x=-sprite.x, tilt=-sprite.tilt) for sprite in sprites]
+    return describe(rng, image, sprites), describe(rng, np.ascontiguousarray(image[:, ::-1]), mirrored)
+
+
+def describe(
+    rng: np.random.Generator, image: np.ndarray, sprites: list[Sprite], num_captions: int = 3
+) -> CaptionedFrame:
+    """The frame with its facts and captions: true ones, and the last with one fact changed."""
     facts = np.full((MAX_OBJECTS, len(FACTS)), ANY, dtype=np.int64)
     places = np.zeros((MAX_OBJECTS, 3), dtype=np.float32)
     for row, sprite in enumerate(sprites):
         facts[row] = sprite_facts(sprite)
         places[row] = sprite.x, sprite.y, sprite.radius
-    stated = np.stack([_state(rng, facts[rng.integers(len(sprites))]) for _ in range(captions_per_frame)])
+    stated = np.stack([_state(rng, facts[rng.integers(len(sprites))]) for _ in range(num_captions)])
     stated[-1] = _change_one(rng, stated[-1])
     return CaptionedFrame(image, facts, places, tuple(caption_text(rng, row) for row in stated), stated)
 
@@ -120,10 +128,10 @@ def _place_words(facts: dict[str, int]) -> list[str]:
     return words
 
 
-def _random_sprites(rng: np.random.Generator) -> list[Sprite]:
+def random_sprites(rng: np.random.Generator) -> list[Sprite]:
     """One to five objects, apart from each other where there is room, as they occur in the videos."""
     sprites: list[Sprite] = []
-    for _ in range(1 + int(rng.choice(MAX_OBJECTS, p=[0.3, 0.3, 0.2, 0.12, 0.08]))):
+    for _ in range(1 + int(rng.choice(MAX_OBJECTS, p=[0.35, 0.3, 0.2, 0.1, 0.05]))):
         radius = float(np.exp(rng.uniform(np.log(0.055), np.log(0.23))))
         places = rng.uniform(-0.45, 0.45, (4, 2))
         x, y = max(places, key=lambda place: _nearest(place, sprites))

@@ -27,6 +27,7 @@ class VideoPlan:
     """One video: how it is encoded and what happens in it."""
 
     video_id: str
+    """With the `v_` that ActivityNet Captions puts before ids, so that one name serves in all formats."""
     index: int
     split: str
     task: str
@@ -62,7 +63,7 @@ def plan_video(seed: int, index: int) -> VideoPlan:
     task = list(TASKS)[rng.integers(len(TASKS))]
     events = _plan_events(rng, TASKS[task], duration)
     return VideoPlan(
-        video_id=f"synth{seed}_{index:05d}",
+        video_id=f"v_synth{seed}_{index:05d}",
         index=index,
         split=SPLIT_PATTERN[index % len(SPLIT_PATTERN)],
         task=task,

@@ -70,7 +70,7 @@ def activitynet_captions(plans: Sequence[VideoPlan], seed: int) -> Files:
     contents: dict[str, dict] = {split: {} for split in SUBSETS}
     for plan in plans:
         rng = video_generator(seed, plan.index, 2)
-        contents[plan.split][f"v_{plan.video_id}"] = {
+        contents[plan.split][plan.video_id] = {
             "duration": round(plan.duration_seconds, 2),
             "timestamps": [[event.start_seconds, event.end_seconds] for event in plan.events],
             "sentences": [event_query(event, plan, rng) for event in plan.events],

@@ -28,14 +28,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unloc.synth import TOWER_FOLDER
-from unloc.synth.captions import SCENE_LENGTH_SECONDS, CaptionedFrame, captioned_frame, captions_true
+from unloc.synth.captions import SCENE_LENGTH_SECONDS, CaptionedFrame, captioned_frames, captions_true
 from unloc.synth.scenes import Scene
 from unloc.synth.vocabulary import LOOKS, SHAPES
 
 logger = logging.getLogger(__name__)
 TRAIN_STREAM, HELD_OUT_STREAM = 7_000_001, 7_000_002  # apart from every world: those start their seeds elsewhere
 SIDES = (112, 128, 144)  # rendered sizes, as the short sides of videos
-SCENES_PER_CHUNK = 8
+SCENES_PER_CHUNK = 4
 CHUNK_FRAMES = 512
 
 
@@ -44,10 +44,10 @@ class TowerTraining:
     """All constants of the training."""
 
     seed: int = 0
-    steps: int = 3000
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup_steps: int = 150
+    steps: int = 5000
+    batch_size: int = 64
+    lr: float = 2e-3
+    warmup_steps: int = 200
     weight_decay: float = 0.02
     place_weight: float = 1.0
     """Factor of the head that reads objects and places from the class token."""
@@ -78,7 +78,8 @@ def render_chunk(job: tuple[int, int, int]) -> list[CaptionedFrame]:
     rng = np.random.default_rng(job)
     side = SIDES[rng.integers(len(SIDES))]
     scenes = [Scene(rng, side, side, SCENE_LENGTH_SECONDS) for _ in range(SCENES_PER_CHUNK)]
-    return [captioned_frame(rng, scenes[index % len(scenes)]) for index in range(CHUNK_FRAMES)]
+    pairs = [captioned_frames(rng, scenes[index % len(scenes)]) for index in range(CHUNK_FRAMES // 2)]
+    return [frame for side_of_mirror in zip(*pairs, strict=True) for frame in side_of_mirror]
 
 
 def frame_batches(config: TowerTraining, stream: int, num_batches: int, preprocess: dict) -> Iterator[FrameBatch]:
@@ -171,8 +172,22 @@ def build_model(config_path: Path) -> tuple[CLIP, dict]:
     """The untrained CLIP of a configuration file, and what preparing its inputs needs."""
     config = json.loads(config_path.read_text(encoding="utf-8"))
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    with torch.no_grad():
+        model.visual.positional_embedding.copy_(sinusoids(model.visual.grid_size[0], config["vision_cfg"]["width"]))
     preprocess = {"image_size": config["vision_cfg"]["image_size"], **config["preprocess_cfg"]}
     return model, preprocess | {"context_length": config["text_cfg"]["context_length"]}
+
+
+def sinusoids(grid: int, width: int, amplitude: float = 0.7) -> Tensor:
+    """(1 + grid^2, width) start of the positional embedding, zero for the class token: waves of x and of y.
+
+    open_clip starts from small noise, from which a transformer this small takes long to learn what is beside what.
+    """
+    centres = math.pi * (torch.arange(grid) + 0.5) / grid
+    y, x = (axis.reshape(-1, 1) for axis in torch.meshgrid(centres, centres, indexing="ij"))
+    frequencies = 2.0 ** torch.linspace(0.0, math.log2(grid), width // 4)
+    waves = [wave(axis * frequencies) for axis in (x, y) for wave in (torch.sin, torch.cos)]
+    return torch.cat([torch.zeros(1, width), amplitude * torch.cat(waves, dim=1)])
 
 
 def train(config: TowerTraining, config_path: Path) -> tuple[CLIP, dict]:
@@ -223,13 +238,21 @@ def _rate(step: int, config: TowerTraining) -> float:
 def batch_losses(model: CLIP, heads: ThrowAwayHeads, batch: FrameBatch) -> dict[str, Tensor]:
     """The three losses of one batch."""
     embeddings, patches = model.visual(batch.images)
-    texts = F.normalize(model.encode_text(batch.tokens), dim=-1)
+    texts = F.normalize(encode_captions(model, batch.tokens), dim=-1)
     scale = model.logit_scale.exp().clamp(max=100.0)
     return {
         "contrastive": contrastive_loss(F.normalize(embeddings, dim=-1), texts, batch.truth, scale),
         "place": heads.place_loss(embeddings, batch),
         "patch": heads.patch_loss(patches, batch),
     }
+
+
+def encode_captions(model: CLIP, tokens: Tensor) -> Tensor:
+    """open_clip's encode_text, without the padding that no caption of the batch reaches: (M, K) to (M, D)."""
+    length = int(tokens.argmax(dim=-1).max()) + 1
+    hidden = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
+    return hidden[torch.arange(len(tokens)), tokens.argmax(dim=-1)] @ model.text_projection
 
 
 @torch.inference_mode()

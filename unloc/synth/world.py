@@ -23,8 +23,8 @@ from unloc.synth.motion import event_sprite, idler_sprite
 from unloc.synth.scenes import Scene
 
 WORLD_VERSION = 1  # to be raised with every change that changes a pixel or an annotation
-OnProgress = Callable[[int, int, int], None]
-"""(videos done, videos wanted, frames rendered by this call)."""
+OnProgress = Callable[[int, int], None]
+"""(videos done, videos wanted)."""
 
 
 def render_world(
@@ -47,12 +47,10 @@ def render_world(
     claim_folder(out, seed, overwrite=overwrite)
     (out / "videos").mkdir(exist_ok=True)
     jobs = [(seed, index, str(out / "videos")) for index in range(num_videos) if not _is_done(out, seed, index)]
-    frames = 0
     with _mapper(min(workers, len(jobs))) as run:
-        for done, num_frames in enumerate(run(render_video, jobs), start=num_videos - len(jobs) + 1):
-            frames += num_frames
+        for done, _ in enumerate(run(render_video, jobs), start=num_videos - len(jobs) + 1):
             if on_progress is not None:
-                on_progress(done, num_videos, frames)
+                on_progress(done, num_videos)
     plans = [plan_video(seed, index) for index in range(num_videos)]
     for path, text in all_annotations(plans, seed).items():
         _write_text(out / "annotations" / path, text)
