@@ -14,7 +14,13 @@ import ray
 from pipeline.ledger import CACHED, Failure, Ledger, Plan, Staging, failures_of, lease
 from pipeline.workers import Job, RayPool, in_process_results
 from unloc.data.cache import open_cache
-from unloc.data.cache_writer import VideoTokens, create_or_check, write_text_shard, write_video_shard
+from unloc.data.cache_writer import (
+    VideoTokens,
+    create_or_check,
+    write_atomically,
+    write_text_shard,
+    write_video_shard,
+)
 from unloc.errors import CacheError, CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder, file_identity, recorded_versions
 
@@ -150,7 +156,21 @@ class _Job:
                 self._write_settled(shards)
         self._release_unnamed(shards)
 
+    def _add_aliases(self) -> None:
+        """An id whose file is that of a cached video is another name of it: nothing is decoded twice."""
+        known = {(row["file"], row["file_bytes"], row["file_mtime_ns"]): key for key, row in self.cache.rows.items()}
+        new = {}
+        for video_id, path in self.files.items():
+            other = known.get((path.name, *file_identity(path).values()))
+            if other is not None and video_id not in self.cache:
+                new[video_id] = other
+        if new:
+            aliases = self.cache.aliases | new
+            write_atomically(self.path / "aliases.json", json.dumps(aliases, indent=1, ensure_ascii=False))
+            self.cache = open_cache(self.path)
+
     def _plan(self) -> None:
+        self._add_aliases()
         known = {video_id for ids in self.plan.open_shards(self.cache).values() for video_id in ids}
         failed = failures_of(self.cache)
         new = []
@@ -162,7 +182,17 @@ class _Job:
                 self._count_failure(failed[video_id])
             elif video_id not in known:
                 new.append(video_id)
+            elif self.staging.has(video_id):  # settled by a run that was stopped before its shard was complete
+                self._count_staged(video_id)
         self.plan.extend(new, self.options.shard_size)
+
+    def _count_staged(self, video_id: str) -> None:
+        result = self.staging.get(video_id)
+        if isinstance(result, Failure):
+            self.summary.failed_before += 1
+            self._count_failure(result)
+        elif result is not None:
+            self.summary.cached_before += 1
 
     @contextmanager
     def _results(self, jobs: list[Job]) -> Iterator[Iterator[VideoTokens | Failure]]:

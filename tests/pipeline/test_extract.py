@@ -70,6 +70,17 @@ def test_a_second_run_changes_nothing_and_new_videos_come_in_a_new_shard(video_f
     assert {key: after[key] for key in before} == before
 
 
+def test_another_id_of_the_same_file_is_not_decoded_again(video_folder, tmp_path):
+    files = files_of(video_folder)
+    extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+    before = token_bytes(tmp_path / "cache")
+    other_names = {f"v_{video_id}": path for video_id, path in files.items()}
+    summary = extract(tmp_path / "cache", CONFIG, IN_PROCESS, other_names, [], [])
+    assert (summary.cached_before, summary.cached_now) == (7, 0) and token_bytes(tmp_path / "cache") == before
+    cache = open_cache(tmp_path / "cache")
+    np.testing.assert_array_equal(cache["v_v3"].frames, cache["v3"].frames)
+
+
 def test_a_broken_video_is_a_ledger_row_and_fails_the_command_after_the_rest_is_done(video_folder, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"this is no video at all" * 100)

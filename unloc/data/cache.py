@@ -3,6 +3,7 @@
     CACHE/zarr.json                  fingerprint (which tower and preprocessing) and versions
     CACHE/shards/00000/zarr.json     the shard's table: one entry per video; written with the shard, in one rename
     CACHE/shards/00000/frames        (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
+    CACHE/aliases.json               ids that name the same file as a cached video (`v_<id>` and `<id>`)
     CACHE/texts/00000/zarr.json      table of texts: [text, first row, rows]
     CACHE/texts/00000/tokens         (rows, D), all tokens of each text from BOS to EOS
 
@@ -77,6 +78,12 @@ class Cache:
         }
 
     @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Other ids of cached videos: two manifests may name one file differently."""
+        path = self.path / "aliases.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @cached_property
     def _texts(self) -> dict[str, tuple[Path, int, int]]:
         found = {}
         for group in sorted((self.path / "texts").glob("[0-9]*")):
@@ -85,15 +92,15 @@ class Cache:
         return found
 
     def __contains__(self, video_id: str) -> bool:
-        return video_id in self.rows
+        return video_id in self.rows or self.aliases.get(video_id) in self.rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, video_id: str) -> CachedVideo:
-        if video_id not in self.rows:
+        if video_id not in self:
             raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
-        row = self.rows[video_id]
+        row = self.rows.get(video_id) or self.rows[self.aliases[video_id]]
         array = self._mapped(self.path / "shards" / row["shard"] / "frames")
         tokens = array[row["first_row"] : row["first_row"] + row["num_tokens"]]
         return CachedVideo(np.moveaxis(tokens, 1, 0), np.asarray(row["times_seconds"]), row)

@@ -1,4 +1,4 @@
-"""Reading official annotation files: JSON with the place of what is wrong, and the split that a name or subset states."""
+"""Reading official annotation files: JSON with the place of what is wrong, and the split a name or subset states."""
 
 import json
 import re

@@ -7,7 +7,7 @@ from unloc.data.schema import Manifest, build_manifest, instance_row, video_row
 
 
 def convert(paths: list[Path], split: str | None = None) -> Manifest:
-    """All videos and instances; `split` keeps one subset. Classes in alphabetical order, as the official ids have it."""
+    """All videos and instances; `split` keeps one subset. Classes in alphabetical order, like the official ids."""
     rows, labels = [], set()
     for path in files_below(paths, "*.json"):
         for video_id, entry in read_database(path, "THUMOS14").items():

@@ -1,0 +1,193 @@
+import json
+
+import pytest
+
+from unloc.data.check import apply_rule, findings
+from unloc.data.converters import CONVERTERS, convert
+from unloc.data.locate import locate_videos
+from unloc.data.prompts import prompted
+from unloc.data.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
+from unloc.errors import InputError, ManifestError, MissingError
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+ENTRY = {"duration": 10.0, "subset": "training", "annotations": [{"segment": [1.0, 2.5], "label": "Running"}]}
+
+
+def test_activitynet_keeps_subsets_as_splits_and_sorts_classes(tmp_path):
+    other = ENTRY | {"subset": "validation", "annotations": [{"segment": [0, 3], "label": "Archery"}]}
+    path = write(tmp_path / "a.json", {"version": "1.3", "taxonomy": [], "database": {"v1": ENTRY, "v2": other}})
+    manifest = convert("activitynet", [path])
+    assert manifest.classes == ("Archery", "Running") and manifest.splits == ["training", "validation"]
+    only = convert("activitynet", [path], "validation")
+    assert list(only.videos["video_id"]) == ["v2"] and only.classes == ("Archery", "Running")
+
+
+def test_activitynet_captions_take_the_split_of_the_name_and_clean_the_sentences(tmp_path):
+    content = {"v_a": {"duration": 9.0, "timestamps": [[0, 3], [3, 9]], "sentences": [" One.", "Two\nlines. "]}}
+    manifest = convert("activitynet-captions", [write(tmp_path / "val_2.json", content)])
+    assert manifest.splits == ["val_2"] and list(manifest.queries["text"]) == ["One.", "Two lines."]
+
+
+def test_charades_reads_lines_and_lengths_and_says_what_is_missing(tmp_path):
+    text = write(tmp_path / "charades_sta_test.txt", "ABC 1.0 4.5##a person sits.\nABC 2.0 9.0##a person stands.\n")
+    lengths = write(tmp_path / "Charades_v1_test.csv", "id,subject,length\nABC,S,8.25\n")
+    manifest = convert("charades-sta", [text, lengths])
+    assert manifest.queries["segments"].tolist() == [[[1.0, 4.5]], [[2.0, 9.0]]]
+    assert manifest.videos["duration_seconds"].tolist() == [8.25]
+    with pytest.raises(ManifestError, match="no length for video 'ABC'"):
+        convert("charades-sta", [text])
+    broken = write(tmp_path / "charades_sta_train.txt", "ABC 1.0##a person sits.\n")
+    with pytest.raises(ManifestError, match="charades_sta_train.txt:1"):
+        convert("charades-sta", [broken, lengths])
+
+
+def test_qvhighlights_keeps_windows_and_ratings(tmp_path):
+    row = {"qid": 7, "query": "q", "duration": 10, "vid": "x", "relevant_windows": [[2, 6]]}
+    row |= {"relevant_clip_ids": [1, 2], "saliency_scores": [[1, 2, 3], [4, 4, 4]]}
+    manifest = convert("qvhighlights", [write(tmp_path / "highlight_val_release.jsonl", json.dumps(row) + "\n")])
+    assert manifest.queries.iloc[0]["saliency_scores"] == [[1, 2, 3], [4, 4, 4]] and manifest.tasks == ("mr", "hd")
+    assert not findings(manifest)
+
+
+def test_coin_orders_classes_by_step_id_and_tells_shared_names_apart(tmp_path):
+    def video(task, steps):
+        annotation = [{"id": key, "segment": [n, n + 1.0], "label": label} for n, (key, label) in enumerate(steps)]
+        return {"duration": 9, "subset": "training", "class": task, "annotation": annotation}
+
+    database = {"a": video("Tea", [("2", "pour"), ("10", "stir")]), "b": video("Soup", [("1", "pour")])}
+    manifest = convert("coin", [write(tmp_path / "COIN.json", {"database": database})])
+    assert manifest.classes == ("pour (Soup)", "pour (Tea)", "stir")
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_a_cut_off_or_foreign_file_is_one_clear_error(name, tmp_path):
+    path = write(tmp_path / "train.json", '{"database": {"v1": {"dur')
+    with pytest.raises(ManifestError, match=r"train\.json"):
+        convert(name, [path])
+    with pytest.raises(MissingError, match="do not exist"):
+        convert(name, [tmp_path / "nowhere.json"])
+
+
+def test_an_unknown_format_and_an_unknown_split_name_are_errors(tmp_path):
+    with pytest.raises(InputError, match="expected one of activitynet"):
+        convert("tacos", [tmp_path])
+    path = write(tmp_path / "mine.json", {"v_a": {"duration": 1, "timestamps": [], "sentences": []}})
+    with pytest.raises(ManifestError, match="give --split"):
+        convert("activitynet-captions", [path])
+
+
+COUNTS = {
+    "activitynet": (["activitynet_1.3/activity_net.v1-3.rebuilt.json"], {"training": 15410, "validation": 7654}),
+    "thumos14": (["thumos14/thumos14.json"], {"validation": 3007, "test": 3358}),
+    "coin": (["coin/COIN.rebuilt.json"], {"training": 32937, "testing": 10107}),
+    "activitynet-captions": (
+        [f"activitynet_captions/{name}.json" for name in ("train", "val_1", "val_2")],
+        {"train": 37421, "val_1": 17505, "val_2": 17031},
+    ),
+    "charades-sta": (["charades_sta"], {"train": 12408, "test": 3720}),
+    "qvhighlights": (
+        [f"qvhighlights/highlight_{name}.jsonl" for name in ("train_release", "val_release", "test_with_gt")],
+        {"train": 7218, "val": 1550, "test": 1542},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_official_counts_come_out_on_the_real_files(shared, name, tmp_path):
+    files, counts = COUNTS[name]
+    manifest = convert(name, [shared / "annotations" / file for file in files])
+    rows = manifest.instances if len(manifest.instances) else manifest.queries
+    assert rows["split"].value_counts().to_dict() == counts
+    save_manifest(manifest, tmp_path / "m.jsonl")
+    again = load_manifest(tmp_path / "m.jsonl")
+    assert again.videos.drop(columns="line").equals(manifest.videos.drop(columns="line"))
+    if name == "qvhighlights":
+        assert int(manifest.queries["segments"].map(len).sum()) == 18367
+    if name == "coin":
+        assert len(manifest.classes) == 778
+
+
+def bad_manifest():
+    rows = [
+        video_row("v", "train", 10.0),
+        query_row("v", "train", "1", "fine", [[1, 2]]),
+        query_row("v", "train", "2", "past", [[5, 12]]),
+        query_row("v", "train", "3", "reversed", [[5, 4]]),
+        query_row("v", "train", "3", " ", [[3, 3]]),
+        query_row("w", "train", "4", "unknown", [[1, 2]]),
+        query_row("v", "train", "5", "rated", [[0, 4]], [0, 7], [[1, 2, 9], [1, 1, 1]]),
+        instance_row("v", "train", "cat", 1, 2),
+        instance_row("v", "train", "cat", 1, 2),
+        instance_row("v", "train", "dog", -1, 2),
+        instance_row("v", "train", "cat", 11, 12),
+    ]
+    return build_manifest(name="bad", tasks=("mr",), rows=rows, classes=["cat"])
+
+
+def test_every_kind_of_bad_row_is_found_with_its_line(tmp_path):
+    save_manifest(bad_manifest(), tmp_path / "m.jsonl")
+    found = {(item.line, item.kind) for item in findings(load_manifest(tmp_path / "m.jsonl"), tmp_path)}
+    assert found == {
+        (2, "missing video"),
+        (4, "segment past the video"),
+        (5, "reversed segment"),
+        (6, "duplicate qid"),
+        (6, "empty text"),
+        (6, "zero-length segment"),
+        (7, "unknown video or split"),
+        (8, "saliency out of range"),
+        (8, "clip outside the video"),
+        (10, "duplicate row"),
+        (11, "unknown label"),
+        (11, "segment before the video"),
+        (12, "segment wholly past the video"),
+    }
+
+
+def test_bad_rows_are_changed_only_by_the_rule_asked_for():
+    kept, changed = apply_rule(bad_manifest(), "keep")
+    assert not changed and len(kept.queries) == 6
+    repaired, changed = apply_rule(bad_manifest(), "repair")
+    assert [5.0, 10.0] in repaired.queries["segments"].explode().tolist()
+    assert changed["segment past the video: cut to the video"] == 1 and changed["reversed segment: dropped"] == 1
+    dropped, _ = apply_rule(bad_manifest(), "drop")
+    assert set(dropped.queries["text"]) == {"fine", "unknown", "rated"} and len(dropped.instances) == 2
+    with pytest.raises(InputError, match="--bad-rows"):
+        apply_rule(bad_manifest(), "ignore")
+
+
+def test_broken_manifests_name_file_and_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with pytest.raises(MissingError, match="does not exist"):
+        load_manifest(path)
+    path.write_text("")
+    with pytest.raises(ManifestError, match="is empty"):
+        load_manifest(path)
+    path.write_text('{"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"]}\n{"kind": "video"}\n')
+    with pytest.raises(ManifestError, match=r"m\.jsonl:2: row of kind 'video' lacks duration_seconds, split, video_id"):
+        load_manifest(path)
+    path.write_text('{"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"]}\n')
+    with pytest.raises(ManifestError, match="describes no video"):
+        load_manifest(path)
+
+
+def test_videos_are_found_by_file_name_id_and_with_or_without_the_prefix(tmp_path):
+    for name in ("named.mkv", "abc.mp4", "v_def.avi"):
+        (tmp_path / name).write_bytes(b"x")
+    rows = [video_row("a", "t", 1, "named.mkv"), *(video_row(key, "t", 1) for key in ("v_abc", "def", "gone"))]
+    files, missing = locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows), tmp_path)
+    assert {key: path.name for key, path in files.items()} == {"a": "named.mkv", "v_abc": "abc.mp4", "def": "v_def.avi"}
+    assert missing == ["gone"]
+    with pytest.raises(MissingError, match="--videos"):
+        locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows), tmp_path / "nowhere")
+
+
+def test_there_are_28_different_prompts():
+    prompts = prompted("long_jump")
+    assert len(set(prompts)) == 28 and all("long jump" in prompt for prompt in prompts)
