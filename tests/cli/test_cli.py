@@ -1,0 +1,107 @@
+"""What a user types: help, errors in one line, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def unloc(*words, cwd=ROOT):
+    command = [sys.executable, "-m", "unloc", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def fails(*words, saying):
+    done = unloc(*words)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1 and saying in lines[0], done.stderr
+    return lines[0]
+
+
+def test_help_and_version_import_no_torch_and_no_pandas():
+    code = (
+        "import sys; sys.argv = ['unloc', {!r}]\n"
+        "from unloc.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({{'torch', 'pandas', 'ray', 'open_clip', 'numpy'}} & set(sys.modules)))"
+    )
+    for option in ("--help", "--version"):
+        done = subprocess.run([sys.executable, "-c", code.format(option)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().endswith("[]"), done.stdout
+
+
+@pytest.mark.parametrize(
+    "verb", ["data", "data synth", "data convert", "data check", "extract", "cache info", "cache verify", "fit", "eval"]
+)
+def test_every_verb_explains_itself(verb):
+    done = unloc(*verb.split(), "--help")
+    assert done.returncode == 0 and "Usage:" in done.stdout
+    assert verb == "data" or "Example: unloc " in done.stdout.replace("\n", " ").replace("  ", " ")
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    rows = [
+        {"kind": "manifest", "version": 1, "name": "small", "tasks": ["mr"]},
+        {"kind": "video", "video_id": "v0", "split": "test", "duration_seconds": 1.5},
+        {"kind": "query", "video_id": "v0", "split": "test", "qid": "1", "text": "a cat", "segments": [[0, 1]]},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_bad_input_to_extract_is_one_line(manifest, video_folder, tmp_path):
+    cache = ("--cache", tmp_path / "cache")
+    fails("extract", manifest, "--videos", tmp_path / "gone", *cache, saying="does not exist")
+    fails("extract", tmp_path / "gone.jsonl", "--videos", video_folder, *cache, saying="does not exist")
+    fails("extract", manifest, "--videos", video_folder, *cache, "--fps", "-2", saying="--fps: got -2.0")
+    fails("extract", manifest, "--videos", video_folder, *cache, "--split", "train", saying="it has: test")
+    fails("extract", manifest, "--videos", video_folder, *cache, "--tower", "ViT-Z", saying="neither `toy` nor a model")
+    (tmp_path / "empty.jsonl").write_text("")
+    fails("extract", tmp_path / "empty.jsonl", "--videos", video_folder, *cache, saying="is empty")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_unreadable_video_is_named_and_the_exit_code_is_not_zero(manifest, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "v0.mp4").write_bytes(b"no video")
+    done = unloc("extract", manifest, "--videos", tmp_path / "videos", "--cache", tmp_path / "cache", "--workers", 0)
+    assert done.returncode == 2 and "v0: unreadable" in done.stderr
+    assert "unreadable" in (tmp_path / "cache" / "ledger.jsonl").read_text()
+
+
+def test_bad_input_to_fit_is_one_line(manifest, tmp_path):
+    rest = ("--manifest", manifest, "--cache", tmp_path / "cache", "--work-dir", tmp_path / "run")
+    fails("fit", "synth_mr", "optim.lrr=1", *rest, saying="did you mean optim.lr?")
+    fails("fit", "synth_rm", *rest, saying="synth_mr")
+    fails("fit", "synth_mr", *rest, saying="cache")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_resolved_recipe_is_printed():
+    done = unloc("fit", "synth_tal", "--print-config", "train.epochs=3")
+    assert done.returncode == 0 and "epochs: 3.0" in done.stdout and "task: tal" in done.stdout
+
+
+def test_eval_says_what_it_needs(manifest, tmp_path):
+    fails("eval", saying="one of RUN, --predictions FILE or --baseline")
+    fails("eval", tmp_path, "--manifest", manifest, saying="--cache is needed")
+    gone = tmp_path / "gone.jsonl"
+    fails("eval", "--predictions", gone, "--manifest", manifest, "--task", "mr", saying="does not exist")
+    fails("eval", "--predictions", gone, "--manifest", manifest, "--split", "val", saying="it has: test")
+
+
+def test_several_annotation_files_may_follow_one_flag(tmp_path):
+    (tmp_path / "charades_sta_test.txt").write_text("A 0.0 1.0##a cat.\n")
+    (tmp_path / "lengths.csv").write_text("id,length\nA,2.0\n")
+    files = (tmp_path / "charades_sta_test.txt", tmp_path / "lengths.csv")
+    done = unloc("data", "convert", "charades-sta", "--annotations", *files, "--out", tmp_path / "m.jsonl")
+    assert done.returncode == 0 and "test: 1 videos, 1 queries" in done.stdout
+    assert unloc("data", "check", tmp_path / "m.jsonl").returncode == 0
+    assert unloc("data", "check", tmp_path / "m.jsonl", "--videos", tmp_path).returncode == 1

@@ -1,0 +1,47 @@
+"""The package as others get it: a wheel with recipes and the toy tower, usable from any folder; recipes that load."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from unloc.config import dump_recipe, load_recipe, shipped_recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_wheel_holds_recipes_and_the_tower_and_runs_from_another_folder(tmp_path):
+    build = "from hatchling.build import build_wheel; print(build_wheel({!r}))".format(str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)
+    wheel = tmp_path / done.stdout.split()[-1]
+    assert wheel.stat().st_size < 12e6
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    code = (
+        "import unloc, pipeline, unloc.config as c; from unloc.synth import toy_tower_files\n"
+        "print(unloc.__file__); print(sorted(c.shipped_recipes())[-1]); print(all(p.is_file() for p in toy_tower_files()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+    )
+    file, recipe, tower = done.stdout.split()
+    assert file.startswith(str(tmp_path)) and recipe == "synth_tal" and tower == "True"
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_loads_and_says_what_it_is(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name and f"task: {recipe.task}" in dump_recipe(recipe)
+    lines = shipped_recipes()[name].read_text().splitlines()
+    assert len(lines) <= 40 and lines[0].startswith("#") and any("unloc fit" in line for line in lines)
+
+
+def test_the_public_names_load_when_asked_for():
+    import unloc
+
+    assert callable(unloc.open_cache) and callable(unloc.load_model) and callable(unloc.evaluation.moment_retrieval)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        unloc.nonsense  # noqa: B018
