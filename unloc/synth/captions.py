@@ -25,6 +25,9 @@ FINE_EDGES = tuple(np.linspace(-0.4, 0.4, 11))  # 12 columns and rows, numbered
 FINE_SIZE_EDGES = (0.07, 0.085, 0.1, 0.12, 0.14, 0.165, 0.195)
 MAX_OBJECTS = 5
 SCENE_LENGTH_SECONDS = 60.0
+SIDES = (112, 128, 144)  # rendered sizes, as the short sides of videos
+SCENES_PER_CHUNK = 4
+CHUNK_FRAMES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,15 @@ def captions_true(facts: np.ndarray, stated: np.ndarray) -> np.ndarray:
     agrees = (stated[None, None] == ANY) | (facts[:, :, None] == stated[None, None])
     exists = facts[:, :, 0] != ANY
     return (agrees.all(axis=-1) & exists[:, :, None]).any(axis=1)
+
+
+def render_chunk(job: tuple[int, int, int]) -> list[CaptionedFrame]:
+    """CHUNK_FRAMES frames of one size from (stream, seed, chunk number)."""
+    rng = np.random.default_rng(job)
+    side = SIDES[rng.integers(len(SIDES))]
+    scenes = [Scene(rng, side, side, SCENE_LENGTH_SECONDS) for _ in range(SCENES_PER_CHUNK)]
+    pairs = [captioned_frames(rng, scenes[index % len(scenes)]) for index in range(CHUNK_FRAMES // 2)]
+    return [frame for side_of_mirror in zip(*pairs, strict=True) for frame in side_of_mirror]
 
 
 def captioned_frames(rng: np.random.Generator, scene: Scene) -> tuple[CaptionedFrame, CaptionedFrame]:

@@ -104,8 +104,8 @@ def _plan_events(rng: np.random.Generator, steps: tuple[Action, ...], duration: 
 def _bare_event(action: Action, start: float, end: float, is_step: bool) -> Event:
     return Event(
         action=action,
-        start_seconds=round(start, 2),
-        end_seconds=round(end, 2),
+        start_seconds=round(float(start), 2),
+        end_seconds=round(float(end), 2),
         is_step=is_step,
         x=0.0,
         y=0.0,

@@ -14,7 +14,8 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,15 +29,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unloc.synth import TOWER_FOLDER
-from unloc.synth.captions import SCENE_LENGTH_SECONDS, CaptionedFrame, captioned_frames, captions_true
-from unloc.synth.scenes import Scene
+from unloc.synth.captions import CHUNK_FRAMES, CaptionedFrame, captions_true, render_chunk
 from unloc.synth.vocabulary import LOOKS, SHAPES
 
 logger = logging.getLogger(__name__)
 TRAIN_STREAM, HELD_OUT_STREAM = 7_000_001, 7_000_002  # apart from every world: those start their seeds elsewhere
-SIDES = (112, 128, 144)  # rendered sizes, as the short sides of videos
-SCENES_PER_CHUNK = 4
-CHUNK_FRAMES = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,24 +70,25 @@ class FrameBatch:
     """(B, M) bool: caption m is true of frame b."""
 
 
-def render_chunk(job: tuple[int, int, int]) -> list[CaptionedFrame]:
-    """CHUNK_FRAMES frames of one size from (stream, seed, chunk number)."""
-    rng = np.random.default_rng(job)
-    side = SIDES[rng.integers(len(SIDES))]
-    scenes = [Scene(rng, side, side, SCENE_LENGTH_SECONDS) for _ in range(SCENES_PER_CHUNK)]
-    pairs = [captioned_frames(rng, scenes[index % len(scenes)]) for index in range(CHUNK_FRAMES // 2)]
-    return [frame for side_of_mirror in zip(*pairs, strict=True) for frame in side_of_mirror]
-
-
 def frame_batches(config: TowerTraining, stream: int, num_batches: int, preprocess: dict) -> Iterator[FrameBatch]:
     """Batches in a fixed order, rendered ahead by worker processes."""
     num_chunks = math.ceil(num_batches * config.batch_size / CHUNK_FRAMES)
     jobs = [(stream, config.seed, chunk) for chunk in range(num_chunks)]
     tokenizer = open_clip.SimpleTokenizer(context_length=preprocess["context_length"])
-    with multiprocessing.get_context("spawn").Pool(config.workers) as pool:
-        for chunk in pool.imap(render_chunk, jobs):
+    with _ordered_mapper(config.workers) as run:
+        for chunk in run(render_chunk, jobs):
             for start in range(0, CHUNK_FRAMES, config.batch_size):
                 yield to_batch(chunk[start : start + config.batch_size], tokenizer, preprocess)
+
+
+@contextmanager
+def _ordered_mapper(workers: int) -> Iterator[Callable]:
+    """`map` over processes, results in order, or in this process for 0 workers."""
+    if workers == 0:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield pool.imap
 
 
 def to_batch(frames: list[CaptionedFrame], tokenizer: open_clip.SimpleTokenizer, preprocess: dict) -> FrameBatch:
