@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_wheel_holds_recipes_and_the_tower_and_runs_from_another_folder(tmp_path):
-    build = "from hatchling.build import build_wheel; print(build_wheel({!r}))".format(str(tmp_path))
+    build = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)
     wheel = tmp_path / done.stdout.split()[-1]
     assert wheel.stat().st_size < 12e6
@@ -22,7 +22,7 @@ def test_the_wheel_holds_recipes_and_the_tower_and_runs_from_another_folder(tmp_
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = (
         "import unloc, pipeline, unloc.config as c; from unloc.synth import toy_tower_files\n"
-        "print(unloc.__file__); print(sorted(c.shipped_recipes())[-1]); print(all(p.is_file() for p in toy_tower_files()))"
+        "print(unloc.__file__, sorted(c.shipped_recipes())[-1], all(p.is_file() for p in toy_tower_files()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment

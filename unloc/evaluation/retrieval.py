@@ -3,7 +3,7 @@
 Protocols of R@n (papers do not always say which they use):
   default  IoU >= m, ground truth clamped to [0, duration]     the official UnLoc comparison
   raw      IoU >= m, ground truth as annotated
-  2d-tan   IoU > m, ground truth clamped, greedy NMS at 0.5 inside the metric, union taken as the hull
+  2d-tan   IoU > m, ground truth clamped, the file's order with NMS at 0.5, union taken as the hull
 """
 
 from collections import defaultdict
@@ -31,15 +31,20 @@ def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[M
     by_qid = {(item.qid, item.video_id): item for item in predictions}
     by_text: dict[tuple[str, str], list[MomentPrediction]] = defaultdict(list)
     for item in predictions:
-        by_text[(item.video_id, item.query.strip())].append(item)
+        by_text[(item.video_id, _words(item.query))].append(item)
     aligned = []
     for qid, video_id, text in manifest.queries[["qid", "video_id", "text"]].itertuples(index=False):
         item = by_qid.get((qid, video_id))
-        if item is None or (item.query and item.query.strip() != text.strip()):
-            waiting = by_text.get((video_id, text.strip()))
+        if item is None or (item.query and _words(item.query) != _words(text)):
+            waiting = by_text.get((video_id, _words(text)))
             item = waiting.pop(0) if waiting else None
         aligned.append(item)
     return aligned
+
+
+def _words(text: str) -> str:
+    """A sentence without the blanks and line breaks that releases carry around and inside it."""
+    return " ".join(text.split())
 
 
 def truth_of(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:
@@ -72,8 +77,7 @@ def moment_retrieval(
     truth = truth_of(manifest, clamp=protocol != "raw")
     best = np.zeros((len(truth), max(RANKS)))
     for row, (windows, prediction) in enumerate(zip(truth, align(predictions, manifest), strict=True)):
-        candidates = ranked(prediction)
-        candidates = _greedy_nms(candidates)[: max(RANKS)] if protocol == "2d-tan" else candidates[: max(RANKS)]
+        candidates = _first_after_nms(prediction) if protocol == "2d-tan" else ranked(prediction)[: max(RANKS)]
         if len(candidates) and len(windows):
             ratio = _hull_ratio if protocol == "2d-tan" else _finite_ratio
             best[row, : len(candidates)] = ratio(candidates[:, None], windows[None]).max(axis=1)
@@ -100,10 +104,11 @@ def _hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.where(hull > 0, np.maximum(overlap, 0.0) / hull, 0.0)
 
 
-def _greedy_nms(candidates: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+def _first_after_nms(prediction: MomentPrediction | None, threshold: float = 0.5) -> np.ndarray:
+    """2D-TAN's candidates: the file's order, each kept unless it overlaps a kept one by more than the threshold."""
     kept: list[np.ndarray] = []
-    for candidate in candidates:
-        if all(_hull_ratio(candidate, other) <= threshold for other in kept):
+    for candidate in [] if prediction is None else prediction.windows[:, :2]:
+        if all(overlap_over_union(candidate, other) <= threshold for other in kept):
             kept.append(candidate)
         if len(kept) == max(RANKS):
             break

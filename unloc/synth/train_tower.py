@@ -14,10 +14,12 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +90,16 @@ def _ordered_mapper(workers: int) -> Iterator[Callable]:
         yield map
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield pool.imap
+        yield lambda function, jobs: _bounded_imap(pool, function, jobs, ahead=4 * workers)
+
+
+def _bounded_imap(pool: Pool, function: Callable, jobs: Sequence, ahead: int) -> Iterator:
+    """Results in order, at most `ahead` of them waiting: rendering is faster than training and would fill the memory."""
+    waiting = deque(pool.apply_async(function, (job,)) for job in jobs[:ahead])
+    for job in [*jobs[ahead:], *[None] * len(waiting)]:
+        yield waiting.popleft().get()
+        if job is not None:
+            waiting.append(pool.apply_async(function, (job,)))
 
 
 def to_batch(frames: list[CaptionedFrame], tokenizer: open_clip.SimpleTokenizer, preprocess: dict) -> FrameBatch:
