@@ -16,8 +16,8 @@ from unloc.data.preprocess import PreprocessSpec, normalise, resize_and_crop
 from unloc.data.sampling import FrameSampling
 from unloc.data.video import VideoFacts, open_video
 from unloc.data.video.choose import Reader
-from unloc.data.video.decord_reader import STOPPED
-from unloc.errors import InputError, VideoError
+from unloc.data.video.report import covered_seconds
+from unloc.errors import InputError
 from unloc.model.towers import BATCH, Tower, load_tower
 
 RECORDED_VERSIONS = ("unloc", "torch", "open_clip_torch", "zarr", "decord", "av", "numpy")
@@ -87,6 +87,7 @@ class Encoder:
             "content_sha256": file_hash(path),
             "tokens_sha256": token_checksum(tokens),
             "duration_seconds": facts.end_seconds,
+            "covered_seconds": round(covered_seconds(facts, reader.report), 6),
             "times_seconds": [round(float(value), 6) for value in times],
             "decoder": reader.name,
             "decoder_reason": reason,
@@ -94,22 +95,16 @@ class Encoder:
             "container": facts.container,
             "width": facts.width,
             "height": facts.height,
+            "sample_aspect_ratio": str(facts.sample_aspect_ratio),
             "seconds_decode": round(decoded - started, 4),
             "seconds_encode": round(encoded - decoded, 4),
         }
         return VideoTokens(meta, tokens)
 
     def _read(self, path: Path) -> tuple[list[torch.Tensor], VideoFacts, Reader, np.ndarray, str]:
-        """Resized frames at all wanted times; where decord gives up in the middle, PyAV reads it all again."""
+        """Resized frames at all wanted times."""
         reader, facts, reason = open_video(path, self.config.decoder, allow_partial=self.config.allow_partial)
-        try:
-            pixels, times = self._frames(reader, facts)
-        except VideoError as error:
-            if self.config.decoder != "auto" or error.reason != STOPPED:
-                raise
-            reader, facts, _ = open_video(path, "pyav", allow_partial=self.config.allow_partial)
-            reason = str(error).split(": ", 1)[-1]
-            pixels, times = self._frames(reader, facts)
+        pixels, times = self._frames(reader, facts)
         return pixels, facts, reader, times, reason
 
     def _frames(self, reader: Reader, facts: VideoFacts) -> tuple[list[torch.Tensor], np.ndarray]:

@@ -10,13 +10,13 @@ import decord
 import numpy as np
 
 from unloc.data.video.facts import ShownFrame, VideoFacts
-from unloc.data.video.pyav_reader import TIME_TOLERANCE
+from unloc.data.video.plan import TIME_TOLERANCE, shown_at
+from unloc.data.video.report import DecodeReport, check_whole
 from unloc.errors import VideoError
 
 SOUND_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "h263"}
 SOUND_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 MIN_SIDE = 16  # below it decord's filter graph fails or pads
-STOPPED = "decord_stopped"  # reason of a stream that decord gives up in the middle of
 DECORD_ERRORS = (decord.DECORDError, RuntimeError, IndexError)  # it raises all three for undecodable input
 
 
@@ -28,6 +28,10 @@ def unsound_by_facts(facts: VideoFacts) -> str | None:
         return f"pixel format {facts.pixel_format} is converted otherwise by its FFmpeg 4.1"
     if min(facts.width, facts.height) < MIN_SIDE:
         return f"{facts.width}x{facts.height} is too small for its scaler"
+    if facts.num_damaged:
+        return f"{facts.num_damaged} packets are cut short or zeroed, which may keep it busy for minutes"
+    if facts.hole_seconds or facts.bad_box is not None:
+        return "the file has a hole"
     if facts.num_discarded:
         return f"an edit list hides {facts.num_discarded} packets"
     if facts.interlaced:
@@ -51,10 +55,13 @@ class DecordReader:
 
         allow_partial is part of the readers' interface; decord itself gives all frames or none.
         """
-        self.facts, self.allow_partial = facts, allow_partial
+        self.facts, self.allow_partial, self.report = facts, allow_partial, DecodeReport()
+        check_whole(facts, allow_partial=allow_partial)
         reason = unsound_by_facts(facts) or self._open()
         if reason:
-            raise VideoError(f"{facts.path}: decord is not sound here: {reason}; use --decoder auto", reason="unsound")
+            raise VideoError(
+                f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav", reason="unsound"
+            )
 
     def _open(self) -> str | None:
         try:
@@ -75,7 +82,7 @@ class DecordReader:
     def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
         """The frame shown at each wanted time (rising): the last that begins at or before it, else the first."""
         times = self.facts.packet_times
-        shown = np.maximum(np.searchsorted(times, np.asarray(wanted_seconds) + TIME_TOLERANCE, side="right") - 1, 0)
+        shown = shown_at(wanted_seconds, times)
         position = 0
         for index in range(int(shown[-1]) + 1):
             try:
@@ -83,7 +90,7 @@ class DecordReader:
             except (*DECORD_ERRORS, StopIteration) as error:
                 raise VideoError(
                     f"{self.facts.path}: decord stops at frame {index} of {len(times)} ({str(error)[:80]})",
-                    reason=STOPPED,
+                    reason="decode_error",
                 ) from None
             positions = []
             while position < len(shown) and shown[position] == index:

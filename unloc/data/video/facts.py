@@ -6,12 +6,17 @@ stream that begins later keeps its offset.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
+from unloc.data.video.truncation import first_bad_box, holds_zero_run, stated_bytes
 from unloc.errors import VideoError
+
+LEAP = 4.0  # typical distances of frames; B-frames in the file's order leap less, as a rule, and hold no hole
+ZERO_RUN = 48  # bytes; longer than any run of zeros at a packet's border seen in sound files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,15 @@ class VideoFacts:
     """ffmpeg's name, as yuv420p."""
     width: int
     height: int
+    sample_aspect_ratio: Fraction
+    """Width over height of a stored pixel. Frames keep the stored pixels, as open_clip's transform and all published
+    features take them; this says which videos a player would stretch."""
+    packet_stamps: np.ndarray
+    """(num_packets,) presentation time stamps in the file's order; decoding ones where has_pts is false."""
+    packet_bytes: np.ndarray
+    """(num_packets,) their sizes."""
+    key_indices: np.ndarray
+    """Rising positions of the key frames among all packets."""
     packet_times: np.ndarray
     """Rising presentation times in seconds of all packets that are shown (none discarded)."""
     last_duration_seconds: float
@@ -35,6 +49,20 @@ class VideoFacts:
     """All packets of the stream."""
     num_discarded: int
     """Packets that an edit list hides."""
+    num_repeated: int
+    """Packets whose time stamp an earlier one has."""
+    num_damaged: int
+    """Packets that are cut short or begin or end in zeros: a hole in the file."""
+    num_temporal_layers: int
+    """Of an HEVC stream in MP4 or Matroska; 0 where not known."""
+    hole_seconds: float
+    """Time without packets where the file holds a hole of zeros."""
+    bad_box: int | None
+    """Byte at which an MP4/MOV file stops being boxes; packets after it cannot be found in a fragmented file."""
+    stated_bytes: int | None
+    """How long the container's own structure says the file is; None where it does not."""
+    num_bytes: int
+    """How long the file is."""
     num_frames_from_header: int
     """0 where the header does not say."""
     rate_from_header: float
@@ -102,40 +130,104 @@ def scan(path: Path) -> VideoFacts:
     """Read all packets once, decode none. Raises VideoError with a reason where there is nothing to decode."""
     with open_container(path) as container:
         stream = best_stream(container, path)
-        origin = start_seconds(container)
-        shown, durations, num_packets, num_discarded, has_pts = [], [], 0, 0, True
-        for packet in _packets(container, stream):
-            num_packets += 1
-            num_discarded += bool(packet.is_discard)
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            has_pts &= packet.pts is not None
-            if stamp is not None and not packet.is_discard:
-                shown.append(float(stamp * packet.time_base) - origin)
-                durations.append(float((packet.duration or 0) * packet.time_base))
-        if not shown:
+        table = _PacketTable.read(container, stream)
+        if not table.is_shown.any():
             raise VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
-        order = np.argsort(shown, kind="stable")
-        times = np.asarray(shown)[order]
-        rate = float(stream.average_rate or 0)
+        times = table.stamps * float(stream.time_base) - start_seconds(container)
+        order = np.flatnonzero(table.is_shown)[np.argsort(times[table.is_shown], kind="stable")]
+        stated, rate = table.durations[order[-1]] * float(stream.time_base), float(stream.average_rate or 0)
+        context = stream.codec_context
         return VideoFacts(
             path=path,
             container=container.format.name,
-            codec=stream.codec_context.name,
-            pixel_format=stream.codec_context.pix_fmt or "",
-            width=stream.codec_context.width,
-            height=stream.codec_context.height,
-            packet_times=times,
-            last_duration_seconds=_last_duration(times, durations[int(order[-1])], rate),
-            num_packets=num_packets,
-            num_discarded=num_discarded,
+            codec=context.name,
+            pixel_format=context.pix_fmt or "",
+            width=context.width,
+            height=context.height,
+            sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
+            packet_stamps=table.stamps,
+            packet_bytes=table.sizes,
+            key_indices=np.flatnonzero(table.is_key),
+            packet_times=times[order],
+            last_duration_seconds=_last_duration(times[order], stated, rate),
+            num_packets=len(times),
+            num_discarded=table.num_discarded,
+            num_repeated=len(times) - len(np.unique(table.stamps)),
+            num_damaged=table.num_damaged,
+            num_temporal_layers=_num_temporal_layers(context),
+            hole_seconds=_hole_seconds(path, table, times),
+            bad_box=first_bad_box(path) if "mov" in container.format.name else None,
+            stated_bytes=stated_bytes(path, container.format.name),
+            num_bytes=path.stat().st_size,
             num_frames_from_header=stream.frames,
             rate_from_header=rate,
             interlaced=_is_interlaced(stream),
-            has_pts=has_pts,
+            has_pts=table.has_pts,
         )
 
 
-def _packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
+@dataclass(frozen=True)
+class _PacketTable:
+    """What the packets say, in the file's order."""
+
+    stamps: np.ndarray
+    durations: np.ndarray
+    sizes: np.ndarray
+    places: np.ndarray
+    is_key: np.ndarray
+    is_shown: np.ndarray
+    num_discarded: int
+    num_damaged: int
+    has_pts: bool
+
+    @classmethod
+    def read(cls, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> "_PacketTable":
+        """Demux the stream once."""
+        rows, num_discarded, num_damaged, has_pts = [], 0, 0, True
+        for packet in packets_of(container, stream):
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            has_pts &= packet.pts is not None
+            num_discarded += packet.is_discard
+            num_damaged += is_damaged(packet)
+            shown = stamp is not None and not packet.is_discard
+            rows.append((stamp or 0, packet.duration or 0, packet.size, _place(packet), packet.is_keyframe, shown))
+        stamps, durations, sizes, places, is_key, is_shown = np.asarray(rows, dtype=np.int64).reshape(-1, 6).T
+        return cls(stamps, durations, sizes, places, is_key > 0, is_shown > 0, num_discarded, num_damaged, has_pts)
+
+
+def _place(packet: av.Packet) -> int:
+    return -1 if packet.pos is None else packet.pos
+
+
+def _hole_seconds(path: Path, table: _PacketTable, times: np.ndarray) -> float:
+    """Demuxers pass over a hole without a word: the time stamps leap, and the bytes between the packets are zeros."""
+    leaps = np.diff(times)
+    typical = float(np.median(np.abs(leaps))) if len(leaps) else 0.0
+    if not (table.places >= 0).all() or typical == 0.0:
+        return 0.0
+    ends, lost = table.places[:-1] + table.sizes[:-1], 0.0
+    for index in np.flatnonzero(leaps > LEAP * typical).tolist():
+        if holds_zero_run(path, int(ends[index]), int(table.places[index + 1])):
+            lost += float(leaps[index]) - typical
+    return lost
+
+
+def is_damaged(packet: av.Packet) -> bool:
+    """Is it cut short, or does it begin or end in a run of zeros that no codec writes?"""
+    if packet.is_corrupt:
+        return True
+    data = memoryview(packet)
+    return len(data) >= 2 * ZERO_RUN and bytes(ZERO_RUN) in (bytes(data[:ZERO_RUN]), bytes(data[-ZERO_RUN:]))
+
+
+def _num_temporal_layers(context: av.video.codeccontext.VideoCodecContext) -> int:
+    """Byte 21 of the HEVC configuration record (ISO/IEC 14496-15 §8.3.3.1)."""
+    record = bytes(context.extradata or b"")
+    return (record[21] >> 3) & 7 if context.name == "hevc" and len(record) > 22 and record[0] == 1 else 0
+
+
+def packets_of(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
+    """The stream's packets in the file's order, up to where the file ends or breaks."""
     packets = container.demux(stream)
     while True:
         try:

@@ -1,67 +1,78 @@
-"""Frames by PyAV: every frame decoded in order, only wanted ones converted. Exact on every stream that decodes."""
+"""Frames by PyAV, chosen by presentation time; only wanted frames are converted.
 
+Where the packets' facts say which frames they become, only the groups of pictures that hold wanted frames are decoded,
+without the non-reference frames that nobody wants. That way is checked as it goes: each wanted frame must come out
+whole with its own time stamp, else everything still wanted is read again by decoding every frame in order.
+"""
+
+import heapq
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import av
 import numpy as np
 
-from unloc.data.video.facts import ShownFrame, VideoFacts, best_stream, open_container, start_seconds
+from unloc.data.video.facts import ShownFrame, VideoFacts, best_stream, open_container, packets_of, start_seconds
+from unloc.data.video.plan import TIME_TOLERANCE, DecodePlan, Stretch, make_plan
+from unloc.data.video.report import DecodeReport, check_losses, check_whole
 from unloc.errors import VideoError
 
-TIME_TOLERANCE = 1e-4  # seconds; time stamps in milliseconds must not lose the frame that begins at the wanted time
-LOST_SHARE_ALLOWED = 0.10  # of frames, lost to broken packets, before a video counts as broken
+SEEK_BYTES = 4_000_000  # a longer stretch that nobody needs is jumped over in the file, not read
+MAX_SWAPPED = 2  # frames; how far packed B-frames carry a time stamp from its place
 
 
-@dataclass
-class DecodeReport:
-    """What decoding met; filled while frames are read."""
-
-    num_frames: int = 0
-    num_errors: int = 0
-    first_error_seconds: float | None = None
-    last_seconds: float | None = None
-    times: list[float] = field(default_factory=list)
+class _NotAsPlannedError(Exception):
+    """The stream does not behave as its packets say; never leaves this module."""
 
 
 class PyAVReader:
-    """Reads one video once."""
+    """Reads one video once, on one thread."""
 
     name = "pyav"
 
     def __init__(self, facts: VideoFacts, *, allow_partial: bool = False) -> None:
         self.facts, self.allow_partial = facts, allow_partial
         self.report = DecodeReport()
+        check_whole(facts, allow_partial=allow_partial)
 
     def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
         """The frame shown at each wanted time (rising): the last that begins at or before it, else the first.
 
         Raises VideoError where nothing decodes, or more is lost than allowed and allow_partial is off.
         """
-        wanted = list(enumerate(np.asarray(wanted_seconds, dtype=np.float64).tolist()))
-        held: tuple[float, av.VideoFrame] | None = None
-        ended = True
+        wanted_seconds = np.asarray(wanted_seconds, dtype=np.float64)
+        delivered: set[int] = set()
+        plan = make_plan(self.facts, wanted_seconds)
+        if plan is not None:
+            try:
+                for shown in _PlannedDecode(self.facts, plan).frames():
+                    delivered.update(shown.positions)
+                    yield shown
+            except _NotAsPlannedError:
+                pass  # what came so far is right; the rest is read in order
+        rest = [(position, time) for position, time in enumerate(wanted_seconds.tolist()) if position not in delivered]
+        if rest:
+            yield from self._in_order(rest)
+
+    def _in_order(self, wanted: list[tuple[int, float]]) -> Iterator[ShownFrame]:
+        """Every frame decoded from the first on, up to the last wanted."""
+        to_rgb, held, ended = RgbConverter(), None, True
         for time_seconds, frame in self._decode():
-            if held is not None:
-                due = self._due(wanted, until=time_seconds)
-                if due:
-                    yield ShownFrame(due, held[0], to_rgb(held[1]))
+            due = []
+            while held is not None and wanted and wanted[0][1] < time_seconds - TIME_TOLERANCE:
+                due.append(wanted.pop(0)[0])
+            if due:
+                yield ShownFrame(due, held[0], to_rgb(held[1]))
             held = (time_seconds, frame)
             if not wanted:
                 ended = False
                 break
         if held is None:
             raise VideoError(f"{self.facts.path}: no frame decodes", reason="no_frames")
-        self._check(ended=ended)
+        if not self.allow_partial:
+            check_losses(self.facts, self.report, ended=ended)
         if wanted:
             yield ShownFrame([position for position, _ in wanted], held[0], to_rgb(held[1]))
-
-    @staticmethod
-    def _due(wanted: list[tuple[int, float]], *, until: float) -> list[int]:
-        due = []
-        while wanted and wanted[0][1] < until - TIME_TOLERANCE:
-            due.append(wanted.pop(0)[0])
-        return due
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """(time in seconds, frame) in rising time; broken packets are counted and passed over."""
@@ -69,22 +80,24 @@ class PyAVReader:
         with open_container(path) as container:
             stream = best_stream(container, path)
             stream.codec_context.thread_count = 1  # one core a worker; also, some streams differ by thread type
-            origin, last = start_seconds(container), -np.inf
-            for frame in self._frames(container, stream):
-                time_seconds = self._time_of(frame, origin, last)
+            frames = self._frames(container, stream)
+            last = -np.inf
+            for time_seconds, frame in in_time_order(self._timed(frames, start_seconds(container))):
                 if time_seconds <= last:
                     continue  # a repeated time stamp is not a new moment
                 last = time_seconds
-                self.report.num_frames += 1
-                self.report.last_seconds = time_seconds
-                self.report.times.append(time_seconds)
+                self.report.add(time_seconds, is_corrupt=bool(frame.is_corrupt))
                 yield time_seconds, frame
 
-    def _time_of(self, frame: av.VideoFrame, origin: float, last: float) -> float:
-        if frame.pts is not None and frame.time_base is not None:
-            return float(frame.pts * frame.time_base) - origin
-        rate = self.facts.rate_from_header or 25.0
-        return 0.0 if last == -np.inf else last + 1.0 / rate
+    def _timed(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """With times in seconds; where a frame has none, one frame's length after the frame before it."""
+        spacing, time_seconds = 1.0 / (self.facts.rate_from_header or 25.0), None
+        for frame in frames:
+            if frame.pts is not None and frame.time_base is not None:
+                time_seconds = float(frame.pts * frame.time_base) - origin
+            else:
+                time_seconds = 0.0 if time_seconds is None else time_seconds + spacing
+            yield time_seconds, frame
 
     def _frames(
         self, container: av.container.InputContainer, stream: av.video.stream.VideoStream
@@ -97,59 +110,127 @@ class PyAVReader:
             except StopIteration:
                 return
             except av.error.FFmpegError:
-                self._count_error()
+                self.report.add_error()
                 if self.report.num_errors > self.facts.num_packets + 16:
                     return  # the demuxer itself repeats its error for ever
                 continue
             yield from frames
 
-    def _count_error(self) -> None:
-        self.report.num_errors += 1
-        if self.report.first_error_seconds is None:
-            self.report.first_error_seconds = self.report.last_seconds or 0.0
 
-    def _check(self, *, ended: bool) -> None:
-        """Was too much lost, up to where it was read (to the end, if `ended`)?"""
-        if self.allow_partial:
-            return
-        report, facts = self.report, self.facts
-        last = report.times[-1]
-        due = facts.packet_times if ended else facts.packet_times[facts.packet_times <= last]
-        lost = lost_share(due, np.asarray(report.times))
-        if lost > LOST_SHARE_ALLOWED:
-            where = facts.first_seconds if report.times[0] > facts.first_seconds + 1 else last
-            where = where if report.first_error_seconds is None else report.first_error_seconds
-            raise VideoError(
-                f"{facts.path}: {lost:.0%} of {len(due)} frames do not decode (first loss near {where:.2f} s, decoded "
-                f"{report.times[0]:.2f}-{last:.2f} s); --allow-partial takes what decodes",
-                reason="decode_error",
-            )
-        if is_truncated(facts):
-            raise VideoError(
-                f"{facts.path}: the file ends after {facts.num_packets} of {facts.num_frames_from_header} frames "
-                f"({facts.end_seconds:.2f} s are there); --allow-partial takes what is there",
-                reason="truncated",
-            )
+class _PlannedDecode:
+    """One pass over the stretches of a plan. Raises _NotAsPlannedError as soon as something is not as planned."""
+
+    def __init__(self, facts: VideoFacts, plan: DecodePlan) -> None:
+        self.facts, self.plan = facts, plan
+        self.due = dict(plan.positions)
+        self.to_rgb = RgbConverter()
+
+    def frames(self) -> Iterator[ShownFrame]:
+        """Each wanted frame once."""
+        with open_container(self.facts.path) as container:
+            stream = best_stream(container, self.facts.path)
+            stream.codec_context.thread_count = 1
+            self.origin, self.time_base = start_seconds(container), stream.time_base
+            packets = _CountedPackets(self.facts, container, stream)
+            for stretch in self.plan.stretches:
+                packets.skip_to(stretch.first)
+                yield from self._stretch(packets, stretch)
+        if self.due:
+            raise _NotAsPlannedError
+
+    def _stretch(self, packets: "_CountedPackets", stretch: Stretch) -> Iterator[ShownFrame]:
+        context, skip = packets.stream.codec_context, self.plan.skip_unreferenced
+        start = int(self.facts.packet_stamps[stretch.first])
+        try:
+            for packet in packets.take(stretch.last):
+                if skip:
+                    context.skip_frame = "DEFAULT" if packet.pts in self.due else "NONREF"
+                yield from self._wanted(packet.decode(), start)
+            yield from self._wanted(context.decode(None), start)
+            context.flush_buffers()
+        except av.error.FFmpegError:
+            raise _NotAsPlannedError from None
+
+    def _wanted(self, frames: list[av.VideoFrame], start: int) -> Iterator[ShownFrame]:
+        for frame in frames:
+            # A stretch that begins by gradual refresh, or a broken frame, is not what reading in order would give.
+            if frame.is_corrupt or (frame.pts == start and not is_intra(frame)):
+                raise _NotAsPlannedError
+            if frame.pts in self.due:
+                time_seconds = float(frame.pts * self.time_base) - self.origin
+                yield ShownFrame(self.due.pop(frame.pts), time_seconds, self.to_rgb(frame))
 
 
-def lost_share(packet_times: np.ndarray, frame_times: np.ndarray) -> float:
-    """Share of the packets' times at which no frame was decoded."""
-    if not len(frame_times):
-        return 1.0
-    right = np.clip(np.searchsorted(frame_times, packet_times), 0, len(frame_times) - 1)
-    left = np.maximum(right - 1, 0)
-    nearest = np.minimum(np.abs(frame_times[right] - packet_times), np.abs(frame_times[left] - packet_times))
-    return float((nearest > 10 * TIME_TOLERANCE).mean())
+class _CountedPackets:
+    """The stream's packets with their place among those that were scanned."""
+
+    def __init__(
+        self, facts: VideoFacts, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+    ) -> None:
+        self.facts, self.container, self.stream = facts, container, stream
+        self.packets, self.next_index = packets_of(container, stream), 0
+
+    def skip_to(self, index: int) -> None:
+        """Leave out what comes before the packet at index."""
+        if self.facts.packet_bytes[self.next_index : index].sum() > SEEK_BYTES:
+            self._seek(index)
+        while self.next_index < index:
+            self._next()
+
+    def take(self, last: int) -> Iterator[av.Packet]:
+        """The packets up to and with the one at `last`."""
+        while self.next_index <= last:
+            yield self._next()
+
+    def _next(self) -> av.Packet:
+        packet = next(self.packets, None)
+        if packet is None or packet.pts != self.facts.packet_stamps[self.next_index]:
+            raise _NotAsPlannedError
+        self.next_index += 1
+        return packet
+
+    def _seek(self, index: int) -> None:
+        """Jump to the key frame at index, or to whichever packet before it the container finds."""
+        self.container.seek(int(self.facts.packet_stamps[index]), stream=self.stream)
+        packets = packets_of(self.container, self.stream)
+        packet = next(packets, None)
+        found = np.flatnonzero(self.facts.packet_stamps == packet.pts) if packet is not None else []
+        if len(found) != 1 or found[0] > index:
+            raise _NotAsPlannedError
+        self.packets, self.next_index = _chain(packet, packets), int(found[0])
 
 
-def is_truncated(facts: VideoFacts) -> bool:
-    """MP4 and MOV list every frame in an index: a file that holds clearly fewer was cut off."""
-    indexed = "mov" in facts.container and facts.num_frames_from_header > 0
-    return indexed and facts.num_packets < (1 - LOST_SHARE_ALLOWED) * facts.num_frames_from_header
+def _chain(first: av.Packet, others: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    yield first
+    yield from others
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8, turned upright by the rotation that the file states."""
-    image = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+def in_time_order(timed: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decoders give frames in the order they are shown in; packed B-frames in AVI swap their time stamps only."""
+    times: list[float] = []
+    frames: deque[av.VideoFrame] = deque()
+    for time_seconds, frame in timed:
+        heapq.heappush(times, time_seconds)
+        frames.append(frame)
+        if len(frames) > MAX_SWAPPED:
+            yield heapq.heappop(times), frames.popleft()
+    while frames:
+        yield heapq.heappop(times), frames.popleft()
+
+
+def is_intra(frame: av.VideoFrame) -> bool:
+    """Is it coded without other frames?"""
+    return frame.pict_type == av.video.frame.PictureType.I
+
+
+class RgbConverter:
+    """Frames to (H, W, 3) uint8, turned upright by the rotation that the file states (mirrors are left alone)."""
+
+    def __init__(self) -> None:
+        self.reformatter = av.video.reformatter.VideoReformatter()  # kept: building its tables costs more than using it
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """The image."""
+        image = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
+        quarter_turns = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
