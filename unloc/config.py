@@ -195,6 +195,8 @@ class TrainConfig:
     """Exponential moving average of the weights, used for evaluation; 0: off (official)."""
     negatives: str = "batch"
     """MR: batch: every caption against every video of the batch (official); own: its own video only."""
+    classes_per_video: int = 0
+    """TAL, AS: class names fused with each video per step, its own first, then random others; 0: all (official)."""
     precision: str = "fp32"
     """fp32 or bf16 (autocast)."""
     seed: int = 0

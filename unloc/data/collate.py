@@ -59,6 +59,10 @@ class Batch:
     """(B, T) class index, -1 background (AS)."""
     saliency: Tensor | None = None
     """(B, T) (HD)."""
+    step_labels: Tensor | None = None
+    """(B, T) true where the row's own class is (AS, class pairs)."""
+    rows_per_video: int = 1
+    """Rows that stand for one video (class pairs), else 1."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
@@ -100,6 +104,43 @@ def collate(
         segment_text=segment_text,
         step_classes=_stack([example.step_classes for example in examples]),
         saliency=_stack([example.saliency for example in examples]),
+    )
+
+
+def choose_classes(present: np.ndarray, num_classes: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) different class indices: those present (all, or a random part of them), then random others."""
+    present = rng.permutation(np.unique(present[present >= 0]))[:count]
+    others = rng.permutation(np.setdiff1d(np.arange(num_classes), present))
+    return np.concatenate([present, others[: count - len(present)]]).astype(np.int64)
+
+
+def collate_class_pairs(examples: Sequence[Example], class_texts: tuple[Tensor, Tensor], classes: np.ndarray) -> Batch:
+    """One row per (video, class) of `classes` (B, M): the video's frames again, that class as the row's only text.
+
+    A step then fuses M classes per video instead of all of them.
+    """
+    count = classes.shape[1]
+    longest = max(1, *(len(example.segments_steps) for example in examples))
+    segments = torch.zeros(classes.size, longest, 2)
+    text = torch.full((classes.size, longest), -1, dtype=torch.long)
+    for row, (index, class_index) in enumerate((b, c) for b, chosen in enumerate(classes) for c in chosen):
+        own = examples[index].segments_steps[examples[index].segment_classes == class_index]
+        segments[row, : len(own)] = torch.from_numpy(own)
+        text[row, : len(own)] = row
+    flat = torch.from_numpy(classes.reshape(-1))
+    frames = torch.from_numpy(np.stack([example.frames for example in examples]))
+    mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
+    steps = _stack([example.step_classes for example in examples])
+    return Batch(
+        examples=tuple(example for example in examples for _ in range(count)),
+        frames=frames.repeat_interleave(count, dim=0),
+        frame_mask=mask.repeat_interleave(count, dim=0),
+        texts=class_texts[0][flat],
+        text_mask=class_texts[1][flat],
+        segments_steps=segments,
+        segment_text=text,
+        step_labels=None if steps is None else steps.repeat_interleave(count, dim=0) == flat[:, None],
+        rows_per_video=count,
     )
 
 

@@ -94,7 +94,7 @@ def _ordered_mapper(workers: int) -> Iterator[Callable]:
 
 
 def _bounded_imap(pool: Pool, function: Callable, jobs: Sequence, ahead: int) -> Iterator:
-    """Results in order, at most `ahead` of them waiting: rendering is faster than training and would fill the memory."""
+    """Results in order, at most `ahead` of them waiting: rendering outruns training and would fill the memory."""
     waiting = deque(pool.apply_async(function, (job,)) for job in jobs[:ahead])
     for job in [*jobs[ahead:], *[None] * len(waiting)]:
         yield waiting.popleft().get()

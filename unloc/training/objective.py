@@ -25,8 +25,9 @@ class Losses:
 def pairing_of(recipe: Recipe) -> str:
     """How training pairs texts with videos: classes and in-batch negatives with all, otherwise each with its own."""
     task = task_named(recipe.task)
-    in_batch = recipe.task == "mr" and recipe.train.negatives == "batch"
-    return "all" if task.text_kind == "class" or in_batch else "own"
+    if task.text_kind == "class":
+        return "own" if recipe.train.classes_per_video else "all"
+    return "all" if recipe.task == "mr" and recipe.train.negatives == "batch" else "own"
 
 
 def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
@@ -52,7 +53,7 @@ def localization_losses(outputs: Outputs, batch: Batch, recipe: Recipe) -> dict[
     losses = relevance_losses(outputs.relevance, targets.relevance.to(weights.dtype), recipe.loss)
     # Classes are summed over positions counted once; a caption is a text of its own: every pair counts (§3.1, 3.4).
     per_class = task_named(recipe.task).text_kind == "class"
-    normalizer = weights.sum() if per_class else weights.sum() * outputs.relevance.shape[1]
+    normalizer = weights.sum() / batch.rows_per_video if per_class else weights.sum() * outputs.relevance.shape[1]
     relevance = recipe.loss.relevance_weight * weighted_sum_over(losses, weights, normalizer)
     boxes = box_loss(outputs.displacements, targets.displacements, recipe.loss.box)
     return {"relevance": relevance, "box": positive_mean(boxes, targets.relevance, weights)}
@@ -82,11 +83,14 @@ def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tens
 
 def segmentation_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> Tensor:
     """Summed over classes, divided by the number of valid steps (spec §3.3). Background is all zeros."""
-    classes = torch.arange(outputs.relevance.shape[1], device=batch.frames.device)
-    labels = (batch.step_classes[:, None] == classes[None, :, None]).to(outputs.relevance.dtype)
+    if batch.step_labels is not None:
+        labels = batch.step_labels[:, None].to(outputs.relevance.dtype)
+    else:
+        classes = torch.arange(outputs.relevance.shape[1], device=batch.frames.device)
+        labels = (batch.step_classes[:, None] == classes[None, :, None]).to(outputs.relevance.dtype)
     weights = batch.frame_mask[:, None].to(labels.dtype)
     losses = relevance_losses(outputs.relevance, labels, config)
-    return weighted_sum_over(losses, weights, weights.sum())
+    return weighted_sum_over(losses, weights, weights.sum() / batch.rows_per_video)
 
 
 def saliency_loss(outputs: Outputs, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unloc.config import Recipe
 from unloc.data.cache import Cache
-from unloc.data.collate import Batch, collate
+from unloc.data.collate import Batch, choose_classes, collate, collate_class_pairs
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
@@ -168,10 +168,16 @@ class Trainer:
     def _batch(self, indices: list[int], epoch: int) -> Batch:
         seed = self.recipe.train.seed
         examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
-        class_texts = None
-        if self.class_texts is not None:
-            class_texts = self.class_texts.sample(np.random.default_rng([seed, epoch, indices[0], 1]))
-        return collate(examples, max_text_tokens=self.recipe.data.max_text_tokens, class_texts=class_texts)
+        if self.class_texts is None:
+            return collate(examples, max_text_tokens=self.recipe.data.max_text_tokens)
+        rng = np.random.default_rng([seed, epoch, indices[0], 1])
+        class_texts = self.class_texts.sample(rng)
+        count = min(self.recipe.train.classes_per_video, len(class_texts[0]))
+        if not count:
+            return collate(examples, max_text_tokens=self.recipe.data.max_text_tokens, class_texts=class_texts)
+        present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
+        classes = np.stack([choose_classes(found, len(class_texts[0]), count, rng) for found in present])
+        return collate_class_pairs(examples, class_texts, classes)
 
     def _train_step(self, batch: Batch) -> Losses:
         self.model.train()
