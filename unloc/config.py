@@ -77,6 +77,14 @@ class ModelConfig:
         _one_of("model", "positions", self.positions, ("sinusoidal", "learned", "none"))
         _one_of("model", "pyramid", self.pyramid, ("simple", "fpn", "none"))
         _one_of("model", "head", self.head, ("conv", "linear"))
+        _at_least("model", "num_levels", self.num_levels, 1)
+        _at_least("model", "num_layers", self.num_layers, 1)
+        if not 1 <= self.num_head_convs <= 4:
+            raise ConfigError(f"model.num_head_convs: got {self.num_head_convs}, expected 1 to 4")
+        if self.pyramid == "fpn" and self.num_levels > self.num_layers:
+            raise ConfigError(
+                f"model.num_levels: {self.num_levels} levels need as many layers for pyramid fpn, got {self.num_layers}"
+            )
         if self.width % self.num_heads:
             raise ConfigError(f"model.width: {self.width} is not a multiple of model.num_heads {self.num_heads}")
 
@@ -233,10 +241,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("recipe", "task", self.task, ("mr", "tal", "as", "hd"))
-        levels = len(self.targets.range_edges) - 1
-        if self.task in ("mr", "tal", "hd") and self.model.pyramid != "none" and levels != self.model.num_levels:
+        ranges, levels = len(self.targets.range_edges) - 1, self.model.num_levels
+        levels = 1 if self.model.pyramid == "none" else levels
+        if self.task != "as" and ranges != levels:
             raise ConfigError(
-                f"targets.range_edges: {levels} ranges for model.num_levels {self.model.num_levels}; give one per level"
+                f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level "
+                "(without a pyramid: [0, inf])"
             )
 
 

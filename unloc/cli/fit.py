@@ -19,6 +19,9 @@ def fit(
     cache: Annotated[Path | None, typer.Option("--cache", "-c", help="Cache that `unloc extract` wrote.")] = None,
     work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Run whose weights to start from, where they fit.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all cores.")] = 0,
@@ -49,6 +52,7 @@ def fit(
             overwrite=overwrite,
             device=device,
             threads=threads,
+            init=init,
             on_step=on_step,
         )
     for key, value in metrics.items():

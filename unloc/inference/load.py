@@ -107,5 +107,5 @@ def require_same_cache(trained_on: dict, fingerprint: dict, where: Path) -> None
         shown = "; ".join(f"{key}: model {trained_on.get(key)!r}, cache {fingerprint.get(key)!r}" for key in differing)
         raise FingerprintError(
             f"{where}: made by another tower or preprocessing than the model was trained on ({shown}); "
-            "extract a cache with the model's tower"
+            "extract a cache with the model's tower and sampling"
         )

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unloc.config import ModelConfig
+from unloc.errors import ConfigError, InputError
 from unloc.model.fusion import FusionLayer, Positions
 from unloc.model.heads import ConvBlocks, DisplacementHead, LinearHead, RelevanceHead
 from unloc.model.pyramid import FeaturePyramidEncoder, PlainEncoder, SimplePyramidEncoder
+from unloc.ops.points import make_points
 
 MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLIP's own limit is 77
 
@@ -47,16 +49,21 @@ class UnLoc(nn.Module):
         localizes: bool = True,
     ) -> None:
         super().__init__()
+        make_points(num_steps, _num_levels(config))  # raises where the levels would not line up
+        if config.fusion == "none" and not num_classes:
+            raise ConfigError("model.fusion none: needs class names to be the outputs; this task's texts are sentences")
         self.config, self.num_classes = config, num_classes
         self.video_projection = _projection(frame_dim, config.width)
         self.text_projection = _projection(text_dim, config.width)
         self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, config.width)
         self.encoder = _encoder(config)
-        num_outputs = num_classes if config.fusion == "none" and num_classes is not None else 1
-        self.relevance_head = _relevance_head(config, num_outputs)
+        num_outputs = num_classes if config.fusion == "none" else 1
+        self.relevance_head = _relevance_head(config, num_outputs) if config.fusion != "late" else None
         self.displacement_head = _displacement_head(config, num_outputs) if localizes else None
         self.saliency_head = ConvBlocks(config.width, 1, 1, 0.0) if config.saliency_head else None
-        self.logit_scale = nn.Parameter(torch.tensor(10.0)) if config.fusion == "late" else None
+        if config.fusion == "late":  # CLIP's own start of the temperature: 1 / 0.07
+            self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07))
+            self.logit_bias = nn.Parameter(torch.tensor(config.class_bias))
 
     def forward(
         self,
@@ -71,6 +78,10 @@ class UnLoc(nn.Module):
         frames = self.video_projection(frames)
         if self.config.fusion == "none":
             return self._without_text(frames, frame_mask)
+        if texts.shape[1] > MAX_TEXT_TOKENS:
+            raise InputError(
+                f"texts of {texts.shape[1]} tokens; the model takes {MAX_TEXT_TOKENS}: data.max_text_tokens"
+            )
         texts, text_mask = self._text_tokens(self.text_projection(texts), text_mask)
         if self.config.fusion == "late":
             return self._late(frames, frame_mask, texts, text_mask, pairing)
@@ -121,9 +132,12 @@ class UnLoc(nn.Module):
     def _heads(self, levels: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         localizes = self.displacement_head is not None
         relevance = self.relevance_head(levels if localizes else levels[:1])
-        displacements = self.displacement_head(levels) if localizes else None
+        return relevance, *self._other_heads(levels)
+
+    def _other_heads(self, levels: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        displacements = self.displacement_head(levels) if self.displacement_head is not None else None
         saliency = self.saliency_head(levels[0]) if self.saliency_head is not None else None
-        return relevance, displacements, saliency
+        return displacements, saliency
 
     def _stack(self, parts: list[tuple[Tensor, Tensor | None, Tensor | None]], videos: int) -> Outputs:
         def joined(index: int) -> Tensor | None:
@@ -140,14 +154,16 @@ class UnLoc(nn.Module):
         return self.encoder(self.positions(frames), mask, frames.shape[1])
 
     def _late(self, frames: Tensor, frame_mask: Tensor, texts: Tensor, text_mask: Tensor, pairing: str) -> Outputs:
-        """Late fusion (Table 3): cosine of each point's feature and the text; displacements do not see the text."""
+        """Late fusion (Table 3): cosine of each point's feature and the text's EOS, with a learned scale and bias;
+        displacements and saliency do not see the text.
+        """
         levels = self._video_levels(frames, frame_mask)
-        bias, displacements, saliency = self._heads(levels)
+        displacements, saliency = self._other_heads(levels)
         points = F.normalize(torch.cat(levels if displacements is not None else levels[:1], dim=1), dim=-1)
         last = text_mask.sum(dim=1) - 1
         text = F.normalize(texts[torch.arange(len(texts), device=texts.device), last], dim=-1)
         text = text[:, None] if pairing == "own" else text.expand(len(points), -1, -1)
-        relevance = self.logit_scale * text @ points.transpose(1, 2) + bias.transpose(1, 2)
+        relevance = self.logit_scale * text @ points.transpose(1, 2) + self.logit_bias
         count = relevance.shape[1]
         if displacements is not None:
             displacements = displacements[:, None].expand(-1, count, -1, -1)

@@ -16,7 +16,7 @@ from unloc.config import Recipe, dump_recipe
 from unloc.data.cache import open_cache
 from unloc.data.schema import load_manifest
 from unloc.errors import ConfigError, InputError
-from unloc.inference.load import require_same_cache
+from unloc.inference.load import load_model, require_same_cache
 from unloc.training.trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,13 @@ def fit_recipe(
     overwrite: bool = False,
     device: str = "cpu",
     threads: int = 0,
+    init: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> dict[str, float]:
     """Train a recipe into a run folder; returns the last validation metrics.
+
+    `init` names a run or checkpoint whose weights are the start where name and shape agree (the heads of another task
+    may differ), as the official recipes start from a pretrained UnLoc.
 
     Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, ConfigError where a
     resumed run was started with another recipe.
@@ -51,11 +55,25 @@ def fit_recipe(
             require_same_cache(json.loads((run / "cache.json").read_text(encoding="utf-8")), opened.fingerprint, cache)
             trainer.resume()
         else:
+            if init is not None:
+                start_from(trainer, init)
             (run / "cache.json").write_text(json.dumps(opened.fingerprint, indent=1), encoding="utf-8")
         return trainer.fit()
     finally:
         logging.getLogger("unloc").removeHandler(handler)
         handler.close()
+
+
+def start_from(trainer: Trainer, init: Path) -> None:
+    """Copy the weights of another run where name and shape agree. Raises InputError where none do."""
+    loaded = load_model(init)
+    require_same_cache(loaded.info.fingerprint, trainer.info.fingerprint, init)
+    own, other = trainer.model.state_dict(), loaded.model.state_dict()
+    taken = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
+    if not taken:
+        raise InputError(f"--init {init}: none of its {len(other)} tensors fits this recipe's model; use its widths")
+    trainer.start_from(taken)
+    logger.info("init from %s: %d of %d tensors taken", init, len(taken), len(own))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -125,6 +125,11 @@ class Trainer:
         """The weights that predict: the moving average where one is kept."""
         return self.averaged.module if self.averaged is not None else self.model
 
+    def start_from(self, weights: dict[str, torch.Tensor]) -> None:
+        """Begin with these weights instead of fresh ones, as far as they go."""
+        self.model.load_state_dict(weights, strict=False)
+        self.averaged = self._averaged_model()
+
     def resume(self) -> None:
         """Go on from the last checkpoint exactly as if the run had not been interrupted."""
         state = load_state(self.run)

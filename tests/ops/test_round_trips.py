@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unloc.errors import ConfigError
+from unloc.ops.decode import decode_segments
+from unloc.ops.losses import box_loss, diou_loss, iou_loss, l1_loss, l1_over_union_loss, parse_box_terms
+from unloc.ops.nms import soft_nms
+from unloc.ops.points import make_points
+from unloc.ops.segments import segment_iou
+from unloc.ops.targets import localization_targets
+
+EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
+segment = st.tuples(st.floats(0, 127), st.floats(0.5, 120)).map(lambda pair: (pair[0], min(pair[0] + pair[1], 127.5)))
+
+
+@settings(deadline=None)
+@given(st.lists(segment, min_size=1, max_size=5))
+def test_decoding_the_targets_gives_the_segments_back_at_every_positive_point(segments):
+    points = make_points(128, 4)
+    steps = torch.tensor([segments])
+    targets = localization_targets(steps, torch.arange(len(segments))[None], len(segments), points, EDGES, 3.0)
+    decoded = decode_segments(targets.displacements, points)
+    for row, (start, end) in enumerate(segments):
+        found = decoded[0, row][targets.relevance[0, row]]
+        torch.testing.assert_close(found, torch.tensor([[start, end]]).expand_as(found), atol=1e-3, rtol=0)
+
+
+@settings(deadline=None)
+@given(segment, st.integers(0, 3))
+def test_a_segment_reaching_every_range_is_positive_near_its_centre_only(segment, level):
+    points = make_points(128, 4)
+    edges = [0.0, math.inf, math.inf, math.inf, math.inf] if level == 0 else EDGES
+    targets = localization_targets(torch.tensor([[segment]]), torch.zeros(1, 1).long(), 1, points, edges, 3.0)
+    centre = sum(segment) / 2
+    distance = (points.steps - centre).abs()[targets.relevance[0, 0]]
+    assert (distance <= 3 * points.strides[targets.relevance[0, 0]] + 1e-4).all()
+
+
+def test_levels_that_do_not_line_up_are_refused():
+    for steps in (0, 4, 100, 127):
+        with pytest.raises(ConfigError, match="multiple of 8"):
+            make_points(steps, 4)
+    assert make_points(128, 4).level_sizes == (128, 64, 32, 16)
+
+
+positive = st.floats(0.01, 50)
+
+
+@settings(deadline=None)
+@given(st.tuples(positive, positive), st.tuples(positive, positive))
+def test_box_losses_agree_with_the_iou_of_the_segments(predicted, target):
+    one, other = torch.tensor(predicted, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
+    as_segments = [torch.stack([-box[0], box[1]])[None] for box in (one, other)]
+    iou = segment_iou(*as_segments)[0, 0]
+    torch.testing.assert_close(iou_loss(one, other), 1 - iou, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(l1_over_union_loss(one, other), iou_loss(one, other), atol=1e-3, rtol=1e-3)
+    assert l1_loss(one, other) == (one - other).abs().sum()
+    assert diou_loss(one, other) >= iou_loss(one, other)
+    both = box_loss(one, other, "0.5*iou+l1")
+    torch.testing.assert_close(both, 0.5 * iou_loss(one, other) + l1_loss(one, other))
+
+
+def test_terms_of_the_box_loss_are_parsed_or_named():
+    assert parse_box_terms("0.8*iou + l1") == [(0.8, "iou"), (1.0, "l1")]
+    with pytest.raises(ConfigError, match="'giou'"):
+        parse_box_terms("giou")
+
+
+def plain_soft_nms(segments, scores, sigma, threshold, most):
+    """The definition, one candidate at a time."""
+    scores, kept = scores.clone(), []
+    while len(kept) < most and scores.max() > threshold:
+        best = int(scores.argmax())
+        kept.append((best, float(scores[best])))
+        iou = segment_iou(segments[best][None], segments)[0]
+        scores = scores * torch.exp(-iou.square() / (2 * sigma))
+        scores[best] = -1.0
+    return kept
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 4))
+def test_batched_soft_nms_equals_the_plain_loop_on_every_row(seed, num_points, rows):
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.rand(rows, num_points, generator=generator) * 50
+    segments = torch.stack([starts, starts + torch.rand(rows, num_points, generator=generator) * 20], dim=-1)
+    scores = torch.rand(rows, num_points, generator=generator)
+    kept = soft_nms(segments, scores, sigma=0.3, score_threshold=0.05, max_detections=10)
+    for row in range(rows):
+        expected = plain_soft_nms(segments[row], scores[row], 0.3, 0.05, 10)
+        assert kept.index[row][kept.valid[row]].tolist() == [index for index, _ in expected]
+        found = kept.scores[row][kept.valid[row]]
+        torch.testing.assert_close(found, torch.tensor([score for _, score in expected]), atol=1e-6, rtol=1e-5)
+
+
+def test_soft_nms_of_nothing_above_the_threshold_keeps_nothing():
+    kept = soft_nms(torch.zeros(2, 3, 2), torch.zeros(2, 3), sigma=0.3, score_threshold=0.001, max_detections=5)
+    assert not kept.valid.any()
