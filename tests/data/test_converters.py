@@ -43,7 +43,7 @@ def test_charades_reads_lines_and_lengths_and_says_what_is_missing(tmp_path):
     with pytest.raises(ManifestError, match="no length for video 'ABC'"):
         convert("charades-sta", [text])
     broken = write(tmp_path / "charades_sta_train.txt", "ABC 1.0##a person sits.\n")
-    with pytest.raises(ManifestError, match="charades_sta_train.txt:1"):
+    with pytest.raises(ManifestError, match=r"charades_sta_train\.txt:1"):
         convert("charades-sta", [broken, lengths])
 
 

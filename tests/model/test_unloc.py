@@ -90,7 +90,7 @@ def test_steps_are_labelled_without_boxes():
 
 def test_tokens_of_other_widths_are_projected():
     model = build(frame_dim=24, text_dim=8)
-    frames, frame_mask, texts, text_mask = inputs()
+    _, frame_mask, _, text_mask = inputs()
     outputs = model(torch.randn(2, 16, 24), frame_mask, torch.randn(3, 5, 8), text_mask, pairing="all")
     assert outputs.relevance.shape == (2, 3, 28)
     assert parameter_counts(model)["video_projection"] == 24 * 16

@@ -223,15 +223,22 @@ class WindowExamples:
             duration_seconds=tokens.duration_seconds,
             step_classes=paint_steps(
                 tokens.times_seconds[chosen],
+                grid.seconds_per_step,
                 self._segments.get(tokens.video_id, np.zeros((0, 2))),
                 self._classes.get(tokens.video_id, np.zeros(0, dtype=np.int64)),
             ),
         )
 
 
-def paint_steps(times_seconds: np.ndarray, segments: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(T,) class at each time, -1 background: segments are half-open and later ones overwrite (spec §2.5)."""
+def paint_steps(
+    times_seconds: np.ndarray, spacing_seconds: float, segments: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
+    """(T,) class of each step, -1 background: that of the last segment which overlaps [time, time + spacing).
+
+    At k / fps these are the rows floor(start·fps) to ceil(end·fps) that the metric paints (`evaluation.segmentation`).
+    """
     labels = np.full(len(times_seconds), -1, dtype=np.int64)
+    after = times_seconds + spacing_seconds
     for (start, end), class_index in zip(segments, classes, strict=True):
-        labels[(times_seconds >= start) & (times_seconds < end)] = class_index
+        labels[(after > start + 1e-6) & (times_seconds < end - 1e-6)] = class_index
     return labels
