@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from unloc.errors import ManifestError, MissingError
+from unloc.data.rows import parse_row
+from unloc.errors import InputError, ManifestError, MissingError
 
 SCHEMA_VERSION = 1
 CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
@@ -108,16 +109,20 @@ def instance_row(video_id: str, split: str, label: str, start_seconds: float, en
 def build_manifest(
     *, name: str, tasks: Iterable[str], rows: Iterable[dict], classes: Iterable[str] = (), source: str = ""
 ) -> Manifest:
-    """A manifest from rows as they stand in a file (line numbers count from 2, the header being line 1)."""
+    """A manifest from rows as they stand in a file; where they name no `line`, as `save_manifest` will place them."""
     tables: dict[str, list[dict]] = {"video": [], "query": [], "instance": []}
-    for line, row in enumerate(rows, start=2):
-        tables[row["kind"]].append(_flat(row) | {"line": line})
+    for row in rows:
+        tables[row["kind"]].append(_flat(row))
+    line = 1
+    for row in (row for table in tables.values() for row in table):
+        line += 1
+        row.setdefault("line", line)
     return Manifest(
         name=name,
         tasks=tuple(tasks),
         classes=tuple(classes),
         source=source,
-        videos=pd.DataFrame(tables["video"], columns=VIDEO_COLUMNS),
+        videos=pd.DataFrame(tables["video"], columns=VIDEO_COLUMNS).astype({"duration_seconds": float}),
         queries=pd.DataFrame(tables["query"], columns=QUERY_COLUMNS),
         instances=pd.DataFrame(tables["instance"], columns=INSTANCE_COLUMNS),
     )
@@ -133,8 +138,18 @@ def _flat(row: dict) -> dict:
     return flat
 
 
+def numbered(manifest: Manifest) -> Manifest:
+    """The manifest with `line` as `save_manifest` writes it: header, videos, queries, instances."""
+    line, tables = 2, {}
+    for key in ("videos", "queries", "instances"):
+        table = getattr(manifest, key)
+        tables[key] = table.assign(line=range(line, line + len(table)))
+        line += len(table)
+    return replace(manifest, **tables)
+
+
 def save_manifest(manifest: Manifest, path: Path) -> None:
-    """Write the manifest, whole or not at all."""
+    """Write the manifest, whole or not at all. Raises InputError where the path cannot be written."""
     header = {
         "kind": "manifest",
         "version": SCHEMA_VERSION,
@@ -144,10 +159,13 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
         "source": manifest.source,
     }
     lines = [json.dumps(row, ensure_ascii=False) for row in [header, *manifest_rows(manifest)]]
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"manifest {path} cannot be written: {error.strerror or error}") from None
 
 
 def manifest_rows(manifest: Manifest) -> Iterable[dict]:
@@ -164,55 +182,66 @@ def manifest_rows(manifest: Manifest) -> Iterable[dict]:
         yield instance_row(row["video_id"], row["split"], row["label"], row["start_seconds"], row["end_seconds"])
 
 
-def load_manifest(path: Path | str) -> Manifest:
-    """Read a manifest file.
+@dataclass(frozen=True)
+class UnreadableLine:
+    """A line of a manifest file that is no row, and why."""
+
+    line: int
+    reason: str
+
+
+def load_manifest(path: Path | str, unreadable: list[UnreadableLine] | None = None) -> Manifest:
+    """Read a manifest file. With a list, unreadable lines are put there and left out instead of raising.
 
     Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines:
+    lines = _lines(path)
+    if not any(map(str.strip, lines)):
         raise ManifestError(f"{path} is empty; expected a manifest (first line: kind, version, name, tasks)")
-    header = _parse_line(path, 1, lines[0])
-    if header.get("kind") != "manifest" or header.get("version") != SCHEMA_VERSION:
-        raise ManifestError(
-            f'{path}:1: not a manifest of version {SCHEMA_VERSION}: expected {{"kind": "manifest", …}}, '
-            f"got kind {header.get('kind')!r}, version {header.get('version')!r}; "
-            "official files go through `unloc data convert`"
-        )
-    rows = [_parse_line(path, number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
-    keys = ("name", "tasks", "classes", "source")
-    manifest = build_manifest(rows=rows, **{key: header.get(key, "") for key in keys})
+    header = _header(path, lines[0])
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(line) | {"line": number})
+        except ValueError as error:
+            if unreadable is None:
+                raise ManifestError(f"{path}:{number}: {error}") from None
+            unreadable.append(UnreadableLine(number, str(error)))
+    manifest = build_manifest(rows=rows, **{key: header[key] for key in ("name", "tasks", "classes", "source")})
     if manifest.videos.empty:
         raise ManifestError(f"{path} describes no video; expected at least one row of kind 'video'")
     return manifest
 
 
-_REQUIRED = {
-    "manifest": {"version", "name", "tasks"},
-    "video": {"video_id", "split", "duration_seconds"},
-    "query": {"video_id", "split", "qid", "text", "segments"},
-    "instance": {"video_id", "split", "label", "segment"},
-}
-
-
-def _parse_line(path: Path, number: int, line: str) -> dict:
+def _lines(path: Path) -> list[str]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8); expected a manifest") from None
+
+
+def _header(path: Path, line: str) -> dict:
+    try:
+        header = parse_row(line)
+    except ValueError as error:
+        raise ManifestError(f"{path}:1: {error}; official files go through `unloc data convert`") from None
+    if header["kind"] != "manifest" or header["version"] != SCHEMA_VERSION:
         raise ManifestError(
-            f"{path}:{number}: not JSON ({error.msg}); every line of a manifest is one object"
-        ) from None
-    if not isinstance(row, dict):
-        raise ManifestError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-    required = _REQUIRED.get(row.get("kind", ""))
-    if required is None:
-        raise ManifestError(
-            f"{path}:{number}: unknown kind {row.get('kind')!r}; expected one of {', '.join(_REQUIRED)}"
+            f'{path}:1: not a manifest of version {SCHEMA_VERSION}: expected {{"kind": "manifest", …}}, '
+            f"got kind {header['kind']!r}, version {header.get('version')!r}; "
+            "official files go through `unloc data convert`"
         )
-    missing = sorted(required - row.keys())
-    if missing:
-        raise ManifestError(f"{path}:{number}: row of kind {row['kind']!r} lacks {', '.join(missing)}")
+    return header
+
+
+def _row(line: str) -> dict:
+    row = parse_row(line)
+    if row["kind"] == "manifest":
+        raise ValueError("a second header; manifests are joined by converting their annotations together")
     return row
