@@ -15,8 +15,9 @@ from unloc.data.video.report import DecodeReport, check_whole
 from unloc.errors import VideoError
 
 SOUND_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "h263"}
+SOUND_CONTAINERS = {"mov", "matroska", "avi"}  # in MPEG-TS it gave other frames under right time stamps
 SOUND_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
-MIN_SIDE = 16  # below it decord's filter graph fails or pads
+MIN_SIDE = 64  # below it a row's padding turns into a fourth channel, and 1 pixel fails
 DECORD_ERRORS = (decord.DECORDError, RuntimeError, IndexError)  # it raises all three for undecodable input
 
 
@@ -24,16 +25,20 @@ def unsound_by_facts(facts: VideoFacts) -> str | None:
     """Why decord cannot be trusted with this stream, from its facts alone; None where nothing speaks against it."""
     if facts.codec not in SOUND_CODECS:
         return f"codec {facts.codec} is not one that decord's FFmpeg 4.1 decodes soundly"
+    if facts.container.split(",")[0] not in SOUND_CONTAINERS:
+        return f"container {facts.container} is not one that it reads soundly"
     if facts.pixel_format not in SOUND_PIXEL_FORMATS:
         return f"pixel format {facts.pixel_format} is converted otherwise by its FFmpeg 4.1"
     if min(facts.width, facts.height) < MIN_SIDE:
-        return f"{facts.width}x{facts.height} is too small for its scaler"
+        return f"{facts.width}x{facts.height} is too small for its rows"
     if facts.num_damaged:
         return f"{facts.num_damaged} packets are cut short or zeroed, which may keep it busy for minutes"
     if facts.hole_seconds or facts.bad_box is not None:
         return "the file has a hole"
     if facts.num_discarded:
         return f"an edit list hides {facts.num_discarded} packets"
+    if "mov" in facts.container and 0 < facts.num_frames_from_header != facts.num_packets:
+        return f"an edit list leaves {facts.num_packets} of {facts.num_frames_from_header} packets"
     if facts.interlaced:
         return "interlaced"
     if not facts.has_pts:

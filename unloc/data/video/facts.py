@@ -5,17 +5,19 @@ stream that begins later keeps its offset.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
 
-from unloc.data.video.truncation import first_bad_box, holds_zero_run, stated_bytes
+from unloc.data.video.truncation import ZERO_HOLE, first_bad_box, holds_zero_run, mp4_without_index, stated_bytes
 from unloc.errors import VideoError
 
 LEAP = 4.0  # typical distances of frames; B-frames in the file's order leap less, as a rule, and hold no hole
+TAIL_BYTES = 1 << 20  # looked at behind the last packet that was found
 ZERO_RUN = 48  # bytes; longer than any run of zeros at a packet's border seen in sound files
 
 
@@ -110,6 +112,9 @@ def open_container(path: Path) -> av.container.InputContainer:
         # Some real files carry metadata that is not UTF-8; it is not ours to refuse them for that.
         return av.open(f"file:{path}", metadata_errors="replace")
     except (av.error.FFmpegError, ValueError, OSError) as error:
+        missing = mp4_without_index(path)
+        if missing:
+            raise VideoError(f"{path}: {missing}", reason="truncated") from None
         raise VideoError(f"{path}: cannot be opened as a video ({_words(error)})", reason="unreadable") from None
 
 
@@ -131,6 +136,8 @@ def scan(path: Path) -> VideoFacts:
     with open_container(path) as container:
         stream = best_stream(container, path)
         table = _PacketTable.read(container, stream)
+        if container.format.name == "avi":
+            table = table.until_hole(path)
         if not table.is_shown.any():
             raise VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
         times = table.stamps * float(stream.time_base) - start_seconds(container)
@@ -155,7 +162,7 @@ def scan(path: Path) -> VideoFacts:
             num_repeated=len(times) - len(np.unique(table.stamps)),
             num_damaged=table.num_damaged,
             num_temporal_layers=_num_temporal_layers(context),
-            hole_seconds=_hole_seconds(path, table, times),
+            hole_seconds=_hole_seconds(path, table, times, stream.frames),
             bad_box=first_bad_box(path) if "mov" in container.format.name else None,
             stated_bytes=stated_bytes(path, container.format.name),
             num_bytes=path.stat().st_size,
@@ -179,6 +186,7 @@ class _PacketTable:
     num_discarded: int
     num_damaged: int
     has_pts: bool
+    COLUMNS: ClassVar = ("stamps", "durations", "sizes", "places", "is_key", "is_shown")
 
     @classmethod
     def read(cls, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> "_PacketTable":
@@ -194,21 +202,35 @@ class _PacketTable:
         stamps, durations, sizes, places, is_key, is_shown = np.asarray(rows, dtype=np.int64).reshape(-1, 6).T
         return cls(stamps, durations, sizes, places, is_key > 0, is_shown > 0, num_discarded, num_damaged, has_pts)
 
+    def until_hole(self, path: Path) -> "_PacketTable":
+        """Of AVI, which has no times but the count of its packets: those before a hole, for after it they are wrong."""
+        ends = self.places + self.sizes
+        for index in np.flatnonzero(self.places[1:] - ends[:-1] > len(ZERO_HOLE)).tolist():
+            if holds_zero_run(path, int(ends[index]), int(self.places[index + 1])):
+                rows = {name: getattr(self, name)[: index + 1] for name in self.COLUMNS}
+                return replace(self, **rows)
+        return self
+
 
 def _place(packet: av.Packet) -> int:
     return -1 if packet.pos is None else packet.pos
 
 
-def _hole_seconds(path: Path, table: _PacketTable, times: np.ndarray) -> float:
-    """Demuxers pass over a hole without a word: the time stamps leap, and the bytes between the packets are zeros."""
+def _hole_seconds(path: Path, table: _PacketTable, times: np.ndarray, num_announced: int) -> float:
+    """Seconds lost to zeros, which demuxers pass over, or end at, without a word.
+
+    The time stamps leap there, or frames that the header announces do not come, and the bytes are zeros.
+    """
     leaps = np.diff(times)
     typical = float(np.median(np.abs(leaps))) if len(leaps) else 0.0
     if not (table.places >= 0).all() or typical == 0.0:
         return 0.0
-    ends, lost = table.places[:-1] + table.sizes[:-1], 0.0
+    ends, lost = table.places + table.sizes, 0.0
     for index in np.flatnonzero(leaps > LEAP * typical).tolist():
         if holds_zero_run(path, int(ends[index]), int(table.places[index + 1])):
             lost += float(leaps[index]) - typical
+    if num_announced > len(times) and holds_zero_run(path, int(ends.max()), int(ends.max()) + TAIL_BYTES):
+        lost += (num_announced - len(times)) * typical
     return lost
 
 

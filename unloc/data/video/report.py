@@ -8,6 +8,7 @@ from unloc.data.video.facts import VideoFacts
 from unloc.errors import VideoError
 
 LOST_SHARE_ALLOWED = 0.10  # of frames, lost to broken packets, before a video counts as broken
+HOLE_LEAP = 4.0  # typical distances; in a holed file a frame is taken to be shown no longer
 NEAR = 1e-3  # seconds; a frame and its packet state the same time
 
 
@@ -36,11 +37,13 @@ def is_truncated(facts: VideoFacts) -> bool:
     Or a fragmented MP4 is broken between fragments, which hides all that follow.
     """
     indexed = facts.num_frames_from_header if "mov" in facts.container else 0
-    if facts.stated_bytes is not None and facts.stated_bytes > facts.num_bytes:
-        return facts.num_packets < indexed or facts.num_damaged > 0 or indexed == 0
-    if facts.bad_box is not None and indexed == 0 and "mov" in facts.container:
+    if facts.stated_bytes is not None:
+        missing = facts.num_packets < indexed or facts.num_damaged > 0 or indexed == 0
+        return facts.stated_bytes > facts.num_bytes and missing
+    if facts.bad_box is not None and indexed == 0:
         return True
-    return facts.num_packets < (1 - LOST_SHARE_ALLOWED) * indexed
+    # An edit list also leaves packets out that the index counts.
+    return facts.num_discarded == 0 and facts.num_packets < (1 - LOST_SHARE_ALLOWED) * indexed
 
 
 def check_whole(facts: VideoFacts, *, allow_partial: bool) -> None:
@@ -50,7 +53,7 @@ def check_whole(facts: VideoFacts, *, allow_partial: bool) -> None:
     length_seconds = facts.end_seconds - facts.first_seconds
     if facts.hole_seconds > LOST_SHARE_ALLOWED * length_seconds:
         raise VideoError(
-            f"{facts.path}: a hole of zeros in the file takes {facts.hole_seconds:.2f} of {length_seconds:.2f} s; "
+            f"{facts.path}: a hole of zeros in the file takes {facts.hole_seconds:.2f} s of the video; "
             "--allow-partial takes what is there",
             reason="decode_error",
         )
@@ -96,10 +99,13 @@ def is_lost(packet_times: np.ndarray, frame_times: np.ndarray) -> np.ndarray:
 def covered_seconds(facts: VideoFacts, report: DecodeReport) -> float:
     """Seconds of the video for which a frame was decoded: the shares of the packets there are, less the lost ones.
 
-    All of it where the report is empty: then every wanted frame came out as planned.
+    All of it where the report is empty: then every wanted frame came out as planned. Time that a hole takes between
+    two packets is not covered.
     """
-    if not report.times:
-        return facts.end_seconds - facts.first_seconds - facts.hole_seconds
     shown_for = np.append(np.diff(facts.packet_times), facts.last_duration_seconds)
+    if facts.hole_seconds > 0:
+        shown_for = np.minimum(shown_for, HOLE_LEAP * np.median(shown_for))
+    if not report.times:
+        return float(shown_for.sum())
     read = facts.packet_times <= report.times[-1] + NEAR
-    return float(shown_for[~is_lost(facts.packet_times, np.asarray(report.times)) | ~read].sum()) - facts.hole_seconds
+    return float(shown_for[~is_lost(facts.packet_times, np.asarray(report.times)) | ~read].sum())

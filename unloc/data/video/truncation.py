@@ -6,7 +6,7 @@ MP4/MOV boxes, the Matroska segment and the RIFF chunk state their sizes; an int
 from pathlib import Path
 from typing import BinaryIO
 
-ZERO_HOLE = bytes(4096)  # a disk block of zeros between packets is a hole; padding and silence are shorter or no gap
+ZERO_HOLE = bytes(16_384)  # longer than a block of silence in uncompressed sound
 EBML_SEGMENT = bytes.fromhex("18538067")
 EBML_UNKNOWN = tuple((1 << 7 * length) - 1 for length in range(1, 9))
 MP4_TOP_BOXES = {
@@ -69,6 +69,20 @@ def first_bad_box(path: Path) -> int | None:
                 return position if handle.read(8)[:4] == bytes(4) and _any_nonzero(handle) else None
             position += size
     return None
+
+
+def mp4_without_index(path: Path) -> str | None:
+    """What to say of an MP4/MOV file that was cut off before its index (`moov`) came; None of any other file."""
+    file_bytes, position, names = path.stat().st_size, 0, []
+    with path.open("rb") as handle:
+        while position + 8 <= file_bytes and (size := box_bytes(handle, position)) is not None:
+            handle.seek(position + 4)
+            names.append(handle.read(4))
+            position += size
+    if position <= file_bytes or names[0] not in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip"):
+        return None
+    inside = "inside" if b"moov" in names else "before"
+    return f"the file is cut off {inside} its index, at {file_bytes} of at least {position} bytes; nothing can be read"
 
 
 def _any_nonzero(handle: BinaryIO) -> bool:
