@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from unloc.data.official import Repairs
 from unloc.data.schema import Manifest
-from unloc.errors import InputError
+from unloc.errors import InputError, ManifestError
 
 CONVERTERS = {
     "activitynet": "activitynet",
@@ -14,14 +15,22 @@ CONVERTERS = {
     "qvhighlights": "qvhighlights",
     "coin": "coin",
     "thumos14": "thumos14",
+    "timelens": "timelens",
 }
 
 
-def convert(name: str, paths: Sequence[Path], split: str | None = None) -> Manifest:
-    """The manifest of official annotation files. Raises InputError for an unknown format name."""
+def convert(name: str, paths: Sequence[Path], split: str | None = None, repairs: Repairs | None = None) -> Manifest:
+    """The manifest of official annotation files or folders of them; what was changed is told in `repairs`.
+
+    `split` keeps one subset where the files state subsets, and names the split where they do not.
+    Raises InputError for an unknown format name, MissingError for absent files, ManifestError with file and place.
+    """
     if name not in CONVERTERS:
         raise InputError(f"format {name!r} is not known; expected one of {', '.join(CONVERTERS)}")
-    convert_: Callable[[list[Path], str | None], Manifest] = import_module(
+    convert_: Callable[[list[Path], str | None, Repairs], Manifest] = import_module(
         f"unloc.data.converters.{CONVERTERS[name]}"
     ).convert
-    return convert_(list(paths), split)
+    manifest = convert_(list(paths), split, Repairs() if repairs is None else repairs)
+    if manifest.videos.empty:
+        raise ManifestError(f"{paths[0]}: no video in these annotations; is {name} their format?")
+    return manifest

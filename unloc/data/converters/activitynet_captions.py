@@ -1,34 +1,47 @@
 """ActivityNet Captions (MR): an object keyed by `v_<id>` with duration, timestamps and sentences."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from unloc.data.official import files_below, need, read_json_object, split_of_name
+from unloc.data.official import (
+    Repairs,
+    a_list,
+    a_segment,
+    an_object,
+    files_below,
+    files_with_splits,
+    read_json_object,
+    seconds,
+    sentence,
+)
 from unloc.data.schema import Manifest, build_manifest, query_row, video_row
 from unloc.errors import ManifestError
 
 
-def convert(paths: list[Path], split: str | None = None) -> Manifest:
+def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
     """All sentences of the files; the split of a file is in its name (train, val_1, val_2).
 
-    The leading blanks and line breaks that the release carries are taken off the sentences.
+    The leading blanks and line breaks that the release carries are taken off the sentences; segments stay as written.
     """
-    rows = []
-    for path in files_below(paths, "*.json"):
-        content = read_json_object(path)
-        name = split_of_name(path, split)
-        for video_id, entry in content.items():
-            where = f"{path}: {video_id!r}"
-            if not isinstance(entry, dict):
-                raise ManifestError(
-                    f"{where}: not an ActivityNet Captions entry; expected duration, timestamps, sentences"
-                )
-            need(entry, ("duration", "timestamps", "sentences"), where)
-            if len(entry["timestamps"]) != len(entry["sentences"]):
-                raise ManifestError(
-                    f"{where}: {len(entry['timestamps'])} timestamps for {len(entry['sentences'])} sentences"
-                )
-            rows.append(video_row(video_id, name, float(entry["duration"])))
-            for number, (segment, text) in enumerate(zip(entry["timestamps"], entry["sentences"], strict=True)):
-                qid = f"{name}:{video_id}:{number}"
-                rows.append(query_row(video_id, name, qid, " ".join(text.split()), [segment]))
+    rows: list[dict] = []
+    files = files_below(paths, "*.json", but="*_ids.json")
+    for path, name in files_with_splits(files, split, repairs):
+        for video_id, entry in read_json_object(path, repairs).items():
+            rows += _video(video_id, name, entry, f"{path}: {video_id!r}", repairs)
     return build_manifest(name="activitynet_captions", tasks=("mr",), source="ActivityNet Captions", rows=rows)
+
+
+def _video(video_id: str, split: str, entry: object, place: str, repairs: Repairs) -> Iterator[dict]:
+    if not (isinstance(entry, dict) and "timestamps" in entry):
+        raise ManifestError(f"{place}: not an ActivityNet Captions entry; expected duration, timestamps, sentences")
+    segments = a_list(an_object(entry, place), "timestamps", place)
+    sentences = a_list(entry, "sentences", place)
+    if len(segments) != len(sentences):
+        raise ManifestError(f"{place}: {len(segments)} timestamps for {len(sentences)} sentences")
+    yield video_row(video_id, split, seconds(entry, "duration", place))
+    for number, (segment, text) in enumerate(zip(segments, sentences, strict=True)):
+        if not isinstance(text, str):
+            raise ManifestError(f"{place}.sentences[{number}]: expected a string, got {type(text).__name__}")
+        bounds = a_segment(segment, f"{place}.timestamps[{number}]")
+        words = sentence(text, f"{place}.sentences[{number}]", repairs)
+        yield query_row(video_id, split, f"{split}:{video_id}:{number}", words, [bounds])

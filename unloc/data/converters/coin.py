@@ -1,40 +1,110 @@
 """COIN (AS): one JSON with `database`; every video's steps, each with an id of its own among all tasks."""
 
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.data.official import files_below, need, read_database
+from unloc.data.official import (
+    Repairs,
+    a_list,
+    a_segment,
+    a_text,
+    an_id,
+    an_object,
+    database_entries,
+    files_below,
+    read_json_object,
+    seconds,
+    wanted_split,
+)
 from unloc.data.schema import Manifest, build_manifest, instance_row, video_row
+from unloc.errors import ManifestError
 
 
-def convert(paths: list[Path], split: str | None = None) -> Manifest:
-    """All videos and steps; `split` keeps one subset. Classes in the order of the official step ids.
+@dataclass(frozen=True)
+class _Video:
+    row: dict
+    task: str
+    steps: list[tuple[str, str, list[float]]]
+    """(step id, label, segment) in the file's order."""
+    place: str
 
-    A step name that several tasks share (with different ids) carries its task, as `name (Task)`: ids are the classes.
+
+def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
+    """All videos and steps, as written; `split` keeps one subset. Classes in the order of the official step ids.
+
+    A step name that several ids share carries its task, as `name (Task)`: ids are the classes. An official split file
+    beside the annotations (an object of video id to subset) names the videos that lack annotations.
     """
-    entries = [
-        (path, video_id, entry)
-        for path in files_below(paths, "*.json")
-        for video_id, entry in read_database(path, "COIN").items()
+    videos: list[_Video] = []
+    listed: dict[str, str] = {}
+    for path in files_below(paths, "coin*.json", "*.json", but="coin_test_without*.json"):
+        content = read_json_object(path, repairs)
+        if content and all(isinstance(value, str) for value in content.values()):
+            listed |= content
+        else:
+            videos += [_video(*entry) for entry in database_entries(content, path, "COIN")]
+    wanted_split(split, Counter(video.row["split"] for video in videos), paths)
+    _tell_gap(listed, videos, repairs)
+    names = _step_names(_steps(videos, repairs), repairs)
+    kept = [video for video in videos if split in (None, video.row["split"])]
+    instances = [
+        instance_row(video.row["video_id"], video.row["split"], names[step_id], *segment)
+        for video in kept
+        for step_id, _, segment in video.steps
     ]
-    for path, video_id, entry in entries:
-        need(entry, ("duration", "subset", "annotation", "class"), f"{path}: database[{video_id!r}]")
-    names = _step_names([entry for _, _, entry in entries])
-    rows = []
-    for _, video_id, entry in entries:
-        if split not in (None, entry["subset"]):
-            continue
-        rows.append(video_row(video_id, entry["subset"], float(entry["duration"])))
-        rows += [
-            instance_row(video_id, entry["subset"], names[str(item["id"])], *item["segment"])
-            for item in entry["annotation"]
-        ]
     classes = [names[step_id] for step_id in sorted(names, key=int)]
+    rows = [*(video.row for video in kept), *instances]
     return build_manifest(name="coin", tasks=("as",), classes=classes, source="COIN", rows=rows)
 
 
-def _step_names(entries: list[dict]) -> dict[str, str]:
-    """Step id to class name, unique."""
-    steps = {str(item["id"]): (item["label"], entry["class"]) for entry in entries for item in entry["annotation"]}
-    labels = [label for label, _ in steps.values()]
-    shared = {label for label in labels if labels.count(label) > 1}
-    return {key: f"{label} ({task})" if label in shared else label for key, (label, task) in steps.items()}
+def _video(place: str, video_id: str, entry: dict) -> _Video:
+    row = video_row(video_id, a_text(entry, "subset", place), seconds(entry, "duration", place))
+    steps = [
+        _step(item, f"{place}.annotation[{number}]") for number, item in enumerate(a_list(entry, "annotation", place))
+    ]
+    return _Video(row, a_text(entry, "class", place), steps, place)
+
+
+def _step(item: object, place: str) -> tuple[str, str, list[float]]:
+    entry = an_object(item, place)
+    step_id = an_id(entry, "id", place)
+    if not step_id.isdecimal():
+        raise ManifestError(f"{place}: id must be a whole number, got {step_id!r}")
+    return step_id, a_text(entry, "label", place), a_segment(entry.get("segment"), f"{place}.segment")
+
+
+def _tell_gap(listed: dict[str, str], videos: list[_Video], repairs: Repairs) -> None:
+    """Tell which videos of the official split file have no annotations here."""
+    here = {video.row["video_id"] for video in videos}
+    for video_id, subset in listed.items():
+        if video_id not in here:
+            repairs.add(f"coverage gap: {subset} video of the official split file without annotations", video_id)
+
+
+def _steps(videos: list[_Video], repairs: Repairs) -> dict[str, tuple[str, str]]:
+    """Step id to (label, task), as first seen."""
+    steps: dict[str, tuple[str, str]] = {}
+    for video in videos:
+        for number, (step_id, label, _) in enumerate(video.steps):
+            known = steps.setdefault(step_id, (label, video.task))
+            if known != (label, video.task):
+                rule = "step id with another name or task than where it first stands: the first taken"
+                repairs.add(rule, f"{video.place}.annotation[{number}]")
+    return steps
+
+
+def _step_names(steps: dict[str, tuple[str, str]], repairs: Repairs) -> dict[str, str]:
+    """Step id to class name, unique: with the task, and the id where even that is not enough."""
+    ids = defaultdict(list)
+    for step_id, (label, _) in steps.items():
+        ids[label].append(step_id)
+    names = {}
+    for step_id, (label, task) in steps.items():
+        if len(ids[label]) == 1:
+            names[step_id] = label
+            continue
+        same_task = sum(steps[other][1] == task for other in ids[label]) > 1
+        names[step_id] = f"{label} ({task} {step_id})" if same_task else f"{label} ({task})"
+        repairs.add("step name shared by several ids: its task added", f"step {step_id}: {names[step_id]!r}")
+    return names
