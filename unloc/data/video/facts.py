@@ -142,7 +142,7 @@ def scan(path: Path) -> VideoFacts:
             raise VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
         times = table.stamps * float(stream.time_base) - start_seconds(container)
         order = np.flatnonzero(table.is_shown)[np.argsort(times[table.is_shown], kind="stable")]
-        stated, rate = table.durations[order[-1]] * float(stream.time_base), float(stream.average_rate or 0)
+        stated, rate = float(table.durations[order[-1]]) * float(stream.time_base), float(stream.average_rate or 0)
         context = stream.codec_context
         return VideoFacts(
             path=path,
