@@ -1,25 +1,22 @@
 """Recipes: what to train, as frozen dataclasses with the paper's values as defaults.
 
-A recipe file (YAML) states only what differs from the defaults; `key=value` overrides go on top. Unknown keys are
-refused with a suggestion. Sources: UnLoc §3-4 and the official configurations (where they differ the field says so).
+A recipe file (YAML) states only what differs from the defaults, or from its base (`recipe_files`); `key=value`
+overrides go on top. Unknown keys are refused with a suggestion. Sources: UnLoc §3-4 and the official configurations
+(where they differ the field says so).
 """
 
 import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from unloc.errors import ConfigError, MissingError
-
-RECIPE_FOLDERS = (
-    Path(__file__).parent / "manifests" / "recipes",  # installed from a wheel
-    Path(__file__).parent.parent / "manifests" / "recipes",  # a checkout
-)
+from unloc.errors import ConfigError
+from unloc.recipe_files import recipe_name, recipe_path, stated_values
 
 
 def _one_of(section: str, key: str, value: str, allowed: Sequence[str]) -> None:
@@ -251,18 +248,27 @@ class Recipe:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a shipped name or a YAML path, with `key=value` overrides on top.
+    """The recipe of a shipped name or a YAML path over its bases, with `key=value` overrides on top.
 
-    Raises MissingError where neither exists, ConfigError naming the key that is unknown or impossible.
+    The override `base=NAME` puts the recipe on another base than its own. Raises MissingError where a file does not
+    exist, ConfigError naming the file and the key that is unknown or impossible.
     """
     path = recipe_path(name_or_path)
+    changes = _dotted(overrides)
+    base = changes.pop("base", None)
+    layers = [*stated_values(path, base), ("override", changes)]
+    for where, values in layers:
+        _refuse_unknown(Recipe, values, where=str(where))
+    merged = OmegaConf.to_container(OmegaConf.merge(*(values for _, values in layers)))
+    return recipe_from_dict({"name": recipe_name(path)} | merged, where=str(path))
+
+
+def _dotted(overrides: Sequence[str]) -> dict:
     try:
-        stated = OmegaConf.to_container(OmegaConf.load(path)) or {}
-        merged = OmegaConf.to_container(OmegaConf.merge(stated, OmegaConf.from_dotlist(list(overrides))))
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe: {str(error).splitlines()[0]}") from None
-    merged.setdefault("name", path.stem)
-    return recipe_from_dict(merged, where=str(path))
+        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({words})") from None
 
 
 def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:
@@ -296,30 +302,6 @@ def _refuse_unknown(cls: type, values: dict, *, where: str, prefix: str = "") ->
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {prefix}{key}: got {value!r}, expected a section of keys")
             _refuse_unknown(known[key].type, value, where=where, prefix=f"{prefix}{key}.")
-
-
-def recipe_path(name_or_path: str) -> Path:
-    """The file of a shipped recipe name, or the path itself. Raises MissingError listing close names."""
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise MissingError(f"recipe file {path} does not exist")
-    names = shipped_recipes()
-    if name_or_path in names:
-        return names[name_or_path]
-    close = difflib.get_close_matches(name_or_path, names, n=3) or sorted(names)
-    raise MissingError(
-        f"no shipped recipe is called {name_or_path!r}; close: {', '.join(close)} (or give a .yaml path)"
-    )
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Shipped recipes: name to file."""
-    for folder in RECIPE_FOLDERS:
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -1,0 +1,70 @@
+import pytest
+
+from unloc.config import load_recipe
+from unloc.errors import ConfigError, MissingError
+from unloc.recipe_files import recipe_name, recipe_path, shipped_recipes
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / f"{name}.yaml"
+        path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_states_only_what_differs_from_its_base(tmp_path):
+    grandparent = "name: old\ntask: tal\nmodel: {width: 64, num_heads: 4}\ntargets: {range_edges: [0, 4, inf]}\n"
+    parent = "base: grandparent.yaml\nmodel: {num_levels: 3, width: 32}\ntargets: {range_edges: [0, 4, 8, inf]}\n"
+    path = write(tmp_path, grandparent=grandparent, parent=parent, child="base: parent.yaml\nmodel: {width: 16}\n")
+    recipe = load_recipe(path, ["train.epochs=3"])
+    assert (recipe.name, recipe.task, recipe.train.epochs) == ("child", "tal", 3)
+    assert (recipe.model.width, recipe.model.num_heads, recipe.model.num_levels) == (16, 4, 3)
+    assert recipe.targets.range_edges == [0, 4, 8, float("inf")]  # lists are replaced, not joined
+
+
+def test_a_base_may_be_a_shipped_name_and_be_replaced_on_the_command_line(tmp_path):
+    path = write(tmp_path, own="base: synth_mr\nmodel: {width: 64}\n", other="task: hd\noptim: {lr: 0.5}\n")
+    assert load_recipe(path.replace("other", "own")).optim.name == "adamw"
+    rebased = load_recipe(path.replace("other", "own"), [f"base={path}", "model.num_heads=2"])
+    assert (rebased.task, rebased.optim.lr, rebased.model.width, rebased.model.num_heads) == ("hd", 0.5, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("base: nowhere", MissingError, r"child\.yaml: base: no shipped recipe is called 'nowhere'"),
+        ("base: nowhere.yaml", MissingError, r"child\.yaml: base: recipe file .*nowhere\.yaml does not exist"),
+        ("base: parent.yaml", ConfigError, r"goes in a circle \(child → parent → child\)"),
+        ("base: child.yaml", ConfigError, r"goes in a circle \(child → child\)"),
+        ("base: wrong.yaml", ConfigError, r"wrong\.yaml: unknown key model\.widht; did you mean model\.width\?"),
+        ("base: synth_mr\nmodle: {}", ConfigError, r"child\.yaml: unknown key modle; did you mean model\?"),
+        ("base: [synth_mr]", ConfigError, r"child\.yaml: base: got \['synth_mr'\], expected the name"),
+        ("base: synth_mr\nmodel: 3", ConfigError, r"child\.yaml: model: got 3, expected a section of keys"),
+        ("- synth_mr", ConfigError, r"child\.yaml: not a recipe: got a list"),
+        ("model: {", ConfigError, r"child\.yaml: cannot be read as a recipe: .*line 2"),
+    ],
+)
+def test_a_broken_recipe_is_one_line_that_names_file_and_key(tmp_path, text, error, words):
+    path = write(tmp_path, parent="base: child.yaml", wrong="model: {widht: 3}", child=text)
+    with pytest.raises(error, match=words) as raised:
+        load_recipe(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.widht=3", "override: unknown key model.widht; did you mean"),
+        ("model=[", r"override: model=\[: expected"),
+    ],
+)
+def test_a_broken_override_is_told_apart_from_the_file(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_recipe("synth_mr", [override])
+
+
+def test_shipped_names_and_files_lead_to_each_other():
+    for name, path in shipped_recipes().items():
+        assert recipe_path(name) == path and recipe_name(path) == name
+    with pytest.raises(MissingError, match="close: synth_mr"):
+        recipe_path("synt_mr")
