@@ -2,11 +2,10 @@ import json
 
 import pytest
 
-from unloc.data.check import apply_rule, findings
+from unloc.data.check import findings
 from unloc.data.converters import CONVERTERS, convert
-from unloc.data.locate import locate_videos
 from unloc.data.prompts import prompted
-from unloc.data.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
+from unloc.data.schema import load_manifest, save_manifest
 from unloc.errors import InputError, ManifestError, MissingError
 
 
@@ -111,81 +110,6 @@ def test_the_official_counts_come_out_on_the_real_files(shared, name, tmp_path):
         assert int(manifest.queries["segments"].map(len).sum()) == 18367
     if name == "coin":
         assert len(manifest.classes) == 778
-
-
-def bad_manifest():
-    rows = [
-        video_row("v", "train", 10.0),
-        query_row("v", "train", "1", "fine", [[1, 2]]),
-        query_row("v", "train", "2", "past", [[5, 12]]),
-        query_row("v", "train", "3", "reversed", [[5, 4]]),
-        query_row("v", "train", "3", " ", [[3, 3]]),
-        query_row("w", "train", "4", "unknown", [[1, 2]]),
-        query_row("v", "train", "5", "rated", [[0, 4]], [0, 7], [[1, 2, 9], [1, 1, 1]]),
-        instance_row("v", "train", "cat", 1, 2),
-        instance_row("v", "train", "cat", 1, 2),
-        instance_row("v", "train", "dog", -1, 2),
-        instance_row("v", "train", "cat", 11, 12),
-    ]
-    return build_manifest(name="bad", tasks=("mr",), rows=rows, classes=["cat"])
-
-
-def test_every_kind_of_bad_row_is_found_with_its_line(tmp_path):
-    save_manifest(bad_manifest(), tmp_path / "m.jsonl")
-    found = {(item.line, item.kind) for item in findings(load_manifest(tmp_path / "m.jsonl"), tmp_path)}
-    assert found == {
-        (2, "missing video"),
-        (4, "segment past the video"),
-        (5, "reversed segment"),
-        (6, "duplicate qid"),
-        (6, "empty text"),
-        (6, "zero-length segment"),
-        (7, "unknown video or split"),
-        (8, "saliency out of range"),
-        (8, "clip outside the video"),
-        (10, "duplicate row"),
-        (11, "unknown label"),
-        (11, "segment before the video"),
-        (12, "segment wholly past the video"),
-    }
-
-
-def test_bad_rows_are_changed_only_by_the_rule_asked_for():
-    kept, changed = apply_rule(bad_manifest(), "keep")
-    assert not changed and len(kept.queries) == 6
-    repaired, changed = apply_rule(bad_manifest(), "repair")
-    assert [5.0, 10.0] in repaired.queries["segments"].explode().tolist()
-    assert changed["segment past the video: cut to the video"] == 1 and changed["reversed segment: dropped"] == 1
-    dropped, _ = apply_rule(bad_manifest(), "drop")
-    assert set(dropped.queries["text"]) == {"fine", "unknown", "rated"} and len(dropped.instances) == 2
-    with pytest.raises(InputError, match="--bad-rows"):
-        apply_rule(bad_manifest(), "ignore")
-
-
-def test_broken_manifests_name_file_and_line(tmp_path):
-    path = tmp_path / "m.jsonl"
-    with pytest.raises(MissingError, match="does not exist"):
-        load_manifest(path)
-    path.write_text("")
-    with pytest.raises(ManifestError, match="is empty"):
-        load_manifest(path)
-    path.write_text('{"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"]}\n{"kind": "video"}\n')
-    with pytest.raises(ManifestError, match=r"m\.jsonl:2: row of kind 'video' lacks duration_seconds, split, video_id"):
-        load_manifest(path)
-    path.write_text('{"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"]}\n')
-    with pytest.raises(ManifestError, match="describes no video"):
-        load_manifest(path)
-
-
-def test_videos_are_found_by_file_name_id_and_with_or_without_the_prefix(tmp_path):
-    for name in ("named.mkv", "abc.mp4", "v_def.avi"):
-        (tmp_path / name).write_bytes(b"x")
-    rows = [video_row("a", "t", 1, "named.mkv"), *(video_row(key, "t", 1) for key in ("v_abc", "def", "gone"))]
-    files, missing = locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows), tmp_path)
-    assert {key: path.name for key, path in files.items()} == {"a": "named.mkv", "v_abc": "abc.mp4", "def": "v_def.avi"}
-    assert missing == ["gone"]
-    with pytest.raises(MissingError, match="--videos"):
-        locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows), tmp_path / "nowhere")
 
 
 def test_there_are_28_different_prompts():

@@ -1,19 +1,31 @@
-"""Bad rows of a manifest: every kind that is known, with file and line. Nothing is changed here."""
+"""Bad rows of a manifest: every kind that is known, with its line. Nothing is changed here (`repair` does that).
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+A finding is an *error* (the row cannot mean what it says) or a *note* (worth knowing, common in official files). Ends
+that pass the video by at most `END_TOLERANCE_SECONDS` are notes: official durations are rounded to 10 ms.
+"""
 
-import numpy as np
-import pandas as pd
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
 
-from unloc.data.locate import locate_videos
-from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.errors import InputError
+from unloc.data.locate import Coverage
+from unloc.data.schema import CLIP_SECONDS, Manifest, UnreadableLine
 
-END_TOLERANCE_SECONDS = 0.01  # ends that pass the video by less are rounding
-RULES = ("keep", "repair", "drop")
+END_TOLERANCE_SECONDS = 0.01
+_ROUNDING = 1e-6  # seconds; what sums of decimals in double precision may be off
+NOTES = frozenset(
+    {
+        "segment past the video by rounding",
+        "unknown duration",
+        "class without instances",
+        "two ids with one file",
+        "windows and clips differ",
+    }
+)
+VideoKey = tuple[str, str]
+"""(video_id, split)"""
 
 
 @dataclass(frozen=True)
@@ -25,36 +37,57 @@ class Finding:
     """Line of the manifest file."""
     words: str
 
+    @property
+    def is_note(self) -> bool:
+        """True where the row is worth a word, but not bad."""
+        return self.kind in NOTES
 
-def findings(manifest: Manifest, folder: Path | None = None) -> list[Finding]:
-    """Everything wrong with a manifest, in the order of its lines; with a folder also videos that are not in it."""
-    found = [*_video_findings(manifest), *_query_findings(manifest), *_instance_findings(manifest)]
-    if folder is not None:
-        _, missing = locate_videos(manifest, folder)
-        lines = manifest.videos.drop_duplicates("video_id").set_index("video_id")["line"].to_dict()
-        found += [Finding("missing video", lines[key], f"{key}: no file in {folder}") for key in missing]
+
+def findings(manifest: Manifest, coverage: Coverage | None = None) -> list[Finding]:
+    """Everything wrong with a manifest, in the order of its lines; with a folder's coverage also what it lacks."""
+    found = [
+        *_header_findings(manifest),
+        *_video_findings(manifest),
+        *_query_findings(manifest),
+        *_instance_findings(manifest),
+        *(_coverage_findings(manifest, coverage) if coverage else ()),
+    ]
     return sorted(found, key=lambda item: item.line)
 
 
-def _durations(manifest: Manifest) -> dict[tuple[str, str], float]:
+def unreadable_findings(lines: Iterable[UnreadableLine]) -> list[Finding]:
+    """Lines of the file that are no rows."""
+    return [Finding("unreadable row", item.line, item.reason) for item in lines]
+
+
+def count_kinds(found: Iterable[Finding]) -> list[tuple[str, int, Finding]]:
+    """(kind, count, first finding), in order of appearance."""
+    first: dict[str, Finding] = {}
+    counts: Counter[str] = Counter()
+    for item in found:
+        first.setdefault(item.kind, item)
+        counts[item.kind] += 1
+    return [(kind, count, first[kind]) for kind, count in counts.items()]
+
+
+def shared_between_splits(manifest: Manifest) -> dict[tuple[str, str], int]:
+    """How many videos every pair of splits has in common, pairs without any left out."""
+    members: dict[str, set[str]] = defaultdict(set)
+    for video_id, split in zip(manifest.videos["video_id"], manifest.videos["split"], strict=True):
+        members[split].add(video_id)
+    pairs = {pair: len(members[pair[0]] & members[pair[1]]) for pair in combinations(members, 2)}
+    return {pair: count for pair, count in pairs.items() if count}
+
+
+def durations_of(manifest: Manifest) -> dict[VideoKey, float]:
+    """Seconds of every (video_id, split); NaN where unknown."""
     keys = zip(manifest.videos["video_id"], manifest.videos["split"], strict=True)
     return dict(zip(keys, manifest.videos["duration_seconds"].astype(float), strict=True))
 
 
-def _video_findings(manifest: Manifest) -> Iterator[Finding]:
-    seen = set()
-    for row in manifest.videos.to_dict("records"):
-        key = (row["video_id"], row["split"])
-        if key in seen:
-            yield Finding("duplicate video", row["line"], f"{key[0]} stands twice in split {key[1]}")
-        seen.add(key)
-        if not (pd.notna(row["duration_seconds"]) and row["duration_seconds"] > 0):
-            yield Finding("bad duration", row["line"], f"{key[0]}: duration {row['duration_seconds']}")
-
-
 def segment_problem(start: float, end: float, duration: float) -> str | None:
-    """The kind of what is wrong with a segment, or None."""
-    if not (np.isfinite(start) and np.isfinite(end)):
+    """The kind of what is wrong with a segment in a video of `duration` seconds (NaN: unknown), or None."""
+    if not (math.isfinite(start) and math.isfinite(end)):
         return "segment not finite"
     if end == start:
         return "zero-length segment"
@@ -62,113 +95,138 @@ def segment_problem(start: float, end: float, duration: float) -> str | None:
         return "reversed segment"
     if start < 0:
         return "segment before the video"
-    if np.isfinite(duration) and start >= duration:
+    if not duration > 0:
+        return None  # the video's own row is bad or unknown
+    if start >= duration:
         return "segment wholly past the video"
-    if np.isfinite(duration) and end > duration + END_TOLERANCE_SECONDS:
+    if end > duration + END_TOLERANCE_SECONDS + _ROUNDING:
         return "segment past the video"
-    return None
+    return "segment past the video by rounding" if end > duration + _ROUNDING else None
+
+
+def video_problem(duration: float) -> str | None:
+    """The kind of what is wrong with a video's duration in seconds, or None."""
+    if math.isnan(duration):
+        return "unknown duration"
+    return None if 0 < duration < math.inf else "bad duration"
+
+
+def ratings_problem(clips: list | None, scores: list | None, duration: float) -> str | None:
+    """The kind of what is wrong with a query's ratings (0-4, per relevant 2 s clip), or None."""
+    if not isinstance(scores, list):
+        return None  # clips without ratings serve moment retrieval only
+    if not isinstance(clips, list) or len(clips) != len(scores):
+        return "saliency of wrong length"
+    if len({len(triple) for triple in scores}) > 1 or not all(scores):
+        return "saliency of wrong length"
+    if any(not 0 <= score <= 4 for triple in scores for score in triple):
+        return "saliency out of range"
+    limit = duration / CLIP_SECONDS if duration > 0 else math.inf
+    if any(not 0 <= clip < limit or clip != int(clip) for clip in clips):
+        return "clip outside the video"
+    return "duplicate clip" if len(set(clips)) < len(clips) else None
+
+
+def _header_findings(manifest: Manifest) -> Iterator[Finding]:
+    for name, count in Counter(manifest.classes).items():
+        if count > 1:
+            yield Finding("duplicate class", 1, f"{name!r} stands {count} times among the classes")
+        if not name.strip():
+            yield Finding("empty class", 1, "a class name has no words")
+    unused = [name for name in manifest.classes if name not in set(manifest.instances["label"])]
+    if unused and len(manifest.instances):
+        yield Finding("class without instances", 1, f"{len(unused)} of the classes, first {unused[0]!r}")
+
+
+def _video_findings(manifest: Manifest) -> Iterator[Finding]:
+    seen: set[VideoKey] = set()
+    columns = (manifest.videos[name] for name in ("video_id", "split", "duration_seconds", "line"))
+    for video_id, split, duration, line in zip(*columns, strict=True):
+        if (video_id, split) in seen:
+            yield Finding("duplicate video", line, f"{video_id} stands twice in split {split}")
+        seen.add((video_id, split))
+        problem = video_problem(duration)
+        if problem:
+            yield Finding(problem, line, f"{video_id}: duration {duration} s")
+
+
+def place_problem(key: VideoKey, durations: dict[VideoKey, float], splits: frozenset[str]) -> str | None:
+    """The kind of what is wrong with the (video, split) a row names, or None."""
+    if key in durations:
+        return None
+    return "video not described" if key[1] in splits else "unknown split"
 
 
 def _query_findings(manifest: Manifest) -> Iterator[Finding]:
-    durations, seen, qids = _durations(manifest), set(), set()
+    durations, splits = durations_of(manifest), frozenset(manifest.splits)
+    seen: set[tuple] = set()
+    qids: set[tuple[str, str]] = set()
     for row in manifest.queries.to_dict("records"):
-        key, line = (row["video_id"], row["split"]), row["line"]
-        duration = durations.get(key, np.nan)
-        if key not in durations:
-            yield Finding("unknown video or split", line, f"{key[0]} is not described in split {key[1]}")
-        if not str(row["text"]).strip():
-            yield Finding("empty text", line, f"{key[0]}: query {row['qid']} has no words")
-        if (row["split"], row["qid"]) in qids:
-            yield Finding("duplicate qid", line, f"qid {row['qid']} stands twice in split {row['split']}")
+        key, line, where = (row["video_id"], row["split"]), row["line"], f"{row['video_id']}: query {row['qid']}"
+        duration = durations.get(key, math.nan)
+        kinds = [place_problem(key, durations, splits)]
+        kinds.append(None if row["text"].strip() else "empty text")
+        kinds.append("duplicate qid" if (row["split"], row["qid"]) in qids else None)
+        identity = (*key, row["text"], tuple(map(tuple, row["segments"])))
+        kinds.append("duplicate row" if identity in seen else None)
+        kinds.append(ratings_problem(row["relevant_clip_ids"], row["saliency_scores"], duration))
+        kinds.append("windows and clips differ" if not kinds[-1] and not _windows_are_clips(row) else None)
         qids.add((row["split"], row["qid"]))
-        identity = (*key, row["text"], str(row["segments"]))
-        if identity in seen:
-            yield Finding("duplicate row", line, f"{key[0]}: the same query and segments stand twice")
         seen.add(identity)
-        for start, end in row["segments"]:
-            problem = segment_problem(start, end, duration)
-            if problem:
-                yield Finding(problem, line, f"{key[0]}: [{start}, {end}] in a video of {duration} s")
-        yield from _saliency_findings(row, duration)
+        yield from (Finding(kind, line, f"{where} ({_of_split(key)})") for kind in kinds if kind)
+        yield from _window_findings(row, where, duration)
 
 
-def _saliency_findings(row: dict, duration: float) -> Iterator[Finding]:
-    if not isinstance(row["saliency_scores"], list):
-        return
-    clips, scores = row["relevant_clip_ids"], row["saliency_scores"]
-    if not isinstance(clips, list) or len(clips) != len(scores):
-        yield Finding("saliency of wrong length", row["line"], f"query {row['qid']}: clips and scores differ in number")
-        return
-    if any(not 0 <= score <= 4 for triple in scores for score in triple):
-        yield Finding("saliency out of range", row["line"], f"query {row['qid']}: a score is not within 0-4")
-    if np.isfinite(duration) and any(not 0 <= clip < duration / CLIP_SECONDS for clip in clips):
-        yield Finding("clip outside the video", row["line"], f"query {row['qid']}: a clip id is past {duration} s")
+def _of_split(key: VideoKey) -> str:
+    return f"split {key[1]}"
+
+
+def _window_findings(row: dict, where: str, duration: float) -> Iterator[Finding]:
+    seen = set()
+    for start, end in row["segments"]:
+        problem = segment_problem(start, end, duration)
+        if (start, end) in seen:
+            yield Finding("duplicate window", row["line"], f"{where}: [{start}, {end}] stands twice")
+        seen.add((start, end))
+        if problem:
+            yield Finding(problem, row["line"], f"{where}: [{start}, {end}] in a video of {duration} s")
+
+
+def _windows_are_clips(row: dict) -> bool:
+    """Whether the relevant clips are exactly those inside the windows, as in QVHighlights; true without ratings."""
+    clips, segments = row["relevant_clip_ids"], row["segments"]
+    if not isinstance(clips, list) or not segments:
+        return True
+    if not all(math.isfinite(bound) for segment in segments for bound in segment):
+        return False
+    spans = [(math.ceil(start / CLIP_SECONDS), math.floor(end / CLIP_SECONDS)) for start, end in segments]
+    covered = all(any(first <= clip < last for first, last in spans) for clip in clips)
+    return covered and len(clips) == sum(last - first for first, last in spans)
 
 
 def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
-    durations, seen, classes = _durations(manifest), set(), set(manifest.classes)
-    for row in manifest.instances.to_dict("records"):
-        key, line = (row["video_id"], row["split"]), row["line"]
-        if key not in durations:
-            yield Finding("unknown video or split", line, f"{key[0]} is not described in split {key[1]}")
-        if row["label"] not in classes:
-            yield Finding("unknown label", line, f"{key[0]}: {row['label']!r} is not among the classes")
-        start, end = row["start_seconds"], row["end_seconds"]
-        identity = (*key, row["label"], start, end)
-        if identity in seen:
-            yield Finding("duplicate row", line, f"{key[0]}: {row['label']} [{start}, {end}] stands twice")
-        seen.add(identity)
-        duration = durations.get(key, np.nan)
-        problem = segment_problem(start, end, duration)
-        if problem:
-            yield Finding(problem, line, f"{key[0]}: {row['label']} [{start}, {end}] in a video of {duration} s")
+    durations, splits = durations_of(manifest), frozenset(manifest.splits)
+    classes, seen = frozenset(manifest.classes), set()
+    columns = (manifest.instances[name] for name in ("video_id", "split", "label", "start_seconds", "end_seconds"))
+    for video_id, split, label, start, end, line in zip(*columns, manifest.instances["line"], strict=True):
+        key, where = (video_id, split), f"{video_id}: {label} [{start}, {end}]"
+        duration = durations.get(key, math.nan)
+        kinds = [
+            place_problem(key, durations, splits),
+            None if label in classes else "unknown label",
+            "duplicate row" if (*key, label, start, end) in seen else None,
+            segment_problem(start, end, duration),
+        ]
+        seen.add((*key, label, start, end))
+        words = f"{where} in a video of {duration} s ({_of_split(key)})"
+        yield from (Finding(kind, line, words) for kind in kinds if kind)
 
 
-def apply_rule(manifest: Manifest, rule: str) -> tuple[Manifest, Counter]:
-    """The manifest with bad segments kept, repaired (cut to the video) or dropped, and how many rows each kind changed.
-
-    Repair cuts to [0, duration]; what is then empty or reversed is dropped. Raises InputError for another rule.
-    """
-    if rule not in RULES:
-        raise InputError(f"--bad-rows: got {rule!r}, expected one of {', '.join(RULES)}")
-    changed: Counter = Counter()
-    if rule == "keep":
-        return manifest, changed
-    durations = _durations(manifest)
-
-    def settled(segment: tuple[float, float], key: tuple[str, str]) -> list[float] | None:
-        start, end = map(float, segment)
-        duration = durations.get(key, np.nan)
-        problem = segment_problem(start, end, duration)
-        if problem is None:
-            return [start, end]
-        upper = duration if np.isfinite(duration) else np.inf
-        start, end = max(start, 0.0), min(end, upper)
-        if rule == "repair" and end > start:
-            changed[f"{problem}: cut to the video"] += 1
-            return [start, end]
-        changed[f"{problem}: dropped"] += 1
-        return None
-
-    return replace(manifest, queries=_queries(manifest, settled), instances=_instances(manifest, settled)), changed
-
-
-def _queries(manifest: Manifest, settled: object) -> pd.DataFrame:
-    queries = manifest.queries.copy()
-    rows = zip(queries["segments"], queries["video_id"], queries["split"], strict=True)
-    fixed = [[settled(segment, (video_id, split)) for segment in segments] for segments, video_id, split in rows]
-    hidden = queries["segments"].map(len) == 0
-    queries["segments"] = [[segment for segment in row if segment is not None] for row in fixed]
-    return queries[hidden | (queries["segments"].map(len) > 0)].reset_index(drop=True)
-
-
-def _instances(manifest: Manifest, settled: object) -> pd.DataFrame:
-    instances = manifest.instances.copy()
-    columns = ("start_seconds", "end_seconds", "video_id", "split")
-    rows = zip(*(instances[column] for column in columns), strict=True)
-    fixed = [settled((start, end), (video_id, split)) for start, end, video_id, split in rows]
-    keep = [segment is not None for segment in fixed]
-    instances = instances[keep].reset_index(drop=True)
-    instances["start_seconds"] = [segment[0] for segment in fixed if segment is not None]
-    instances["end_seconds"] = [segment[1] for segment in fixed if segment is not None]
-    return instances
+def _coverage_findings(manifest: Manifest, coverage: Coverage) -> Iterator[Finding]:
+    lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
+    for video_id in coverage.missing:
+        yield Finding("missing video", lines[video_id], f"{video_id}: no file in the folder")
+    for video_id in coverage.empty:
+        yield Finding("empty video file", lines[video_id], f"{video_id}: {coverage.found[video_id]} has no bytes")
+    for video_id in coverage.shared:
+        yield Finding("two ids with one file", lines[video_id], f"{video_id}: {coverage.found[video_id]}")

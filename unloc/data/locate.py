@@ -1,5 +1,6 @@
-"""Where the file of each video lies in a folder."""
+"""Where the file of each video lies in a folder, and how well a folder covers a manifest."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from unloc.data.schema import Manifest
@@ -8,27 +9,47 @@ from unloc.errors import MissingError
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".3gp", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")
 
 
-def index_folder(folder: Path) -> dict[str, Path]:
-    """Files below a folder by name and by stem (the first in sorted order where several share one).
+def video_files(folder: Path) -> list[Path]:
+    """Files below a folder that a video's row may name, those with a video's extension first, in `EXTENSIONS` order.
 
-    Raises MissingError where the folder does not exist.
+    Within an extension the least nested come first, then by name. Raises MissingError where the folder does not exist.
     """
     if not folder.is_dir():
         raise MissingError(f"--videos: folder {folder} does not exist")
-    found: dict[str, Path] = {}
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        relative = path.relative_to(folder).as_posix()
-        found.setdefault(relative, path)
-        found.setdefault(path.name, path)
+    return sorted((item for item in folder.rglob("*") if item.is_file()), key=_preference)
+
+
+def _preference(path: Path) -> tuple[int, int, str]:
+    suffix = path.suffix.lower()
+    rank = EXTENSIONS.index(suffix) if suffix in EXTENSIONS else len(EXTENSIONS)
+    return rank, len(path.parts), str(path)
+
+
+def index_folder(folder: Path) -> dict[str, Path]:
+    """Files below a folder by path, by name and by stem; of several that share one, the first of `video_files`.
+
+    Raises MissingError where the folder does not exist.
+    """
+    return _index(folder, video_files(folder))
+
+
+def _index(folder: Path, files: list[Path]) -> dict[str, Path]:
+    exact, loose = {}, {}
+    for path in files:
+        exact[path.relative_to(folder).as_posix()] = path
+        loose.setdefault(path.name, path)
         if path.suffix.lower() in EXTENSIONS:
-            found.setdefault(path.stem, path)
-    return found
+            loose.setdefault(path.stem, path)
+    return loose | exact
 
 
 def find_video_file(index: dict[str, Path], video_id: str, file: str | None = None) -> Path | None:
-    """The file that the manifest names, else one named like the id, with or without ActivityNet's `v_`; or None."""
+    """The file that the manifest names, else one named like the id, with or without ActivityNet's `v_`; or None.
+
+    A named file must be there: another one that happens to be called like the id is not taken for it.
+    """
     if isinstance(file, str):
-        return index.get(file)
+        return index.get(Path(file).as_posix())
     bare = video_id.removeprefix("v_")
     for name in (video_id, bare, f"v_{bare}"):
         if name in index:
@@ -37,13 +58,51 @@ def find_video_file(index: dict[str, Path], video_id: str, file: str | None = No
 
 
 def locate_videos(manifest: Manifest, folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """(file of each video id in the manifest's order, ids without a file). A video of several splits counts once."""
-    index = index_folder(folder)
+    """(file of each video id in the manifest's order, ids without a file). A video of several splits counts once.
+
+    Raises MissingError where the folder does not exist.
+    """
+    return _locate(manifest, index_folder(folder))
+
+
+def _locate(manifest: Manifest, index: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
     files, missing = {}, []
-    for row in manifest.videos.drop_duplicates("video_id").to_dict("records"):
-        path = find_video_file(index, row["video_id"], row["file"])
+    videos = manifest.videos.drop_duplicates("video_id")
+    for video_id, file in zip(videos["video_id"], videos["file"], strict=True):
+        path = find_video_file(index, video_id, file)
         if path is None:
-            missing.append(row["video_id"])
+            missing.append(video_id)
         else:
-            files[row["video_id"]] = path
+            files[video_id] = path
     return files, missing
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a folder holds of a manifest's videos."""
+
+    found: dict[str, Path]
+    """File of each video that has one."""
+    missing: list[str]
+    """Ids without a file."""
+    empty: list[str]
+    """Ids whose file has no bytes."""
+    shared: list[str]
+    """Ids whose file an earlier id has too."""
+    extra: list[Path]
+    """Video files of the folder that no row names, in order of their path."""
+
+
+def folder_coverage(manifest: Manifest, folder: Path) -> Coverage:
+    """How well a folder covers a manifest; files are not opened. Raises MissingError where there is no such folder."""
+    files = video_files(folder)
+    found, missing = _locate(manifest, _index(folder, files))
+    used: set[Path] = set()
+    shared = []
+    for video_id, path in found.items():
+        if path in used:
+            shared.append(video_id)
+        used.add(path)
+    extra = sorted(path for path in files if path not in used and path.suffix.lower() in EXTENSIONS)
+    empty = [video_id for video_id, path in found.items() if path.stat().st_size == 0]
+    return Coverage(found=found, missing=missing, empty=empty, shared=shared, extra=extra)

@@ -17,20 +17,18 @@ _SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|validation|test|testing)(_\
 
 @dataclass
 class Repairs:
-    """What a conversion changed: for each rule how often, and where first. Nothing is changed that is not told here."""
+    """What was changed: for each rule the places, in order. Nothing is changed that is not told here."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, rule: str, place: str) -> None:
-        """Count one use of a rule."""
-        self.counts[rule] = self.counts.get(rule, 0) + 1
-        self.first.setdefault(rule, place)
+        """Tell one use of a rule."""
+        self.places.setdefault(rule, []).append(place)
 
     def lines(self) -> Iterator[str]:
-        """One line a rule."""
-        for rule, count in self.counts.items():
-            yield f"{count} × {rule} (first: {self.first[rule]})"
+        """One line a rule: how often, and where first."""
+        for rule, places in self.places.items():
+            yield f"{len(places)} × {rule} (first: {places[0]})"
 
 
 def read_text(path: Path) -> str:
