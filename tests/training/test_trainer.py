@@ -30,15 +30,15 @@ def recipe_for(task, *overrides):
 
 
 @pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])
-def test_every_task_trains_validates_and_predicts_better_than_it_began(token_world, tmp_path, task):
+def test_every_task_learns_the_world_of_tokens(token_world, tmp_path, task):
     manifest, cache = token_world
-    recipe = recipe_for(task, "train.epochs=25", "train.eval_every_epochs=25", "train.batch_size=8", "optim.lr=0.01")
+    recipe = recipe_for(task, "train.epochs=25", "train.eval_every_epochs=25", "train.batch_size=8", "model.width=32")
     metrics = fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     headline = {"mr": "R1@0.5", "tal": "mAP@0.50", "as": "frame_accuracy", "hd": "HL-min-VeryGood-Hit1"}[task]
-    assert metrics[headline] > 60.0
+    assert metrics[headline] > 85.0
 
 
 def weights_of(run):

@@ -151,7 +151,7 @@ def _pad_segments(examples: Sequence[Example], *, own_text: bool) -> tuple[Tenso
     for row, example in enumerate(examples):
         count = len(example.segments_steps)
         segments[row, :count] = torch.from_numpy(example.segments_steps)
-        text[row, :count] = row if own_text else torch.from_numpy(example.segment_classes)
+        text[row, :count] = row if own_text else torch.as_tensor(example.segment_classes.tolist())
     return segments, text
 
 

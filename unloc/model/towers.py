@@ -202,7 +202,8 @@ def tower_from_files(config_path: Path, weights: Path | None, *, name: str, pret
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     open_clip.model.set_model_preprocess_cfg(model, config["preprocess_cfg"])
     if weights is not None:
-        model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        tensors = load_file(weights)
+        model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in tensors.items()})
     return Tower(
         model, name, pretrained, open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
     )
