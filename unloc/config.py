@@ -146,7 +146,9 @@ class DataConfig:
     max_text_tokens: int = 32
     """Text tokens kept (EOS survives truncation)."""
     prompts: bool = False
-    """Class names through the 28 CLIP Kinetics prompts (a random one in training, the average in evaluation)."""
+    """Class names through the 28 CLIP Kinetics prompts: a random one in training, see prompt_ensembling."""
+    prompt_ensembling: bool = True
+    """Evaluation with prompts: outputs averaged over all 28; false: the first prompt alone (Tables 6 and 7)."""
     jitter: bool = False
     """Training: frames at random times within their step, instead of the nearest."""
     crop_probability: float = 0.0

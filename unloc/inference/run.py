@@ -161,13 +161,13 @@ def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> Ite
 def class_outputs(
     model: UnLoc, examples: Sequence[Example], texts: ClassTexts, recipe: Recipe
 ) -> tuple[Outputs, Batch]:
-    """Outputs for all classes: head outputs averaged over the prompts, before the sigmoid (spec §5.1)."""
+    """Outputs for all classes: raw head outputs, averaged over the prompts or of the first (spec §5.1)."""
     total: Outputs | None = None
-    for prompt in range(texts.num_prompts):
+    for prompt in range(texts.num_averaged):
         batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens, class_texts=texts.prompt(prompt))
         outputs = forward(model, batch, pairing="all")
         total = outputs if total is None else _added(total, outputs)
-    share = 1.0 / texts.num_prompts
+    share = 1.0 / texts.num_averaged
     displacements = None if total.displacements is None else total.displacements * share
     return Outputs(total.relevance * share, displacements, None), batch
 

@@ -16,6 +16,7 @@ class ClassTexts:
         self.max_tokens = config.max_text_tokens
         phrasings = [prompted(name) if config.prompts else [name] for name in classes]
         self.num_prompts = len(phrasings[0])
+        self.num_averaged = self.num_prompts if config.prompt_ensembling else 1
         flat = cache.texts([text for row in phrasings for text in row])
         self._tokens = [flat[start : start + self.num_prompts] for start in range(0, len(flat), self.num_prompts)]
 
