@@ -23,10 +23,10 @@ def test_a_recipe_states_only_what_differs_from_its_base(tmp_path):
 
 
 def test_a_base_may_be_a_shipped_name_and_be_replaced_on_the_command_line(tmp_path):
-    path = write(tmp_path, own="base: synth_mr\nmodel: {width: 64}\n", other="task: hd\noptim: {lr: 0.5}\n")
+    path = write(tmp_path, own="base: synth_mr\nmodel: {width: 64}\n", other="task: tal\noptim: {lr: 0.5}\n")
     assert load_recipe(path.replace("other", "own")).optim.name == "adamw"
     rebased = load_recipe(path.replace("other", "own"), [f"base={path}", "model.num_heads=2"])
-    assert (rebased.task, rebased.optim.lr, rebased.model.width, rebased.model.num_heads) == ("hd", 0.5, 64, 2)
+    assert (rebased.task, rebased.optim.lr, rebased.model.width, rebased.model.num_heads) == ("tal", 0.5, 64, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from unloc.config_checks import (
+    MAX_TEXT_TOKENS,
+    at_least,
+    between,
+    check_range_edges,
+    check_variant,
+    one_of,
+    parse_box_terms,
+)
 from unloc.errors import ConfigError
 from unloc.recipe_files import recipe_name, recipe_path, stated_values
-
-
-def _one_of(section: str, key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{section}.{key}: got {value!r}, expected one of {', '.join(allowed)}")
-
-
-def _at_least(section: str, key: str, value: float, minimum: float) -> None:
-    if not value >= minimum:
-        raise ConfigError(f"{section}.{key}: got {value}, expected at least {minimum}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +56,14 @@ class ModelConfig:
     """Conv blocks of a head, 1-4 (paper 3; official TAL 4)."""
     share_heads: bool = True
     """One head for all levels, with a scale and shift per level, or a head per level."""
+    displacements: str = "per_text"
+    """per_text: every class or caption its own (paper §3.4); shared: one pair for all classes, from features averaged
+    over them (class tasks). Late fusion shares them whatever is said here."""
+    project_frames: bool = False
+    """A linear layer without bias over frame tokens of any width (official: tokens before CLIP's own projection, this
+    layer starting from it); false: only where they are not as wide as the fusion."""
+    project_texts: bool = False
+    """The same for text tokens."""
     class_bias: float = 0.0
     """Initial bias of the relevance logit (official: TAL -5, MR 0, COIN -6.6)."""
     displacement_bias: float = 2.0
@@ -69,21 +76,51 @@ class ModelConfig:
     """Texts fused at once, the rest after them with activation checkpointing; 0: all at once."""
 
     def __post_init__(self) -> None:
-        _one_of("model", "fusion", self.fusion, ("mid", "late", "none"))
-        _one_of("model", "text_tokens", self.text_tokens, ("all", "eos"))
-        _one_of("model", "positions", self.positions, ("sinusoidal", "learned", "none"))
-        _one_of("model", "pyramid", self.pyramid, ("simple", "fpn", "none"))
-        _one_of("model", "head", self.head, ("conv", "linear"))
-        _at_least("model", "num_levels", self.num_levels, 1)
-        _at_least("model", "num_layers", self.num_layers, 1)
-        if not 1 <= self.num_head_convs <= 4:
-            raise ConfigError(f"model.num_head_convs: got {self.num_head_convs}, expected 1 to 4")
+        one_of("model", "fusion", self.fusion, ("mid", "late", "none"))
+        one_of("model", "text_tokens", self.text_tokens, ("all", "eos"))
+        one_of("model", "positions", self.positions, ("sinusoidal", "learned", "none"))
+        one_of("model", "pyramid", self.pyramid, ("simple", "fpn", "none"))
+        one_of("model", "head", self.head, ("conv", "linear"))
+        one_of("model", "displacements", self.displacements, ("per_text", "shared"))
+        for key in ("width", "num_heads", "mlp_width", "num_layers", "num_levels"):
+            at_least("model", key, getattr(self, key), 1)
+        at_least("model", "max_texts_in_flight", self.max_texts_in_flight, 0)
+        between("model", "num_head_convs", self.num_head_convs, 1, 4)
+        between("model", "dropout", self.dropout, 0.0, 0.99)
         if self.pyramid == "fpn" and self.num_levels > self.num_layers:
             raise ConfigError(
                 f"model.num_levels: {self.num_levels} levels need as many layers for pyramid fpn, got {self.num_layers}"
             )
-        if self.width % self.num_heads:
-            raise ConfigError(f"model.width: {self.width} is not a multiple of model.num_heads {self.num_heads}")
+        if self.width % self.num_heads or self.width % 2:
+            raise ConfigError(
+                f"model.width: {self.width} is not a multiple of model.num_heads {self.num_heads} and of 2"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerConfig:
+    """Image and text tower (UnLoc §3.1, Tables 2 and 4; spec §1.2-1.3)."""
+
+    image: str = ""
+    """open_clip's name, such as ViT-B-16 or ViT-L-14; empty: whichever made the cache."""
+    text: str = "clip"
+    """clip: the text tower of the same CLIP; t5-small, t5-base: unpaired (Table 2, extra `t5`); none: embeddings are
+    given, there is no tower (official Large TAL and COIN)."""
+    frame_token: str = "cls"
+    """cls: the class token, a learnable one per frame; gap: mean of the patch tokens (official Large)."""
+    train_image: bool = False
+    """Finetune the image tower (Table 4); frozen towers' tokens may come from a cache."""
+    train_text: bool = False
+    """Finetune the text tower (Table 4)."""
+
+    def __post_init__(self) -> None:
+        one_of("towers", "text", self.text, ("clip", "t5-small", "t5-base", "none"))
+        one_of("towers", "frame_token", self.frame_token, ("cls", "gap"))
+        if not self.image and (self.train_image or self.train_text):
+            key = "train_image" if self.train_image else "train_text"
+            raise ConfigError(f"towers.{key}: true, but towers.image names no tower; give one, such as ViT-B-16")
+        if self.train_text and self.text == "none":
+            raise ConfigError("towers.train_text: true, but towers.text is none: there is no text tower to train")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +131,10 @@ class TargetConfig:
     """Edges of the regression ranges in level-0 steps: level l takes [edge_l, edge_l+1)."""
     radius: float = 3.0
     """Centre sampling: positives lie within radius x 2^l steps of the segment's centre; inf turns it off."""
+
+    def __post_init__(self) -> None:
+        check_range_edges(self.range_edges)
+        at_least("targets", "radius", self.radius, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,12 +150,16 @@ class LossConfig:
     focal_gamma: float = 2.0
     """Focal exponent."""
     box: str = "iou"
-    """Sum of l1, l1_over_union, iou, diou, each with an optional factor: `iou`, `l1+iou`, `0.8*iou+l1`."""
+    """Sum of l1, l1_over_union, iou, diou, center_offset_squared, each with an optional factor: `0.8*iou+l1`."""
     saliency_weight: float = 1.0
     """Factor of the saliency loss where there is a saliency head."""
 
     def __post_init__(self) -> None:
-        _one_of("loss", "relevance", self.relevance, ("focal", "sigmoid"))
+        one_of("loss", "relevance", self.relevance, ("focal", "sigmoid"))
+        parse_box_terms(self.box)
+        between("loss", "focal_alpha", self.focal_alpha, 0.0, 1.0)
+        for key in ("relevance_weight", "focal_gamma", "saliency_weight"):
+            at_least("loss", key, getattr(self, key), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +176,11 @@ class DecodeConfig:
     """Soft-NMS within each class instead of over all classes (TAL)."""
     background_logit: float = 0.0
     """AS: a step whose best logit is at or below this is background."""
+
+    def __post_init__(self) -> None:
+        between("decode", "score_threshold", self.score_threshold, 0.0, 1.0)
+        at_least("decode", "nms_sigma", self.nms_sigma, 1e-6)
+        at_least("decode", "max_detections", self.max_detections, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +208,9 @@ class DataConfig:
     coverage: float = 1.0
     """Smallest share of a split's videos that must be in the cache; what is missing is named either way."""
 
+    def __post_init__(self) -> None:
+        between("data", "max_text_tokens", self.max_text_tokens, 2, MAX_TEXT_TOKENS)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
@@ -183,9 +236,9 @@ class OptimConfig:
     """Global-norm gradient clipping; 0: off."""
 
     def __post_init__(self) -> None:
-        _one_of("optim", "name", self.name, ("sgd", "adamw"))
-        _one_of("optim", "schedule", self.schedule, ("constant", "cosine", "step"))
-        _at_least("optim", "lr", self.lr, 0.0)
+        one_of("optim", "name", self.name, ("sgd", "adamw"))
+        one_of("optim", "schedule", self.schedule, ("constant", "cosine", "step"))
+        at_least("optim", "lr", self.lr, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,9 +263,10 @@ class TrainConfig:
     """Seed of weights, order and sampling."""
 
     def __post_init__(self) -> None:
-        _one_of("train", "negatives", self.negatives, ("batch", "own"))
-        _one_of("train", "precision", self.precision, ("fp32", "bf16"))
-        _at_least("train", "batch_size", self.batch_size, 1)
+        one_of("train", "negatives", self.negatives, ("batch", "own"))
+        one_of("train", "precision", self.precision, ("fp32", "bf16"))
+        at_least("train", "batch_size", self.batch_size, 1)
+        at_least("train", "classes_per_video", self.classes_per_video, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +279,8 @@ class Recipe:
     """mr, tal, as or hd."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Fusion, pyramid, heads."""
+    towers: TowerConfig = field(default_factory=TowerConfig)
+    """Image and text tower."""
     targets: TargetConfig = field(default_factory=TargetConfig)
     """Which points are positive."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -239,14 +295,8 @@ class Recipe:
     """The loop."""
 
     def __post_init__(self) -> None:
-        _one_of("recipe", "task", self.task, ("mr", "tal", "as", "hd"))
-        ranges, levels = len(self.targets.range_edges) - 1, self.model.num_levels
-        levels = 1 if self.model.pyramid == "none" else levels
-        if self.task != "as" and ranges != levels:
-            raise ConfigError(
-                f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level "
-                "(without a pyramid: [0, inf])"
-            )
+        one_of("recipe", "task", self.task, ("mr", "tal", "as", "hd"))
+        check_variant(self)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

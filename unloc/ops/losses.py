@@ -1,13 +1,12 @@
 """Losses, elementwise, and how they are summed (UnLoc §3.3; spec §3)."""
 
-import re
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unloc.errors import ConfigError
+from unloc.config_checks import parse_box_terms
 
 EPSILON = 1e-6  # official: added to the union
 NORMALIZER_EPSILON = 1e-8  # official: added to every normaliser
@@ -56,7 +55,7 @@ def iou_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape
     return 1.0 - overlap / (union + EPSILON)
 
 
-def centre_offset_loss(
+def center_offset_squared_loss(
     predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
 ) -> Float[Tensor, "*shape"]:
     """Squared distance of the centres over the squared union (which is the enclosing length here)."""
@@ -67,7 +66,7 @@ def centre_offset_loss(
 
 def diou_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
     """1-D DIoU: 1 - IoU plus the centre offset term (official `iou+center_offset_squared`)."""
-    return iou_loss(predicted, target) + centre_offset_loss(predicted, target)
+    return iou_loss(predicted, target) + center_offset_squared_loss(predicted, target)
 
 
 BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -75,21 +74,9 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1_over_union": l1_over_union_loss,
     "iou": iou_loss,
     "diou": diou_loss,
+    "center_offset_squared": center_offset_squared_loss,
 }
-
-
-def parse_box_terms(expression: str) -> list[tuple[float, str]]:
-    """`0.8*iou+l1` as [(0.8, "iou"), (1.0, "l1")]. Raises ConfigError for a term that is not one."""
-    terms = []
-    for term in expression.replace(" ", "").split("+"):
-        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)\*)?(\w+)", term)
-        if match is None or match[2] not in BOX_LOSSES:
-            raise ConfigError(
-                f"loss.box: got {term!r} in {expression!r}, expected a sum of {', '.join(BOX_LOSSES)}, "
-                "each with an optional factor (0.8*iou+l1)"
-            )
-        terms.append((float(match[1] or 1.0), match[2]))
-    return terms
+"""What `loss.box` may name (`config_checks.BOX_TERMS`)."""
 
 
 def box_loss(
