@@ -1,12 +1,21 @@
-import json
+import pickle
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from unloc.data.cache import open_cache
-from unloc.data.cache_writer import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
-from unloc.errors import CacheError, FingerprintError, MissingError
+from unloc.data.cache_writer import (
+    VideoTokens,
+    create_or_check,
+    group_metadata,
+    token_checksum,
+    write_text_shard,
+    write_video_shard,
+)
+from unloc.data.token_dtype import from_stored, to_stored
+from unloc.errors import CacheError, FingerprintError, InputError, MissingError
 
 FINGERPRINT = {"tower.name": "toy", "sampling.fps": 2.0}
 
@@ -93,9 +102,7 @@ def test_a_shortened_shard_and_a_damaged_index_are_errors(cache_path):
 
 
 def test_a_cache_of_another_format_is_refused(cache_path):
-    stated = json.loads((cache_path / "zarr.json").read_text())
-    stated["attributes"]["unloc_cache"] = 99
-    (cache_path / "zarr.json").write_text(json.dumps(stated))
+    (cache_path / "zarr.json").write_text(group_metadata({"unloc_cache": 99, "fingerprint": {}, "versions": {}}))
     with pytest.raises(CacheError, match="format 99"):
         open_cache(cache_path)
     with pytest.raises(MissingError, match="does not exist"):
@@ -106,3 +113,77 @@ def test_a_shard_in_which_all_videos_failed_is_still_settled(cache_path):
     write_video_shard(cache_path, "00000", [], [{"video_id": "v0", "reason": "truncated"}], "float16")
     cache = open_cache(cache_path)
     assert cache.tables["00000"]["failed"][0]["reason"] == "truncated" and len(cache) == 0
+
+
+def test_a_changed_byte_in_any_table_is_found_on_opening(cache_path):
+    write_video_shard(cache_path, "00000", [video("v0", 5)], [], "float16")
+    for file in (cache_path / "zarr.json", cache_path / "shards" / "00000" / "zarr.json"):
+        whole = file.read_bytes()
+        for at in range(0, len(whole), 7):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+            with pytest.raises((CacheError, MissingError)):
+                len(open_cache(cache_path))
+        file.write_bytes(whole)
+    assert len(open_cache(cache_path)) == 1
+
+
+@pytest.mark.parametrize("rest", [[], ["shards"], ["shards", "texts"]])
+def test_a_creation_that_was_killed_half_way_is_finished_by_the_next(tmp_path, rest):
+    path = tmp_path / "cache"
+    for name in rest:
+        (path / name).mkdir(parents=True)
+        (path / name / "zarr.json").write_text(group_metadata({}))
+        (path / f".zarr.json.{name}.part").write_text("{")
+    create_or_check(path, FINGERPRINT, {})
+    assert open_cache(path).fingerprint == FINGERPRINT
+
+
+def test_a_fingerprint_with_tuples_is_the_one_with_lists_that_is_read_back(tmp_path):
+    create_or_check(tmp_path / "cache", {"mean": (0.5, 0.5)}, {})
+    create_or_check(tmp_path / "cache", {"mean": (0.5, 0.5)}, {})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+def test_tokens_are_rounded_as_torch_rounds_and_read_back_from_every_dtype(tmp_path, dtype):
+    values = np.random.default_rng(0).normal(scale=30, size=(40, 2, 8)).astype(np.float32)
+    expected = torch.from_numpy(values).to(getattr(torch, dtype)).float().numpy()
+    path = tmp_path / "cache"
+    create_or_check(path, FINGERPRINT | {"dtype": dtype}, {})
+    write_video_shard(path, "00000", [VideoTokens(video("v0", 40).meta, to_stored(values, dtype))], [], dtype)
+    write_text_shard(path, [("a", to_stored(values[:, 0], dtype))], dtype)
+    cache = open_cache(path)
+    np.testing.assert_array_equal(np.moveaxis(cache["v0"].frames, 0, 1).astype(np.float32), expected)
+    np.testing.assert_array_equal(cache.texts(["a"])[0].astype(np.float32), expected[:, 0])
+    plain = zarr.open_group(str(path), mode="r")["shards/00000/frames"]
+    np.testing.assert_array_equal(from_stored(plain[:40], dtype).astype(np.float32), expected)
+    assert plain.attrs.get("bits_of") == ("bfloat16" if dtype == "bfloat16" else None)
+
+
+def test_tokens_that_would_become_infinite_are_refused():
+    with pytest.raises(InputError, match="up to 70000 do not fit float16; store them as bfloat16"):
+        to_stored(np.array([1.0, -70000.0]), "float16")
+    assert from_stored(to_stored(np.array([70000.0]), "bfloat16"), "bfloat16")[0] == pytest.approx(70000, rel=2**-8)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InputError, match="not finite"):
+            to_stored(np.array([bad]), "bfloat16")
+
+
+def test_tokens_of_another_dtype_are_not_cast_in_silence(cache_path):
+    single = VideoTokens(video("v0", 5).meta, np.zeros((5, 1, 8), np.float32))
+    with pytest.raises(CacheError, match="tokens are float32, a float16 cache"):
+        write_video_shard(cache_path, "00000", [single], [], "float16")
+
+
+def test_a_pickled_cache_carries_no_tokens_and_reads_on(cache_path):
+    write_video_shard(cache_path, "00000", [video("v0", 4000)], [], "float16")
+    cache = open_cache(cache_path)
+    expected = cache["v0"].frames
+    sent = pickle.dumps(cache)
+    assert len(sent) < 4000 * 8 * 2 + 4000 * 8
+    np.testing.assert_array_equal(pickle.loads(sent)["v0"].frames, expected)
+
+
+def test_a_video_that_is_read_cannot_be_written_to(cache_path):
+    write_video_shard(cache_path, "00000", [video("v0", 5)], [], "float16")
+    with pytest.raises(ValueError, match="read-only"):
+        open_cache(cache_path)["v0"].frames[:] = 0

@@ -1,14 +1,16 @@
 """The cache: tokens of videos and texts in sharded Zarr v3, read by mapping the shard files.
 
     CACHE/zarr.json                  fingerprint (which tower and preprocessing) and versions
-    CACHE/shards/00000/zarr.json     the shard's table: one entry per video; written with the shard, in one rename
+    CACHE/shards/00000/zarr.json     the shard's table: one entry per video, and the checksums of its files;
+                                     written with the shard, in one rename
     CACHE/shards/00000/frames        (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
     CACHE/aliases.json               ids that name the same file as a cached video (`v_<id>` and `<id>`)
     CACHE/texts/00000/zarr.json      table of texts: [text, first row, rows]
     CACHE/texts/00000/tokens         (rows, D), all tokens of each text from BOS to EOS
 
 Any Zarr v3 reader opens the arrays. Locally the shard file of an uncompressed array is its bytes and an index, so it
-is mapped into memory: a random batch costs about what one memmap would.
+is mapped into memory: a random batch costs about what one memmap would. Every `zarr.json` that unloc writes for a group
+carries a checksum over its own bytes.
 """
 
 import json
@@ -19,18 +21,21 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from unloc.data.token_dtype import from_stored
 from unloc.errors import CacheError, MissingError
 
-FORMAT = 1
+FORMAT = 2
 SHARD_NAME = "{:05d}"
+CHECKSUM_KEY = "crc32c"
+_CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CachedVideo:
     """Frame tokens of one video."""
 
     frames: np.ndarray
-    """(views, T, D) in the cache's dtype, a view into the mapped shard."""
+    """(views, T, D), read only: a view into the mapped shard, or of a bfloat16 cache a float32 copy."""
     times_seconds: np.ndarray
     """(T,) when each frame is shown from, seconds from the start of the video."""
     meta: dict
@@ -42,15 +47,38 @@ def open_cache(path: Path | str) -> "Cache":
     path = Path(path)
     if not (path / "zarr.json").is_file():
         raise MissingError(f"cache {path} does not exist; `unloc extract … --cache {path}` makes it")
-    stated = read_attributes(path).get("unloc_cache")
-    if stated != FORMAT:
-        raise CacheError(f"{path}: cache format {stated!r}, this unloc reads {FORMAT}; extract into a new folder")
     return Cache(path)
 
 
 def read_attributes(group: Path) -> dict:
-    """Attributes of a Zarr group."""
-    return json.loads((group / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    """Attributes of a Zarr group.
+
+    Raises CacheError where its metadata is gone, is not what was written, or is of another format.
+    """
+    file = group / "zarr.json"
+    try:
+        raw = file.read_bytes()
+        attributes = json.loads(raw)["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        attributes = None
+    if not isinstance(attributes, dict):
+        raise CacheError(_damaged(file))
+    stated = attributes.get("unloc_cache", FORMAT)
+    if stated != FORMAT:
+        raise CacheError(f"{group}: cache format {stated!r}, this unloc reads {FORMAT}; extract into a new folder")
+    if attributes.get(CHECKSUM_KEY) != group_checksum(raw):
+        raise CacheError(_damaged(file))
+    return attributes
+
+
+def _damaged(file: Path) -> str:
+    return f"{file}: damaged; `unloc cache verify` tells what is broken"
+
+
+def group_checksum(raw: bytes) -> str:
+    """crc32c over a group's metadata file in which the digits of its checksum are zeros."""
+    head, mark, tail = raw.rpartition(_CHECKSUM_MARK)
+    return f"{google_crc32c.value(head + mark + b'00000000' + tail[8:]):08x}"
 
 
 class Cache:
@@ -61,7 +89,14 @@ class Cache:
         attributes = read_attributes(path)
         self.fingerprint: dict = attributes["fingerprint"]
         self.versions: dict = attributes["versions"]
-        self._arrays: dict[Path, np.ndarray] = {}
+        self.dtype: str = self.fingerprint.get("dtype", "float16")
+        """How tokens are stored: float16, float32 or bfloat16 (see `token_dtype`)."""
+        self._arrays: dict[str, np.ndarray] = {}
+        self._times: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict:
+        # Maps would be pickled as the data they show; another process maps the shards itself.
+        return self.__dict__ | {"_arrays": {}, "_times": {}}
 
     @cached_property
     def tables(self) -> dict[str, dict]:
@@ -84,11 +119,11 @@ class Cache:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @cached_property
-    def _texts(self) -> dict[str, tuple[Path, int, int]]:
+    def _texts(self) -> dict[str, tuple[str, int, int]]:
         found = {}
         for group in sorted((self.path / "texts").glob("[0-9]*")):
             for text, first, count in read_attributes(group)["texts"]:
-                found[text] = (group / "tokens", first, count)
+                found[text] = (f"texts/{group.name}/tokens", first, count)
         return found
 
     def __contains__(self, video_id: str) -> bool:
@@ -101,9 +136,13 @@ class Cache:
         if video_id not in self:
             raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
         row = self.rows.get(video_id) or self.rows[self.aliases[video_id]]
-        array = self._mapped(self.path / "shards" / row["shard"] / "frames")
+        array = self._mapped(self._frames_of(row["shard"]))
         tokens = array[row["first_row"] : row["first_row"] + row["num_tokens"]]
-        return CachedVideo(np.moveaxis(tokens, 1, 0), np.asarray(row["times_seconds"]), row)
+        return CachedVideo(from_stored(tokens, self.dtype).swapaxes(0, 1), self._times_of(row), row)
+
+    def stored_tokens(self, row: dict) -> np.ndarray:
+        """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
+        return self._mapped(self._frames_of(row["shard"]))[row["first_row"] : row["first_row"] + row["num_tokens"]]
 
     @property
     def num_texts(self) -> int:
@@ -122,22 +161,30 @@ class Cache:
                 f"{self.path}: {len(absent)} texts are not in the cache (first: {absent[0]!r}); "
                 "run `unloc extract` with this manifest on it"
             )
-        return [self._mapped(path)[first : first + count] for path, first, count in map(self._texts.get, texts)]
+        found = map(self._texts.get, texts)
+        return [from_stored(self._mapped(path)[first : first + count], self.dtype) for path, first, count in found]
 
-    def _mapped(self, path: Path) -> np.ndarray:
-        if path not in self._arrays:
-            self._arrays[path] = map_array(path)
-        return self._arrays[path]
+    def _frames_of(self, shard: str) -> str:
+        return f"shards/{shard}/frames"
+
+    def _times_of(self, row: dict) -> np.ndarray:
+        video_id = row["video_id"]
+        if video_id not in self._times:
+            self._times[video_id] = np.asarray(row["times_seconds"], dtype=np.float64)
+        return self._times[video_id]
+
+    def _mapped(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
+            self._arrays[name] = map_array(self.path / name)
+        return self._arrays[name]
 
 
 def map_array(path: Path) -> np.ndarray:
-    """An uncompressed, single-shard Zarr array as a read-only memory map of its shard file.
+    """An uncompressed, single-shard Zarr array as a read-only map of its shard file, in its stored dtype.
 
     Raises CacheError where the file is shorter than its metadata says or its index is damaged.
     """
-    stated = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-    shape, dtype = tuple(stated["shape"]), np.dtype(stated["data_type"])
-    inner = tuple(stated["codecs"][0]["configuration"]["chunk_shape"])
+    shape, dtype, inner = _layout(path)
     file = path / "c" / Path(*["0"] * len(shape))
     num_chunks = shape[0] // inner[0]
     expected = int(np.prod(shape)) * dtype.itemsize + 16 * num_chunks + 4
@@ -153,4 +200,16 @@ def map_array(path: Path) -> np.ndarray:
     chunk_bytes = int(np.prod(inner)) * dtype.itemsize
     if not np.array_equal(index[:, 0], np.arange(num_chunks, dtype=np.uint64) * np.uint64(chunk_bytes)):
         raise CacheError(f"{file}: chunks are not in order; this cache was not written by unloc")
-    return np.memmap(file, dtype=dtype, mode="r", shape=shape)
+    # A plain array over the map: slices of np.memmap cost several times as much to make.
+    return np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
+
+
+def _layout(path: Path) -> tuple[tuple[int, ...], np.dtype, tuple[int, ...]]:
+    """Shape, dtype and chunk shape that an array's metadata states."""
+    file = path / "zarr.json"
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        inner = tuple(stated["codecs"][0]["configuration"]["chunk_shape"])
+        return tuple(stated["shape"]), np.dtype(stated["data_type"]).newbyteorder("<"), inner
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        raise CacheError(_damaged(file)) from None

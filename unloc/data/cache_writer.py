@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import zarr
 
-from unloc.data.cache import FORMAT, SHARD_NAME, open_cache
+from unloc.data.cache import CHECKSUM_KEY, FORMAT, SHARD_NAME, group_checksum, open_cache
+from unloc.data.token_dtype import STORED_DTYPES
 from unloc.errors import CacheError, FingerprintError
 
 CHUNK_ROWS = 32  # rows per chunk where videos differ in length; a video begins on a chunk
-DTYPES = {"float16": np.float16, "float32": np.float32}
+READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class VideoTokens:
     meta: dict
     """Its row: video_id, times_seconds, sha256, …"""
     tokens: np.ndarray
-    """(T, views, D)."""
+    """(T, views, D) as they are stored (`token_dtype.to_stored`)."""
 
 
 def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
@@ -33,24 +35,33 @@ def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
 
     Raises FingerprintError naming each key that differs, CacheError where the folder holds something else.
     """
+    fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
     if (path / "zarr.json").is_file():
-        there = open_cache(path).fingerprint
-        differing = [key for key in sorted(there.keys() | fingerprint.keys()) if there.get(key) != fingerprint.get(key)]
+        differing = fingerprint_differences(open_cache(path).fingerprint, fingerprint, names=("cache", "now"))
         if differing:
-            shown = "; ".join(f"{key}: cache {there.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing)
             raise FingerprintError(
-                f"{path}: was made otherwise ({shown}); extract with the same settings or into a new cache, "
+                f"{path}: was made otherwise ({differing}); extract with the same settings or into a new cache, "
                 f"for example --cache {path}-{fingerprint_hash(fingerprint)[:8]}"
             )
         return
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not (path.is_dir() and all(map(_is_rest_of_creation, path.rglob("*")))):
         raise CacheError(f"{path}: is neither empty nor a cache; give a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    attributes = {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions}
     for name in ("shards", "texts"):
-        (path / name).mkdir(exist_ok=True)
-        write_atomically(path / name / "zarr.json", _group_metadata({}))
-    write_atomically(path / "zarr.json", _group_metadata(attributes))
+        (path / name).mkdir(parents=True, exist_ok=True)
+        write_atomically(path / name / "zarr.json", group_metadata({}))
+    attributes = {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions}
+    write_atomically(path / "zarr.json", group_metadata(attributes))  # last: with it the cache is there
+
+
+def _is_rest_of_creation(item: Path) -> bool:
+    """True of what a creation leaves that was killed before its last file."""
+    return item.name in ("shards", "texts", "zarr.json") or (item.name.startswith(".zarr.json.") and item.is_file())
+
+
+def fingerprint_differences(one: dict, other: dict, *, names: tuple[str, str]) -> str:
+    """Every key that differs with both values, in words; empty where the fingerprints are equal."""
+    keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+    return "; ".join(f"{key}: {names[0]} {one.get(key)!r}, {names[1]} {other.get(key)!r}" for key in keys)
 
 
 def fingerprint_hash(fingerprint: dict) -> str:
@@ -58,54 +69,67 @@ def fingerprint_hash(fingerprint: dict) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 
-def _group_metadata(attributes: dict) -> str:
-    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1, ensure_ascii=False)
+def group_metadata(attributes: dict) -> str:
+    """The `zarr.json` of a group, with a checksum over all its bytes as the last attribute."""
+    stated = {"zarr_format": 3, "node_type": "group", "attributes": attributes | {CHECKSUM_KEY: "0" * 8}}
+    text = json.dumps(stated, indent=1, ensure_ascii=False)
+    head, _, tail = text.rpartition("0" * 8)
+    return head + group_checksum(text.encode()) + tail
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, flush it to disk, rename it."""
-    temporary = path.with_name(f".{path.name}.part")
+    """Write a text file under a temporary name of this process, flush it to disk, rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(path)
+    _flush(path.parent)
 
 
 def write_video_shard(path: Path, name: str, videos: Sequence[VideoTokens], failed: Sequence[dict], dtype: str) -> None:
     """Write a shard of videos (in this order) and the rows of those that failed; it appears whole or not at all."""
     lengths = [len(video.tokens) for video in videos]
     chunk = lengths[0] if lengths and len(set(lengths)) == 1 else CHUNK_ROWS
-    rows, firsts = 0, []
-    for length in lengths:
-        firsts.append(rows)
-        rows += -(-length // chunk) * chunk
-    table = []
+    firsts = np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist()
+    table = [
+        video.meta | {"first_row": first, "num_tokens": length}
+        for video, first, length in zip(videos, firsts, lengths, strict=False)
+    ]
     folder = _fresh(path / "shards" / f".{name}.part")
     if videos:
-        data = np.zeros((rows, *videos[0].tokens.shape[1:]), dtype=DTYPES[dtype])
-        for first, video in zip(firsts, videos, strict=True):
-            data[first : first + len(video.tokens)] = video.tokens
-            table.append(video.meta | {"first_row": first, "num_tokens": len(video.tokens)})
-        write_array(folder / "frames", data, chunk)
-    (folder / "zarr.json").write_text(_group_metadata({"videos": table, "failed": list(failed)}), encoding="utf-8")
-    folder.rename(path / "shards" / name)
+        data = np.zeros((firsts[-1], *videos[0].tokens.shape[1:]), dtype=STORED_DTYPES[dtype])
+        for first, video in zip(firsts, videos, strict=False):
+            data[first : first + len(video.tokens)] = _as_stored(video, dtype)
+        write_array(folder / "frames", data, chunk, dtype)
+    _commit(folder, path / "shards" / name, {"videos": table, "failed": list(failed)})
 
 
-def write_text_shard(path: Path, texts: Sequence[tuple[str, np.ndarray]], dtype: str) -> None:
-    """Write a shard of texts: (text, (K, D) tokens)."""
+def _as_stored(video: VideoTokens, dtype: str) -> np.ndarray:
+    if video.tokens.dtype != STORED_DTYPES[dtype]:
+        raise CacheError(
+            f"video {video.meta['video_id']!r}: tokens are {video.tokens.dtype}, a {dtype} cache stores "
+            f"{STORED_DTYPES[dtype]}; convert them with token_dtype.to_stored"
+        )
+    return video.tokens
+
+
+def write_text_shard(
+    path: Path, texts: Sequence[tuple[str, np.ndarray]], dtype: str, *, name: str | None = None
+) -> None:
+    """Write a shard of texts: (text, (K, D) stored tokens); by default after those there are."""
     existing = [int(item.name) for item in (path / "texts").glob("[0-9]*")]
-    name = SHARD_NAME.format(max(existing, default=-1) + 1)
+    name = name or SHARD_NAME.format(max(existing, default=-1) + 1)
     folder = _fresh(path / "texts" / f".{name}.part")
     table, row = [], 0
     for text, tokens in texts:
         table.append([text, row, len(tokens)])
         row += len(tokens)
-    data = np.zeros((-(-row // CHUNK_ROWS) * CHUNK_ROWS, texts[0][1].shape[1]), dtype=DTYPES[dtype])
+    data = np.zeros((-(-row // CHUNK_ROWS) * CHUNK_ROWS, texts[0][1].shape[1]), dtype=STORED_DTYPES[dtype])
     data[:row] = np.concatenate([tokens for _, tokens in texts])
-    write_array(folder / "tokens", data, CHUNK_ROWS)
-    (folder / "zarr.json").write_text(_group_metadata({"texts": table}), encoding="utf-8")
-    folder.rename(path / "texts" / name)
+    write_array(folder / "tokens", data, CHUNK_ROWS, dtype)
+    _commit(folder, path / "texts" / name, {"texts": table})
 
 
 def _fresh(folder: Path) -> Path:
@@ -114,8 +138,38 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def write_array(path: Path, data: np.ndarray, chunk_rows: int) -> None:
-    """One uncompressed Zarr v3 array in one shard file, chunks in order."""
+def _commit(folder: Path, target: Path, table: dict) -> None:
+    """Give a written folder its table with the checksums of its files, and its name; all is on disk before that."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    checksums = {item.relative_to(folder).as_posix(): file_checksum(item) for item in files}
+    (folder / "zarr.json").write_text(group_metadata({**table, "files": checksums}), encoding="utf-8")
+    for item in [*folder.rglob("*"), folder]:
+        _flush(item)
+    folder.rename(target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Make a file or a folder's names survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_checksum(path: Path) -> str:
+    """crc32c of a file's bytes, as eight hexadecimal digits."""
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as handle:
+        while part := handle.read(READ_BYTES):
+            checksum.update(part)
+    return checksum.hexdigest().decode()
+
+
+def write_array(path: Path, data: np.ndarray, chunk_rows: int, dtype: str) -> None:
+    """One uncompressed Zarr v3 array in one shard file, chunks in order; its attributes say how to read bfloat16."""
+    bits = {"bits_of": "bfloat16", "value": "the uint16 shifted left by 16 bits, read as float32"}
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.create_array(
             store=str(path),
@@ -125,6 +179,7 @@ def write_array(path: Path, data: np.ndarray, chunk_rows: int) -> None:
             shards=data.shape,
             compressors=None,
             filters=None,
+            attributes=bits if dtype == "bfloat16" else None,
         )
         array[...] = data
 

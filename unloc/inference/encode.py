@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unloc.data.cache_writer import DTYPES, VideoTokens, token_checksum
+from unloc.data.cache_writer import VideoTokens, token_checksum
 from unloc.data.preprocess import PreprocessSpec, normalise, resize_and_crop
 from unloc.data.sampling import FrameSampling
+from unloc.data.token_dtype import require_token_dtype, to_stored
 from unloc.data.video import VideoFacts, open_video
 from unloc.data.video.choose import Reader
 from unloc.data.video.report import covered_seconds
-from unloc.errors import InputError
+from unloc.errors import InputError, VideoError
 from unloc.model.towers import BATCH, Tower, load_tower
 
 RECORDED_VERSIONS = ("unloc", "torch", "open_clip_torch", "zarr", "decord", "av", "numpy")
@@ -32,14 +33,13 @@ class EncodeConfig:
     fps: float | None = None
     num_frames: int | None = None
     dtype: str = "float16"
-    """How tokens are stored: float16 (rounded to nearest even) or float32."""
+    """How tokens are stored: float16, float32 or bfloat16 (`token_dtype`)."""
     decoder: str = "auto"
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
         FrameSampling(fps=self.fps, num_frames=self.num_frames)
-        if self.dtype not in DTYPES:
-            raise InputError(f"--dtype: got {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        require_token_dtype(self.dtype, "--dtype")
 
     @property
     def sampling(self) -> FrameSampling:
@@ -78,7 +78,10 @@ class Encoder:
             started = time.perf_counter()
             pixels, facts, reader, times, reason = self._read(path)
             decoded = time.perf_counter()
-            tokens = self._encode_pixels(pixels)
+            try:
+                tokens = self._encode_pixels(pixels)
+            except InputError as error:
+                raise VideoError(f"{path}: {error}", reason="does_not_fit") from None
             encoded = time.perf_counter()
         meta = {
             "video_id": video_id,
@@ -123,12 +126,12 @@ class Encoder:
         for start in range(0, len(pixels), BATCH):
             images = normalise(torch.stack(pixels[start : start + BATCH]), self.preprocess)
             tokens.append(self.tower.encode_images(images).numpy())
-        return np.concatenate(tokens)[:, None].astype(DTYPES[self.config.dtype])
+        return to_stored(np.concatenate(tokens)[:, None], self.config.dtype)
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text in the stored dtype."""
         with single_threaded():
-            return [tokens.numpy().astype(DTYPES[self.config.dtype]) for tokens in self.tower.encode_texts(texts)]
+            return [to_stored(tokens.numpy(), self.config.dtype) for tokens in self.tower.encode_texts(texts)]
 
 
 @contextmanager

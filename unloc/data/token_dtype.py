@@ -1,0 +1,51 @@
+"""How tokens are stored: float16, float32 or bfloat16, from the float32 that a tower gives.
+
+float16 and bfloat16 round to the nearest value, ties to even: float16 keeps 11 significant bits of values up to 65504,
+bfloat16 keeps 8 of any float32. NumPy and Zarr have no bfloat16: its bits are stored as uint16, and are the upper half
+of the float32 they stand for.
+"""
+
+import numpy as np
+
+from unloc.errors import InputError
+
+STORED_DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
+
+
+def require_token_dtype(name: str, option: str) -> None:
+    """Raises InputError where there is no such dtype of tokens."""
+    if name not in STORED_DTYPES:
+        raise InputError(f"{option}: got {name!r}, expected one of {', '.join(STORED_DTYPES)}")
+
+
+def to_stored(tokens: np.ndarray, dtype: str) -> np.ndarray:
+    """Float tokens of any shape as they are stored.
+
+    Raises InputError where a token is not finite, or is beyond what the dtype holds: it would be cached as infinity.
+    """
+    values = np.asarray(tokens, dtype=np.float32)
+    if dtype == "bfloat16":
+        stored = _bfloat16_bits(values)
+        finite = np.isfinite(values).all() and np.isfinite(from_stored(stored, dtype)).all()
+    else:
+        with np.errstate(over="ignore"):
+            stored = values.astype(STORED_DTYPES[dtype])
+        finite = np.isfinite(stored).all()
+    if not finite:
+        largest = float(np.abs(values).max())
+        raise InputError(
+            f"tokens up to {largest:g} do not fit {dtype}; "
+            + ("the tower gives values that are not finite" if not np.isfinite(largest) else "store them as bfloat16")
+        )
+    return stored
+
+
+def from_stored(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored tokens as floats: themselves, or float32 where they are bfloat16 (exact)."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored
+
+
+def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Upper half of each float32, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
