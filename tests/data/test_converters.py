@@ -5,7 +5,6 @@ import pytest
 from unloc.data.check import findings
 from unloc.data.converters import CONVERTERS, convert
 from unloc.data.prompts import prompted
-from unloc.data.schema import load_manifest, save_manifest
 from unloc.errors import InputError, ManifestError, MissingError
 
 
@@ -81,37 +80,29 @@ def test_an_unknown_format_and_an_unknown_split_name_are_errors(tmp_path):
         convert("activitynet-captions", [path])
 
 
-COUNTS = {
-    "activitynet": (["activitynet_1.3/activity_net.v1-3.rebuilt.json"], {"training": 15410, "validation": 7654}),
-    "thumos14": (["thumos14/thumos14.json"], {"validation": 3007, "test": 3358}),
-    "coin": (["coin/COIN.rebuilt.json"], {"training": 32937, "testing": 10107}),
-    "activitynet-captions": (
-        [f"activitynet_captions/{name}.json" for name in ("train", "val_1", "val_2")],
-        {"train": 37421, "val_1": 17505, "val_2": 17031},
-    ),
-    "charades-sta": (["charades_sta"], {"train": 12408, "test": 3720}),
-    "qvhighlights": (
-        [f"qvhighlights/highlight_{name}.jsonl" for name in ("train_release", "val_release", "test_with_gt")],
-        {"train": 7218, "val": 1550, "test": 1542},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_the_official_counts_come_out_on_the_real_files(shared, name, tmp_path):
-    files, counts = COUNTS[name]
-    manifest = convert(name, [shared / "annotations" / file for file in files])
-    rows = manifest.instances if len(manifest.instances) else manifest.queries
-    assert rows["split"].value_counts().to_dict() == counts
-    save_manifest(manifest, tmp_path / "m.jsonl")
-    again = load_manifest(tmp_path / "m.jsonl")
-    assert again.videos.drop(columns="line").equals(manifest.videos.drop(columns="line"))
-    if name == "qvhighlights":
-        assert int(manifest.queries["segments"].map(len).sum()) == 18367
-    if name == "coin":
-        assert len(manifest.classes) == 778
-
-
 def test_there_are_28_different_prompts():
     prompts = prompted("long_jump")
     assert len(set(prompts)) == 28 and all("long jump" in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "split"),
+    [
+        ("test.json", {"v_x.mp4": {"duration": 9, "spans": [[1, 2.5]], "queries": ["a dog >>> runs"]}}, "test"),
+        ("data.jsonl", {"video_path": "v_x.mp4", "duration": 9, "events": [{"query": "a dog >>> runs", "span": [[1, 2.5]]}]}, "train"),
+        ("answers.json", {"v_x.mp4>>>a dog >>> runs>>>[1.0, 2.5]": {"timestamps": [[0, 1]], "duration": 9}}, "test"),
+        ("list.json", ["v_x.mp4>>>a dog >>> runs>>>(1.0, 2.5)"], "test"),
+        ("lines.txt", "v_x.mp4>>>a dog >>> runs>>>[1.0, 2.5]\n", "test"),
+        ("lines_val.jsonl", '"v_x.mp4>>>a dog >>> runs>>>[[1.0, 2.5]]"\n', "val"),
+    ],
+)  # fmt: skip
+def test_timelens_is_read_in_every_form_it_is_found_in(tmp_path, name, content, split):
+    manifest = convert("timelens", [write(tmp_path / name, content)])
+    assert manifest.videos[["video_id", "file", "split"]].to_numpy().tolist() == [["v_x", "v_x.mp4", split]]
+    assert manifest.queries[["text", "segments"]].to_numpy().tolist() == [["a dog >>> runs", [[1.0, 2.5]]]]
+
+
+@pytest.mark.parametrize("line", ["v>>>[1, 2]", "v>>>q>>>soon", "v>>>q>>>[1]", ">>>q>>>[1, 2]", '["v", 1]'])
+def test_a_timelens_line_that_is_none_is_an_error_with_its_file(tmp_path, line):
+    with pytest.raises(ManifestError, match=r"lines\.txt"):
+        convert("timelens", [write(tmp_path / "lines.txt", line)])

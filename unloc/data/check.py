@@ -133,8 +133,9 @@ def _header_findings(manifest: Manifest) -> Iterator[Finding]:
             yield Finding("duplicate class", 1, f"{name!r} stands {count} times among the classes")
         if not name.strip():
             yield Finding("empty class", 1, "a class name has no words")
-    unused = [name for name in manifest.classes if name not in set(manifest.instances["label"])]
-    if unused and len(manifest.instances):
+    used = set(manifest.instances["label"])
+    unused = [name for name in manifest.classes if name not in used]
+    if unused and used:
         yield Finding("class without instances", 1, f"{len(unused)} of the classes, first {unused[0]!r}")
 
 
@@ -150,6 +151,14 @@ def _video_findings(manifest: Manifest) -> Iterator[Finding]:
             yield Finding(problem, line, f"{video_id}: duration {duration} s")
 
 
+def _place(key: VideoKey) -> str:
+    return f"{key[0]} of {key[1]}"
+
+
+def _long(duration: float) -> str:
+    return f"a video of {round(duration, 3)} s" if duration > 0 else "a video of unknown length"
+
+
 def place_problem(key: VideoKey, durations: dict[VideoKey, float], splits: frozenset[str]) -> str | None:
     """The kind of what is wrong with the (video, split) a row names, or None."""
     if key in durations:
@@ -162,7 +171,8 @@ def _query_findings(manifest: Manifest) -> Iterator[Finding]:
     seen: set[tuple] = set()
     qids: set[tuple[str, str]] = set()
     for row in manifest.queries.to_dict("records"):
-        key, line, where = (row["video_id"], row["split"]), row["line"], f"{row['video_id']}: query {row['qid']}"
+        key, line = (row["video_id"], row["split"]), row["line"]
+        where = f"{_place(key)}: query {row['qid']}"
         duration = durations.get(key, math.nan)
         kinds = [place_problem(key, durations, splits)]
         kinds.append(None if row["text"].strip() else "empty text")
@@ -173,12 +183,8 @@ def _query_findings(manifest: Manifest) -> Iterator[Finding]:
         kinds.append("windows and clips differ" if not kinds[-1] and not _windows_are_clips(row) else None)
         qids.add((row["split"], row["qid"]))
         seen.add(identity)
-        yield from (Finding(kind, line, f"{where} ({_of_split(key)})") for kind in kinds if kind)
+        yield from (Finding(kind, line, where) for kind in kinds if kind)
         yield from _window_findings(row, where, duration)
-
-
-def _of_split(key: VideoKey) -> str:
-    return f"split {key[1]}"
 
 
 def _window_findings(row: dict, where: str, duration: float) -> Iterator[Finding]:
@@ -189,7 +195,7 @@ def _window_findings(row: dict, where: str, duration: float) -> Iterator[Finding
             yield Finding("duplicate window", row["line"], f"{where}: [{start}, {end}] stands twice")
         seen.add((start, end))
         if problem:
-            yield Finding(problem, row["line"], f"{where}: [{start}, {end}] in a video of {duration} s")
+            yield Finding(problem, row["line"], f"{where}: [{start}, {end}] in {_long(duration)}")
 
 
 def _windows_are_clips(row: dict) -> bool:
@@ -209,7 +215,7 @@ def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
     classes, seen = frozenset(manifest.classes), set()
     columns = (manifest.instances[name] for name in ("video_id", "split", "label", "start_seconds", "end_seconds"))
     for video_id, split, label, start, end, line in zip(*columns, manifest.instances["line"], strict=True):
-        key, where = (video_id, split), f"{video_id}: {label} [{start}, {end}]"
+        key = (video_id, split)
         duration = durations.get(key, math.nan)
         kinds = [
             place_problem(key, durations, splits),
@@ -218,7 +224,7 @@ def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
             segment_problem(start, end, duration),
         ]
         seen.add((*key, label, start, end))
-        words = f"{where} in a video of {duration} s ({_of_split(key)})"
+        words = f"{_place(key)}: {label} [{start}, {end}] in {_long(duration)}"
         yield from (Finding(kind, line, words) for kind in kinds if kind)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unloc.data.official import read_lines
 from unloc.data.schema import Manifest
-from unloc.data.video_lists import without_videos
+from unloc.data.video_lists import only_videos
 from unloc.errors import ManifestError, MissingError
 
 
@@ -78,31 +78,29 @@ def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
         )
 
 
-def restrict_to_classes(manifest: Manifest, classes: tuple[str, ...], *, keep_videos: bool) -> Manifest:
-    """The manifest with these classes only, in the order given.
-
-    `keep_videos`: whether videos without an instance left stay (so that predictions on them count as wrong, as in the
-    per-class AP of the full evaluation) or go (so that training sees no unseen action as background).
-    """
+def restrict_to_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
+    """The manifest with these classes and their instances only, in the order given; all videos stay."""
     instances = manifest.instances[manifest.instances["label"].isin(classes)].reset_index(drop=True)
-    videos = manifest.videos
-    if not keep_videos:
-        videos = videos.merge(instances[["video_id", "split"]].drop_duplicates(), on=["video_id", "split"])
-    return replace(manifest, classes=classes, videos=videos, instances=instances)
+    return replace(manifest, classes=classes, instances=instances)
 
 
-def zero_shot_manifests(
-    manifest: Manifest, split: ClassSplit, train_split: str, test_split: str
-) -> tuple[Manifest, Manifest]:
-    """(seen, unseen): the train split with seen classes only, and the whole test split with unseen classes only.
+def seen_manifest(manifest: Manifest, split: ClassSplit) -> Manifest:
+    """What may be trained on: the videos that show seen classes only.
 
-    Training videos with an instance of an unseen class are left out of the seen side even where they show a seen class
-    too: their unseen actions would be taught as background. Raises MissingError for a split that does not exist.
+    Videos that show an unseen class too are left out: their unseen actions would be taught as background.
     """
     check_class_split(split, manifest)
-    train = manifest.select(train_split)
-    showing = set(train.instances[train.instances["label"].isin(split.unseen)]["video_id"])
-    clean = without_videos(train, showing)
-    seen = restrict_to_classes(clean, split.seen, keep_videos=False)
-    unseen = restrict_to_classes(manifest.select(test_split), split.unseen, keep_videos=True)
-    return seen, unseen
+    instances = manifest.instances
+    showing_unseen = set(instances[instances["label"].isin(split.unseen)]["video_id"])
+    showing_seen = set(instances[instances["label"].isin(split.seen)]["video_id"])
+    return restrict_to_classes(only_videos(manifest, showing_seen - showing_unseen), split.seen)
+
+
+def unseen_manifest(manifest: Manifest, split: ClassSplit, test_split: str) -> Manifest:
+    """What is tested on: unseen classes in the whole test split.
+
+    Videos without an unseen class stay, so that predictions on them count as wrong, as in the per-class AP of the full
+    evaluation. Raises MissingError for a split that does not exist.
+    """
+    check_class_split(split, manifest)
+    return restrict_to_classes(manifest.select(test_split), split.unseen)

@@ -93,13 +93,18 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """(place, object) of every line."""
     for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ManifestError(f"{path}:{number}: not JSON ({error.msg}); is the file cut off?") from None
-        except RecursionError:
-            raise ManifestError(f"{path}:{number}: not annotations: nested too deeply") from None
-        yield f"{path}:{number}", an_object(row, f"{path}:{number}")
+        place = f"{path}:{number}"
+        yield place, an_object(parse_json_line(line, place), place)
+
+
+def parse_json_line(line: str, place: str) -> object:
+    """The JSON value of a line."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{place}: not JSON ({error.msg}); is the file cut off?") from None
+    except RecursionError:
+        raise ManifestError(f"{place}: not annotations: nested too deeply") from None
 
 
 # -- values with their place ----------------------------------------------------------------------------------------

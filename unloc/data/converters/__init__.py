@@ -33,4 +33,6 @@ def convert(name: str, paths: Sequence[Path], split: str | None = None, repairs:
     manifest = convert_(list(paths), split, Repairs() if repairs is None else repairs)
     if manifest.videos.empty:
         raise ManifestError(f"{paths[0]}: no video in these annotations; is {name} their format?")
+    if not manifest.videos["video_id"].str.strip().all():
+        raise ManifestError(f"{paths[0]}: a video without an id in these annotations")
     return manifest

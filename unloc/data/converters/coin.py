@@ -45,7 +45,7 @@ def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
         else:
             videos += [_video(*entry) for entry in database_entries(content, path, "COIN")]
     wanted_split(split, Counter(video.row["split"] for video in videos), paths)
-    _tell_gap(listed, videos, repairs)
+    _tell_gap({key: subset for key, subset in listed.items() if split in (None, subset)}, videos, repairs)
     names = _step_names(_steps(videos, repairs), repairs)
     kept = [video for video in videos if split in (None, video.row["split"])]
     instances = [

@@ -1,8 +1,8 @@
 """TimeLens (MR): re-annotated queries of Charades, ActivityNet and QVHighlights, and its training set.
 
 Three forms are read: the benchmark's object `{video: {duration, spans, queries}}`; the training set's lines
-`{video_path, duration, events: [{query, span}]}`; and the keys `"{video}>>>{query}>>>{span}"` that its result files
-carry, whose ground truth can be had without the benchmark's file. Results in the values of such keys are not read.
+`{video_path, duration, events: [{query, span}]}`; and `"{video}>>>{query}>>>{span}"`, as keys of its result files,
+in a list or one a line: the ground truth without the benchmark's file. Results in the values are not read.
 """
 
 import json
@@ -16,8 +16,10 @@ from unloc.data.official import (
     a_text,
     an_object,
     files_below,
-    read_json_lines,
-    read_json_object,
+    parse_json_line,
+    read_json,
+    read_lines,
+    read_text,
     seconds,
     sentence,
     split_of_name,
@@ -30,20 +32,20 @@ _MARK = ">>>"
 
 
 def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
-    """All queries with their spans. The split is what --split or the file's name says, else test (train for lines).
+    """All queries with their spans.
 
-    Lengths come from `duration` where a file gives it; otherwise they stay unknown until extraction measures them.
+    The split is what --split or the file's name says, else test, or train for the training set's form. Lengths
+    come from `duration` where a file gives it; otherwise they stay unknown until extraction measures them.
     """
     videos: dict[tuple[str, str], dict] = {}
     queries = []
-    for path in files_below(paths, "*timelens*.json*", "*.json*"):
-        lines = path.suffix.lower() == ".jsonl"
-        name = split or split_of_name(path) or ("train" if lines else "test")
-        for number, (video_id, duration, words, spans) in enumerate(_read(path, lines, repairs)):
+    for path in files_below(paths, "*timelens*.json*", "*.json*", "*.txt"):
+        name = split or split_of_name(path) or ("train" if '"events"' in read_text(path) else "test")
+        for video_id, duration, words, spans in _read(path, repairs):
             video = videos.setdefault((video_id, name), video_row(_stem(video_id), name, duration, _file(video_id)))
             if video["duration_seconds"] is None:
                 video["duration_seconds"] = duration
-            queries.append(query_row(video["video_id"], name, f"{name}:{number}", words, spans))
+            queries.append(query_row(video["video_id"], name, f"{name}:{len(queries)}", words, spans))
     return build_manifest(name="timelens", tasks=("mr",), source="TimeLens", rows=[*videos.values(), *queries])
 
 
@@ -61,19 +63,28 @@ def _stem(video: str) -> str:
 Entry = tuple[str, float | None, str, list[list[float]]]
 
 
-def _read(path: Path, lines: bool, repairs: Repairs) -> Iterator[Entry]:
+def _read(path: Path, repairs: Repairs) -> Iterator[Entry]:
     """(video, duration or None, sentence, spans) of every query."""
-    if not lines:
-        yield from _objects(read_json_object(path, repairs), str(path), repairs)
+    if path.suffix.lower() not in (".jsonl", ".txt"):
+        yield from _entries(read_json(path, repairs), str(path), repairs)
         return
-    for place, entry in read_json_lines(path):
-        if "events" in entry:
-            yield from _training_line(entry, place, repairs)
-        else:
-            yield from _objects(entry, place, repairs)
+    for number, line in read_lines(path):
+        place, words = f"{path}:{number}", line.strip()
+        bare = _MARK in words and words[0] not in '{["'
+        yield from _entries(words if bare else parse_json_line(words, place), place, repairs)
 
 
-def _objects(content: dict, place: str, repairs: Repairs) -> Iterator[Entry]:
+def _entries(content: object, place: str, repairs: Repairs) -> Iterator[Entry]:
+    if isinstance(content, str):
+        yield _of_key(content, None, place, repairs)
+        return
+    if isinstance(content, list):
+        for number, item in enumerate(content):
+            yield from _entries(item, f"{place}[{number}]", repairs)
+        return
+    if "events" in an_object(content, place):
+        yield from _training_line(content, place, repairs)
+        return
     for key, value in content.items():
         where = f"{place}: {key[:60]!r}"
         if _MARK in key:
@@ -105,13 +116,13 @@ def _training_line(entry: dict, place: str, repairs: Repairs) -> Iterator[Entry]
 def _of_key(key: str, value: object, place: str, repairs: Repairs) -> Entry:
     """`"{video}>>>{query}>>>{span}"`; the sentence may hold the mark, the video and the span may not."""
     video, _, rest = key.partition(_MARK)
-    query, _, span = rest.rpartition(_MARK)
+    query, mark, span = rest.rpartition(_MARK)
     try:
-        bounds = json.loads(span.replace("(", "[").replace(")", "]"))
+        bounds = json.loads(span.replace("(", "[").replace(")", "]")) if mark else None
     except json.JSONDecodeError:
-        raise ManifestError(
-            f'{place}: expected "{{video}}>>>{{query}}>>>[start, end]", got span {span[:30]!r}'
-        ) from None
+        bounds = None
+    if bounds is None:
+        raise ManifestError(f'{place}: expected "{{video}}>>>{{query}}>>>[start, end]", got {key[:60]!r}')
     duration = value.get("duration") if isinstance(value, dict) else None
     words = sentence(query, place, repairs)
     return video, float(duration) if is_number(duration) else None, words, _spans(bounds, place)
