@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unloc.cli import app
 from unloc.errors import CacheError
+
+if TYPE_CHECKING:
+    from unloc.data.audit import Audit
 
 cache_app = typer.Typer(help="Describe and audit a cache.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
@@ -35,16 +38,54 @@ def info(
 
 
 @cache_app.command()
-def verify(cache: Annotated[Path, typer.Argument(help="Cache folder.")]) -> None:
-    """Read every token again and compare checksums; exit code 2 where a video is broken.
+def verify(
+    cache: Annotated[Path, typer.Argument(help="Cache folder.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Extract what is broken again.")] = False,
+    videos: Annotated[Path | None, typer.Option("--videos", help="Folder with the video files, for --repair.")] = None,
+    manifest: Annotated[Path | None, typer.Option("--manifest", help="Where it names the files, for --repair.")] = None,
+    pretrained: Annotated[str | None, typer.Option("--pretrained", help="The weights file, for --repair.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Ray workers of --repair; 0: in this process.")] = 0,
+) -> None:
+    """Read every byte again and compare checksums; exit code 2 where something is broken.
 
-    Example: unloc cache verify data/cache
+    With --repair only what is broken is extracted again; the mended cache has the bytes it had before.
+
+    Example: unloc cache verify data/cache --repair --videos data/videos
     """
-    from pipeline.verify import broken_videos
+    from unloc.data.audit import audit_cache
 
-    broken, checked = broken_videos(cache)
-    for video_id, reason in broken.items():
-        typer.echo(f"broken: {video_id}: {reason}", err=True)
-    if broken:
-        raise CacheError(f"{cache}: {len(broken)} of {checked} videos are broken; extract them into a new cache")
-    typer.echo(f"{cache}: {checked} videos, every checksum holds")
+    audit = audit_cache(cache)
+    _print_damages(audit)
+    if audit.damages and repair:
+        _repair(cache, audit, videos, manifest, pretrained, workers)
+        before, audit = audit, audit_cache(cache)
+        _print_damages(audit)
+        typer.echo(f"{cache}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
+    if audit.damages:
+        way = "what is left cannot be mended" if repair else "mend it with --repair --videos DIR"
+        raise CacheError(f"{cache}: {len(audit.damages)} places are broken; {way}")
+    typer.echo(f"{cache}: {audit.num_videos} videos and {audit.num_texts} texts, every checksum holds")
+
+
+def _print_damages(audit: "Audit") -> None:
+    for damage in audit.damages:
+        typer.echo(f"broken: {damage.place}: {damage.reason}", err=True)
+        for video_id in damage.broken:
+            typer.echo(f"broken: {damage.place}: video {video_id}", err=True)
+
+
+def _repair(
+    cache: Path, audit: "Audit", videos: Path | None, manifest: Path | None, pretrained: str | None, workers: int
+) -> None:
+    from pipeline.extract import ExtractOptions
+    from pipeline.repair import repair
+    from unloc.data.locate import find_video_file, index_folder, locate_videos
+    from unloc.data.schema import load_manifest
+
+    index = index_folder(videos) if videos else {}
+    named = locate_videos(load_manifest(manifest), videos)[0] if manifest and videos else {}
+
+    def find_file(video_id: str, file: str | None) -> Path | None:
+        return named.get(video_id) or find_video_file(index, video_id, file)
+
+    repair(cache, audit, find_file, ExtractOptions(workers=workers), pretrained=pretrained)

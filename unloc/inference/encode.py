@@ -18,7 +18,7 @@ from unloc.data.token_dtype import require_token_dtype, to_stored
 from unloc.data.video import VideoFacts, open_video
 from unloc.data.video.choose import Reader
 from unloc.data.video.report import covered_seconds
-from unloc.errors import InputError, VideoError
+from unloc.errors import FingerprintError, InputError, VideoError
 from unloc.model.towers import BATCH, Tower, load_tower
 
 RECORDED_VERSIONS = ("unloc", "torch", "open_clip_torch", "zarr", "decord", "av", "numpy")
@@ -45,6 +45,24 @@ class EncodeConfig:
     def sampling(self) -> FrameSampling:
         """Which frames are looked at."""
         return FrameSampling(fps=self.fps, num_frames=self.num_frames)
+
+    @classmethod
+    def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
+        """The settings that made a cache. A tower of a weights file needs that file again: `pretrained`.
+
+        Raises FingerprintError for a cache whose tokens no tower of ours made. That the weights are the same ones is
+        known only once `Encoder(config).fingerprint` equals this one.
+        """
+        if "tower.name" not in fingerprint:
+            origin = fingerprint.get("origin", "unknown")
+            raise FingerprintError(f"its tokens were imported (origin: {origin}), not extracted: import them again")
+        return cls(
+            tower=fingerprint["tower.name"],
+            pretrained=pretrained or fingerprint["tower.pretrained"],
+            fps=fingerprint["sampling.fps"],
+            num_frames=fingerprint["sampling.num_frames"],
+            dtype=fingerprint["dtype"],
+        )
 
     def to_dict(self) -> dict:
         """For pickling to workers and for records."""

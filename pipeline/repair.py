@@ -1,0 +1,145 @@
+"""Mending a cache: what bit-rot took is extracted again, and nothing else.
+
+A damaged shard goes back to what a stopped run leaves: its intact videos staged, its place in the plan open. Then the
+ordinary job settles the rest and writes the shard in the planned order, so the mended cache has the bytes of a clean
+one, and a repair that is killed is finished by `unloc extract` or by the next repair.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.extract import ExtractOptions, Progress, Summary, extract
+from pipeline.ledger import Failure, Plan, Staging, lease
+from unloc.data.audit import Audit, Damage
+from unloc.data.cache import Cache, open_cache, read_attributes
+from unloc.data.cache_writer import VideoTokens, group_metadata, write_atomically, write_text_shard
+from unloc.errors import CacheError, FingerprintError, MissingError
+from unloc.inference.encode import EncodeConfig, Encoder, file_hash
+
+FindFile = Callable[[str, str | None], Path | None]
+"""The file of a video id, given the file name that the cache knows; None where there is none."""
+
+
+def repair(
+    path: Path,
+    audit: Audit,
+    find_file: FindFile,
+    options: ExtractOptions,
+    *,
+    pretrained: str | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Mend every damage of an audit. All that is needed is looked for before anything is touched.
+
+    Raises MissingError where a video to extract has no file, CacheError where it has changed or where what is lost
+    cannot be told, FingerprintError where the tower is not the one that made the cache.
+    """
+    config = EncodeConfig.from_fingerprint(open_cache(path).fingerprint, pretrained=pretrained)
+    encoder = Encoder(config)
+    if encoder.fingerprint != open_cache(path).fingerprint:
+        raise FingerprintError(f"{path}: its tower cannot be had here; give its weights file with --pretrained")
+    shards = [damage for damage in audit.damages if _is_shard(damage, "shards")]
+    files = _files_to_extract(path, shards, find_file)
+    with lease(path):
+        _mend_small_files(path, audit.damages)
+        for damage in audit.damages:
+            if _is_shard(damage, "texts"):
+                _encode_texts_again(path, Path(damage.place).name, encoder)
+        for damage in shards:
+            _release(path, damage)
+    return extract(path, config, options, files, [], [], on_progress)
+
+
+def _is_shard(damage: Damage, kind: str) -> bool:
+    folder, _, name = damage.place.partition("/")
+    return folder == kind and name.isdigit()
+
+
+def _files_to_extract(path: Path, shards: Sequence[Damage], find_file: FindFile) -> dict[str, Path]:
+    """The file of every video whose tokens are lost; each is the one that was cached, as far as its row is readable."""
+    files, plan = {}, Plan(path).shards
+    for damage in shards:
+        name = Path(damage.place).name
+        table = _table(path, name)
+        if table is None and name not in plan:
+            raise CacheError(
+                f"{path}/{damage.place}: {damage.reason}, and no plan names its videos; remove the folder and run "
+                "`unloc extract` with the manifest"
+            )
+        rows = {row["video_id"]: row for row in table["videos"]} if table else {}
+        for video_id in damage.broken if table else plan[name]:
+            files[video_id] = _file_of(video_id, rows.get(video_id, {}), find_file)
+    return files
+
+
+def _table(path: Path, name: str) -> dict | None:
+    try:
+        return read_attributes(path / "shards" / name)
+    except CacheError:
+        return None
+
+
+def _file_of(video_id: str, row: dict, find_file: FindFile) -> Path:
+    found = find_file(video_id, row.get("file"))
+    if found is None:
+        raise MissingError(
+            f"video {video_id!r} ({row.get('file', 'file unknown')}) is not in the video folder; name the folder with --videos"
+        )
+    if row and file_hash(found) != row["content_sha256"]:
+        raise CacheError(f"{found}: is not the file that was cached as {video_id!r}; give the folder that has that one")
+    return found
+
+
+def _mend_small_files(path: Path, damages: Sequence[Damage]) -> None:
+    places = {damage.place for damage in damages}
+    for name in ("shards", "texts"):
+        if f"{name}/zarr.json" in places:
+            write_atomically(path / name / "zarr.json", group_metadata({}))
+    if "aliases.json" in places:
+        (path / "aliases.json").unlink()  # the next extract finds them again
+
+
+def _encode_texts_again(path: Path, name: str, encoder: Encoder) -> None:
+    """The texts of a shard, in their order; where its table is lost the shard goes, and extract adds them again."""
+    folder = path / "texts" / name
+    try:
+        texts = [text for text, _, _ in read_attributes(folder)["texts"]]
+    except CacheError:
+        texts = []
+    tokens = encoder.encode_texts(texts)
+    _remove(folder)
+    if texts:
+        write_text_shard(path, list(zip(texts, tokens, strict=True)), encoder.config.dtype, name=name)
+
+
+def _release(path: Path, damage: Damage) -> None:
+    """Make a damaged shard one that is planned and not written, with its intact videos and its failures staged."""
+    name = Path(damage.place).name
+    table = _table(path, name)
+    if table is not None:
+        _stage_intact(path, name, table, set(damage.intact))
+        plan = Plan(path)
+        if name not in plan.shards:
+            plan.shards[name] = [row["video_id"] for row in [*table["videos"], *table["failed"]]]
+            write_atomically(plan.path, json.dumps(plan.shards, ensure_ascii=False))
+    _remove(path / "shards" / name)
+
+
+def _stage_intact(path: Path, name: str, table: dict, intact: set[str]) -> None:
+    staging, cache = Staging(path), Cache(path)
+    for row in table["videos"]:
+        if row["video_id"] in intact:
+            meta = {key: value for key, value in row.items() if key not in ("first_row", "num_tokens")}
+            staging.put(VideoTokens(meta, cache.stored_tokens(row | {"shard": name})))
+    for row in table["failed"]:
+        staging.put(Failure(**{key: value for key, value in row.items() if key != "status"}))
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight in one step, then off the disk."""
+    hidden = folder.with_name(f".{folder.name}.broken")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

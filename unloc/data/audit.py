@@ -1,0 +1,129 @@
+"""Bit-rot in a cache: every byte of it against the checksums that were written with it."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from unloc.data.cache import Cache, open_cache, read_attributes
+from unloc.data.cache_writer import file_checksum, token_checksum
+from unloc.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One folder or file of a cache that is not what was written."""
+
+    place: str
+    """Relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `aliases.json`."""
+    reason: str
+    broken: tuple[str, ...] = ()
+    """Videos whose tokens are lost; of a shard whose table is damaged they cannot be told."""
+    intact: tuple[str, ...] = ()
+    """Videos of the place whose tokens are still those that were written."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was read and what of it is damaged."""
+
+    num_videos: int
+    num_texts: int
+    damages: tuple[Damage, ...]
+
+
+def audit_cache(path: Path) -> Audit:
+    """Read every byte of a cache and compare.
+
+    Raises MissingError where there is no cache, CacheError where not even its fingerprint can be read.
+    """
+    open_cache(path)
+    damages = [*_damaged_groups(path), *_damaged_aliases(path)]
+    num_videos = num_texts = 0
+    rows: list[str] = []
+    for folder in _shard_folders(path / "shards"):
+        damage, ids = _audit_videos(path, folder)
+        damages += damage
+        rows += ids
+        num_videos += len(ids)
+    for folder in _shard_folders(path / "texts"):
+        damage, count = _audit_texts(path, folder)
+        damages += damage
+        num_texts += count
+    twice = [video_id for video_id, count in Counter(rows).items() if count > 1]
+    if twice:
+        damages.append(Damage("shards", f"{len(twice)} videos stand in two shards (first: {twice[0]!r})"))
+    return Audit(num_videos, num_texts, tuple(damages))
+
+
+def _shard_folders(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.glob("[0-9]*") if item.is_dir())
+
+
+def _damaged_groups(path: Path) -> list[Damage]:
+    damages = []
+    for name in ("shards", "texts"):
+        try:
+            read_attributes(path / name)
+        except CacheError:
+            damages.append(Damage(f"{name}/zarr.json", "is not what was written"))
+    return damages
+
+
+def _damaged_aliases(path: Path) -> list[Damage]:
+    try:
+        Cache(path).aliases.items()
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return [Damage("aliases.json", "is no JSON object")]
+    return []
+
+
+def _audit_videos(path: Path, folder: Path) -> tuple[list[Damage], list[str]]:
+    """Damage of one shard of videos, and the ids it holds."""
+    place = f"shards/{folder.name}"
+    try:
+        rows = read_attributes(folder)["videos"]
+    except (CacheError, KeyError):
+        return [Damage(place, "its table is damaged: which videos it holds cannot be read")], []
+    ids = [row["video_id"] for row in rows]
+    cache, lost = Cache(path), {}
+    for row in rows:
+        reason = _lost_tokens(cache, row | {"shard": folder.name})
+        if reason:
+            lost[row["video_id"]] = reason
+    intact = tuple(video_id for video_id in ids if video_id not in lost)
+    reason = next(iter(lost.values()), None) or damaged_files(folder)
+    return [Damage(place, reason, tuple(lost), intact)] if reason else [], ids
+
+
+def _lost_tokens(cache: Cache, row: dict) -> str | None:
+    try:
+        tokens = cache.stored_tokens(row)
+    except CacheError as error:
+        return str(error)
+    return None if token_checksum(tokens) == row["tokens_sha256"] else "checksum of its tokens differs"
+
+
+def _audit_texts(path: Path, folder: Path) -> tuple[list[Damage], int]:
+    """Damage of one shard of texts, and how many it holds."""
+    place = f"texts/{folder.name}"
+    try:
+        num_texts = len(read_attributes(folder)["texts"])
+    except (CacheError, KeyError):
+        return [Damage(place, "its table is damaged: which texts it holds cannot be read")], 0
+    reason = damaged_files(folder)
+    return [Damage(place, reason)] if reason else [], num_texts
+
+
+def damaged_files(folder: Path) -> str | None:
+    """What is wrong with a shard's files against the checksums in its table; None where nothing is."""
+    stated = read_attributes(folder)["files"]
+    there = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file()} - {"zarr.json"}
+    for name in sorted(stated.keys() | there):
+        if name not in there:
+            return f"{name} is gone"
+        if name not in stated:
+            return f"{name} is not of this shard"
+        if file_checksum(folder / name) != stated[name]:
+            return f"checksum of {name} differs"
+    return None
