@@ -84,9 +84,8 @@ def _table(path: Path, name: str) -> dict | None:
 def _file_of(video_id: str, row: dict, find_file: FindFile) -> Path:
     found = find_file(video_id, row.get("file"))
     if found is None:
-        raise MissingError(
-            f"video {video_id!r} ({row.get('file', 'file unknown')}) is not in the video folder; name the folder with --videos"
-        )
+        file = row.get("file", "file unknown")
+        raise MissingError(f"video {video_id!r} ({file}) is not in the video folder; name the folder with --videos")
     if row and file_hash(found) != row["content_sha256"]:
         raise CacheError(f"{found}: is not the file that was cached as {video_id!r}; give the folder that has that one")
     return found

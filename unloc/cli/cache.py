@@ -89,3 +89,22 @@ def _repair(
         return named.get(video_id) or find_video_file(index, video_id, file)
 
     repair(cache, audit, find_file, ExtractOptions(workers=workers), pretrained=pretrained)
+
+
+@cache_app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="Cache to write or to add to.")],
+    sources: Annotated[list[Path], typer.Argument(help="Caches to read, all of one fingerprint.")],
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Videos per shard.")] = 512,
+) -> None:
+    """Join caches of the same tower and preprocessing; token bytes are copied, nothing is encoded again.
+
+    Example: unloc cache merge data/all data/cache-machine1 data/cache-machine2
+    """
+    from pipeline.merge import merge as join
+
+    done = join(out, sources, shard_size=shard_size)
+    typer.echo(
+        f"{out}: {done.videos} videos added, {done.there_before} were there, {done.failed} failed in all sources, "
+        f"{done.texts} texts added"
+    )

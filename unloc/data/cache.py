@@ -149,6 +149,16 @@ class Cache:
         """How many texts are here."""
         return len(self._texts)
 
+    @property
+    def text_names(self) -> list[str]:
+        """Every text that is here, in the order in which they came."""
+        return list(self._texts)
+
+    def stored_text(self, text: str) -> np.ndarray:
+        """(K, D) of one text as its bytes are stored (bfloat16: as uint16)."""
+        name, first, count = self._texts[text]
+        return self._mapped(name)[first : first + count]
+
     def has_text(self, text: str) -> bool:
         """True where the text's tokens are here."""
         return text in self._texts
