@@ -36,7 +36,19 @@ def test_help_and_version_import_no_torch_and_no_pandas():
 
 
 @pytest.mark.parametrize(
-    "verb", ["data", "data synth", "data convert", "data check", "extract", "cache info", "cache verify", "fit", "eval"]
+    "verb",
+    [
+        "data",
+        "data synth",
+        "data convert",
+        "data check",
+        "data zero-shot",
+        "extract",
+        "cache info",
+        "cache verify",
+        "fit",
+        "eval",
+    ],
 )
 def test_every_verb_explains_itself(verb):
     done = unloc(*verb.split(), "--help")
@@ -95,13 +107,3 @@ def test_eval_says_what_it_needs(manifest, tmp_path):
     gone = tmp_path / "gone.jsonl"
     fails("eval", "--predictions", gone, "--manifest", manifest, "--task", "mr", saying="does not exist")
     fails("eval", "--predictions", gone, "--manifest", manifest, "--split", "val", saying="it has: test")
-
-
-def test_several_annotation_files_may_follow_one_flag(tmp_path):
-    (tmp_path / "charades_sta_test.txt").write_text("A 0.0 1.0##a cat.\n")
-    (tmp_path / "lengths.csv").write_text("id,length\nA,2.0\n")
-    files = (tmp_path / "charades_sta_test.txt", tmp_path / "lengths.csv")
-    done = unloc("data", "convert", "charades-sta", "--annotations", *files, "--out", tmp_path / "m.jsonl")
-    assert done.returncode == 0 and "test: 1 videos, 1 queries" in done.stdout
-    assert unloc("data", "check", tmp_path / "m.jsonl").returncode == 0
-    assert unloc("data", "check", tmp_path / "m.jsonl", "--videos", tmp_path).returncode == 1

@@ -85,17 +85,20 @@ def test_there_are_28_different_prompts():
     assert len(set(prompts)) == 28 and all("long jump" in prompt for prompt in prompts)
 
 
+EVENT = {"query": "a dog >>> runs", "span": [[1, 2.5]]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "split"),
     [
         ("test.json", {"v_x.mp4": {"duration": 9, "spans": [[1, 2.5]], "queries": ["a dog >>> runs"]}}, "test"),
-        ("data.jsonl", {"video_path": "v_x.mp4", "duration": 9, "events": [{"query": "a dog >>> runs", "span": [[1, 2.5]]}]}, "train"),
+        ("data.jsonl", {"video_path": "v_x.mp4", "duration": 9, "events": [EVENT]}, "train"),
         ("answers.json", {"v_x.mp4>>>a dog >>> runs>>>[1.0, 2.5]": {"timestamps": [[0, 1]], "duration": 9}}, "test"),
         ("list.json", ["v_x.mp4>>>a dog >>> runs>>>(1.0, 2.5)"], "test"),
         ("lines.txt", "v_x.mp4>>>a dog >>> runs>>>[1.0, 2.5]\n", "test"),
         ("lines_val.jsonl", '"v_x.mp4>>>a dog >>> runs>>>[[1.0, 2.5]]"\n', "val"),
     ],
-)  # fmt: skip
+)
 def test_timelens_is_read_in_every_form_it_is_found_in(tmp_path, name, content, split):
     manifest = convert("timelens", [write(tmp_path / name, content)])
     assert manifest.videos[["video_id", "file", "split"]].to_numpy().tolist() == [["v_x", "v_x.mp4", split]]

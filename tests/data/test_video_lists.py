@@ -34,7 +34,7 @@ def test_what_is_no_list_is_an_error_with_its_file(tmp_path, name, content, word
     (tmp_path / name).write_text(content)
     with pytest.raises(ManifestError, match=f"{name}.*{words}"):
         read_video_list(tmp_path / name)
-    with pytest.raises(MissingError, match="do not exist"):
+    with pytest.raises(MissingError, match="does not exist"):
         read_video_list(tmp_path / "nowhere.json")
 
 

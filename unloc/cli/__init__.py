@@ -33,20 +33,35 @@ def options(
     """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
 
 
+_UsageError = typer.BadParameter.__bases__[0]  # of typer's own click or of the installed one, by its version
+
+
 def main() -> None:
-    """Entry point: runs the app and turns every UnlocError into one line and exit code 2."""
+    """Entry point: runs the app and turns every UnlocError and wrong usage into one line and exit code 2."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        code = app(standalone_mode=False)
     except UnlocError as error:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        _print_usage_error(error)
+        raise SystemExit(2) from None
+    if code == 130:  # typer's answer to an interrupt
         typer.echo("interrupted; what is finished is kept, the same command goes on", err=True)
-        raise SystemExit(130) from None
+    raise SystemExit(code)
+
+
+def _print_usage_error(error: Exception) -> None:
+    words = error.format_message()
+    if "\n" in words:  # a command without arguments answers with its help
+        typer.echo(words, err=True)
+    else:
+        command = error.ctx.command_path if error.ctx else "unloc"
+        typer.echo(f"error: {words.rstrip('.')}; see `{command} --help`", err=True)
 
 
 from unloc.cli import cache, data, evaluate, extract, fit  # noqa: E402, F401  (they register their commands)

@@ -77,7 +77,7 @@ def database_entries(content: dict, path: Path, what: str) -> Iterator[tuple[str
     database = content.get("database")
     if not isinstance(database, dict):
         keys = ", ".join(map(repr, list(content)[:3])) or "nothing"
-        raise ManifestError(f"{path}: not a {what} file: it has no object `database`; it has {keys}")
+        raise ManifestError(f"{path}: no {what} file: it lacks the object `database`; it has {keys}")
     for video_id, entry in database.items():
         place = f"{path}: database[{video_id!r}]"
         yield place, video_id, an_object(entry, place)

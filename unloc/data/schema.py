@@ -196,6 +196,8 @@ def load_manifest(path: Path | str, unreadable: list[UnreadableLine] | None = No
     Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ManifestError(f"{path} is a folder; expected a manifest file")
     if not path.is_file():
         raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
     lines = _lines(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unloc.data.official import Repairs, read_json, read_text
 from unloc.data.schema import Manifest
-from unloc.errors import ManifestError
+from unloc.errors import ManifestError, MissingError
 
 _ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name")
 
@@ -18,6 +18,8 @@ def read_video_list(path: Path) -> frozenset[str]:
     ActivityNet's `v_` before an id is taken off, and ids that stand twice count once. Raises MissingError where the
     file is absent, ManifestError where it is no such list.
     """
+    if not path.is_file():
+        raise MissingError(f"list of videos {path} does not exist")
     suffix = path.suffix.lower()
     if suffix == ".json":
         ids = _of_json(path)
