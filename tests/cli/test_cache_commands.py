@@ -2,12 +2,14 @@
 
 import re
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.extract import ExtractOptions, extract
 from unloc.cli import app
-from unloc.errors import CacheError, MissingError
+from unloc.data.cache import open_cache
+from unloc.errors import CacheError, FingerprintError, InputError, MissingError
 from unloc.inference.encode import EncodeConfig
 
 
@@ -41,3 +43,35 @@ def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(cache, video_fold
     assert "broken: shards/00000: video v0" in done.stderr
     assert "mended 1 of 1 places" in done.stdout and "every checksum holds" in done.stdout
     assert file.read_bytes() == before
+
+
+def test_caches_are_merged_and_what_differs_is_told(cache, tmp_path, video_folder):
+    done = unloc("cache", "merge", tmp_path / "out", cache)
+    assert "3 videos added, 0 were there, 0 failed in all sources, 1 texts added" in done.stdout
+    other = tmp_path / "other"
+    options = ExtractOptions(workers=0)
+    extract(other, EncodeConfig(fps=4.0), options, {"v5": video_folder / "v5.mp4"}, [], [])
+    with pytest.raises(FingerprintError, match=r"sampling.fps: .*cache 2.0, .*other 4.0"):
+        unloc("cache", "merge", tmp_path / "out2", cache, other)
+
+
+def test_features_are_imported_with_stated_times(tmp_path):
+    (tmp_path / "i3d").mkdir()
+    np.save(tmp_path / "i3d" / "x.npy", np.ones((4, 3), np.float32))
+    words = ("cache", "import", "actionformer", tmp_path / "i3d", "--cache", tmp_path / "c", "--origin", "I3D")
+    with pytest.raises(InputError, match="need --stride and --window"):
+        unloc(*words, "--fps", 30)
+    with pytest.raises(InputError, match="state no times"):
+        unloc(*words)
+    done = unloc(*words, "--fps", 10, "--stride", 5, "--window", 10)
+    assert "1 videos imported" in done.stdout
+    assert open_cache(tmp_path / "c")["x"].times_seconds.tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert "origin" in unloc("cache", "info", tmp_path / "c").stdout
+
+
+def test_features_that_cannot_be_read_are_named_and_the_command_fails(tmp_path):
+    np.savez(tmp_path / "a.npz", features=np.ones((4, 3), np.float32))
+    (tmp_path / "b.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="1 files could not be imported; the rest is there"):
+        unloc("cache", "import", "univtg", tmp_path, "--cache", tmp_path / "c", "--origin", "test")
+    assert len(open_cache(tmp_path / "c")) == 1
