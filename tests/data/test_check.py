@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unloc.data.check import count_kinds, findings, segment_problem, shared_between_splits
 from unloc.data.locate import folder_coverage
@@ -149,6 +151,22 @@ def test_after_a_rule_no_bad_row_is_left_and_a_second_time_nothing_changes(bad_m
     told = Repairs()
     apply_rule(once, rule, told)
     assert not told.places
+
+
+bound = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0, 10.005])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(bound, bound), max_size=6), st.sampled_from(["repair", "drop"]))
+def test_after_a_rule_every_segment_lies_in_its_video(segments, rule):
+    rows = [video_row("v", "train", 10.0), query_row("v", "train", "1", "q", segments)]
+    rows += [instance_row("v", "train", "a", *segment) for segment in segments]
+    settled = apply_rule(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule, Repairs())
+    left = [tuple(segment) for segments in settled.queries["segments"] for segment in segments]
+    assert all(0 <= start < end <= (10 if rule == "repair" else 10.01) + 1e-6 for start, end in left)
+    assert not [item for item in findings(settled) if not item.is_note]
+    good = {(start, end) for start, end in segments if 0 <= start < end <= 10}
+    assert good <= set(left)
 
 
 def test_keep_changes_nothing_and_another_rule_is_an_error(bad_manifest):

@@ -49,7 +49,7 @@ def apply_rule(manifest: Manifest, rule: str, told: Repairs) -> Manifest:
     if manifest.videos.empty:
         raise ManifestError(f"--bad-rows {rule}: no video of {manifest.name!r} is left")
     settle = _settler(durations_of(manifest), rule, told)
-    queries = _queries(manifest, rule, settle, told)
+    queries = _queries(manifest, settle, told)
     instances = _instances(manifest, settle, told)
     return replace(manifest, queries=queries, instances=instances)
 
@@ -90,32 +90,36 @@ def _settler(durations: dict[VideoKey, float], rule: str, told: Repairs) -> Sett
     return settle
 
 
-def _queries(manifest: Manifest, rule: str, settle: Settle, told: Repairs) -> pd.DataFrame:
+def _queries(manifest: Manifest, settle: Settle, told: Repairs) -> pd.DataFrame:
     durations, splits = durations_of(manifest), frozenset(manifest.splits)
     rows, seen = [], set()
     for row in manifest.queries.to_dict("records"):
         key, place = (row["video_id"], row["split"]), f"{row['video_id']} of {row['split']}: query {row['qid']}"
         problem = place_problem(key, durations, splits)
         problem = problem or (None if row["text"].strip() else "empty text")
-        identities = {(row["split"], row["qid"]), (*key, row["text"], tuple(map(tuple, row["segments"])))}
-        if not problem and identities & seen:
-            problem = "duplicate row or qid"
         if problem:
             told.add(f"{problem}: dropped", place)
             continue
-        seen |= identities
-        windows = [settle(segment, key, place) for segment in _once(row["segments"], place, told)]
-        kept = [window for window in windows if window is not None]
-        if row["segments"] and not kept:
+        windows = _windows(row["segments"], key, place, settle, told)
+        # Compared after the cut: two windows that pass the end may become one.
+        identities = {(row["split"], row["qid"]), (*key, row["text"], tuple(map(tuple, windows)))}
+        if row["segments"] and not windows:
             told.add("query without a window left: dropped", place)
-            continue
-        rows.append(row | {"segments": kept} | _ratings(row, durations[key], place, told))
+        elif identities & seen:
+            told.add("duplicate row or qid: dropped", place)
+        else:
+            seen |= identities
+            rows.append(row | {"segments": windows} | _ratings(row, durations[key], place, told))
     return pd.DataFrame(rows, columns=manifest.queries.columns)
 
 
-def _once(segments: list[list[float]], place: str, told: Repairs) -> list[list[float]]:
-    unique = [list(segment) for segment in dict.fromkeys(map(tuple, segments))]
-    if len(unique) < len(segments):
+def _windows(
+    segments: list[list[float]], key: VideoKey, place: str, settle: Settle, told: Repairs
+) -> list[list[float]]:
+    settled = [settle(segment, key, place) for segment in segments]
+    kept = [tuple(window) for window in settled if window is not None]
+    unique = [list(window) for window in dict.fromkeys(kept)]
+    for _ in range(len(kept) - len(unique)):
         told.add("duplicate window: dropped", place)
     return unique
 
@@ -133,16 +137,18 @@ def _instances(manifest: Manifest, settle: Settle, told: Repairs) -> pd.DataFram
     rows, seen = [], set()
     for row in manifest.instances.to_dict("records"):
         key, place = (row["video_id"], row["split"]), f"{row['video_id']} of {row['split']}: {row['label']}"
-        segment = [row["start_seconds"], row["end_seconds"]]
-        identity = (*key, row["label"], *segment)
         problem = place_problem(key, durations, splits)
         problem = problem or (None if row["label"] in classes else "unknown label")
-        problem = problem or ("duplicate row" if identity in seen else None)
-        seen.add(identity)
         if problem:
             told.add(f"{problem}: dropped", place)
             continue
-        kept = settle(segment, key, place)
-        if kept is not None:
-            rows.append(row | {"start_seconds": kept[0], "end_seconds": kept[1]})
+        kept = settle([row["start_seconds"], row["end_seconds"]], key, place)
+        if kept is None:
+            continue
+        identity = (*key, row["label"], *kept)
+        if identity in seen:
+            told.add("duplicate row: dropped", place)
+            continue
+        seen.add(identity)
+        rows.append(row | {"start_seconds": kept[0], "end_seconds": kept[1]})
     return pd.DataFrame(rows, columns=manifest.instances.columns)

@@ -161,9 +161,15 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in [header, *manifest_rows(manifest)]]
     temporary = path.with_name(f".{path.name}.part")
     try:
+        content = ("\n".join(lines) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        temporary.write_bytes(content)
         temporary.replace(path)
+    except UnicodeEncodeError as error:
+        words = error.object[max(error.start - 20, 0) : error.end].encode("ascii", "backslashreplace").decode()
+        raise InputError(
+            f"manifest {path} cannot be written: half a character (a lone surrogate) in {words!r}"
+        ) from None
     except OSError as error:
         raise InputError(f"manifest {path} cannot be written: {error.strerror or error}") from None
 
