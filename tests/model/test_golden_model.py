@@ -45,18 +45,16 @@ def tiny(pyramid, text_tokens):
     )
 
 
-def levels_of(model, frames, frame_mask, texts, text_mask):
-    """Encoder features (B, C, P, W): what stands between fusion and heads."""
-    texts, text_mask = model._text_tokens(texts, text_mask)
-    count = len(texts)
-    model._heads = lambda levels: (torch.cat(levels, dim=1), None, None)
-    fused, _, _ = model._fuse(
-        frames.repeat_interleave(count, 0),
-        frame_mask.repeat_interleave(count, 0),
-        texts.repeat(len(frames), 1, 1),
-        text_mask.repeat(len(frames), 1),
-    )
-    return fused.unflatten(0, (len(frames), count))
+def features_of(model, *arguments):
+    """What stands between fusion and heads: (B, C, P, W) points, and (B, C, K, W) text tokens of the last layer."""
+    seen = {}
+    model.encoder.register_forward_hook(lambda module, given, levels: seen.update(levels=levels))
+    model.encoder.layers[-1].register_forward_hook(lambda module, given, tokens: seen.update(tokens=tokens))
+    with torch.no_grad():
+        model(*arguments)
+    videos, num_tokens = len(arguments[0]), 1 if model.config.text_tokens == "eos" else arguments[2].shape[1]
+    points = torch.cat(seen["levels"], dim=1).unflatten(0, (videos, -1))
+    return points, seen["tokens"][:, -num_tokens:].unflatten(0, (videos, -1))
 
 
 @pytest.mark.parametrize("pyramid", ["simple", "fpn"])
@@ -66,20 +64,22 @@ def test_fusion_and_pyramid_equal_the_official_ones(golden, pyramid, text_tokens
     params, arrays = case(golden, f"fusion_{name}_{text_tokens}")
     model = UnLoc(tiny(pyramid, text_tokens), 16, 16, 16)
     model.encoder.load_state_dict(flax_weights.encoder(params, "video_text_encoder"))
-    mask = torch.ones(2, 16, dtype=torch.bool)
-    with torch.no_grad():
-        out = levels_of(model, arrays["video"], mask, arrays["text"], arrays["text_mask"].bool())
-    torch.testing.assert_close(out, arrays["out_video"], atol=1e-5, rtol=0)
+    mask, text_mask = torch.ones(2, 16, dtype=torch.bool), arrays["text_mask"].bool()
+    points, texts = features_of(model, arrays["video"], mask, arrays["text"], text_mask)
+    torch.testing.assert_close(points, arrays["out_video"], atol=1e-5, rtol=0)
+    eos = arrays["ids"].argmax(dim=1) if text_tokens == "all" else torch.zeros(3, dtype=torch.long)
+    torch.testing.assert_close(texts[:, torch.arange(3), eos], arrays["out_text"], atol=1e-5, rtol=0)
 
 
 def test_the_plain_encoder_with_masked_frames_equals_the_official_one(golden):
     params, arrays = case(golden, "fusion_transformer_as")
     model = UnLoc(tiny("none", "eos"), 16, 16, 16, localizes=False)
     model.encoder.load_state_dict(flax_weights.encoder(params, "video_text_encoder"))
-    text_mask = torch.ones(3, 1, dtype=torch.bool)
-    with torch.no_grad():
-        out = levels_of(model, arrays["video"], arrays["frame_mask"].bool(), arrays["text_emb"][:, None], text_mask)
-    torch.testing.assert_close(out.transpose(1, 2), arrays["out_video"], atol=1e-5, rtol=0)
+    text_mask, frame_mask = torch.ones(3, 1, dtype=torch.bool), arrays["frame_mask"].bool()
+    points, texts = features_of(model, arrays["video"], frame_mask, arrays["text_emb"][:, None], text_mask)
+    torch.testing.assert_close(points.transpose(1, 2), arrays["out_video"], atol=1e-5, rtol=0)
+    normed = model.encoder.norm(texts[:, :, 0])
+    torch.testing.assert_close(normed, arrays["out_text"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("task", ["temporal_localization", "moment_retrieval"])

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from unloc.config import LossConfig
+from unloc.model.unloc import Outputs
 from unloc.ops.decode import decode_segments
-from unloc.ops.losses import box_loss, focal_loss, positive_mean, sigmoid_loss, weighted_sum_over
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import make_points
-from unloc.ops.targets import localization_targets
+from unloc.ops.targets import Targets, localization_targets
+from unloc.training.objective import caption_weights, pair_losses, segmentation_loss
 
 EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
 T = 128
@@ -46,50 +48,48 @@ def test_mr_targets_are_the_official_ones(golden):
     torch.testing.assert_close(targets.displacements[0][label], expected[label], atol=1e-5, rtol=0)
 
 
-RELEVANCE = {"focal": lambda x, y: focal_loss(x, y, 0.25, 2.0), "sigmoid": sigmoid_loss}
-BOX_NAMES = {"iou+center_offset_squared": "diou", "l1": "l1_over_union", "l1+iou": "l1_over_union+iou"}
-BOX_NAMES |= {"iou": "iou", "0.5*l1+1.0*iou": "0.5*l1_over_union+1.0*iou"}
+BOX_NAMES = {"iou+center_offset_squared": "iou+center_offset_squared", "l1": "l1_over_union", "iou": "iou"}
+BOX_NAMES |= {"l1+iou": "l1_over_union+iou", "0.5*l1+1.0*iou": "0.5*l1_over_union+1.0*iou"}
 
 
-@pytest.mark.parametrize("relevance", RELEVANCE)
+def tensors(golden, case):
+    arrays = {key.split("/", 1)[1]: golden[key] for key in golden if key.startswith(f"{case}/")}
+    return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
+
+
+@pytest.mark.parametrize("relevance", ["focal", "sigmoid"])
 @pytest.mark.parametrize("box", BOX_NAMES)
 def test_tal_losses_are_the_official_ones(golden, relevance, box):
-    out = torch.from_numpy(golden["loss_tal/logits"])
-    per_class = out.unflatten(-1, (3, 3))  # logit, start, end of each class
-    logits, boxes = per_class[..., 0], per_class[..., 1:]
-    label = torch.from_numpy(golden["loss_tal/label"]).float()
-    mask = torch.from_numpy(golden["loss_tal/frame_mask"]).float()
-    target = torch.from_numpy(golden["loss_tal/displacements"])
-    total = 10.0 * weighted_sum_over(RELEVANCE[relevance](logits, label), mask[..., None], mask.sum())
-    total += positive_mean(box_loss(boxes, target, BOX_NAMES[box]), label.bool(), mask[..., None])
+    case = tensors(golden, "loss_tal")
+    out = case["logits"].unflatten(-1, (3, 3)).transpose(1, 2)  # video, class, point: logit, start, end
+    targets = Targets(case["label"].bool().transpose(1, 2), case["displacements"].transpose(1, 2))
+    weights = case["frame_mask"].bool()[:, None]
+    config = LossConfig(relevance=relevance, box=BOX_NAMES[box])
+    parts = pair_losses(Outputs(out[..., 0], out[..., 1:], None), targets, weights, weights.sum(), config)
     # float32 steps are 2e-6 wide at the size of the sigmoid losses: two of them are allowed
-    assert float(total) == pytest.approx(float(golden[f"loss_tal/{relevance}|{box}"]), abs=1e-6, rel=2e-7)
+    assert float(sum(parts.values())) == pytest.approx(float(case[f"{relevance}|{box}"]), abs=1e-6, rel=2e-7)
 
 
 @pytest.mark.parametrize("gathered", [True, False])
 def test_mr_losses_are_the_official_ones(golden, gathered):
-    out = torch.from_numpy(golden["loss_mr/logits"]).unflatten(1, (2, 2))  # video, owner, caption, point, 3
-    label = torch.from_numpy(golden["loss_mr/label"])[..., 0].float()
-    target = torch.from_numpy(golden["loss_mr/displacements"])
-    frame_mask = torch.from_numpy(golden["loss_mr/frame_mask"]).float()
-    caption_mask = torch.from_numpy(golden["loss_mr/caption_mask"]).float()
-    own = torch.eye(2)[:, :, None, None]
-    weights = caption_mask[None, :, :, None] * frame_mask[None, :, None, :] * (1.0 if gathered else own)
-    weights = weights.expand(out.shape[:-1])
-    labels = own * label[None]
-    total = 10.0 * weighted_sum_over(focal_loss(out[..., 0], labels, 0.25, 2.0), weights, weights.sum())
-    boxes = torch.stack([out[b, b, ..., 1:] for b in range(2)])
-    own_weights = caption_mask[..., None] * frame_mask[:, None]
-    total += positive_mean(box_loss(boxes, target, "iou"), label.bool(), own_weights)
-    expected = float(golden[f"loss_mr/focal|iou|all_gather={gathered}"])
-    assert float(total) == pytest.approx(expected, abs=1e-6)
+    """Two captions of each of two videos, one of them padding; all pairs, or (not gathered) each video's own."""
+    case = tensors(golden, "loss_mr")
+    own = torch.eye(2, dtype=torch.bool).repeat_interleave(2, dim=1)[..., None]  # video, caption of all
+    label = case["label"][..., 0].bool().flatten(0, 1)
+    targets = Targets(own & label, case["displacements"].flatten(0, 1).expand(2, -1, -1, -1))
+    weights = caption_weights(case["frame_mask"].bool(), case["caption_mask"].bool().flatten())
+    weights = weights.expand(2, -1, -1) if gathered else weights & own
+    outputs = Outputs(case["logits"][..., 0], case["logits"][..., 1:], None)
+    parts = pair_losses(outputs, targets, weights, weights.sum(), LossConfig())
+    expected = float(case[f"focal|iou|all_gather={gathered}"])
+    assert float(sum(parts.values())) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_as_loss_is_the_official_one(golden):
-    mask = torch.from_numpy(golden["loss_as/frame_mask"]).float()
-    losses = sigmoid_loss(torch.from_numpy(golden["loss_as/logits"]), torch.from_numpy(golden["loss_as/label"]).float())
-    total = weighted_sum_over(losses, mask[..., None], mask.sum())
-    assert float(total) == pytest.approx(float(golden["loss_as/sigmoid"]), abs=1e-6)
+    case = tensors(golden, "loss_as")
+    logits, labels = case["logits"].transpose(1, 2), case["label"].transpose(1, 2)
+    loss = segmentation_loss(logits, labels, case["frame_mask"].bool(), 1, LossConfig(relevance="sigmoid"))
+    assert float(loss) == pytest.approx(float(case["sigmoid"]), abs=1e-6)
 
 
 def seconds_of(golden, case):

@@ -45,23 +45,31 @@ class FusionLayer(nn.Module):
         for linear in (self.mlp_in, self.mlp_out):
             nn.init.normal_(linear.bias, std=1e-6)
 
+    def project(self, tokens: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length three_widths"]:
+        """Queries, keys and values of every token: what attention needs and what does not depend on other tokens."""
+        return self.qkv(self.attention_norm(tokens))
+
     def forward(
-        self, tokens: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None
+        self,
+        tokens: Float[Tensor, "batch length width"],
+        mask: Bool[Tensor, "batch length"] | None,
+        qkv: Float[Tensor, "batch length three_widths"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """One layer. Masked keys are never attended to; no mask means all are valid."""
-        tokens = tokens + self.dropout(self._attend(self.attention_norm(tokens), mask))
+        """One layer. Masked keys are never attended to; no mask means all are valid.
+
+        `qkv` are the tokens' projections where the caller has them already (shared between sequences).
+        """
+        tokens = tokens + self.dropout(self._attend(self.project(tokens) if qkv is None else qkv, mask))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)), approximate="tanh")
         return tokens + self.dropout(self.mlp_out(hidden))
 
     def _attend(
-        self, tokens: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None
+        self, qkv: Float[Tensor, "batch length three_widths"], mask: Bool[Tensor, "batch length"] | None
     ) -> Float[Tensor, "batch length width"]:
-        batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         keys_valid = None if mask is None else mask[:, None, None, :]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_valid)
-        return self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class Positions(nn.Module):
@@ -75,6 +83,8 @@ class Positions(nn.Module):
             table = sinusoid_positions(length, width) if kind == "sinusoidal" else None
             self.register_buffer("table", table, persistent=False)
 
-    def forward(self, tokens: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length width"]:
-        """Tokens plus the positions of their places."""
-        return tokens if self.table is None else tokens + self.table[: tokens.shape[1]]
+    def forward(
+        self, tokens: Float[Tensor, "batch length width"], first: int = 0
+    ) -> Float[Tensor, "batch length width"]:
+        """Tokens plus the positions of their places, counted from `first`."""
+        return tokens if self.table is None else tokens + self.table[first : first + tokens.shape[1]]

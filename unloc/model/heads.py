@@ -24,11 +24,31 @@ class ConvBlocks(nn.Module):
         nn.init.xavier_normal_(self.linear.weight)
         nn.init.constant_(self.linear.bias, bias)
 
-    def forward(self, tokens: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time outputs"]:
-        """Outputs per step of one level."""
+    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
+        """Outputs of all points of the levels, bottom to top; no level sees another."""
+        sizes = [level.shape[1] for level in levels]
+        tokens = torch.cat(list(levels), dim=1)
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            tokens = F.relu(conv(norm(tokens).transpose(1, 2))).transpose(1, 2)
+            # One matrix product for all levels with channels last: nothing is transposed.
+            weight = conv.weight.permute(0, 2, 1).flatten(1)
+            tokens = F.relu(F.linear(_with_neighbours(norm(tokens), sizes), weight, conv.bias))
         return self.linear(tokens)
+
+
+def _with_neighbours(
+    tokens: Float[Tensor, "batch points width"], sizes: Sequence[int]
+) -> Float[Tensor, "batch points three_widths"]:
+    """The point before, the point itself and the point after on the same level; zeros beyond its ends."""
+    padded = [F.pad(level, (0, 0, 1, 1)) for level in tokens.split(list(sizes), dim=1)]
+    shifts = [[level[:, k : k + size] for level, size in zip(padded, sizes, strict=True)] for k in range(3)]
+    return torch.cat([torch.cat(levels, dim=1) for levels in shifts], dim=-1)
+
+
+def _all_levels(blocks: nn.ModuleList, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
+    """One block for all levels, or each level through its own."""
+    if len(blocks) == 1:
+        return blocks[0](levels)
+    return torch.cat([block([level]) for block, level in zip(blocks, levels, strict=True)], dim=1)
 
 
 class RelevanceHead(nn.Module):
@@ -43,7 +63,7 @@ class RelevanceHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
         """Logits of all levels, bottom to top."""
-        return torch.cat([self.blocks[n % len(self.blocks)](level) for n, level in enumerate(levels)], dim=1)
+        return _all_levels(self.blocks, levels)
 
 
 class DisplacementHead(nn.Module):
@@ -64,11 +84,11 @@ class DisplacementHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
         """Displacements of all levels, bottom to top."""
-        return torch.cat([F.relu(self._level(number, level)) for number, level in enumerate(levels)], dim=1)
-
-    def _level(self, number: int, tokens: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time outputs"]:
-        raw = self.blocks[number % len(self.blocks)](tokens)
-        return raw if self.scales is None else raw * self.scales[number] + self.shifts[number]
+        raw = _all_levels(self.blocks, levels)
+        if self.scales is not None:
+            parts = zip(raw.split([level.shape[1] for level in levels], dim=1), self.scales, self.shifts, strict=True)
+            raw = torch.cat([part * scale + shift for part, scale, shift in parts], dim=1)
+        return F.relu(raw)
 
 
 class LinearHead(nn.Module):

@@ -1,6 +1,7 @@
 """Feature pyramids over the fusion layers (UnLoc §3.2, Table 1; spec §1.6).
 
 Each class runs the fusion layers over frames followed by text and returns one feature map per level, bottom to top.
+`qkv` are the first layer's projections of the tokens where the caller has them already.
 """
 
 import torch
@@ -11,6 +12,17 @@ from torch import Tensor, nn
 from unloc.model.fusion import NORM_EPSILON
 
 Mask = Bool[Tensor, "batch length"] | None
+Projections = Float[Tensor, "batch length three_widths"] | None
+
+
+def run_layers(
+    layers: nn.ModuleList, tokens: Float[Tensor, "batch length width"], mask: Mask, qkv: Projections
+) -> Float[Tensor, "batch length width"]:
+    """All layers, one after another."""
+    tokens = layers[0](tokens, mask, qkv)
+    for layer in layers[1:]:
+        tokens = layer(tokens, mask)
+    return tokens
 
 
 class DepthwiseConv(nn.Module):
@@ -42,11 +54,11 @@ class PlainEncoder(nn.Module):
         self.layers = layers
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
 
-    def forward(self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int) -> list[Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int, qkv: Projections = None
+    ) -> list[Tensor]:
         """Frames of the last layer."""
-        for layer in self.layers:
-            tokens = layer(tokens, mask)
-        return [self.norm(tokens[:, :num_frames])]
+        return [self.norm(run_layers(self.layers, tokens, mask, qkv)[:, :num_frames])]
 
 
 class SimplePyramidEncoder(nn.Module):
@@ -60,11 +72,11 @@ class SimplePyramidEncoder(nn.Module):
         self.layers = layers
         self.levels = nn.ModuleList(DepthwiseConv(width, 1 if level == 0 else 2) for level in range(num_levels))
 
-    def forward(self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int) -> list[Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int, qkv: Projections = None
+    ) -> list[Tensor]:
         """All levels from the frames of the last layer."""
-        for layer in self.layers:
-            tokens = layer(tokens, mask)
-        features, current = [], tokens[:, :num_frames]
+        features, current = [], run_layers(self.layers, tokens, mask, qkv)[:, :num_frames]
         for level in self.levels:
             current = level(current)
             features.append(current)
@@ -80,11 +92,13 @@ class FeaturePyramidEncoder(nn.Module):
         self.first_level = len(layers) - num_levels
         self.levels = nn.ModuleList(DepthwiseConv(width, 1) for _ in range(num_levels))
 
-    def forward(self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int) -> list[Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int, qkv: Projections = None
+    ) -> list[Tensor]:
         """All levels; text tokens pass through unpooled."""
         stages = []
         for number, layer in enumerate(self.layers):
-            tokens = layer(tokens, mask)
+            tokens = layer(tokens, mask, qkv if number == 0 else None)
             if number >= self.first_level:
                 stages.append(tokens[:, :num_frames])
                 if number < len(self.layers) - 1:

@@ -1,6 +1,6 @@
 """UnLoc: frame tokens and text tokens in, relevance and displacements per point out (UnLoc §3, Figure 2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unloc.config import ModelConfig
+from unloc.config_checks import MAX_TEXT_TOKENS
 from unloc.errors import ConfigError, InputError
 from unloc.model.fusion import FusionLayer, Positions
 from unloc.model.heads import ConvBlocks, DisplacementHead, LinearHead, RelevanceHead
 from unloc.model.pyramid import FeaturePyramidEncoder, PlainEncoder, SimplePyramidEncoder
 from unloc.ops.points import make_points
 
-MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLIP's own limit is 77
+MAX_SEQUENCES = 256  # fused at once without gradients: more neither runs faster nor is ever needed together
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Outputs:
 class UnLoc(nn.Module):
     """Fusion, pyramid and heads over the tokens of two towers.
 
-    `frame_dim` and `text_dim` are the channels of the tokens; tokens already as wide as the fusion enter as they are
-    (CLIP's own projections then stand in for the official video and text projections), others through a linear layer
-    without bias. `localizes` False builds no displacement head (AS).
+    `frame_dim` and `text_dim` are the channels of the tokens. Tokens as wide as the fusion enter as they are (CLIP's
+    own projections then stand in for the official video and text projections) unless the config asks for a projection;
+    others pass a linear layer without bias. `localizes` False builds no displacement head (AS).
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class UnLoc(nn.Module):
         if config.fusion == "none" and not num_classes:
             raise ConfigError("model.fusion none: needs class names to be the outputs; this task's texts are sentences")
         self.config, self.num_classes = config, num_classes
-        self.video_projection = _projection(frame_dim, config.width)
-        self.text_projection = _projection(text_dim, config.width)
+        self.video_projection = _projection(frame_dim, config.width, always=config.project_frames)
+        self.text_projection = _projection(text_dim, config.width, always=config.project_texts)
         self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, config.width)
         self.encoder = _encoder(config)
         num_outputs = num_classes if config.fusion == "none" else 1
-        self.relevance_head = _relevance_head(config, num_outputs) if config.fusion != "late" else None
+        self.relevance_head = _relevance_head(config, num_outputs, localizes) if config.fusion != "late" else None
         self.displacement_head = _displacement_head(config, num_outputs) if localizes else None
         self.saliency_head = ConvBlocks(config.width, 1, 1, 0.0) if config.saliency_head else None
         if config.fusion == "late":  # CLIP's own start of the temperature: 1 / 0.07
@@ -75,111 +76,141 @@ class UnLoc(nn.Module):
         pairing: str = "all",
     ) -> Outputs:
         """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each)."""
-        frames = self.video_projection(frames)
+        num_frames = frames.shape[1]
+        frames = self.positions(self.video_projection(frames))
         if self.config.fusion == "none":
             return self._without_text(frames, frame_mask)
         if texts.shape[1] > MAX_TEXT_TOKENS:
             raise InputError(
                 f"texts of {texts.shape[1]} tokens; the model takes {MAX_TEXT_TOKENS}: data.max_text_tokens"
             )
-        texts, text_mask = self._text_tokens(self.text_projection(texts), text_mask)
+        texts = self.text_projection(texts)
         if self.config.fusion == "late":
-            return self._late(frames, frame_mask, texts, text_mask, pairing)
+            return self._late(frames, frame_mask, _last_tokens(texts, text_mask), pairing)
+        if self.config.text_tokens == "eos":
+            texts, text_mask = _last_tokens(texts, text_mask)[:, None], text_mask.new_ones(len(texts), 1)
+        texts = self.positions(texts, num_frames)
+        masks = None if bool(frame_mask.all() & text_mask.all()) else (frame_mask, text_mask)
         if pairing == "own":
-            return self._stack([self._fuse(frames, frame_mask, texts, text_mask)], len(frames))
-        return self._every_pair(frames, frame_mask, texts, text_mask)
+            return self._own_pairs(frames, texts, masks)
+        return self._every_pair(frames, texts, masks)
 
-    def _text_tokens(
-        self, texts: Float[Tensor, "texts tokens width"], mask: Bool[Tensor, "texts tokens"]
-    ) -> tuple[Float[Tensor, "texts kept width"], Bool[Tensor, "texts kept"]]:
-        if self.config.text_tokens == "all":
-            return texts, mask
-        last = mask.sum(dim=1) - 1  # EOS is the last valid token
-        return texts[torch.arange(len(texts), device=texts.device), last][:, None], mask[:, :1] | True
+    def _own_pairs(self, frames: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None) -> Outputs:
+        mask = None if masks is None else torch.cat(masks, dim=1)
+        levels = self.encoder(torch.cat([frames, texts], dim=1), mask, frames.shape[1])
+        return self._score(levels, len(frames), self._displacements(levels))
 
-    def _every_pair(self, frames: Tensor, frame_mask: Tensor, texts: Tensor, text_mask: Tensor) -> Outputs:
-        """All B x C sequences, at most `max_texts_in_flight` texts at a time (recomputed in the backward pass)."""
+    def _every_pair(self, frames: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None) -> Outputs:
+        """All B x C sequences, so many texts at a time as memory allows (recomputed in the backward pass).
+
+        What the first layer makes of each frame by itself does not depend on the text: it is computed once.
+        """
+        projected, training = self.encoder.layers[0].project(frames), torch.is_grad_enabled()
         chunk = self.config.max_texts_in_flight or len(texts)
+        if not training:
+            chunk = min(chunk, max(1, MAX_SEQUENCES // len(frames)))
         parts = []
         for start in range(0, len(texts), chunk):
-            arguments = (frames, frame_mask, texts[start : start + chunk], text_mask[start : start + chunk])
-            if chunk < len(texts) and torch.is_grad_enabled():
-                parts.append(checkpoint(self._fuse_pairs, *arguments, use_reentrant=False))
-            else:
-                parts.append(self._fuse_pairs(*arguments))
-        return self._stack(parts, len(frames))
+            part = slice(start, start + chunk)
+            part_masks = None if masks is None else (masks[0], masks[1][part])
+            arguments = (frames, projected, texts[part], part_masks)
+            recompute = training and chunk < len(texts)
+            parts.append(
+                checkpoint(self._fuse_pairs, *arguments, use_reentrant=False)
+                if recompute
+                else self._fuse_pairs(*arguments)
+            )
+        outputs = _joined([outputs for outputs, _ in parts])
+        if self._shares_displacements:
+            means = [torch.stack(sums).sum(0) / len(texts) for sums in zip(*(sums for _, sums in parts), strict=True)]
+            displacements = self.displacement_head(means)[:, None].expand(-1, len(texts), -1, -1)
+            outputs = replace(outputs, displacements=displacements)
+        return outputs
 
     def _fuse_pairs(
-        self, frames: Tensor, frame_mask: Tensor, texts: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        videos, count = len(frames), len(texts)
-        return self._fuse(
-            frames.repeat_interleave(count, dim=0),
-            frame_mask.repeat_interleave(count, dim=0),
-            texts.repeat(videos, 1, 1),
-            text_mask.repeat(videos, 1),
-        )
+        self, frames: Tensor, projected: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None
+    ) -> tuple[Outputs, list[Tensor]]:
+        """Outputs of all videos with some texts, and where displacements are shared the features summed over these."""
+        qkv = _paired(projected, self.encoder.layers[0].project(texts))
+        mask = None if masks is None else _paired(*masks)
+        levels = self.encoder(_paired(frames, texts), mask, frames.shape[1], qkv)
+        if self._shares_displacements:
+            sums = [level.unflatten(0, (len(frames), len(texts))).sum(1) for level in levels]
+            return self._score(levels, len(frames), None), sums
+        return self._score(levels, len(frames), self._displacements(levels)), []
 
-    def _fuse(
-        self, frames: Tensor, frame_mask: Tensor, texts: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Raw head outputs of N sequences: relevance (N, P, 1), displacements (N, P, 2), saliency (N, T, 1)."""
-        mask = torch.cat([frame_mask, text_mask], dim=1)
-        tokens = self.positions(torch.cat([frames, texts], dim=1))
-        levels = self.encoder(tokens, None if bool(mask.all()) else mask, frames.shape[1])
-        return self._heads(levels)
+    @property
+    def _shares_displacements(self) -> bool:
+        return self.config.displacements == "shared" and self.displacement_head is not None
 
-    def _heads(self, levels: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        localizes = self.displacement_head is not None
-        relevance = self.relevance_head(levels if localizes else levels[:1])
-        return relevance, *self._other_heads(levels)
+    def _score(self, levels: list[Tensor], videos: int, displacements: Tensor | None) -> Outputs:
+        """Relevance and saliency of sequences (videos x texts) beside their displacements."""
+        relevance = self.relevance_head(levels if self.displacement_head is not None else levels[:1])
+        saliency = self._saliency(levels)
 
-    def _other_heads(self, levels: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        displacements = self.displacement_head(levels) if self.displacement_head is not None else None
-        saliency = self.saliency_head(levels[0]) if self.saliency_head is not None else None
-        return displacements, saliency
+        def by_video(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.unflatten(0, (videos, -1))
 
-    def _stack(self, parts: list[tuple[Tensor, Tensor | None, Tensor | None]], videos: int) -> Outputs:
-        def joined(index: int) -> Tensor | None:
-            if parts[0][index] is None:
-                return None
-            return torch.cat([part[index].unflatten(0, (videos, -1)) for part in parts], dim=1)
+        return Outputs(by_video(relevance.squeeze(-1)), by_video(displacements), by_video(saliency))
 
-        relevance, displacements, saliency = (joined(index) for index in range(3))
-        saliency = saliency.squeeze(-1) if saliency is not None else None
-        return Outputs(relevance.squeeze(-1), displacements, saliency)
+    def _displacements(self, levels: list[Tensor]) -> Tensor | None:
+        return None if self.displacement_head is None else self.displacement_head(levels)
+
+    def _saliency(self, levels: list[Tensor]) -> Tensor | None:
+        return None if self.saliency_head is None else self.saliency_head(levels[:1]).squeeze(-1)
 
     def _video_levels(self, frames: Tensor, frame_mask: Tensor) -> list[Tensor]:
-        mask = None if bool(frame_mask.all()) else frame_mask
-        return self.encoder(self.positions(frames), mask, frames.shape[1])
+        return self.encoder(frames, None if bool(frame_mask.all()) else frame_mask, frames.shape[1])
 
-    def _late(self, frames: Tensor, frame_mask: Tensor, texts: Tensor, text_mask: Tensor, pairing: str) -> Outputs:
+    def _late(self, frames: Tensor, frame_mask: Tensor, texts: Tensor, pairing: str) -> Outputs:
         """Late fusion (Table 3): cosine of each point's feature and the text's EOS, with a learned scale and bias;
         displacements and saliency do not see the text.
         """
         levels = self._video_levels(frames, frame_mask)
-        displacements, saliency = self._other_heads(levels)
+        displacements, saliency = self._displacements(levels), self._saliency(levels)
         points = F.normalize(torch.cat(levels if displacements is not None else levels[:1], dim=1), dim=-1)
-        last = text_mask.sum(dim=1) - 1
-        text = F.normalize(texts[torch.arange(len(texts), device=texts.device), last], dim=-1)
+        text = F.normalize(texts, dim=-1)
         text = text[:, None] if pairing == "own" else text.expand(len(points), -1, -1)
         relevance = self.logit_scale * text @ points.transpose(1, 2) + self.logit_bias
-        count = relevance.shape[1]
-        if displacements is not None:
-            displacements = displacements[:, None].expand(-1, count, -1, -1)
-        saliency = None if saliency is None else saliency.transpose(1, 2).expand(-1, count, -1)
-        return Outputs(relevance, displacements, saliency)
+        return Outputs(relevance, *(_for_texts(values, relevance.shape[1]) for values in (displacements, saliency)))
 
     def _without_text(self, frames: Tensor, frame_mask: Tensor) -> Outputs:
-        """No text (Table 3): a logit and a pair of displacements per class from the frames alone."""
-        relevance, displacements, saliency = self._heads(self._video_levels(frames, frame_mask))
+        """No text (Table 2): a logit and a pair of displacements per class, or one pair for all, from frames alone."""
+        levels = self._video_levels(frames, frame_mask)
+        relevance = self.relevance_head(levels if self.displacement_head is not None else levels[:1]).transpose(1, 2)
+        displacements = self._displacements(levels)
         if displacements is not None:
-            displacements = displacements.unflatten(-1, (-1, 2)).permute(0, 2, 1, 3)
-        return Outputs(relevance.transpose(1, 2), displacements, None if saliency is None else saliency.transpose(1, 2))
+            displacements = displacements.unflatten(-1, (-1, 2)).transpose(1, 2).expand(-1, self.num_classes, -1, -1)
+        return Outputs(relevance, displacements, None)
 
 
-def _projection(dim: int, width: int) -> nn.Module:
-    return nn.Identity() if dim == width else nn.Linear(dim, width, bias=False)
+def _last_tokens(
+    texts: Float[Tensor, "texts tokens width"], mask: Bool[Tensor, "texts tokens"]
+) -> Float[Tensor, "texts width"]:
+    """EOS of every text: its last valid token."""
+    return texts[torch.arange(len(texts), device=texts.device), mask.sum(dim=1) - 1]
+
+
+def _paired(of_videos: Tensor, of_texts: Tensor) -> Tensor:
+    """(B, T, ...) and (C, K, ...) as (B x C, T + K, ...): every video followed by every text."""
+    videos = of_videos[:, None].expand(-1, len(of_texts), *of_videos.shape[1:])
+    texts = of_texts[None].expand(len(of_videos), *of_texts.shape)
+    return torch.cat([videos, texts], dim=2).flatten(0, 1)
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    """Outputs for some texts after outputs for others."""
+    columns = zip(*((part.relevance, part.displacements, part.saliency) for part in parts), strict=True)
+    return Outputs(*(None if column[0] is None else torch.cat(column, dim=1) for column in columns))
+
+
+def _for_texts(values: Tensor | None, count: int) -> Tensor | None:
+    """What does not depend on the text, once for each text."""
+    return None if values is None else values[:, None].expand(-1, count, *values.shape[1:])
+
+
+def _projection(dim: int, width: int, *, always: bool) -> nn.Module:
+    return nn.Linear(dim, width, bias=False) if always or dim != width else nn.Identity()
 
 
 def _encoder(config: ModelConfig) -> nn.Module:
@@ -193,13 +224,13 @@ def _encoder(config: ModelConfig) -> nn.Module:
     return PlainEncoder(layers, config.width)
 
 
-def _relevance_head(config: ModelConfig, num_outputs: int) -> nn.Module:
+def _relevance_head(config: ModelConfig, num_outputs: int, localizes: bool) -> nn.Module:
     if config.head == "linear":
         return LinearHead(config.width, num_outputs=num_outputs, bias=config.class_bias)
     return RelevanceHead(
         config.width,
         config.num_head_convs,
-        _num_levels(config),
+        _num_levels(config) if localizes else 1,  # steps are labelled on the bottom level
         shared=config.share_heads,
         num_outputs=num_outputs,
         bias=config.class_bias,
@@ -212,7 +243,7 @@ def _displacement_head(config: ModelConfig, num_outputs: int) -> nn.Module:
         config.num_head_convs,
         _num_levels(config),
         shared=config.share_heads,
-        num_outputs=2 * num_outputs,
+        num_outputs=2 if config.displacements == "shared" else 2 * num_outputs,
         bias=config.displacement_bias,
     )
 

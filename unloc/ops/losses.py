@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from unloc.config_checks import parse_box_terms
@@ -87,16 +87,6 @@ def box_loss(
     return sum(terms[1:], terms[0])
 
 
-def weighted_sum_over(
-    losses: Float[Tensor, "*shape"], weights: Float[Tensor, "..."], normalizer: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Sum of weighted losses over the normaliser plus 1e-8 (official)."""
-    return (losses * weights).sum() / (normalizer + NORMALIZER_EPSILON)
-
-
-def positive_mean(
-    losses: Float[Tensor, "*shape"], positive: Bool[Tensor, "*shape"], weights: Float[Tensor, "..."]
-) -> Float[Tensor, ""]:
-    """Weighted mean over positive entries; 0 where there are none. Other entries may hold anything finite or not."""
-    selected = (positive * weights).to(losses.dtype)
-    return (losses.where(selected > 0, 0.0) * selected).sum() / (selected.sum() + NORMALIZER_EPSILON)
+def sum_over(losses: Float[Tensor, "*shape"], normalizer: Num[Tensor, ""]) -> Float[Tensor, ""]:
+    """The sum over the normaliser plus 1e-8 (official): 0 where nothing counts."""
+    return losses.sum() / (normalizer + NORMALIZER_EPSILON)

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from unloc.config import LossConfig, Recipe
 from unloc.data.collate import Batch
 from unloc.model.unloc import Outputs
-from unloc.ops.losses import box_loss, focal_loss, positive_mean, sigmoid_loss, weighted_sum_over
+from unloc.ops.losses import box_loss, focal_loss, sigmoid_loss, sum_over
 from unloc.ops.points import Points, make_points
 from unloc.ops.targets import Targets, localization_targets
 from unloc.tasks import task_named
+from unloc.training.distributed import Texts, gathered_texts, own_texts, process_mean
 
 
 @dataclass(frozen=True)
@@ -31,40 +32,67 @@ def pairing_of(recipe: Recipe) -> str:
 
 
 def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
-    """Forward pass and losses of one batch."""
-    pairing = pairing_of(recipe)
-    outputs = model(batch.frames, batch.frame_mask, batch.texts, batch.text_mask, pairing=pairing)
-    if not task_named(recipe.task).localizes:
-        parts = {"relevance": segmentation_loss(outputs, batch, recipe.loss)}
+    """Forward pass and losses of one batch. With several processes, captions are paired with the videos of all."""
+    pairing, task = pairing_of(recipe), task_named(recipe.task)
+    texts = gathered_texts(batch) if pairing == "all" and task.text_kind == "query" else own_texts(batch)
+    outputs = model(batch.frames, batch.frame_mask, texts.tokens, texts.mask, pairing=pairing)
+    if not task.localizes:
+        labels = step_labels(batch, outputs.relevance.shape[1])
+        loss = segmentation_loss(outputs.relevance, labels, batch.frame_mask, batch.rows_per_video, recipe.loss)
+        parts = {"relevance": loss}
     else:
-        parts = localization_losses(outputs, batch, recipe)
+        parts = localization_losses(outputs, batch, texts, recipe)
     if outputs.saliency is not None and batch.saliency is not None:
-        parts["saliency"] = recipe.loss.saliency_weight * saliency_loss(outputs, batch)
+        parts["saliency"] = recipe.loss.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
     return Losses(sum(parts.values()), parts)
 
 
-def localization_losses(outputs: Outputs, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe) -> dict[str, Tensor]:
     """Relevance over every pair and point, displacements over positive points (spec §3.1-3.4)."""
     num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
     points = make_points(batch.frames.shape[1], num_levels).to(batch.frames.device)
-    own_only = outputs.relevance.shape[1] == 1 and len(batch.texts) != 1
-    targets = batch_targets(batch, points, recipe, own_only=own_only)
-    weights = point_mask(batch.frame_mask, num_levels)[:, None].to(outputs.relevance.dtype)
-    losses = relevance_losses(outputs.relevance, targets.relevance.to(weights.dtype), recipe.loss)
-    # Classes are summed over positions counted once; a caption is a text of its own: every pair counts (§3.1, 3.4).
-    per_class = task_named(recipe.task).text_kind == "class"
-    normalizer = weights.sum() / batch.rows_per_video if per_class else weights.sum() * outputs.relevance.shape[1]
-    relevance = recipe.loss.relevance_weight * weighted_sum_over(losses, weights, normalizer)
-    boxes = box_loss(outputs.displacements, targets.displacements, recipe.loss.box)
-    return {"relevance": relevance, "box": positive_mean(boxes, targets.relevance, weights)}
+    own_only = pairing_of(recipe) == "own"
+    targets = batch_targets(batch, points, recipe, None if own_only else texts)
+    valid = point_mask(batch.frame_mask, num_levels)
+    if task_named(recipe.task).text_kind == "class":  # summed over classes, each position counted once (§3.1)
+        weights = valid[:, None]
+        return pair_losses(outputs, targets, weights, weights.sum() / batch.rows_per_video, recipe.loss)
+    if own_only:
+        weights = (valid & texts.mask.any(dim=1)[:, None])[:, None]
+        return pair_losses(outputs, targets, weights, weights.sum(), recipe.loss)
+    weights = caption_weights(point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1))
+    return pair_losses(outputs, targets, weights, weights.sum() * len(batch.frames), recipe.loss)
 
 
-def batch_targets(batch: Batch, points: Points, recipe: Recipe, *, own_only: bool) -> Targets:
-    """Targets of the pairs that the model was asked for."""
-    text = batch.segment_text
-    if own_only:  # one text per video: index 0
-        text = torch.where(text >= 0, 0, -1)
-    num_texts = 1 if own_only else len(batch.texts)
+def caption_weights(owner_valid: Tensor, text_valid: Tensor) -> Tensor:
+    """(1, C, P) which pairs of a video with a caption count, from the points (V, P) of the videos that the captions
+    (C, each video's one after another) come from: officially the caption owner's frame mask goes with every video.
+    """
+    owner = torch.arange(len(text_valid), device=text_valid.device) * len(owner_valid) // len(text_valid)
+    return (owner_valid[owner] & text_valid[:, None])[None]
+
+
+def pair_losses(
+    outputs: Outputs, targets: Targets, weights: Tensor, normalizer: Tensor, config: LossConfig
+) -> dict[str, Tensor]:
+    """Relevance over all pairs and points that `weights` (broadcast to (B, C, P)) count, divided by the normaliser;
+    displacements averaged over those that are positive.
+    """
+    positive = targets.relevance & weights
+    losses = relevance_losses(outputs.relevance, targets.relevance.to(outputs.relevance.dtype), config)
+    boxes = box_loss(outputs.displacements[positive], targets.displacements[positive], config.box)
+    relevance = sum_over(losses * weights, process_mean(normalizer))
+    return {
+        "relevance": config.relevance_weight * relevance,
+        "box": sum_over(boxes, process_mean(positive.sum())),
+    }
+
+
+def batch_targets(batch: Batch, points: Points, recipe: Recipe, texts: Texts | None) -> Targets:
+    """Targets of this process's videos with all texts, or without `texts` of each video with its own."""
+    own = torch.zeros_like(batch.segment_text) if texts is None else batch.segment_text + texts.first_own
+    text = own.where(batch.segment_text >= 0, -1)
+    num_texts = 1 if texts is None else len(texts.tokens)
     edges, radius = recipe.targets.range_edges, recipe.targets.radius
     return localization_targets(batch.segments_steps, text, num_texts, points, edges, radius)
 
@@ -81,24 +109,27 @@ def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tens
     return sigmoid_loss(logits, labels)
 
 
-def segmentation_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> Tensor:
-    """Summed over classes, divided by the number of valid steps (spec §3.3). Background is all zeros."""
+def step_labels(batch: Batch, num_classes: int) -> Tensor:
+    """(B, C, T) true where a step is of a class; background is false everywhere."""
     if batch.step_labels is not None:
-        labels = batch.step_labels[:, None].to(outputs.relevance.dtype)
-    else:
-        classes = torch.arange(outputs.relevance.shape[1], device=batch.frames.device)
-        labels = (batch.step_classes[:, None] == classes[None, :, None]).to(outputs.relevance.dtype)
-    weights = batch.frame_mask[:, None].to(labels.dtype)
-    losses = relevance_losses(outputs.relevance, labels, config)
-    return weighted_sum_over(losses, weights, weights.sum() / batch.rows_per_video)
+        return batch.step_labels[:, None]
+    classes = torch.arange(num_classes, device=batch.frames.device)
+    return batch.step_classes[:, None] == classes[None, :, None]
 
 
-def saliency_loss(outputs: Outputs, batch: Batch) -> Tensor:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, frame_mask: Tensor, rows_per_video: int, config: LossConfig
+) -> Tensor:
+    """Of (B, C, T) logits: summed over classes, divided by the number of valid steps (spec §3.3)."""
+    losses = relevance_losses(logits, labels.to(logits.dtype), config)
+    return sum_over(losses * frame_mask[:, None], process_mean(frame_mask.sum() / rows_per_video))
+
+
+def saliency_loss(logits: Tensor, batch: Batch, first_own: int = 0) -> Tensor:
     """Cross-entropy with the raters' mean (0-1) as a soft label, mean over valid steps of each video's own query."""
-    logits = outputs.saliency
     if logits.shape[1] > 1:
         own = torch.arange(len(logits), device=logits.device)
-        logits = logits[own, own][:, None]
-    weights = batch.frame_mask[:, None].to(logits.dtype)
+        logits = logits[own, first_own + own][:, None]
+    valid = batch.frame_mask[:, None]
     losses = sigmoid_loss(logits, batch.saliency[:, None].to(logits.dtype))
-    return weighted_sum_over(losses, weights, weights.sum())
+    return sum_over(losses * valid, process_mean(valid.sum()))
