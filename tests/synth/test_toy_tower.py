@@ -26,7 +26,6 @@ from unloc.synth.train_tower import (
     build_model,
     contrastive_loss,
     encode_captions,
-    sinusoids,
     train,
 )
 from unloc.synth.vocabulary import COLOURS, SHAPES
@@ -110,20 +109,14 @@ def test_captions_without_their_padding_encode_as_open_clip_does():
         torch.testing.assert_close(encode_captions(model, tokens), model.encode_text(tokens), atol=1e-5, rtol=1e-4)
 
 
-def test_positions_start_as_distinct_waves():
-    waves = sinusoids(6, 128)
-    assert waves.shape == (37, 128) and (waves[0] == 0).all()
-    distances = torch.cdist(waves[1:], waves[1:]) + 1e3 * torch.eye(36)
-    assert distances.min() > 0.5
-
-
 def test_the_shipped_weights_fit_the_shipped_config_and_stay_below_10_megabytes():
     config_path, weights = toy_tower_files()
     config = json.loads(config_path.read_text())
     assert weights.stat().st_size <= 10_000_000
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     tensors = load_file(weights)
-    assert all(value.dtype == torch.float16 and value.isfinite().all() for value in tensors.values())
+    assert all(value.isfinite().all() for value in tensors.values())
+    assert {value.dtype for value in tensors.values()} <= {torch.float16, torch.int64}  # int64: batch norm's counters
     model.load_state_dict(tensors)
     assert {"mean", "std"} <= set(config["preprocess_cfg"])
 
@@ -134,17 +127,18 @@ def test_the_record_says_how_the_shipped_weights_were_made():
     assert record["loss_curve"][-1]["contrastive"] < record["loss_curve"][0]["contrastive"]
     held_out = record["held_out"]
     assert held_out["image_to_text_top1"] > 5 * held_out["chance"]
+    assert held_out["shape_top1"] > 80.0 and held_out["x_rmse"] < 0.1
 
 
 def test_training_lowers_the_loss_and_repeats_itself(tmp_path):
     config = json.loads(toy_tower_files()[0].read_text())
-    config["vision_cfg"] |= {"layers": 1, "width": 32, "image_size": 48, "patch_size": 12, "head_width": 16}
+    config["vision_cfg"] |= {"width": 8, "image_size": 32, "head_width": 32}
     config["text_cfg"] |= {"layers": 1, "width": 16, "heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    training = TowerTraining(steps=16, batch_size=32, warmup_steps=2, workers=0)
+    training = TowerTraining(steps=16, batch_size=32, chunks=1, warmup_steps=2, workers=0)
     first, record = train(training, tmp_path / "config.json")
     second, _ = train(training, tmp_path / "config.json")
     curve = record["loss_curve"]
-    assert curve[-1]["place"] < curve[0]["place"] and curve[-1]["patch"] < curve[0]["patch"]
+    assert curve[-1]["place"] < curve[0]["place"]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert math.isfinite(record["held_out"]["text_to_image_top1"])

@@ -3,9 +3,10 @@
     python -m unloc.synth.train_tower --out unloc/synth/toy_tower --seed 0
 
 The loss is CLIP's with several positives: of a batch's captions all that are true of a frame count as its own (the
-truth is known, see `captions`). Two throw-away linear heads help a small transformer to learn in minutes what an
-object is and where it stands: one names the objects of the frame and their places from the class token, one names the
-object under each patch. They are dropped at the end; what ships is the CLIP.
+truth is known, see `captions`). A throw-away linear head helps a small tower to learn in minutes what stands where: it
+reads the looks of the frame's objects, their places and sizes from the embedding. It is dropped at the end; what ships
+is the CLIP. Its image tower is CLIP's ResNet: from nothing and in minutes it learns shapes and places that a vision
+transformer of its size does not (benchmarks/RESULTS.md).
 """
 
 import argparse
@@ -14,12 +15,9 @@ import logging
 import math
 import multiprocessing
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +30,7 @@ from torch import Tensor, nn
 
 from unloc.synth import TOWER_FOLDER
 from unloc.synth.captions import CHUNK_FRAMES, CaptionedFrame, captions_true, render_chunk
-from unloc.synth.vocabulary import LOOKS, SHAPES
+from unloc.synth.vocabulary import COLOURS, LOOKS, SHAPES
 
 logger = logging.getLogger(__name__)
 TRAIN_STREAM, HELD_OUT_STREAM = 7_000_001, 7_000_002  # apart from every world: those start their seeds elsewhere
@@ -43,16 +41,16 @@ class TowerTraining:
     """All constants of the training."""
 
     seed: int = 0
-    steps: int = 5000
-    batch_size: int = 64
+    steps: int = 1800
+    batch_size: int = 128
+    chunks: int = 80
+    """Chunks of `CHUNK_FRAMES` rendered frames to draw from."""
     lr: float = 2e-3
-    warmup_steps: int = 200
+    warmup_steps: int = 100
     weight_decay: float = 0.02
     place_weight: float = 1.0
-    """Factor of the head that reads objects and places from the class token."""
-    patch_weight: float = 0.5
-    """Factor of the head that names the object under each patch."""
-    workers: int = 2
+    """Factor of the head that reads objects and places from the embedding."""
+    workers: int = 4
     """Processes that render frames; the frames do not depend on their number."""
 
 
@@ -72,34 +70,24 @@ class FrameBatch:
     """(B, M) bool: caption m is true of frame b."""
 
 
-def frame_batches(config: TowerTraining, stream: int, num_batches: int, preprocess: dict) -> Iterator[FrameBatch]:
-    """Batches in a fixed order, rendered ahead by worker processes."""
-    num_chunks = math.ceil(num_batches * config.batch_size / CHUNK_FRAMES)
+def rendered_chunks(config: TowerTraining, stream: int, num_chunks: int) -> list[list[CaptionedFrame]]:
+    """Chunks of frames of one size each, in their order; they do not depend on who rendered them."""
     jobs = [(stream, config.seed, chunk) for chunk in range(num_chunks)]
+    if config.workers == 0:
+        return [render_chunk(job) for job in jobs]
+    with multiprocessing.get_context("spawn").Pool(config.workers) as pool:
+        return pool.map(render_chunk, jobs, chunksize=1)
+
+
+def random_batches(config: TowerTraining, preprocess: dict) -> Iterator[FrameBatch]:
+    """The batches of all steps, each of random frames of one random chunk."""
+    chunks = rendered_chunks(config, TRAIN_STREAM, config.chunks)
     tokenizer = open_clip.SimpleTokenizer(context_length=preprocess["context_length"])
-    with _ordered_mapper(config.workers) as run:
-        for chunk in run(render_chunk, jobs):
-            for start in range(0, CHUNK_FRAMES, config.batch_size):
-                yield to_batch(chunk[start : start + config.batch_size], tokenizer, preprocess)
-
-
-@contextmanager
-def _ordered_mapper(workers: int) -> Iterator[Callable]:
-    """`map` over processes, results in order, or in this process for 0 workers."""
-    if workers == 0:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield lambda function, jobs: _bounded_imap(pool, function, jobs, ahead=4 * workers)
-
-
-def _bounded_imap(pool: Pool, function: Callable, jobs: Sequence, ahead: int) -> Iterator:
-    """Results in order, at most `ahead` of them waiting: rendering outruns training and would fill the memory."""
-    waiting = deque(pool.apply_async(function, (job,)) for job in jobs[:ahead])
-    for job in [*jobs[ahead:], *[None] * len(waiting)]:
-        yield waiting.popleft().get()
-        if job is not None:
-            waiting.append(pool.apply_async(function, (job,)))
+    rng = np.random.default_rng((TRAIN_STREAM, config.seed))
+    for _ in range(config.steps):
+        chunk = chunks[rng.integers(len(chunks))]
+        chosen = rng.choice(len(chunk), config.batch_size, replace=False)
+        yield to_batch([chunk[index] for index in chosen], tokenizer, preprocess)
 
 
 def to_batch(frames: list[CaptionedFrame], tokenizer: open_clip.SimpleTokenizer, preprocess: dict) -> FrameBatch:
@@ -133,16 +121,14 @@ def contrastive_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor
     return 0.5 * (losses[0] + losses[1])
 
 
-class ThrowAwayHeads(nn.Module):
-    """What objects stand where, read from the class token and from the patches; used in training only."""
+class ThrowAwayHead(nn.Module):
+    """Which looks are in a frame and where, read from its embedding; used in training only."""
 
-    def __init__(self, embed_dim: int, width: int, grid: int) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.objects = nn.Linear(embed_dim, len(LOOKS) * 4)
-        self.patches = nn.Linear(width, len(LOOKS) + 1)
-        self.grid = grid
 
-    def place_loss(self, embeddings: Tensor, batch: FrameBatch) -> Tensor:
+    def forward(self, embeddings: Tensor, batch: FrameBatch) -> Tensor:
         """Presence of each look, and for present ones (the last of each look) x, y and log radius."""
         looks = _look_index(batch.facts)
         present = torch.zeros(len(looks), len(LOOKS) + 1)
@@ -155,21 +141,6 @@ class ThrowAwayHeads(nn.Module):
         distance = F.smooth_l1_loss(places[present[:, :-1] > 0], wanted[:, :-1][present[:, :-1] > 0], beta=0.05)
         return 10.0 * presence + 4.0 * distance
 
-    def patch_loss(self, patches: Tensor, batch: FrameBatch) -> Tensor:
-        """Which look, or none, covers the centre of each patch."""
-        centres = (torch.arange(self.grid) + 0.5) / self.grid - 0.5
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        x, y = x.reshape(1, 1, -1), y.reshape(1, 1, -1)
-        place_x, place_y, radius = (batch.places[..., index, None] for index in range(3))
-        reach = torch.maximum(radius, torch.tensor(0.6 / self.grid))
-        covered = ((x - place_x).abs() < reach) & ((y - place_y).abs() < reach)
-        looks = _look_index(batch.facts)
-        target = torch.full((len(looks), x.shape[-1]), len(LOOKS))
-        for order in range(looks.shape[1]):  # later objects are drawn over earlier ones
-            exists = looks[:, order, None] < len(LOOKS)
-            target = torch.where(covered[:, order] & exists, looks[:, order, None], target)
-        return F.cross_entropy(self.patches(patches).flatten(0, 1), target.flatten())
-
 
 def _look_index(facts: Tensor) -> Tensor:
     """(B, O) index into LOOKS, len(LOOKS) where there is no object."""
@@ -181,36 +152,21 @@ def build_model(config_path: Path) -> tuple[CLIP, dict]:
     """The untrained CLIP of a configuration file, and what preparing its inputs needs."""
     config = json.loads(config_path.read_text(encoding="utf-8"))
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    with torch.no_grad():
-        model.visual.positional_embedding.copy_(sinusoids(model.visual.grid_size[0], config["vision_cfg"]["width"]))
     preprocess = {"image_size": config["vision_cfg"]["image_size"], **config["preprocess_cfg"]}
     return model, preprocess | {"context_length": config["text_cfg"]["context_length"]}
-
-
-def sinusoids(grid: int, width: int, amplitude: float = 0.7) -> Tensor:
-    """(1 + grid^2, width) start of the positional embedding, zero for the class token: waves of x and of y.
-
-    open_clip starts from small noise, from which a transformer this small takes long to learn what is beside what.
-    """
-    centres = math.pi * (torch.arange(grid) + 0.5) / grid
-    y, x = (axis.reshape(-1, 1) for axis in torch.meshgrid(centres, centres, indexing="ij"))
-    frequencies = 2.0 ** torch.linspace(0.0, math.log2(grid), width // 4)
-    waves = [wave(axis * frequencies) for axis in (x, y) for wave in (torch.sin, torch.cos)]
-    return torch.cat([torch.zeros(1, width), amplitude * torch.cat(waves, dim=1)])
 
 
 def train(config: TowerTraining, config_path: Path) -> tuple[CLIP, dict]:
     """The trained CLIP and its record: constants, loss curve, retrieval on held-out frames, versions."""
     torch.manual_seed(config.seed)
     model, preprocess = build_model(config_path)
-    model.visual.output_tokens = True
-    heads = ThrowAwayHeads(model.visual.output_dim, model.visual.conv1.out_channels, model.visual.grid_size[0])
-    optimizer = make_optimizer([model, heads], config)
+    head = ThrowAwayHead(model.visual.output_dim)
+    optimizer = make_optimizer([model, head], config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     curve, started = [], time.perf_counter()
-    for step, batch in enumerate(frame_batches(config, TRAIN_STREAM, config.steps, preprocess)):
-        losses = batch_losses(model, heads, batch)
-        total = losses["contrastive"] + config.place_weight * losses["place"] + config.patch_weight * losses["patch"]
+    for step, batch in enumerate(random_batches(config, preprocess)):
+        losses = batch_losses(model, head, batch)
+        total = losses["contrastive"] + config.place_weight * losses["place"]
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -220,10 +176,9 @@ def train(config: TowerTraining, config_path: Path) -> tuple[CLIP, dict]:
             curve.append({"step": step} | {key: round(value.item(), 4) for key, value in losses.items()})
             logger.info("%s  %.0f s", curve[-1], time.perf_counter() - started)
     minutes = (time.perf_counter() - started) / 60
-    model.visual.output_tokens = False
     model.eval()
     record = {"training": asdict(config), "minutes": round(minutes, 1), "threads": torch.get_num_threads()}
-    record |= {"loss_curve": curve, "held_out": retrieval(model, config, preprocess), "versions": _versions()}
+    record |= {"loss_curve": curve, "held_out": held_out_scores(model, config, preprocess), "versions": _versions()}
     return model, record
 
 
@@ -244,15 +199,14 @@ def _rate(step: int, config: TowerTraining) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
-def batch_losses(model: CLIP, heads: ThrowAwayHeads, batch: FrameBatch) -> dict[str, Tensor]:
-    """The three losses of one batch."""
-    embeddings, patches = model.visual(batch.images)
+def batch_losses(model: CLIP, head: ThrowAwayHead, batch: FrameBatch) -> dict[str, Tensor]:
+    """The two losses of one batch."""
+    embeddings = model.encode_image(batch.images)
     texts = F.normalize(encode_captions(model, batch.tokens), dim=-1)
     scale = model.logit_scale.exp().clamp(max=100.0)
     return {
         "contrastive": contrastive_loss(F.normalize(embeddings, dim=-1), texts, batch.truth, scale),
-        "place": heads.place_loss(embeddings, batch),
-        "patch": heads.patch_loss(patches, batch),
+        "place": head(embeddings, batch),
     }
 
 
@@ -264,30 +218,65 @@ def encode_captions(model: CLIP, tokens: Tensor) -> Tensor:
     return hidden[torch.arange(len(tokens)), tokens.argmax(dim=-1)] @ model.text_projection
 
 
-@torch.inference_mode()
-def retrieval(model: CLIP, config: TowerTraining, preprocess: dict, num_batches: int = 8) -> dict[str, float]:
-    """On frames of scenes never trained on, in percent: is the best caption of a frame true of it, and the reverse."""
+def held_out_scores(model: CLIP, config: TowerTraining, preprocess: dict, num_chunks: int = 4) -> dict[str, float]:
+    """On frames of scenes never trained on: retrieval in percent, and what a linear read-out of an embedding tells."""
+    tokenizer = open_clip.SimpleTokenizer(context_length=preprocess["context_length"])
+    chunks = rendered_chunks(config, HELD_OUT_STREAM, num_chunks)
+    starts = range(0, CHUNK_FRAMES, config.batch_size)
+    batches = [to_batch(c[i : i + config.batch_size], tokenizer, preprocess) for c in chunks for i in starts]
+    with torch.inference_mode():
+        embeddings = [model.encode_image(batch.images) for batch in batches]
+        texts = [model.encode_text(batch.tokens) for batch in batches]
+    return retrieval(batches, embeddings, texts) | linear_readout(batches, embeddings)
+
+
+def retrieval(batches: list[FrameBatch], embeddings: list[Tensor], texts: list[Tensor]) -> dict[str, float]:
+    """Percent: is the batch's best caption of a frame (B, D) true of it, and the best frame of a caption (M, D)."""
     caption_hits, frame_hits, chance = [], [], []
-    for batch in frame_batches(config, HELD_OUT_STREAM, num_batches, preprocess):
-        images = F.normalize(model.encode_image(batch.images), dim=-1)
-        texts = F.normalize(model.encode_text(batch.tokens), dim=-1)
-        similarity = images @ texts.T
+    for batch, images, captions in zip(batches, embeddings, texts, strict=True):
+        similarity = F.normalize(images, dim=-1) @ F.normalize(captions, dim=-1).T
         caption_hits.append(batch.truth.gather(1, similarity.argmax(dim=1, keepdim=True)).float().mean())
-        stated_somewhere = batch.truth.any(dim=0)
         best = batch.truth.gather(0, similarity.argmax(dim=0, keepdim=True))[0]
-        frame_hits.append(best[stated_somewhere].float().mean())
+        frame_hits.append(best[batch.truth.any(dim=0)].float().mean())
         chance.append(batch.truth.float().mean())
     names = {"image_to_text_top1": caption_hits, "text_to_image_top1": frame_hits, "chance": chance}
     return {name: round(100 * float(torch.stack(values).mean()), 2) for name, values in names.items()}
+
+
+def linear_readout(batches: list[FrameBatch], embeddings: list[Tensor]) -> dict[str, float]:
+    """Ridge regression from embeddings of frames with one object, fitted on two thirds of them, tried on the rest.
+
+    Percent of right colours and shapes, and the root mean square error of x, y (short sides) and log radius.
+    """
+    facts, places = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("facts", "places"))
+    alone = facts[:, 1, 0] < 0
+    inputs = torch.cat(embeddings)[alone]
+    inputs = F.pad((inputs - inputs.mean(dim=0)) / (inputs.std(dim=0) + 1e-6), (0, 1), value=1.0)
+    classes = [facts[alone, 0, column] for column in (0, 1)]
+    geometry = torch.cat([places[alone, 0, :2], places[alone, 0, 2:].log()], dim=1)
+    wanted = torch.cat([*(F.one_hot(column).float() for column in classes), geometry], dim=1)
+    count = 2 * len(inputs) // 3
+    gram = inputs[:count].T @ inputs[:count] + 20.0 * torch.eye(inputs.shape[1])
+    read = inputs[count:] @ torch.linalg.solve(gram, inputs[:count].T @ wanted[:count])
+    colours, shapes, geometry_read = read.split([len(COLOURS), len(SHAPES), 3], dim=1)
+    hits = [(logits.argmax(1) == truth[count:]) for logits, truth in zip((colours, shapes), classes, strict=True)]
+    errors = (geometry_read - geometry[count:]).square().mean(dim=0).sqrt()
+    scores = {f"{name}_top1": 100 * float(h.float().mean()) for name, h in zip(("colour", "shape"), hits, strict=True)}
+    scores |= dict(zip(("x_rmse", "y_rmse", "log_radius_rmse"), errors.tolist(), strict=True))
+    return {name: round(value, 3) for name, value in scores.items()}
 
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "open_clip_torch", "numpy", "safetensors")}
 
 
+def _half(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
 def save(model: CLIP, record: dict, out: Path) -> None:
     """Weights as fp16 safetensors and the record beside them, each whole or not at all."""
-    tensors = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: _half(value.detach()).contiguous() for name, value in model.state_dict().items()}
     part = out / "weights.safetensors.part"
     save_file(tensors, part)
     part.chmod(0o644)  # safetensors writes for the owner only
