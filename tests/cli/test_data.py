@@ -70,7 +70,7 @@ CONVERT = "data convert activitynet --annotations"
         ("data convert activitynet --out new.jsonl", "Missing option '--annotations'"),
         (f"{CONVERT} nowhere --out new.jsonl", "annotations nowhere do not exist"),
         (f"{CONVERT} empty --out new.jsonl", "no activity*net*.json or *.json in this folder"),
-        (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: no ActivityNet file"),
+        (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: no ActivityNet 1.3 file"),
         (f"{CONVERT} cut.json --out new.jsonl", "cut.json:1: not JSON"),
         (
             f"{CONVERT} anet.json --split val --out new.jsonl",

@@ -67,22 +67,6 @@ def read_json_object(path: Path, repairs: Repairs) -> dict:
     return an_object(read_json(path, repairs), str(path))
 
 
-def read_database(path: Path, what: str, repairs: Repairs) -> Iterator[tuple[str, str, dict]]:
-    """(place, video id, entry) of the `database` of ActivityNet, THUMOS14 and COIN files."""
-    return database_entries(read_json_object(path, repairs), path, what)
-
-
-def database_entries(content: dict, path: Path, what: str) -> Iterator[tuple[str, str, dict]]:
-    """The same from a file's content."""
-    database = content.get("database")
-    if not isinstance(database, dict):
-        keys = ", ".join(map(repr, list(content)[:3])) or "nothing"
-        raise ManifestError(f"{path}: no {what} file: it lacks the object `database`; it has {keys}")
-    for video_id, entry in database.items():
-        place = f"{path}: database[{video_id!r}]"
-        yield place, video_id, an_object(entry, place)
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, line) of every line that is not blank; only line feeds end a line."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -119,17 +103,18 @@ def an_object(value: object, place: str) -> dict:
 
 def a_list(entry: dict, key: str, place: str) -> list:
     """`entry[key]` where it is a list."""
-    value = _present(entry, key, place)
-    if not isinstance(value, list):
-        raise ManifestError(f"{place}: {key} must be a list, got {_brief(value)}")
-    return value
+    return _of_type(list, "a list", entry, key, place)
 
 
 def a_text(entry: dict, key: str, place: str) -> str:
-    """`entry[key]` where it is a string that says something."""
+    """`entry[key]` where it is a string."""
+    return _of_type(str, "a string", entry, key, place)
+
+
+def _of_type(kind: type, words: str, entry: dict, key: str, place: str) -> object:
     value = _present(entry, key, place)
-    if not isinstance(value, str):
-        raise ManifestError(f"{place}: {key} must be a string, got {_brief(value)}")
+    if not isinstance(value, kind):
+        raise ManifestError(f"{place}: {key} must be {words}, got {_brief(value)}")
     return value
 
 
@@ -250,10 +235,3 @@ def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
 
 def _matches(path: Path, pattern: str) -> bool:
     return Path(path.name.lower()).match(pattern)
-
-
-def wanted_split(split: str | None, subsets: dict[str, int], paths: list[Path]) -> None:
-    """Raise ManifestError where a split is asked for that no video of the files is in."""
-    if split is not None and split not in subsets:
-        known = ", ".join(f"{name} ({count} videos)" for name, count in subsets.items()) or "no video at all"
-        raise ManifestError(f"{paths[0]}: no video of split {split!r}; these annotations have {known}")

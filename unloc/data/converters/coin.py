@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from unloc.data.database import database_entries, wanted_split
 from unloc.data.official import (
     Repairs,
     a_list,
@@ -11,11 +12,9 @@ from unloc.data.official import (
     a_text,
     an_id,
     an_object,
-    database_entries,
     files_below,
     read_json_object,
     seconds,
-    wanted_split,
 )
 from unloc.data.schema import Manifest, build_manifest, instance_row, video_row
 from unloc.errors import ManifestError
