@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from unloc.data.converters import convert
-from unloc.data.predictions import read_detections, read_moments
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, average_precision, detection
+from unloc.data.prediction_reading import read_detections, read_moments
+from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, average_precision, detection
 from unloc.evaluation.highlight import highlight_detection
-from unloc.evaluation.retrieval import moment_retrieval, qvhighlights_moments
+from unloc.evaluation.qvhighlights import qvhighlights_moments
+from unloc.evaluation.retrieval import moment_retrieval
 from unloc.evaluation.segmentation import BACKGROUND, frame_map, painted
 
 EXACT = 1e-7  # percent: 1e-9 as a fraction
@@ -25,18 +26,18 @@ def load(path):
 
 
 TAL = {
-    "activitynet13_tal": ("activitynet", "validation", ACTIVITYNET_THRESHOLDS, lambda entry: entry),
-    "thumos14_tal": ("thumos14", "test", THUMOS_THRESHOLDS, lambda entry: entry["tiou_0.3_0.7"]),
+    "activitynet13_tal": ("activitynet", "validation", "activitynet", lambda entry: entry),
+    "thumos14_tal": ("thumos14", "test", "thumos14", lambda entry: entry["tiou_0.3_0.7"]),
 }
 
 
 @pytest.mark.parametrize("name", TAL)
 def test_detection_equals_the_official_scorer_per_class(golden, name):
-    converter, split, thresholds, pick = TAL[name]
+    converter, split, protocol, pick = TAL[name]
     folder = golden / name / "set_A"
     manifest = convert(converter, [folder / "ground_truth.json"]).select(split)
     expected = load(folder / "expected.json")
-    found = detection(read_detections(folder / "predictions_noties.json"), manifest, thresholds)
+    found = detection(read_detections(folder / "predictions_noties.json"), manifest, protocol)
     for threshold, value in pick(expected["noties"])["mAP"].items():
         assert found[f"mAP@{threshold}"] == pytest.approx(100 * value, abs=EXACT)
     assert found["mAP@avg"] == pytest.approx(100 * pick(expected["noties"])["average_mAP"], abs=EXACT)
@@ -104,7 +105,7 @@ def test_coin_accuracy_and_map_equal_the_official_ones(golden, rate):
     assert accuracy == pytest.approx(expected[rate]["mmpt_frame_acc"], abs=1e-9)
     scores = np.full((len(labels), 778), float(frames["fill"]), dtype=np.float32)
     np.put_along_axis(scores, frames["topk_class"].astype(np.int64), frames["topk_logit"].astype(np.float32), axis=1)
-    found = frame_map(labels, scores)
+    found = frame_map(labels, scores.T)
     assert found["mAP"] == pytest.approx(100 * expected[rate]["unloc_map_present_classes_only"], abs=EXACT)
     assert found["mAP_all_classes"] == pytest.approx(100 * expected[rate]["unloc_map_sklearn_as_installed"], abs=EXACT)
 

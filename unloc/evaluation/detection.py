@@ -1,9 +1,9 @@
-"""Temporal action localization: ActivityNet's official average precision, vectorised.
+"""Temporal action localization: average precision as each official scorer computes it, vectorised.
 
-Procedure (official toolkit, eval_detection): per class, predictions of all videos by falling score; each takes the
+Procedure (ActivityNet's eval_detection): per class, predictions of all videos by falling score; each takes the
 best-overlapping ground truth of its own video and class that is free and reaches the threshold; precision is made
 monotone from the right and integrated at every change of recall (VOC 2011). Segments are taken as they are.
-Tie rule: equal scores keep the order of the file; of equally overlapping ground truths the later is tried first.
+Ties are broken as in `matching`.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,83 @@ import numpy as np
 import pandas as pd
 
 from unloc.data.schema import Manifest
+from unloc.errors import InputError
+from unloc.evaluation.matching import Matches, interpolated_precision, match_detections, overlap_over_union
 
 ACTIVITYNET_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 THUMOS_THRESHOLDS = np.linspace(0.3, 0.7, 5)
+UNLOC_THRESHOLDS = np.linspace(0.05, 0.95, 19)
+SAME_SEGMENT_SECONDS = 1e-3  # OpenTAD and ActionFormer: ground truth this close is a repeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionProtocol:
+    """What one official scorer does differently from the others."""
+
+    name: str
+    thresholds: np.ndarray
+    averaged: tuple[int, ...] | None = None
+    """Which of the thresholds make up mAP@avg; None: all."""
+    shortest_seconds: float | None = None
+    """Ground truth must be longer than 0 (0.0) or at least so long (ActionFormer, 1 ms); None keeps all of it."""
+    drops_repeats: bool = False
+    """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
+    recall_multiples: tuple[int, ...] = ()
+    """k of recall@kx."""
+    single_precision: bool = False
+    """Precision and recall rounded to float32 before they are integrated."""
+    divides_by_all_classes: bool = False
+    """Whether classes of the manifest without ground truth and predictions count as 0 in the mean."""
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        DetectionProtocol(name="activitynet", thresholds=ACTIVITYNET_THRESHOLDS),
+        DetectionProtocol(
+            name="thumos14",
+            thresholds=THUMOS_THRESHOLDS,
+            shortest_seconds=1e-3,
+            drops_repeats=True,
+            recall_multiples=(1, 5),
+        ),
+        DetectionProtocol(
+            name="opentad",
+            thresholds=ACTIVITYNET_THRESHOLDS,
+            shortest_seconds=0.0,
+            drops_repeats=True,
+            recall_multiples=(1, 5),
+        ),
+        DetectionProtocol(
+            name="opentad-thumos14",
+            thresholds=THUMOS_THRESHOLDS,
+            shortest_seconds=0.0,
+            drops_repeats=True,
+            recall_multiples=(1, 5),
+        ),
+        DetectionProtocol(
+            name="unloc",
+            thresholds=UNLOC_THRESHOLDS,
+            averaged=tuple(range(9, 19)),
+            single_precision=True,
+            divides_by_all_classes=True,
+        ),
+        DetectionProtocol(
+            name="unloc-thumos14",
+            thresholds=UNLOC_THRESHOLDS,
+            averaged=tuple(range(5, 14, 2)),
+            single_precision=True,
+            divides_by_all_classes=True,
+        ),
+    )
+}
+
+
+def protocol_named(name: str) -> DetectionProtocol:
+    """The protocol of that name. Raises InputError naming those there are."""
+    if name not in PROTOCOLS:
+        raise InputError(f"--protocol: got {name!r} for tal, expected one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True)
@@ -27,105 +101,118 @@ class AveragePrecision:
     """(classes, thresholds)."""
 
 
-def detection(
-    detections: pd.DataFrame, manifest: Manifest, thresholds: np.ndarray = ACTIVITYNET_THRESHOLDS
-) -> dict[str, float]:
-    """mAP@t for each threshold and mAP@avg in percent, over the classes that occur in the (selected) manifest."""
-    result = average_precision(detections, manifest.instances, thresholds)
-    mean = 100.0 * result.values.mean(axis=0) if result.classes else np.zeros(len(thresholds))
-    metrics = {f"mAP@{threshold:.2f}": float(value) for threshold, value in zip(thresholds, mean, strict=True)}
-    return metrics | {"mAP@avg": float(mean.mean())}
+def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "activitynet") -> dict[str, float]:
+    """mAP@t for each threshold and mAP@avg in percent, over the classes that occur in the (selected) manifest.
+
+    Beside them, where the protocol has them: recall@kx@t, and mAP_present_classes where mAP counts absent classes as 0.
+    Without any ground truth the figures are NaN: there is nothing to find. Raises InputError for an unknown protocol.
+    """
+    rules = protocol_named(protocol)
+    matches = match_detections(detections, kept_truth(manifest.instances, rules), rules.thresholds)
+    precision = class_precision(matches, rules)
+    num_averaged = len(matches.classes) + num_absent_classes(matches, manifest, rules)
+    metrics = mean_precision(precision.values, rules, num_classes=num_averaged)
+    if rules.divides_by_all_classes:
+        present = mean_precision(precision.values, rules, num_classes=len(matches.classes))
+        metrics |= {key.replace("mAP", "mAP_present_classes"): value for key, value in present.items()}
+    for multiple in rules.recall_multiples:
+        found = found_at_multiple(matches, multiple)
+        metrics |= mean_recall(found, matches, multiple, np.ones(len(matches.truth)))
+    return metrics
+
+
+def num_absent_classes(matches: Matches, manifest: Manifest, rules: DetectionProtocol) -> int:
+    """How many classes without ground truth the mean counts as 0.
+
+    For UnLoc those without predictions too; one with predictions but no ground truth is NaN there and skipped.
+    """
+    if not rules.divides_by_all_classes:
+        return 0
+    return len(set(manifest.classes) - set(matches.classes) - matches.predicted_only)
+
+
+def mean_precision(values: np.ndarray, rules: DetectionProtocol, *, num_classes: int) -> dict[str, float]:
+    """mAP@t and mAP@avg in percent from per-class values (classes, thresholds); NaN without classes."""
+    mean = 100.0 * values.sum(axis=0) / num_classes if num_classes else np.full(len(rules.thresholds), np.nan)
+    metrics = {f"mAP@{threshold:.2f}": float(value) for threshold, value in zip(rules.thresholds, mean, strict=True)}
+    averaged = mean if rules.averaged is None else mean[list(rules.averaged)]
+    return metrics | {"mAP@avg": float(averaged.mean())}
 
 
 def average_precision(detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> AveragePrecision:
     """Average precision per class of the instances; detections of other classes are not counted here."""
-    classes = list(dict.fromkeys(instances["label"]))
-    class_code = {name: code for code, name in enumerate(classes)}
-    known = detections[detections["label"].isin(classes)]
-    known = known.iloc[np.argsort(-known["score"].to_numpy(dtype=np.float64), kind="stable")]
-    video_code = {
-        name: code for code, name in enumerate(pd.unique(pd.concat([instances["video_id"], known["video_id"]])))
-    }
-    truth_key, truth = _keyed(instances, class_code, video_code)
-    key, segments = _keyed(known, class_code, video_code)
-    matched = match(key, segments, truth_key, truth, thresholds)
-    labels = key // max(len(video_code), 1)
-    counts = np.bincount(truth_key // max(len(video_code), 1), minlength=len(classes))
-    values = np.zeros((len(classes), len(thresholds)))
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(len(classes) + 1))
-    for code in range(len(classes)):
-        hits = matched[order[bounds[code] : bounds[code + 1]]]
-        values[code] = interpolated_precision(hits, int(counts[code]))
-    return AveragePrecision(classes, np.asarray(thresholds), values)
+    rules = DetectionProtocol(name="", thresholds=thresholds)
+    return class_precision(match_detections(detections, instances, thresholds), rules)
 
 
-def _keyed(
-    table: pd.DataFrame, class_code: dict[str, int], video_code: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(key of class and video, segments (n, 2)) of the rows."""
-    key = table["label"].map(class_code).to_numpy(dtype=np.int64) * len(video_code)
-    key = key + table["video_id"].map(video_code).to_numpy(dtype=np.int64)
-    return key, table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFrame:
+    """The instances that the protocol counts: too short ones and repeats dropped where it drops them."""
+    lengths = (instances["end_seconds"] - instances["start_seconds"]).to_numpy(dtype=np.float64)
+    keep = np.ones(len(instances), dtype=bool)
+    if rules.shortest_seconds is not None:
+        keep = lengths >= rules.shortest_seconds if rules.shortest_seconds else lengths > 0.0
+    if rules.drops_repeats:
+        keep = keep & ~_repeats(instances, keep)
+    return instances[keep]
 
 
-def overlap_over_union(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of paired segments (…, 2); 0/0 counts as a perfect overlap, because officially NaN passes every threshold."""
-    overlap = np.minimum(segments[..., 1], others[..., 1]) - np.maximum(segments[..., 0], others[..., 0])
-    overlap = np.maximum(overlap, 0.0)
-    union = (segments[..., 1] - segments[..., 0]) + (others[..., 1] - others[..., 0]) - overlap
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = overlap / union
-    return np.where(np.isnan(ratio), np.inf, ratio)
+def _repeats(instances: pd.DataFrame, candidates: np.ndarray) -> np.ndarray:
+    """True where an earlier kept instance of the same video and label is the same segment within 1 ms."""
+    repeated = np.zeros(len(instances), dtype=bool)
+    segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+    groups = instances.assign(row=np.arange(len(instances)))[candidates].groupby(["video_id", "label"], sort=False)
+    for rows in groups["row"].agg(list):
+        kept: list[int] = []
+        for row in rows:
+            repeated[row] = any((abs(segments[row] - segments[one]) <= SAME_SEGMENT_SECONDS).all() for one in kept)
+            if not repeated[row]:
+                kept.append(row)
+    return repeated
 
 
-def match(
-    key: np.ndarray, segments: np.ndarray, truth_key: np.ndarray, truth: np.ndarray, thresholds: np.ndarray
-) -> np.ndarray:
-    """(n, thresholds) True where a detection (in falling score) takes a ground truth of its key."""
-    matched = np.zeros((len(key), len(thresholds)), dtype=bool)
-    order = np.argsort(truth_key, kind="stable")
-    truth_key, truth = truth_key[order], truth[order]
-    first = np.searchsorted(truth_key, key, side="left")
-    count = np.searchsorted(truth_key, key, side="right") - first
-    single = np.flatnonzero(count == 1)
-    ratio = overlap_over_union(segments[single], truth[first[single]])
-    for column, threshold in enumerate(thresholds):
-        reaching = single[ratio >= threshold]
-        _, earliest = np.unique(key[reaching], return_index=True)
-        matched[reaching[earliest], column] = True
-    several = np.flatnonzero(count > 1)
-    several = several[np.argsort(key[several], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, np.diff(key[several]) > 0]) if len(several) else []
-    for group in np.split(several, starts[1:]) if len(several) else []:
-        begin = first[group[0]]
-        matched[group] = _match_group(segments[group], truth[begin : begin + count[group[0]]], thresholds)
-    return matched
+def class_precision(matches: Matches, rules: DetectionProtocol) -> AveragePrecision:
+    """Average precision of every class with ground truth; 0 for one without detections."""
+    counts = np.bincount(matches.truth_class, minlength=len(matches.classes))
+    values = np.zeros((len(matches.classes), len(matches.thresholds)))
+    integrate = float32_precision if rules.single_precision else interpolated_precision
+    for code, rows in enumerate(matches.by_class()):
+        values[code] = integrate(matches.hits[rows], int(counts[code]))
+    return AveragePrecision(matches.classes, matches.thresholds, values)
 
 
-def _match_group(segments: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Greedy matching within one video and class that has several ground truths."""
-    matched = np.zeros((len(segments), len(thresholds)), dtype=bool)
-    ratio = overlap_over_union(segments[:, None], truth[None])
-    preference = np.argsort(ratio, axis=1, kind="stable")[:, ::-1]
-    free = np.ones((len(thresholds), len(truth)), dtype=bool)
-    for row in np.flatnonzero(ratio.max(axis=1) >= thresholds.min()):
-        for column in np.flatnonzero(ratio[row].max() >= thresholds):
-            for index in preference[row]:
-                if ratio[row, index] < thresholds[column]:
-                    break
-                if free[column, index]:
-                    free[column, index] = False
-                    matched[row, column] = True
-                    break
-    return matched
-
-
-def interpolated_precision(hits: np.ndarray, num_truth: int) -> np.ndarray:
-    """(thresholds,) interpolated average precision of hits (n, thresholds) in falling score."""
+def float32_precision(hits: np.ndarray, num_truth: int) -> np.ndarray:
+    """The same with precision and recall rounded to float32, as UnLoc's scorer rounds them (differences near 1e-8)."""
     if not len(hits) or not num_truth:
         return np.zeros(hits.shape[1])
-    true = np.cumsum(hits, axis=0, dtype=np.float64)
-    precision = true / np.arange(1, len(hits) + 1)[:, None]
+    true = np.cumsum(hits, axis=0).astype(np.float32)
+    recall = (true / np.float32(num_truth)).astype(np.float64)
+    precision = (true / np.arange(1, len(hits) + 1, dtype=np.float32)[:, None]).astype(np.float64)
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    return (precision * hits).sum(axis=0) / num_truth
+    return (np.diff(recall, axis=0, prepend=0.0) * precision).sum(axis=0)
+
+
+def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:
+    """(N, thresholds) True for ground truth that any of the k·n best detections of its video and class reaches.
+
+    n is the number of ground truths there; one detection may find several (ActionFormer, OpenTAD).
+    """
+    order, truth_order = np.argsort(matches.keys, kind="stable"), np.argsort(matches.truth_keys, kind="stable")
+    sorted_keys, best = matches.keys[order], np.full(len(matches.truth), -1.0)
+    unique, first = np.unique(matches.truth_keys[truth_order], return_index=True)
+    starts, ends = np.searchsorted(sorted_keys, unique), np.searchsorted(sorted_keys, unique, side="right")
+    for rows, start, end in zip(np.split(truth_order, first[1:]), starts, ends, strict=True):
+        chosen = order[start : min(end, start + multiple * len(rows))]
+        if len(chosen):
+            best[rows] = overlap_over_union(matches.segments[chosen][:, None], matches.truth[rows][None]).max(axis=0)
+    return best[:, None] >= matches.thresholds
+
+
+def mean_recall(found: np.ndarray, matches: Matches, multiple: int, weights: np.ndarray) -> dict[str, float]:
+    """recall@kx@t in percent: the mean over classes of the share found, each ground truth counted `weights` times."""
+    counts = np.bincount(matches.truth_class, weights, minlength=len(matches.classes))
+    metrics = {}
+    for threshold, column in zip(matches.thresholds, found.T, strict=True):
+        share = np.bincount(matches.truth_class, weights * column, minlength=len(counts))[counts > 0]
+        share = share / counts[counts > 0]
+        metrics[f"recall@{multiple}x@{threshold:.2f}"] = 100.0 * float(share.mean()) if len(share) else np.nan
+    return metrics

@@ -1,4 +1,4 @@
-"""One call for all tasks: metrics, floors and coverage, as they stand in metrics.json."""
+"""One call for all tasks: metrics, floors, intervals and coverage, as they stand in metrics.json."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,56 @@ import pandas as pd
 from unloc.data.predictions import FramePrediction, MomentPrediction
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, detection
+from unloc.evaluation import retrieval, segmentation
+from unloc.evaluation.bootstrap import detection_intervals, frame_intervals, query_intervals
+from unloc.evaluation.coverage import coverage, without_missing
+from unloc.evaluation.detection import PROTOCOLS as DETECTION_PROTOCOLS
+from unloc.evaluation.detection import detection, kept_truth, num_absent_classes, protocol_named
 from unloc.evaluation.floors import detection_floors, frame_floors, moment_floors
-from unloc.evaluation.highlight import highlight_detection
-from unloc.evaluation.retrieval import PROTOCOLS, moment_retrieval, qvhighlights_moments
-from unloc.evaluation.segmentation import action_segmentation
+from unloc.evaluation.highlight import highlight_values
+from unloc.evaluation.matching import match_detections
+from unloc.evaluation.qvhighlights import LIGHTHOUSE_RANGES, official_report, qvhighlights_values
+from unloc.evaluation.rows import QueryValues
 
 Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
-TASK_PROTOCOLS = {"tal": ("activitynet", "thumos14"), "mr": PROTOCOLS, "hd": ("qvhighlights",), "as": ("coin",)}
+TASK_PROTOCOLS = {
+    "tal": tuple(DETECTION_PROTOCOLS),
+    "mr": (*retrieval.PROTOCOLS, "moment_detr", "lighthouse", "lighthouse-raw"),
+    "hd": ("moment_detr",),
+    "as": tuple(segmentation.PROTOCOLS),
+}
+LATER_FIRST = "of equal scores the later entry of the file goes first"
+TIE_RULES = {
+    **dict.fromkeys(DETECTION_PROTOCOLS, LATER_FIRST),
+    **{
+        name: LATER_FIRST if rules.nms_overlap is None else "the order of the file counts, not the score"
+        for name, rules in retrieval.PROTOCOLS.items()
+    },
+    **dict.fromkeys(
+        ("moment_detr", "lighthouse", "lighthouse-raw"),
+        "of equal scores the earlier entry of the file goes first (clips: the first is the best, AP takes ties as one)",
+    ),
+}
+FRAME_TIE_RULE = "mAP takes frames of equal score as one step; accuracy takes the labels of the file"
 
 
 def default_protocol(task: str, manifest: Manifest) -> str:
     """The protocol that papers quote for this dataset."""
     if task == "tal" and "thumos" in manifest.name.lower():
         return "thumos14"
+    if task == "mr" and _is_rated(manifest):
+        return "moment_detr"
     return TASK_PROTOCOLS[task][0]
+
+
+def default_train_split(manifest: Manifest, split: str) -> str | None:
+    """The split that models of this dataset are trained on: THUMOS14 has no other than `validation`."""
+    names = [name for name in ("train", "training", "validation") if name in manifest.splits and name != split]
+    return names[0] if names else None
+
+
+def _is_rated(manifest: Manifest) -> bool:
+    return bool(manifest.queries["saliency_scores"].map(lambda scores: isinstance(scores, list)).any())
 
 
 def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None) -> dict[str, float]:
@@ -29,20 +64,51 @@ def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str
 
     Raises InputError for a protocol that the task does not have.
     """
+    protocol = checked_protocol(task, manifest, protocol)
+    if task == "tal":
+        return detection(predictions, manifest, protocol)
+    if task == "as":
+        return segmentation.action_segmentation(predictions, manifest, protocol)
+    return query_values(task, predictions, manifest, protocol).means()
+
+
+def checked_protocol(task: str, manifest: Manifest, protocol: str | None) -> str:
+    """The named protocol, or the default one. Raises InputError where the task does not have it."""
     protocol = protocol or default_protocol(task, manifest)
     if protocol not in TASK_PROTOCOLS[task]:
         raise InputError(f"--protocol: got {protocol!r} for {task}, expected one of {', '.join(TASK_PROTOCOLS[task])}")
-    if task == "tal":
-        return detection(predictions, manifest, THUMOS_THRESHOLDS if protocol == "thumos14" else ACTIVITYNET_THRESHOLDS)
+    return protocol
+
+
+def query_values(task: str, predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str) -> QueryValues:
+    """Metrics of mr and hd for every query.
+
+    By moment_detr and lighthouse the official names stand beside the common ones, which are then those of `raw`.
+    """
+    if protocol in retrieval.PROTOCOLS:
+        return retrieval.retrieval_values(predictions, manifest, protocol)
+    clamp = protocol == "lighthouse"
+    values = retrieval.retrieval_values(predictions, manifest, "default" if clamp else "raw")
+    if protocol == "moment_detr":
+        values = values.joined(qvhighlights_values(predictions, manifest))
+    else:
+        values = values.joined(qvhighlights_values(predictions, manifest, LIGHTHOUSE_RANGES, clamp=clamp))
+    return values.joined(highlight_values(predictions, manifest)) if task == "hd" else values
+
+
+def intervals(
+    task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None, *, seed: int = 0
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals over videos of every metric, in percent."""
+    protocol = checked_protocol(task, manifest, protocol)
     if task == "as":
-        return action_segmentation(predictions, manifest)
-    rated = manifest.queries["saliency_scores"].map(lambda scores: isinstance(scores, list)).any()
-    metrics = moment_retrieval(predictions, manifest, protocol if task == "mr" else "raw")
-    if rated:  # QVHighlights: the official names beside the common ones
-        metrics |= qvhighlights_moments(predictions, manifest)
-    if task == "hd":
-        metrics |= highlight_detection(predictions, manifest)
-    return metrics
+        return frame_intervals(segmentation.video_frames(predictions, manifest, protocol), seed)
+    if task != "tal":
+        return query_intervals(query_values(task, predictions, manifest, protocol), seed)
+    rules = protocol_named(protocol)
+    matches = match_detections(predictions, kept_truth(manifest.instances, rules), rules.thresholds)
+    num_videos = max(manifest.videos["video_id"].nunique(), len(matches.videos))
+    return detection_intervals(matches, rules, num_videos, num_absent_classes(matches, manifest, rules), seed)
 
 
 def evaluate(
@@ -53,58 +119,81 @@ def evaluate(
     *,
     train_split: str | None = None,
     protocol: str | None = None,
+    interval_seed: int | None = None,
+    external_labels: bool = False,
 ) -> dict:
-    """metrics.json: the metrics of one split with floors fitted on `train_split` and coverage.
+    """metrics.json: the metrics of one split with floors fitted on `train_split`, intervals and coverage.
 
     Without a training split in the manifest the constants are fitted on the evaluated split itself, and the floors'
-    names say so. Raises MissingError for a split that does not exist.
+    names say so. Intervals are drawn where a seed is given. Raises MissingError for a split that does not exist,
+    InputError for a protocol that the task does not have.
     """
     selected = manifest.select(split)
-    train = manifest.select(train_split) if train_split in manifest.splits else None
-    floors = {
-        name if train is not None or name in ("whole_video", "all_background") else f"{name}_fitted_on_{split}": values
-        for name, values in floor_scores(task, selected, train or selected, predictions, protocol).items()
+    protocol = checked_protocol(task, selected, protocol)
+    metrics = score(task, predictions, selected, protocol)
+    covered = coverage(selected, predictions, task)
+    unanswered = len(covered["missing"]) or covered.get("queries_predicted") != covered.get("queries_annotated")
+    if unanswered:
+        rest = without_missing(selected, predictions, task)
+        covered["metrics_without_missing"] = score(task, predictions, rest, protocol)
+    drawn = {} if interval_seed is None else intervals(task, predictions, selected, protocol, seed=interval_seed)
+    report = {
+        **_header(task, selected, split, protocol),
+        "metrics": metrics,
+        "floors": floor_scores(task, manifest, split, train_split, protocol, predictions),
+        "intervals": drawn,
+        "coverage": covered,
+        "external_labels": external_labels,
     }
+    if protocol in ("moment_detr", "lighthouse", "lighthouse-raw"):
+        report["official"] = official_report(metrics)
+    return report
+
+
+def _header(task: str, selected: Manifest, split: str, protocol: str) -> dict:
     return {
         "task": task,
         "split": split,
-        "manifest": manifest.name,
-        "protocol": protocol or default_protocol(task, manifest),
+        "manifest": selected.name,
+        "protocol": protocol,
+        "tie_rule": FRAME_TIE_RULE if task == "as" else TIE_RULES[protocol],
         "num_videos": int(selected.videos["video_id"].nunique()),
         "num_queries": len(selected.queries),
         "num_instances": len(selected.instances),
-        "metrics": score(task, predictions, selected, protocol),
-        "floors": floors,
-        "intervals": {},
-        "coverage": coverage(selected, predictions),
-        "external_labels": False,
+    }
+
+
+def floors_report(
+    task: str, manifest: Manifest, split: str, *, train_split: str | None = None, protocol: str | None = None
+) -> dict:
+    """metrics.json without predictions: the floors alone. Raises as `evaluate`."""
+    selected = manifest.select(split)
+    protocol = checked_protocol(task, selected, protocol)
+    return _header(task, selected, split, protocol) | {
+        "floors": floor_scores(task, manifest, split, train_split, protocol)
     }
 
 
 def floor_scores(
-    task: str, manifest: Manifest, train: Manifest, predictions: Predictions, protocol: str | None = None
+    task: str,
+    manifest: Manifest,
+    split: str,
+    train_split: str | None,
+    protocol: str,
+    predictions: Predictions | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of every blind floor."""
+    """Metrics of every blind floor; of action segmentation at the frame rate of the predictions, 1 fps without."""
+    selected = manifest.select(split)
+    train = manifest.select(train_split) if train_split in manifest.splits else None
     if task == "tal":
-        floors = detection_floors(manifest, train)
+        floors = detection_floors(selected, train or selected)
     elif task == "as":
-        fps = predictions[0].fps if len(predictions) else 1.0
-        floors = frame_floors(manifest, fps)
+        floors = frame_floors(selected, predictions[0].fps if predictions else 1.0)
     else:
-        floors = moment_floors(manifest, train)
-    return {name: score(task, constant, manifest, protocol) for name, constant in floors.items()}
-
-
-def coverage(manifest: Manifest, predictions: Predictions) -> dict:
-    """Which annotated videos have predictions."""
-    annotated = list(dict.fromkeys([*manifest.queries["video_id"], *manifest.instances["video_id"]]))
-    if isinstance(predictions, pd.DataFrame):
-        predicted = set(predictions["video_id"])
-    else:
-        predicted = {item.video_id for item in predictions}
-    missing = [video_id for video_id in annotated if video_id not in predicted]
+        floors = moment_floors(selected, train or selected)
     return {
-        "videos_annotated": len(annotated),
-        "videos_predicted": len(annotated) - len(missing),
-        "missing": missing,
+        name if train is not None or not name.startswith(("blind", "constant")) else f"{name}_fitted_on_{split}": score(
+            task, constant, selected, protocol
+        )
+        for name, constant in floors.items()
     }

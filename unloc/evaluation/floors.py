@@ -4,32 +4,29 @@ Constants are fitted on the training annotations. They stand beside every number
 gets surprisingly far (five fixed boxes reach R5@0.5 = 85 on Charades-STA).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
+from unloc.data.predictions import FramePrediction, MomentPrediction
 from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.highlight import ratings_of
+from unloc.evaluation.matching import overlap_over_union
+from unloc.evaluation.retrieval import durations_of
 
 GRID = np.linspace(0.0, 1.0, 21)
 NUM_BOXES = {"mr": 5, "tal": 10}
-FIT_OVERLAP = 0.5
+FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
 
 
-def durations_of(manifest: Manifest) -> dict[str, float]:
-    """Seconds of every video of which the manifest knows it."""
-    videos = manifest.videos.drop_duplicates("video_id").dropna(subset=["duration_seconds"])
-    return videos.set_index("video_id")["duration_seconds"].to_dict()
-
-
-def best_boxes(relative: np.ndarray, count: int) -> np.ndarray:
-    """(count, 2) boxes in shares of the video: each next one reaches IoU 0.5 with most segments not yet reached."""
+def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.ndarray:
+    """(count, 2) boxes in shares of the video: each next one reaches the IoU with most segments not yet reached."""
     starts, ends = np.meshgrid(GRID, GRID, indexing="ij")
     grid = np.stack([starts[ends > starts], ends[ends > starts]], axis=1)
     if not len(relative):
         return grid[-1:].repeat(count, axis=0)
-    reached = overlap_over_union(grid[:, None], relative[None]) >= FIT_OVERLAP
+    reached = overlap_over_union(grid[:, None], relative[None]) >= overlap
     boxes, open_ = [], np.ones(len(relative), dtype=bool)
     for _ in range(count):
         best = int((reached & open_).sum(axis=1).argmax())
@@ -38,28 +35,28 @@ def best_boxes(relative: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(boxes)
 
 
-def relative_segments(manifest: Manifest) -> np.ndarray:
-    """(N, 2) annotated segments in shares of their video's length, cut to it."""
-    durations = durations_of(manifest)
-    pairs = [
-        (segment, durations.get(video_id))
-        for video_id, segments in manifest.queries[["video_id", "segments"]].itertuples(index=False)
-        for segment in segments
-    ]
-    columns = ["video_id", "start_seconds", "end_seconds"]
-    pairs += [
-        ((start, end), durations.get(video_id))
-        for video_id, start, end in manifest.instances[columns].itertuples(index=False)
-    ]
-    shares = np.asarray([np.asarray(segment) / length for segment, length in pairs if length]).reshape(-1, 2)
-    return np.clip(shares, 0.0, 1.0)
+def relative_segments(manifest: Manifest) -> tuple[np.ndarray, list[str]]:
+    """(N, 2) annotated segments in shares of their video's length, cut to it, and the label of each ("" of queries)."""
+    durations, shares, labels = durations_of(manifest), [], []
+    for video_id, segments in zip(manifest.queries["video_id"].tolist(), manifest.queries["segments"], strict=True):
+        shares += [(start, end, durations.get(video_id)) for start, end in segments]
+    labels = [""] * len(shares)
+    columns = (manifest.instances[name].tolist() for name in ("video_id", "start_seconds", "end_seconds"))
+    shares += [(start, end, durations.get(video_id)) for video_id, start, end in zip(*columns, strict=True)]
+    labels += manifest.instances["label"].tolist()
+    known = [number for number, (_, _, length) in enumerate(shares) if length]
+    numbers = np.array([shares[number] for number in known], dtype=np.float64).reshape(-1, 3)
+    return np.clip(numbers[:, :2] / numbers[:, 2:], 0.0, 1.0), [labels[number] for number in known]
 
 
 def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentPrediction]]:
-    """Constant boxes fitted on train, and the whole video, for every query; saliency: the mean course on train."""
-    boxes = best_boxes(relative_segments(train), NUM_BOXES["mr"])
-    constants = {"blind_constant": boxes, "whole_video": np.array([[0.0, 1.0]])}
-    course = mean_saliency_course(train)
+    """Constant boxes fitted on train at IoU 0.5 and 0.7, and the whole video, for every query.
+
+    Saliency: the mean course of the ratings on train.
+    """
+    (relative, _), course = relative_segments(train), mean_saliency_course(train)
+    constants = {name: best_boxes(relative, NUM_BOXES["mr"], overlap) for name, overlap in FIT_OVERLAPS.items()}
+    constants["whole_video"] = np.array([[0.0, 1.0]])
     return {name: _constant_moments(manifest, boxes, course) for name, boxes in constants.items()}
 
 
@@ -67,7 +64,8 @@ def _constant_moments(manifest: Manifest, boxes: np.ndarray, course: np.ndarray 
     durations = durations_of(manifest)
     scores = np.linspace(1.0, 0.5, len(boxes))[:, None]
     predictions = []
-    for qid, video_id, text in manifest.queries[["qid", "video_id", "text"]].itertuples(index=False):
+    columns = (manifest.queries[name].tolist() for name in ("qid", "video_id", "text"))
+    for qid, video_id, text in zip(*columns, strict=True):
         duration = durations.get(video_id, 0.0)
         saliency = None
         if course is not None:
@@ -83,29 +81,49 @@ def mean_saliency_course(train: Manifest, points: int = 20) -> np.ndarray | None
     courses = [
         np.interp(np.linspace(0, 1, points), np.linspace(0, 1, len(ratings)), ratings.mean(axis=1))
         for ratings in ratings_of(train)
-        if len(ratings)
+        if ratings is not None and len(ratings)
     ]
     return np.mean(courses, axis=0) if courses else None
 
 
 def detection_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFrame]:
-    """Constant boxes for every class by its frequency; and, knowing the true labels of each video, the same boxes and
-    the whole video (what a perfect video classifier would get without any localization).
+    """Every class in every video with that class's best box; and, knowing the true labels of each video, constant boxes
+    and the whole video (what a perfect video classifier would get without any localization).
     """
-    boxes = best_boxes(relative_segments(train), NUM_BOXES["tal"])
     durations = durations_of(manifest)
-    frequency = train.instances["label"].value_counts(normalize=True)
-    truth = manifest.instances.groupby("video_id", sort=False)["label"].unique()
-    rows: dict[str, list] = {"blind_constant": [], "constant_true_label": [], "whole_video_true_label": []}
-    for video_id, duration in durations.items():
-        scaled = [(start * duration, end * duration, 1.0 - 0.05 * rank) for rank, (start, end) in enumerate(boxes)]
-        for name in manifest.classes:
-            prior = float(frequency.get(name, 0.0))
-            rows["blind_constant"] += [(video_id, name, start, end, prior * score) for start, end, score in scaled]
-        for name in truth.get(video_id, []):
-            rows["constant_true_label"] += [(video_id, name, *box) for box in scaled]
-            rows["whole_video_true_label"].append((video_id, name, 0.0, duration, 1.0))
-    return {name: detections_table(found) for name, found in rows.items()}
+    relative, labels = relative_segments(train)
+    boxes, whole = best_boxes(relative, NUM_BOXES["tal"]), np.array([[0.0, 1.0]])
+    truth = manifest.instances[["video_id", "label"]].drop_duplicates()
+    truth = truth[truth["video_id"].isin(durations)]
+    shown = truth["video_id"].to_numpy(dtype=object), truth["label"].to_numpy(dtype=object)
+    every = np.repeat(np.array([*durations], dtype=object), len(manifest.classes))
+    everything = every, np.tile(np.array(manifest.classes, dtype=object), len(durations))
+    own = class_boxes(relative, labels)
+    per_class = np.array([own.get(name, boxes[0]) for name in everything[1]]).reshape(-1, 2)
+    return {
+        "blind_constant": _constant_detections(*everything, [per_class], durations),
+        "constant_true_label": _constant_detections(*shown, boxes, durations),
+        "whole_video_true_label": _constant_detections(*shown, whole, durations),
+    }
+
+
+def class_boxes(relative: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """The box (2,) that reaches most segments of each label."""
+    names, code = np.unique(np.array(labels, dtype=object), return_inverse=True)
+    return {name: best_boxes(relative[code == number], 1)[0] for number, name in enumerate(names)}
+
+
+def _constant_detections(
+    video_ids: np.ndarray, labels: np.ndarray, boxes: Sequence[np.ndarray], durations: dict[str, float]
+) -> pd.DataFrame:
+    """Each box, one for all rows (2,) or one a row (n, 2), as a detection of every row; the first boxes score best."""
+    lengths = np.array([durations[video_id] for video_id in video_ids])
+    tables = []
+    for rank, box in enumerate(boxes):
+        segments = np.broadcast_to(box, (len(lengths), 2)) * lengths[:, None]
+        table = pd.DataFrame({"video_id": video_ids, "label": labels, "score": 1.0 - 0.05 * rank})
+        tables.append(table.assign(start_seconds=segments[:, 0], end_seconds=segments[:, 1]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def frame_floors(manifest: Manifest, fps: float) -> dict[str, list[FramePrediction]]:

@@ -6,7 +6,8 @@ import numpy as np
 
 from unloc.data.predictions import MomentPrediction
 from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.evaluation.retrieval import align
+from unloc.evaluation.retrieval import align, durations_of
+from unloc.evaluation.rows import QueryValues
 
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 
@@ -15,36 +16,44 @@ def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manif
     """HL-min-{Fair,Good,VeryGood}-{mAP,Hit1} in percent over the queries that carry ratings.
 
     The three raters are scored separately: Hit1 is met if the best clip is good for any of them, mAP is the mean over
-    queries and raters. A query without prediction scores 0.
+    queries and raters. Of equally good clips the first is the best. A query without prediction misses Hit1 and is
+    ranked as if all its clips were equal, as officially scores that are missing count 0.
     """
-    rated = manifest.queries["saliency_scores"].map(lambda scores: isinstance(scores, list))
-    aligned = [item for item, keep in zip(align(predictions, manifest), rated, strict=True) if keep]
-    truth = ratings_of(manifest)
-    metrics: dict[str, float] = {}
-    for name, level in LEVELS.items():
-        hits, precision = [], []
-        for ratings, prediction in zip(truth, aligned, strict=True):
-            positive = ratings >= level
-            scores = _fitted(prediction, len(ratings))
-            hits.append(_hit(prediction, positive))
-            precision += [average_precision(positive[:, rater], scores) for rater in range(positive.shape[1])]
-        metrics[f"HL-min-{name}-mAP"] = 100.0 * float(np.mean(precision)) if precision else 0.0
-        metrics[f"HL-min-{name}-Hit1"] = 100.0 * float(np.mean(hits)) if hits else 0.0
-    return metrics
+    return highlight_values(predictions, manifest).means()
 
 
-def ratings_of(manifest: Manifest) -> list[np.ndarray]:
-    """(clips, raters) ratings of every rated query, 0 outside its relevant clips."""
-    durations = manifest.videos.drop_duplicates("video_id").set_index("video_id")["duration_seconds"].to_dict()
-    rated = []
+def highlight_values(predictions: Sequence[MomentPrediction], manifest: Manifest) -> QueryValues:
+    """The same for every query, NaN where it carries no ratings."""
+    aligned, truth = align(predictions, manifest), ratings_of(manifest)
+    values = {f"HL-min-{name}-{kind}": np.full(len(aligned), np.nan) for name in LEVELS for kind in ("mAP", "Hit1")}
+    minimums = np.array(list(LEVELS.values()))
+    for row, (ratings, prediction) in enumerate(zip(truth, aligned, strict=True)):
+        if ratings is None:
+            continue
+        positive = ratings[:, None, :] >= minimums[None, :, None]  # (clips, levels, raters)
+        scores = _fitted(prediction, len(ratings))
+        precision = average_precision(positive.reshape(len(ratings), -1), scores).reshape(len(LEVELS), -1)
+        hits = _hits(prediction, positive.any(axis=2))
+        for level, name in enumerate(LEVELS):
+            values[f"HL-min-{name}-mAP"][row] = precision[level].mean()
+            values[f"HL-min-{name}-Hit1"][row] = hits[level]
+    return QueryValues(list(manifest.queries["video_id"]), values)
+
+
+def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
+    """(clips, raters) ratings of every query, 0 outside its relevant clips; None where it is not rated."""
+    durations = durations_of(manifest)
+    rated: list[np.ndarray | None] = []
     columns = ["video_id", "relevant_clip_ids", "saliency_scores"]
     for video_id, clip_ids, scores in manifest.queries[columns].itertuples(index=False):
-        if isinstance(scores, list):
-            ratings = np.zeros((int(durations[video_id] / CLIP_SECONDS), len(scores[0]) if scores else 3))
-            for clip, row in zip(clip_ids, scores, strict=True):
-                if clip < len(ratings):
-                    ratings[clip] = row
-            rated.append(ratings)
+        if not isinstance(scores, list):
+            rated.append(None)
+            continue
+        ratings = np.zeros((int(durations[video_id] / CLIP_SECONDS), len(scores[0]) if scores else 3))
+        for clip, row in zip(clip_ids, scores, strict=True):
+            if clip < len(ratings):
+                ratings[clip] = row
+        rated.append(ratings)
     return rated
 
 
@@ -57,27 +66,27 @@ def _fitted(prediction: MomentPrediction | None, num_clips: int) -> np.ndarray:
     return scores
 
 
-def _hit(prediction: MomentPrediction | None, positive: np.ndarray) -> bool:
+def _hits(prediction: MomentPrediction | None, positive: np.ndarray) -> np.ndarray:
+    """(levels,) whether the best clip, the first of equals, is positive (clips, levels)."""
     if prediction is None or prediction.saliency is None or not len(prediction.saliency):
-        return False
+        return np.zeros(positive.shape[1], dtype=bool)
     best = int(np.argmax(prediction.saliency))
-    return best < len(positive) and bool(positive[best].any())
+    return positive[best] if best < len(positive) else np.zeros(positive.shape[1], dtype=bool)
 
 
-def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
-    """QVHighlights' AP of one rater: monotone precision, averaged over the points where recall changes.
+def average_precision(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(columns,) QVHighlights' AP of positive (clips, columns): monotone precision, averaged where recall changes.
 
-    Each change of recall weighs the same, however many positives it adds; no positives 0, all positives 1.
+    Equal scores are one step. Each change of recall weighs the same, however many positives it adds; no positives 0,
+    all positives 1.
     """
-    if not positive.any():
-        return 0.0
-    if positive.all():
-        return 1.0
+    if not len(scores):
+        return np.zeros(positive.shape[1])
     order = np.argsort(-scores, kind="stable")
-    hits, sorted_scores = positive[order], scores[order]
-    last_of_tie = np.r_[np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1]
-    true = np.cumsum(hits)[last_of_tie]
-    precision = true / (last_of_tie + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    changes = np.diff(np.r_[0, true]) > 0
-    return float(precision[changes].mean())
+    last_of_tie = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
+    true = np.cumsum(positive[order], axis=0)[last_of_tie]
+    precision = true / (last_of_tie + 1)[:, None]
+    precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    changes = np.diff(true, axis=0, prepend=0) > 0
+    mean = (precision * changes).sum(axis=0) / np.maximum(changes.sum(axis=0), 1)
+    return np.where(positive.all(axis=0), 1.0, mean)

@@ -1,94 +1,151 @@
-"""Moment retrieval: R@n at IoU m and mIoU, and QVHighlights' own moment metrics.
+"""Moment retrieval: R@n at IoU m and mIoU by the protocols that papers use (they do not always say which).
 
-Protocols of R@n (papers do not always say which they use):
-  default  IoU >= m, ground truth clamped to [0, duration]     the official UnLoc comparison
-  raw      IoU >= m, ground truth as annotated
-  2d-tan   IoU > m, ground truth clamped, the file's order with NMS at 0.5, union taken as the hull
+default          UnLoc: IoU >= m, best scores first, of equals the later entry; ground truth clamped to [0, duration]
+raw              the same with the ground truth as annotated
+2d-tan           IoU > m, the file's order with NMS at 0.5, union taken as the hull; ground truth clamped
+2d-tan-nms-0.45  the same with NMS at 0.45 (its Charades-STA pooling model)
+2d-tan-no-nms    the same without NMS
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from unloc.data.predictions import MomentPrediction
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, interpolated_precision, match, overlap_over_union
+from unloc.evaluation.matching import overlap_over_union
+from unloc.evaluation.rows import QueryValues
 
-PROTOCOLS = ("default", "raw", "2d-tan")
-RANKS, THRESHOLDS = (1, 5), (0.5, 0.7)
-QVHIGHLIGHTS_RANGES = {"full": (-1.0, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
-QVHIGHLIGHTS_THRESHOLDS = np.round(ACTIVITYNET_THRESHOLDS, 2)
-MAX_WINDOWS = 10  # QVHighlights scores the first ten entries of a list
+RANKS, THRESHOLDS = (1, 5, 10), (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalProtocol:
+    """How one official scorer compares windows."""
+
+    name: str
+    clamps_truth: bool = True
+    exceeds: bool = False
+    """Whether IoU must be above the threshold, not only reach it."""
+    nms_overlap: float | None = None
+    """With a number: entries in the file's order, each kept unless it overlaps a kept one by more; None: by score."""
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        RetrievalProtocol(name="default"),
+        RetrievalProtocol(name="raw", clamps_truth=False),
+        RetrievalProtocol(name="2d-tan", exceeds=True, nms_overlap=0.5),
+        RetrievalProtocol(name="2d-tan-nms-0.45", exceeds=True, nms_overlap=0.45),
+        RetrievalProtocol(name="2d-tan-no-nms", exceeds=True, nms_overlap=1.0),
+    )
+}
 
 
 def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
     """The prediction of every query of the manifest, None where there is none.
 
-    By qid where qid and video agree with the manifest, else by video and sentence, in file order for repeats.
+    By qid where qid and video agree with the manifest, else by video and sentence, in file order for repeats. Of
+    several predictions for one query the last counts.
     """
     by_qid = {(item.qid, item.video_id): item for item in predictions}
     by_text: dict[tuple[str, str], list[MomentPrediction]] = defaultdict(list)
     for item in predictions:
-        by_text[(item.video_id, _words(item.query))].append(item)
+        by_text[text_key(item.video_id, item.query)].append(item)
+    queries = list(zip(*(manifest.queries[name].tolist() for name in ("qid", "video_id", "text")), strict=True))
+    needed = Counter(text_key(video_id, text) for _, video_id, text in queries)
+    waiting = {key: iter(by_text[key][-count:]) for key, count in needed.items()}
     aligned = []
-    for qid, video_id, text in manifest.queries[["qid", "video_id", "text"]].itertuples(index=False):
+    for qid, video_id, text in queries:
         item = by_qid.get((qid, video_id))
-        if item is None or (item.query and _words(item.query) != _words(text)):
-            waiting = by_text.get((video_id, _words(text)))
-            item = waiting.pop(0) if waiting else None
+        key = text_key(video_id, text)
+        if item is None or (item.query and text_key(video_id, item.query) != key):
+            item = next(waiting[key], None)
         aligned.append(item)
     return aligned
 
 
-def _words(text: str) -> str:
-    """A sentence without the blanks and line breaks that releases carry around and inside it."""
-    return " ".join(text.split())
+def text_key(video_id: str, text: str) -> tuple[str, str]:
+    """Video and sentence without the blanks and line breaks that releases carry around and inside it."""
+    return video_id, " ".join(text.split())
+
+
+def durations_of(manifest: Manifest) -> dict[str, float]:
+    """Seconds of every video of which the manifest knows it."""
+    videos = manifest.videos.drop_duplicates("video_id").dropna(subset=["duration_seconds"])
+    return dict(zip(videos["video_id"].tolist(), videos["duration_seconds"].tolist(), strict=True))
 
 
 def truth_of(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:
     """(N, 2) ground truth of every query, cut to its video where asked for and the length is known."""
-    durations = manifest.videos.drop_duplicates("video_id").set_index("video_id")["duration_seconds"].to_dict()
+    durations = durations_of(manifest)
     truth = []
-    for video_id, segments in manifest.queries[["video_id", "segments"]].itertuples(index=False):
+    for video_id, segments in zip(manifest.queries["video_id"].tolist(), manifest.queries["segments"], strict=True):
         windows = np.asarray(segments, dtype=np.float64).reshape(-1, 2)
-        duration = durations.get(video_id, np.nan)
-        truth.append(np.clip(windows, 0.0, duration) if clamp and np.isfinite(duration or np.nan) else windows)
+        truth.append(np.clip(windows, 0.0, durations[video_id]) if clamp and video_id in durations else windows)
     return truth
-
-
-def ranked(prediction: MomentPrediction | None) -> np.ndarray:
-    """(N, 2) windows by falling score; equal scores keep the file's order."""
-    if prediction is None or not len(prediction.windows):
-        return np.zeros((0, 2))
-    return prediction.windows[np.argsort(-prediction.windows[:, 2], kind="stable"), :2]
 
 
 def moment_retrieval(
     predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str = "default"
 ) -> dict[str, float]:
-    """R1, R5 at IoU 0.5 and 0.7 and mIoU in percent over all queries of the (selected) manifest.
+    """R1, R5, R10 at IoU 0.3, 0.5, 0.7 and mIoU in percent over all queries of the (selected) manifest.
 
     A query without prediction is a miss. Several ground-truth windows: the best counts.
+    Raises InputError for a protocol that does not exist.
     """
+    return retrieval_values(predictions, manifest, protocol).means()
+
+
+def retrieval_values(
+    predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str = "default"
+) -> QueryValues:
+    """The same for every query: 1 or 0 for R@n, the IoU of the first window for mIoU."""
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol: got {protocol!r} for moment retrieval, expected one of {', '.join(PROTOCOLS)}")
-    truth = truth_of(manifest, clamp=protocol != "raw")
+    rules = PROTOCOLS[protocol]
+    truth = truth_of(manifest, clamp=rules.clamps_truth)
     best = np.zeros((len(truth), max(RANKS)))
     for row, (windows, prediction) in enumerate(zip(truth, align(predictions, manifest), strict=True)):
-        candidates = _first_after_nms(prediction) if protocol == "2d-tan" else ranked(prediction)[: max(RANKS)]
-        if len(candidates) and len(windows):
-            ratio = _hull_ratio if protocol == "2d-tan" else _finite_ratio
-            best[row, : len(candidates)] = ratio(candidates[:, None], windows[None]).max(axis=1)
-    reached = np.maximum.accumulate(best, axis=1)
-    compare = np.greater if protocol == "2d-tan" else np.greater_equal
-    metrics = {
-        f"R{rank}@{threshold}": 100.0 * float(compare(reached[:, rank - 1], threshold).mean()) if len(truth) else 0.0
+        best[row] = best_ratios(prediction, windows, rules)
+    counted = _counted(truth, rules)
+    reached = np.fmax.accumulate(best, axis=1)
+    compare = np.greater if rules.exceeds else np.greater_equal
+    values = {
+        f"R{rank}@{threshold}": compare(reached[:, rank - 1], threshold).astype(np.float64)
         for rank in RANKS
         for threshold in THRESHOLDS
     }
-    return metrics | {"mIoU": 100.0 * float(best[:, 0].mean()) if len(truth) else 0.0}
+    values["mIoU"] = best[:, 0]
+    values = {name: np.where(counted, column, np.nan) for name, column in values.items()}
+    return QueryValues(list(manifest.queries["video_id"]), values)
+
+
+def _counted(truth: list[np.ndarray], rules: RetrievalProtocol) -> np.ndarray:
+    """True for the queries that count: 2D-TAN's reader leaves out those with a reversed window."""
+    return np.array([rules.nms_overlap is None or not (w[:, 1] < w[:, 0]).any() for w in truth], dtype=bool)
+
+
+def best_ratios(prediction: MomentPrediction | None, truth: np.ndarray, rules: RetrievalProtocol) -> np.ndarray:
+    """(max(RANKS),) IoU of each of the first entries with the ground truth (N, 2) it overlaps best; 0 past the end."""
+    best = np.zeros(max(RANKS))
+    if prediction is None or not len(prediction.windows) or not len(truth):
+        return best
+    if rules.nms_overlap is None:
+        candidates, ratio = best_first(prediction.windows)[: max(RANKS)], _finite_ratio
+    else:
+        candidates, ratio = _first_after_nms(prediction.windows[:, :2], rules.nms_overlap), hull_ratio
+    best[: len(candidates)] = np.fmax.reduce(ratio(candidates[:, None], truth[None]), axis=1)
+    return best
+
+
+def best_first(windows: np.ndarray) -> np.ndarray:
+    """(N, 2) windows by falling score; of equal scores the later entry first."""
+    return windows[np.argsort(windows[:, 2], kind="stable")[::-1], :2]
 
 
 def _finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -96,66 +153,20 @@ def _finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(ratio), ratio, 0.0)
 
 
-def _hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Overlap over the hull: the union of 2D-TAN and of QVHighlights' R1."""
+def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Overlap over the hull: the union of 2D-TAN and of QVHighlights' R1; 0/0 is NaN, which reaches no threshold."""
     overlap = np.minimum(segments[..., 1], others[..., 1]) - np.maximum(segments[..., 0], others[..., 0])
     hull = np.maximum(segments[..., 1], others[..., 1]) - np.minimum(segments[..., 0], others[..., 0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(hull > 0, np.maximum(overlap, 0.0) / hull, 0.0)
+        return np.maximum(overlap, 0.0) / hull
 
 
-def _first_after_nms(prediction: MomentPrediction | None, threshold: float = 0.5) -> np.ndarray:
+def _first_after_nms(windows: np.ndarray, threshold: float) -> np.ndarray:
     """2D-TAN's candidates: the file's order, each kept unless it overlaps a kept one by more than the threshold."""
     kept: list[np.ndarray] = []
-    for candidate in [] if prediction is None else prediction.windows[:, :2]:
-        if all(overlap_over_union(candidate, other) <= threshold for other in kept):
+    for candidate in windows:
+        if not kept or (_finite_ratio(candidate[None], np.asarray(kept)) <= threshold).all():
             kept.append(candidate)
         if len(kept) == max(RANKS):
             break
     return np.asarray(kept).reshape(-1, 2)
-
-
-def qvhighlights_moments(predictions: Sequence[MomentPrediction], manifest: Manifest) -> dict[str, float]:
-    """MR-{full,short,middle,long}-{mAP, mAP@0.5, mAP@0.75, R1@0.5, R1@0.7} in percent (moment_detr's evaluation).
-
-    mAP: the first ten entries of a list, then by score; per query, then the mean. R1: the first entry, scores ignored.
-    For a length range only the ground truth within it is kept, and queries without any are left out.
-    """
-    truth, aligned = truth_of(manifest, clamp=False), align(predictions, manifest)
-    metrics: dict[str, float] = {}
-    for name, (shortest, longest) in QVHIGHLIGHTS_RANGES.items():
-        precision, first = [], []
-        for windows, prediction in zip(truth, aligned, strict=True):
-            lengths = windows[:, 1] - windows[:, 0]
-            kept = windows[(lengths > shortest) & (lengths <= longest)] if name != "full" else windows
-            if len(kept):
-                precision.append(_query_precision(prediction, kept))
-                first.append(_first_ratio(prediction, kept))
-        metrics |= _range_metrics(f"MR-{name}", np.asarray(precision).reshape(-1, 10), np.asarray(first))
-    return metrics
-
-
-def _range_metrics(prefix: str, precision: np.ndarray, first: np.ndarray) -> dict[str, float]:
-    mean = 100.0 * precision.mean(axis=0) if len(precision) else np.zeros(10)
-    values = {f"{prefix}-mAP": float(mean.mean())}
-    values |= {f"{prefix}-mAP@{threshold}": float(mean[column]) for column, threshold in ((0, 0.5), (5, 0.75))}
-    return values | {
-        f"{prefix}-R1@{threshold}": 100.0 * float((first >= threshold).mean()) if len(first) else 0.0
-        for threshold in THRESHOLDS
-    }
-
-
-def _query_precision(prediction: MomentPrediction | None, truth: np.ndarray) -> np.ndarray:
-    if prediction is None or not len(prediction.windows):
-        return np.zeros(len(QVHIGHLIGHTS_THRESHOLDS))
-    entries = prediction.windows[:MAX_WINDOWS]
-    entries = entries[np.argsort(-entries[:, 2], kind="stable"), :2]
-    zeros = np.zeros(len(entries), dtype=np.int64)
-    hits = match(zeros, entries, np.zeros(len(truth), dtype=np.int64), truth, QVHIGHLIGHTS_THRESHOLDS)
-    return interpolated_precision(hits, len(truth))
-
-
-def _first_ratio(prediction: MomentPrediction | None, truth: np.ndarray) -> float:
-    if prediction is None or not len(prediction.windows):
-        return 0.0
-    return float(_hull_ratio(prediction.windows[0, :2][None], truth).max())

@@ -1,145 +1,184 @@
 """Action segmentation: frame accuracy and mAP as for COIN, segmental F1 and edit score beside them.
 
-Ground truth per frame k of a prediction at F fps: a segment paints frames floor(start·F) up to ceil(end·F), later
-segments overwrite (VideoCLIP's rows, at its 1 fps). Background is a class of its own in the accuracy.
+Ground truth per frame k of a prediction at F fps; later segments overwrite, background is a class of its own:
+coin    VideoCLIP: a video has ceil(duration·F) frames, a segment paints floor(start·F) up to before ceil(end·F)
+unloc   UnLoc: floor(duration·F) frames, a segment paints round(start·F) up to and with round(end·F)
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from unloc.data.predictions import FramePrediction
 from unloc.data.schema import Manifest
+from unloc.errors import InputError
+from unloc.evaluation.runs import BACKGROUND, OVERLAPS, edit_score, f1_of, run_counts
 
-OVERLAPS = (0.10, 0.25, 0.50)
-BACKGROUND = -1
+ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, whatever the floating point says
 
 
-def painted(segments: np.ndarray, labels: np.ndarray, num_frames: int, fps: float) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class FrameRule:
+    """How one official code turns seconds into frames; each function takes seconds · fps."""
+
+    name: str
+    num_frames: Callable[[float], int]
+    first: Callable[[float], int]
+    after: Callable[[float], int]
+
+
+PROTOCOLS = {
+    rule.name: rule
+    for rule in (
+        FrameRule(
+            name="coin",
+            num_frames=lambda frames: int(np.ceil(frames - ROUNDING)),
+            first=lambda frames: int(np.floor(frames + ROUNDING)),
+            after=lambda frames: int(np.ceil(frames - ROUNDING)),
+        ),
+        FrameRule(
+            name="unloc",
+            num_frames=lambda frames: int(np.floor(frames + ROUNDING)),
+            first=lambda frames: round(frames),
+            after=lambda frames: round(frames) + 1,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFrames:
+    """Truth and prediction of one video, frame by frame."""
+
+    video_id: str
+    truth: np.ndarray
+    """(frames,) class, -1 background."""
+    predicted: np.ndarray
+    """(frames,) the same; a name the manifest does not know is a class of its own."""
+    scores: np.ndarray | None
+    """(given frames, classes) as predicted; may be shorter or longer than the video."""
+
+
+def painted(
+    segments: np.ndarray, labels: np.ndarray, num_frames: int, fps: float, rule: FrameRule = PROTOCOLS["coin"]
+) -> np.ndarray:
     """(num_frames,) class of each frame, -1 background."""
     frames = np.full(num_frames, BACKGROUND, dtype=np.int64)
     for (start, end), label in zip(segments, labels, strict=True):
-        frames[max(0, int(np.floor(start * fps + 1e-9))) : max(0, int(np.ceil(end * fps - 1e-9)))] = label
+        frames[max(0, rule.first(start * fps)) : max(0, rule.after(end * fps))] = label
     return frames
 
 
-def action_segmentation(predictions: Sequence[FramePrediction], manifest: Manifest) -> dict[str, float]:
+def action_segmentation(
+    predictions: Sequence[FramePrediction], manifest: Manifest, protocol: str = "coin"
+) -> dict[str, float]:
     """frame_accuracy, mAP (classes present), mAP_all_classes, F1@10/25/50 and edit in percent.
 
-    A video without prediction, and frames a prediction does not reach, count as predicted background.
+    A video without prediction, and frames a prediction does not reach, count as predicted background. mAP stands there
+    where class scores are given; videos and frames without them rank last. Raises InputError for an unknown protocol.
     """
-    truth, predicted, scores = _frame_labels(predictions, manifest)
-    total = sum(map(len, truth))
-    correct = sum(int((one == other).sum()) for one, other in zip(truth, predicted, strict=True))
-    metrics = {"frame_accuracy": 100.0 * correct / total if total else 0.0}
-    if all(item is not None for item in scores) and scores:
-        metrics |= frame_map(np.concatenate(truth), np.concatenate(scores))
-    for overlap in OVERLAPS:
-        metrics[f"F1@{round(100 * overlap)}"] = 100.0 * segmental_f1(truth, predicted, overlap)
-    edits = [edit_score(one, other) for one, other in zip(truth, predicted, strict=True)]
-    return metrics | {"edit": 100.0 * float(np.mean(edits)) if edits else 0.0}
+    return segmentation_metrics(video_frames(predictions, manifest, protocol))
 
 
-def _frame_labels(
-    predictions: Sequence[FramePrediction], manifest: Manifest
-) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray | None]]:
-    by_video = {item.video_id: item for item in predictions}
+def video_frames(
+    predictions: Sequence[FramePrediction], manifest: Manifest, protocol: str = "coin"
+) -> list[VideoFrames]:
+    """Every video of the manifest; one without prediction at the frame rate of the first prediction."""
+    if protocol not in PROTOCOLS:
+        raise InputError(f"--protocol: got {protocol!r} for as, expected one of {', '.join(PROTOCOLS)}")
+    rule, by_video = PROTOCOLS[protocol], {item.video_id: item for item in predictions}
     code = {name: index for index, name in enumerate(manifest.classes)}
     rows = dict(list(manifest.instances.groupby("video_id", sort=False)))
-    fps = predictions[0].fps if predictions else 1.0
-    truth, predicted, scores = [], [], []
+    default = FramePrediction(video_id="", fps=predictions[0].fps if predictions else 1.0, labels=[])
+    frames = []
     for video_id, duration in manifest.videos[["video_id", "duration_seconds"]].itertuples(index=False):
-        item = by_video.get(video_id)
-        rate = item.fps if item is not None else fps
-        num_frames = int(np.ceil(duration * rate - 1e-6))
-        instances = rows.get(video_id)
+        item, instances = by_video.get(video_id, default), rows.get(video_id)
         segments = np.zeros((0, 2)) if instances is None else instances[["start_seconds", "end_seconds"]].to_numpy()
         labels = np.zeros(0) if instances is None else instances["label"].map(code).to_numpy()
-        truth.append(painted(segments, labels, num_frames, rate))
-        predicted.append(_fitted_labels(item, code, num_frames))
-        scores.append(_fitted_scores(item, num_frames))
-    return truth, predicted, scores
+        truth = painted(segments, labels, rule.num_frames(duration * item.fps), item.fps, rule)
+        predicted = _fitted_labels(item, code, len(truth))
+        frames.append(VideoFrames(video_id=video_id, truth=truth, predicted=predicted, scores=item.scores))
+    return frames
 
 
-def _fitted_labels(item: FramePrediction | None, code: dict[str, int], num_frames: int) -> np.ndarray:
+def _fitted_labels(item: FramePrediction, code: dict[str, int], num_frames: int) -> np.ndarray:
     labels = np.full(num_frames, BACKGROUND, dtype=np.int64)
-    if item is not None:
-        coded = [BACKGROUND if name is None else code.get(name, len(code)) for name in item.labels[:num_frames]]
-        labels[: len(coded)] = coded
+    coded = [BACKGROUND if name is None else code.get(name, len(code)) for name in item.labels[:num_frames]]
+    labels[: len(coded)] = coded
     return labels
 
 
-def _fitted_scores(item: FramePrediction | None, num_frames: int) -> np.ndarray | None:
-    if item is None or item.scores is None:
-        return None
-    kept = np.asarray(item.scores)[:num_frames]
-    rest = np.full((num_frames - len(kept), kept.shape[1]), kept.min() if kept.size else 0.0)
-    return np.concatenate([kept, rest])
+def segmentation_metrics(frames: Sequence[VideoFrames], weights: np.ndarray | None = None) -> dict[str, float]:
+    """The metrics in percent with each video counted `weights` times (once by default)."""
+    weights = np.ones(len(frames)) if weights is None else weights
+    counts = frame_counts(frames)
+    metrics = weighted_counts(counts, weights)
+    if any(video.scores is not None for video in frames):
+        labels = np.concatenate([video.truth for video in frames])
+        metrics |= frame_map(labels, score_columns(frames), np.repeat(weights, [len(video.truth) for video in frames]))
+    return metrics
 
 
-def frame_map(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """mAP over the classes that occur, and over all: absent ones count 0, as in new versions of scikit-learn."""
-    present = [code for code in range(scores.shape[1]) if (labels == code).any()]
-    values = [uninterpolated_precision(labels == code, scores[:, code]) for code in present]
+def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
+    """What all metrics but mAP are made of, per video: correct frames, frames, edit score, run counts."""
+    counts = {
+        "correct": np.array([(video.truth == video.predicted).sum() for video in frames], dtype=np.float64),
+        "frames": np.array([len(video.truth) for video in frames], dtype=np.float64),
+        "edit": np.array([edit_score(video.truth, video.predicted) for video in frames]),
+    }
+    for overlap in OVERLAPS:
+        rows = [run_counts(video.truth, video.predicted, overlap) for video in frames]
+        counts[f"F1@{round(100 * overlap)}"] = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
+    return counts
+
+
+def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, float]:
+    """frame_accuracy, F1 and edit in percent with each video counted `weights` times; NaN without any frame."""
+    total = float(weights @ counts["frames"])
+    metrics = {"frame_accuracy": 100.0 * float(weights @ counts["correct"]) / total if total else np.nan}
+    metrics |= {name: 100.0 * f1_of(weights @ table) for name, table in counts.items() if name.startswith("F1@")}
+    return metrics | {"edit": 100.0 * float(weights @ counts["edit"]) / weights.sum() if weights.sum() else np.nan}
+
+
+def score_columns(frames: Sequence[VideoFrames]) -> Iterable[np.ndarray]:
+    """The scores of each class in turn over the frames of all videos; what is not given ranks last."""
+    given = [video.scores for video in frames if video.scores is not None and video.scores.size]
+    num_classes = given[0].shape[1] if given else 0
+    lowest = min((float(scores.min()) for scores in given), default=0.0)
+    for code in range(num_classes):
+        column = []
+        for video in frames:
+            rest = np.full(len(video.truth), lowest)
+            if video.scores is not None and video.scores.size:
+                kept = video.scores[: len(rest), code]
+                rest[: len(kept)] = kept
+            column.append(rest)
+        yield np.concatenate(column)
+
+
+def frame_map(labels: np.ndarray, columns: Iterable[np.ndarray], weights: np.ndarray | None = None) -> dict[str, float]:
+    """mAP over the classes that occur, and over all: absent ones count 0, as in new versions of scikit-learn.
+
+    `columns` are the (frames,) scores of each class in turn.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    values, num_classes = [], 0
+    for code, scores in enumerate(columns):
+        num_classes += 1
+        if weights[labels == code].any():
+            values.append(uninterpolated_precision(labels == code, scores, weights))
     return {
-        "mAP": 100.0 * float(np.mean(values)) if values else 0.0,
-        "mAP_all_classes": 100.0 * float(np.sum(values)) / scores.shape[1],
+        "mAP": 100.0 * float(np.mean(values)) if values else np.nan,
+        "mAP_all_classes": 100.0 * float(np.sum(values)) / num_classes if num_classes else np.nan,
     }
 
 
-def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray) -> float:
+def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
     """Average precision without interpolation, equal scores grouped (scikit-learn's definition)."""
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
-    true = np.cumsum(positive[order])[last_of_tie]
-    return float((np.diff(np.r_[0, true]) * true / (last_of_tie + 1)).sum() / positive.sum())
-
-
-def runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """(class, first frame, frame after) of every run that is not background."""
-    edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]) if len(labels) else np.zeros(1, dtype=int)
-    pieces = pairwise(edges)
-    return [(int(labels[first]), int(first), int(after)) for first, after in pieces if labels[first] != BACKGROUND]
-
-
-def segmental_f1(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray], overlap: float) -> float:
-    """F1 of predicted runs over all videos: a run is right if it overlaps a free run of its class by IoU >= overlap."""
-    true_positive = false_positive = false_negative = 0
-    for one, other in zip(truth, predicted, strict=True):
-        wanted, found = runs(one), runs(other)
-        free = [True] * len(wanted)
-        for label, first, after in found:
-            ratios = [_run_ratio((label, first, after), item) for item in wanted]
-            best = int(np.argmax(ratios)) if ratios else -1
-            if best >= 0 and ratios[best] >= overlap and free[best]:
-                free[best] = False
-                true_positive += 1
-            else:
-                false_positive += 1
-        false_negative += sum(free)
-    denominator = 2 * true_positive + false_positive + false_negative
-    return 2 * true_positive / denominator if denominator else 1.0
-
-
-def _run_ratio(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
-    if one[0] != other[0]:
-        return 0.0
-    overlap = min(one[2], other[2]) - max(one[1], other[1])
-    return max(overlap, 0) / (max(one[2], other[2]) - min(one[1], other[1]))
-
-
-def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """1 - Levenshtein distance of the two sequences of classes over the longer one; 1 where both are empty."""
-    wanted, found = [run[0] for run in runs(truth)], [run[0] for run in runs(predicted)]
-    if not wanted and not found:
-        return 1.0
-    previous = np.arange(len(found) + 1)
-    for row, label in enumerate(wanted, start=1):
-        current = np.empty_like(previous)
-        current[0] = row
-        for column, other in enumerate(found, start=1):
-            replaced = previous[column - 1] + (label != other)
-            current[column] = min(previous[column] + 1, current[column - 1] + 1, replaced)
-        previous = current
-    return 1.0 - previous[-1] / max(len(wanted), len(found))
+    true = np.cumsum((positive * weights)[order])[last_of_tie]
+    found = np.cumsum(weights[order])[last_of_tie]
+    precision = np.divide(true, found, out=np.zeros_like(true), where=found > 0)
+    return float((np.diff(np.r_[0.0, true]) * precision).sum() / true[-1])

@@ -1,0 +1,334 @@
+"""Predictions from files in the field's own formats, recognised by their content, plain, gzipped or in a zip.
+
+Without `problems` an entry that cannot be read is an error; with them it is told there and left out.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unloc.data.prediction_writing import WINDOW_COLUMNS
+from unloc.data.predictions import DETECTION_COLUMNS, FramePrediction, MomentPrediction, Problems
+from unloc.errors import MissingError, PredictionError
+
+ACTIVITYNET, QVHIGHLIGHTS, FRAMES = "ActivityNet JSON", "QVHighlights JSON lines", "AS JSON lines"
+DETECTION_CSV, WINDOW_CSV = "csv of detections", "csv of windows"
+READABLE = {
+    "tal": (ACTIVITYNET, DETECTION_CSV),
+    "mr": (QVHIGHLIGHTS, WINDOW_CSV),
+    "hd": (QVHIGHLIGHTS,),
+    "as": (FRAMES,),
+}
+FIRST_KEY = re.compile(r'"(results|qid|vid|pred_relevant_windows|pred_saliency_scores|video_id|fps|labels)"\s*:')
+CUT_OFF = "line that is not JSON (cut off?): left out"
+UNREADABLE = "unreadable entry: left out"
+REPEATED_VIDEO = "duplicate id: of a video that stands twice the last list counts"
+EMPTY = "empty list: nothing predicted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionFile:
+    """What a file holds."""
+
+    format: str
+    """Which format it is, and in what it was packed."""
+    predictions: pd.DataFrame | list[MomentPrediction] | list[FramePrediction]
+    external_labels: bool | None = None
+    """Whether the file says that external data were used; None where the format does not say."""
+
+
+def read_predictions(
+    path: Path, task: str, *, split: str | None = None, problems: Problems | None = None
+) -> PredictionFile:
+    """Predictions of a file for a task. Of several files in a zip the one that names the split is read.
+
+    Raises MissingError where the file is not there, PredictionError with the place of what cannot be read, or where the
+    file holds another format than the task reads.
+    """
+    text, packed = _text(path, split)
+    found = _format_of(path, text)
+    if found not in READABLE[task]:
+        raise PredictionError(f"{path}: holds {found}; --task {task} reads {' or '.join(READABLE[task])}")
+    external = None
+    if found == ACTIVITYNET:
+        predictions, external = _detections(path, text, problems)
+    elif found == DETECTION_CSV:
+        predictions = _csv_detections(path, text)
+    elif found == WINDOW_CSV:
+        predictions = _csv_moments(path, text)
+    elif found == QVHIGHLIGHTS:
+        predictions = _moments(path, text, problems)
+    else:
+        predictions = _frames(path, text, problems)
+    return PredictionFile(format=found + packed, predictions=predictions, external_labels=external)
+
+
+def read_detections(path: Path) -> pd.DataFrame:
+    """An ActivityNet submission (or csv) as a table. Raises as `read_predictions`."""
+    return read_predictions(path, "tal").predictions
+
+
+def read_moments(path: Path) -> list[MomentPrediction]:
+    """A QVHighlights submission (or csv). Raises as `read_predictions`."""
+    return read_predictions(path, "mr").predictions
+
+
+def read_frames(path: Path) -> list[FramePrediction]:
+    """AS predictions with their sidecar of scores. Raises as `read_predictions`."""
+    return read_predictions(path, "as").predictions
+
+
+# -- files and formats ----------------------------------------------------------------------------------------------
+
+
+def _text(path: Path, split: str | None) -> tuple[str, str]:
+    """(content, how it was packed)."""
+    if not path.is_file():
+        raise MissingError(f"predictions {path} does not exist")
+    content = path.read_bytes()
+    packed = ""
+    try:
+        if zipfile.is_zipfile(path):
+            name, content = _zip_member(path, split)
+            packed = f" in a zip ({name})"
+        elif content.startswith(b"\x1f\x8b"):
+            content, packed = gzip.decompress(content), ", gzipped"
+        return content.decode("utf-8-sig"), packed
+    except UnicodeDecodeError as error:
+        raise PredictionError(f"{path}: not text (byte {error.start} is not UTF-8); expected predictions") from None
+    except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+        raise PredictionError(f"{path}: cannot be unpacked ({error}); is the file cut off?") from None
+
+
+def _zip_member(path: Path, split: str | None) -> tuple[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".jsonl") and "__MACOSX" not in name]
+        if len(names) > 1 and split:
+            words = {name: re.split(r"[^a-z0-9]+", Path(name).stem.lower()) for name in names}
+            names = [name for name in names if split.lower() in words[name]] or names
+        if len(names) != 1:
+            held = ", ".join(names) or "none"
+            raise PredictionError(f"{path}: expected one .jsonl file, or one that names the split {split}; got {held}")
+        return names[0], archive.read(names[0])
+
+
+def _format_of(path: Path, text: str) -> str:
+    head = text[:100_000].lstrip()
+    if not head:
+        raise PredictionError(f"{path} is empty; expected {', '.join((ACTIVITYNET, QVHIGHLIGHTS, FRAMES))} or csv")
+    key = FIRST_KEY.search(head)
+    if head.startswith("{") and key:
+        if key[1] == "results":
+            return ACTIVITYNET
+        return FRAMES if key[1] in ("video_id", "fps", "labels") else QVHIGHLIGHTS
+    columns = next(csv.reader([head.split("\n", 1)[0].strip()]), [])
+    for name, wanted in ((DETECTION_CSV, DETECTION_COLUMNS), (WINDOW_CSV, WINDOW_COLUMNS)):
+        if set(wanted) <= set(columns):
+            return name
+    known = f"{ACTIVITYNET}, {QVHIGHLIGHTS}, {FRAMES} or csv with {', '.join(DETECTION_COLUMNS)}"
+    raise PredictionError(f"{path}: not a known format of predictions (starts with {head[:40]!r}); expected {known}")
+
+
+def _tell(problems: Problems | None, kind: str, place: str, reason: str) -> None:
+    """Tell what cannot be read; without a place to tell it, raise it."""
+    if problems is None:
+        raise PredictionError(f"{place}: {reason}")
+    problems.add(kind, f"{place}: {reason}")
+
+
+# -- ActivityNet JSON -----------------------------------------------------------------------------------------------
+
+
+def _detections(path: Path, text: str, problems: Problems | None) -> tuple[pd.DataFrame, bool | None]:
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        content = dict(pairs)
+        if len(content) < len(pairs) and problems is not None:
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    problems.add(REPEATED_VIDEO, f"{path}: {key!r}")
+                seen.add(key)
+        return content
+
+    try:
+        stated = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise PredictionError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file cut off?") from None
+    if not isinstance(stated, dict) or not isinstance(stated.get("results"), dict):
+        raise PredictionError(f'{path}: not an ActivityNet submission; expected {{"results": {{video_id: […]}}}}')
+    tables = [_video_detections(path, *entry, problems) for entry in stated["results"].items()]
+    labels = [label for video_labels, _ in tables for label in video_labels]
+    numbers = np.concatenate([*(rows for _, rows in tables), np.zeros((0, 3))])
+    videos = np.repeat(np.array(list(stated["results"]), dtype=object), [len(rows) for _, rows in tables])
+    table = pd.DataFrame({"video_id": videos, "label": labels})
+    table[["start_seconds", "end_seconds", "score"]] = numbers
+    external = stated.get("external_data")
+    used = external.get("used") if isinstance(external, dict) else None
+    return table.astype({"video_id": object, "label": object}), bool(used) if used is not None else None
+
+
+def _video_detections(
+    path: Path, video_id: str, items: object, problems: Problems | None
+) -> tuple[list[str], np.ndarray]:
+    """(labels, (n, 3) start, end, score) of one video's list."""
+    place = f"{path}: results[{video_id!r}]"
+    if not isinstance(items, list):
+        _tell(problems, UNREADABLE, place, f"expected a list, got {type(items).__name__}")
+        return [], np.zeros((0, 3))
+    if not items and problems is not None:
+        problems.add(EMPTY, place)
+    try:
+        rows = np.array([[*item["segment"], item["score"]] for item in items], dtype=np.float64).reshape(-1, 3)
+        labels = [item["label"] for item in items]
+        if len(rows) == len(labels) and all(isinstance(label, str) for label in labels):
+            return labels, rows
+    except (TypeError, KeyError, ValueError):
+        pass  # one of them is at fault: found below, one by one
+    kept = [_detection(f"{place}[{number}]", item, problems) for number, item in enumerate(items)]
+    kept = [item for item in kept if item]
+    return [label for label, _ in kept], np.array([row for _, row in kept], dtype=np.float64).reshape(-1, 3)
+
+
+def _detection(place: str, item: object, problems: Problems | None) -> tuple[str, list[float]] | None:
+    missing = [key for key in ("label", "score", "segment") if not isinstance(item, dict) or key not in item]
+    if missing:
+        _tell(problems, UNREADABLE, place, f"lacks {', '.join(missing)}")
+        return None
+    try:
+        start, end = map(_number, item["segment"])
+        row = [start, end, _number(item["score"])]
+    except (TypeError, ValueError):
+        reason = f"segment {item['segment']!r}, score {item['score']!r}: not two numbers and a number"
+        _tell(problems, UNREADABLE, place, reason)
+        return None
+    return str(item["label"]), row
+
+
+def _number(value: object) -> float:
+    """A number; null is NaN, which is told apart later."""
+    return np.nan if value is None else float(value)
+
+
+# -- JSON lines -----------------------------------------------------------------------------------------------------
+
+
+def _json_lines(path: Path, text: str, problems: Problems | None) -> Iterator[tuple[str, dict]]:
+    # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            _tell(problems, CUT_OFF, f"{path}:{number}", f"not JSON ({error.msg}); is the file cut off?")
+            continue
+        if isinstance(row, dict):
+            yield f"{path}:{number}", row
+        else:
+            _tell(problems, UNREADABLE, f"{path}:{number}", f"expected an object, got {type(row).__name__}")
+
+
+def _moments(path: Path, text: str, problems: Problems | None) -> list[MomentPrediction]:
+    predictions = []
+    for place, row in _json_lines(path, text, problems):
+        if "vid" not in row or ("qid" not in row and "query" not in row):
+            _tell(problems, UNREADABLE, place, f"needs vid, and qid or query; it has {', '.join(row) or 'nothing'}")
+            continue
+        try:
+            windows = _windows([window[:3] for window in row.get("pred_relevant_windows") or []])
+            saliency = row.get("pred_saliency_scores")
+            saliency = None if saliency is None else np.array(saliency, dtype=np.float64).reshape(len(saliency))
+            predictions.append(
+                MomentPrediction(
+                    qid=str(row.get("qid", "")),
+                    video_id=str(row["vid"]),
+                    query=str(row.get("query") or ""),
+                    windows=windows,
+                    saliency=saliency,
+                    place=place,
+                )
+            )
+        except (TypeError, ValueError):
+            _tell(problems, UNREADABLE, place, "windows must be [start, end, score] and saliency a list of numbers")
+    return predictions
+
+
+def _frames(path: Path, text: str, problems: Problems | None) -> list[FramePrediction]:
+    predictions, sidecars = [], {}
+    for place, row in _json_lines(path, text, problems):
+        missing = [key for key in ("video_id", "fps", "labels") if key not in row]
+        fps = row.get("fps")
+        if missing:
+            _tell(problems, UNREADABLE, place, f"lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
+        elif not isinstance(fps, int | float) or not 0 < fps < np.inf or not isinstance(row["labels"], list):
+            _tell(problems, UNREADABLE, place, f"fps {fps!r} must be above 0 and labels a list of names and nulls")
+        else:
+            scores = _sidecar_scores(path, place, row, sidecars)
+            predictions.append(
+                FramePrediction(
+                    video_id=str(row["video_id"]), fps=float(fps), labels=row["labels"], scores=scores, place=place
+                )
+            )
+    return predictions
+
+
+def _sidecar_scores(path: Path, place: str, row: dict, sidecars: dict) -> np.ndarray | None:
+    name = row.get("scores_file")
+    if not name:
+        return None
+    if name not in sidecars:
+        if not (path.parent / name).is_file():
+            raise MissingError(f"{place}: scores file {path.parent / name} does not exist")
+        try:
+            sidecars[name] = np.load(path.parent / name, allow_pickle=False)
+        except (ValueError, zipfile.BadZipFile, EOFError) as error:
+            raise PredictionError(f"{place}: scores file {name} cannot be read ({error})") from None
+    return sidecars[name].get(row["video_id"])
+
+
+# -- csv ------------------------------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str], list[float]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    for row in reader:
+        place = f"{path}:{reader.line_num}"
+        try:
+            numbers = [float(row[name]) if row[name] else np.nan for name in WINDOW_COLUMNS[-3:]]
+        except (TypeError, ValueError):
+            raise PredictionError(f"{place}: {', '.join(WINDOW_COLUMNS[-3:])} must be numbers") from None
+        yield place, row, numbers
+
+
+def _csv_detections(path: Path, text: str) -> pd.DataFrame:
+    rows = [(row["video_id"], row["label"], *numbers) for _, row, numbers in _csv_rows(path, text)]
+    return pd.DataFrame(rows, columns=DETECTION_COLUMNS)
+
+
+def _csv_moments(path: Path, text: str) -> list[MomentPrediction]:
+    found: dict[tuple[str, str, str], tuple[str, list[list[float]]]] = {}
+    for place, row, numbers in _csv_rows(path, text):
+        _, windows = found.setdefault((row["qid"], row["video_id"], row["query"]), (place, []))
+        if row["start_seconds"]:
+            windows.append(numbers)
+    return [
+        MomentPrediction(qid=qid, video_id=video_id, query=query, windows=_windows(rows), place=place)
+        for (qid, video_id, query), (place, rows) in found.items()
+    ]
+
+
+def _windows(rows: Sequence[list[float]]) -> np.ndarray:
+    """(N, 3) of as many rows of three numbers. Raises ValueError or TypeError for anything else."""
+    windows = np.array(rows, dtype=np.float64)
+    if len(rows) and windows.shape != (len(rows), 3):
+        raise ValueError
+    return windows.reshape(-1, 3)
