@@ -14,10 +14,10 @@ import torch
 
 from unloc.config import Recipe, dump_recipe
 from unloc.data.cache import open_cache
-from unloc.data.schema import load_manifest
-from unloc.errors import ConfigError, InputError
+from unloc.data.schema import Manifest, load_manifest
+from unloc.errors import ConfigError, InputError, MissingError
 from unloc.inference.load import load_model, require_same_cache
-from unloc.training.trainer import Progress, Trainer
+from unloc.training.trainer import Progress, Trainer, require_task
 
 logger = logging.getLogger(__name__)
 RECORDED = ("unloc", "torch", "open_clip_torch", "zarr", "numpy", "pandas", "decord", "av", "ray")
@@ -47,6 +47,7 @@ def fit_recipe(
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
+    require_data(loaded, recipe)  # before anything is written, or deleted by overwrite
     prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
     handler = _log_to(run / "log.txt")
     try:
@@ -62,6 +63,16 @@ def fit_recipe(
     finally:
         logging.getLogger("unloc").removeHandler(handler)
         handler.close()
+
+
+def require_data(manifest: Manifest, recipe: Recipe) -> None:
+    """Raise InputError where the manifest serves another task, MissingError where it lacks a split of the recipe."""
+    require_task(manifest, recipe.task)
+    for key in ("train_split", "val_split"):
+        split = getattr(recipe.data, key)
+        if split and split not in manifest.splits:
+            known = ", ".join(manifest.splits)
+            raise MissingError(f"data.{key}: split {split!r} is not in manifest {manifest.name!r}; it has: {known}")
 
 
 def start_from(trainer: Trainer, init: Path) -> None:
@@ -98,7 +109,8 @@ def prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) 
                 f"{run}: was started with another recipe (see recipe.yaml); resume with the same overrides"
             )
         return
-    if stated.exists() and not overwrite:
+    # Without metrics it stopped before its first step: nothing is lost by starting again.
+    if stated.exists() and (run / "metrics.jsonl").exists() and not overwrite:
         raise InputError(f"{run}: holds a run already; --resume goes on with it, --overwrite deletes it")
     if run.exists() and overwrite:
         _delete_run(run)
