@@ -20,7 +20,7 @@ from unloc.data.features import FeatureSource, Timing, list_features, read_token
 from unloc.data.schema import Manifest
 from unloc.data.token_dtype import require_token_dtype, to_stored
 from unloc.errors import InputError, MissingError, VideoError
-from unloc.inference.encode import file_identity
+from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000

@@ -4,21 +4,25 @@
     CACHE/staging/NAME.npz     tokens and row of a video whose shard is not complete yet
     CACHE/staging/NAME.json    row of a video that failed, while its shard is not complete yet
     CACHE/ledger.jsonl         one line per attempt, for people and scripts
-    CACHE/lock                 who is writing
+    CACHE/lock                 who is writing; locked by the system as long as that process lives
 
 A video's place is fixed before it is decoded, and a shard is written in that order once all its videos are settled.
 So a run that was killed and started again writes the same bytes as one that was not.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +31,7 @@ from unloc.data.cache import SHARD_NAME, Cache
 from unloc.data.cache_writer import VideoTokens, write_atomically
 from unloc.errors import CacheError
 
+logger = logging.getLogger(__name__)
 CACHED, FAILED = "cached", "failed"
 
 
@@ -36,15 +41,22 @@ class Failure:
 
     video_id: str
     reason: str
-    """One word: not_found, truncated, decode_error, timeout, killed, …"""
+    """One word: not_found, truncated, decode_error, timeout, signal, out_of_memory, …"""
     message: str
     attempts: int = 1
     file_bytes: int | None = None
     file_mtime_ns: int | None = None
+    partial_allowed: bool = False
+    """Was it tried with --allow-partial?"""
 
     def to_row(self) -> dict:
         """As it stands in a shard's table and in the ledger."""
         return {"status": FAILED, **vars(self)}
+
+    @classmethod
+    def from_row(cls, row: dict) -> "Failure":
+        """From a shard's table, or as it was staged."""
+        return cls(**{key: value for key, value in row.items() if key != "status"})
 
 
 def staged_name(video_id: str) -> str:
@@ -58,8 +70,6 @@ class Staging:
     def __init__(self, cache: Path) -> None:
         self.folder = cache / "staging"
         self.folder.mkdir(exist_ok=True)
-        for rest in self.folder.glob(".*.part"):  # a killed run was writing it
-            rest.unlink()
 
     def put(self, result: VideoTokens | Failure) -> None:
         """Keep a result durably."""
@@ -75,26 +85,31 @@ class Staging:
         temporary.replace(target)
 
     def get(self, video_id: str) -> VideoTokens | Failure | None:
-        """The result kept for a video, or None. A damaged one counts as none."""
+        """The result kept for a video, or None. A damaged one is removed and counts as none."""
         path = self._path(video_id, "npz")
         if path.is_file():
             try:
                 with np.load(path) as stored:
                     return VideoTokens(json.loads(str(stored["meta"])), stored["tokens"])
-            except (BadZipFile, ValueError, KeyError, EOFError):
+            except (BadZipFile, ValueError, KeyError, EOFError, zlib.error):
                 path.unlink()
         failed = self._path(video_id, "json")
         if failed.is_file():
-            row = json.loads(failed.read_text(encoding="utf-8"))
-            return Failure(**{key: value for key, value in row.items() if key != "status"})
+            try:
+                return Failure.from_row(json.loads(failed.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                failed.unlink()
         return None
 
-    def has(self, video_id: str) -> bool:
-        """True where a result is kept."""
-        return any(self._path(video_id, suffix).is_file() for suffix in ("npz", "json"))
+    def keep_only(self, video_ids: Iterable[str]) -> None:
+        """Forget all but these: results that stand in a shard already, and rests of a killed run."""
+        kept = {self._path(video_id, suffix).name for video_id in video_ids for suffix in ("npz", "json")}
+        for item in self.folder.iterdir():
+            if item.name not in kept:
+                item.unlink()
 
-    def drop(self, video_ids: list[str]) -> None:
-        """Forget results that stand in a shard now."""
+    def drop(self, video_ids: Iterable[str]) -> None:
+        """Forget results."""
         for video_id in video_ids:
             for suffix in ("npz", "json"):
                 self._path(video_id, suffix).unlink(missing_ok=True)
@@ -114,15 +129,30 @@ class Plan:
 
     def extend(self, video_ids: list[str], shard_size: int) -> None:
         """Give new videos places in new shards, and keep that before anything is decoded."""
-        first = len(self.shards)
+        if not video_ids:
+            return
+        written = {item.name for item in (self.path.parent / "shards").glob("[0-9]*")}
+        first = 1 + max(map(int, self.shards.keys() | written), default=-1)
         for number, start in enumerate(range(0, len(video_ids), shard_size)):
             self.shards[SHARD_NAME.format(first + number)] = video_ids[start : start + shard_size]
-        if video_ids:
-            write_atomically(self.path, json.dumps(self.shards, ensure_ascii=False))
+        self._keep()
 
     def open_shards(self, cache: Cache) -> dict[str, list[str]]:
         """Planned shards that are not written yet."""
         return {name: ids for name, ids in self.shards.items() if name not in cache.tables}
+
+    def release(self, cache: Cache, is_wanted: Callable[[str], bool]) -> None:
+        """Take videos that no one will settle now out of the shards that are open, so that these can be written."""
+        for name, ids in self.open_shards(cache).items():
+            kept = [video_id for video_id in ids if is_wanted(video_id)]
+            if len(kept) < len(ids):
+                self.shards[name] = kept
+                if not kept:
+                    del self.shards[name]
+                self._keep()
+
+    def _keep(self) -> None:
+        write_atomically(self.path, json.dumps(self.shards, ensure_ascii=False))
 
 
 class Ledger:
@@ -130,60 +160,84 @@ class Ledger:
 
     def __init__(self, cache: Path) -> None:
         self.path = cache / "ledger.jsonl"
+        if self.path.is_file():
+            self._mend()
+
+    def _mend(self) -> None:
+        """Cut off half a line, which a full disk leaves."""
+        with self.path.open("rb+") as handle:
+            data = handle.read()
+            handle.truncate(data.rfind(b"\n") + 1)
 
     def write(self, row: dict) -> None:
         """Add a line."""
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"unix_time": round(time.time(), 3), **row}, ensure_ascii=False) + "\n")
 
+    def write_cached(self, meta: dict, num_tokens: int) -> None:
+        """Add the line of a video that is settled well."""
+        row = {key: meta.get(key) for key in ("video_id", "decoder", "seconds_decode", "seconds_encode")}
+        self.write({"status": CACHED, **row, "num_tokens": num_tokens})
+
+    def cached_ids(self) -> set[str]:
+        """Videos that have a line saying that they are cached."""
+        if not self.path.is_file():
+            return set()
+        with self.path.open(encoding="utf-8") as handle:
+            rows = map(json.loads, handle)
+            return {row["video_id"] for row in rows if row["status"] == CACHED}
+
 
 def failures_of(cache: Cache) -> dict[str, Failure]:
     """The last failure of every video that is not cached."""
-    found = {}
-    for table in cache.tables.values():
-        for row in table["failed"]:
-            found[row["video_id"]] = Failure(**{key: value for key, value in row.items() if key != "status"})
+    rows = (row for table in cache.tables.values() for row in table["failed"])
+    found = {row["video_id"]: Failure.from_row(row) for row in rows}
     return {video_id: failure for video_id, failure in found.items() if video_id not in cache}
 
 
 @contextmanager
 def lease(cache: Path) -> Iterator[None]:
-    """Hold the cache for writing. Raises CacheError where a living process holds it already."""
+    """Hold the cache for writing. Raises CacheError where another process holds it.
+
+    The system's own file lock: it goes with the process that took it, however that ends.
+    """
     path = cache / "lock"
-    while True:
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            break
-        except FileExistsError:
-            _take_over_or_refuse(path)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())}, handle)
+    handle = _locked(path)
     try:
+        handle.truncate(0)
+        handle.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        handle.flush()
         yield
     finally:
         path.unlink(missing_ok=True)
+        handle.close()
 
 
-def _take_over_or_refuse(path: Path) -> None:
+def _locked(path: Path) -> TextIO:
+    while True:
+        handle = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(f"{path}: {_holder(handle)} is writing this cache; wait for it to end") from None
+        except OSError as error:  # some network file systems
+            logger.warning("%s: no locks here (%s); see that only one extractor writes", path, error.strerror)
+            return handle
+        if _is_at(handle, path):
+            return handle
+        handle.close()  # whoever held it has just removed it
+
+
+def _holder(handle: TextIO) -> str:
+    handle.seek(0)
+    with handle, suppress(ValueError, KeyError):
+        holder = json.loads(handle.read())
+        return f"process {holder['pid']} on {holder['host']}"
+    return "another process"
+
+
+def _is_at(handle: TextIO, path: Path) -> bool:
     try:
-        holder = json.loads(path.read_text(encoding="utf-8") or "{}")
-    except (json.JSONDecodeError, FileNotFoundError):
-        holder = {}
-    alive = holder.get("host") == socket.gethostname() and _process_start(holder.get("pid", -1)) == holder.get(
-        "started"
-    )
-    elsewhere = holder and holder.get("host") != socket.gethostname()
-    if (holder and alive) or elsewhere:
-        raise CacheError(
-            f"{path}: process {holder.get('pid')} on {holder.get('host')} is writing this cache; "
-            "wait for it, or delete the lock file if that process is gone"
-        )
-    path.unlink(missing_ok=True)  # its process is dead
-
-
-def _process_start(pid: int) -> str | None:
-    """A mark of the process of that id that a later process with the same id does not share; None where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
-    except (FileNotFoundError, ProcessLookupError, IndexError):
-        return None
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -16,7 +16,8 @@ from unloc.data.audit import Audit, Damage
 from unloc.data.cache import Cache, open_cache, read_attributes
 from unloc.data.cache_writer import VideoTokens, group_metadata, write_atomically, write_text_shard
 from unloc.errors import CacheError, FingerprintError, MissingError
-from unloc.inference.encode import EncodeConfig, Encoder, file_hash
+from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.inference.reading import file_hash
 
 FindFile = Callable[[str, str | None], Path | None]
 """The file of a video id, given the file name that the cache knows; None where there is none."""

@@ -1,161 +1,129 @@
-"""Workers: a pool that takes (video id, file) jobs and gives results as they are ready, in this process or on Ray."""
+"""Workers: jobs in, results out as they are ready. The same code in this process and in every Ray actor."""
 
-import logging
 import os
-import time
-from collections import deque
+import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-
+from pipeline.decode_child import Broken, Ended, Frames, Job, Opened
+from pipeline.decoding import Event, GuardedDecoder, Limits
 from pipeline.ledger import Failure
 from unloc.data.cache_writer import VideoTokens
-from unloc.errors import UnlocError, VideoError
-from unloc.inference.encode import EncodeConfig, Encoder, file_identity
+from unloc.errors import VideoError
+from unloc.inference.batching import FrameBatcher
+from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.inference.reading import ReadSpec, file_identity
 
-logger = logging.getLogger(__name__)
-MAX_KILLS = 2  # a video whose worker died this often is quarantined
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video to encode."""
-
-    video_id: str
-    path: Path
+Result = VideoTokens | Failure
 
 
-def encode_job(encoder: Encoder, job: Job, attempts: int = 1) -> VideoTokens | Failure:
-    """Tokens of one video, or why there are none. The same code in every pool."""
-    try:
-        return encoder.encode_video(job.path, job.video_id)
-    except VideoError as error:
-        return failure_of(job, error.reason, str(error), attempts)
-    except MemoryError:
-        return failure_of(job, "out_of_memory", f"{job.path}: decoding ran out of memory", attempts)
+def id_of(result: Result) -> str:
+    """Which video a result is of."""
+    return result.video_id if isinstance(result, Failure) else result.meta["video_id"]
 
 
-def failure_of(job: Job, reason: str, message: str, attempts: int) -> Failure:
+def failure_of(job: Job, reason: str, message: str, attempts: int = 1) -> Failure:
     """A failure with what tells later whether the file has changed."""
     identity = file_identity(job.path) if job.path.is_file() else {}
     return Failure(job.video_id, reason, message, attempts, **identity)
 
 
-def in_process_results(config: EncodeConfig, jobs: Iterable[Job]) -> Iterator[VideoTokens | Failure]:
-    """Results one after another in this process (`--workers 0`); nothing guards it against a decoder that crashes."""
+class Assembler:
+    """Turns what happens to jobs into results: frames into tokens, errors into failures."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.batcher = FrameBatcher(encoder)
+        self.jobs: dict[str, Job] = {}
+
+    def take(self, job: Job, event: Event) -> Iterator[Result]:
+        """Results that this event completes, of this job or of earlier ones."""
+        batcher, video_id = self.batcher, job.video_id
+        self.jobs[video_id] = job
+        match event:
+            case Opened():
+                batcher.begin(video_id, event.num_tokens)
+            case Frames():
+                batcher.add(video_id, event.positions, event.pixels)
+            case Ended():
+                batcher.end(video_id, event.row)
+            case Broken():
+                batcher.drop(video_id)
+                yield failure_of(self.jobs.pop(video_id), event.reason, event.message, event.attempts)
+            case _:
+                batcher.drop(video_id)
+        yield from self._finished()
+
+    def flush(self) -> Iterator[Result]:
+        """Results of all videos that have ended: no frames will come for a while."""
+        self.batcher.flush()
+        yield from self._finished()
+
+    def _finished(self) -> Iterator[Result]:
+        for video_id, result in self.batcher.take_finished():
+            job = self.jobs.pop(video_id)
+            yield failure_of(job, result.reason, str(result)) if isinstance(result, VideoError) else result
+
+
+def encode_jobs(assembler: Assembler, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
+    """Results of all jobs, each as soon as it is ready; a job may overtake one whose last batch is not yet full."""
+    for job, event in decoder.events(jobs):
+        yield from assembler.take(job, event)
+    yield from assembler.flush()
+
+
+def in_process_results(config: EncodeConfig, limits: Limits, jobs: Iterable[Job]) -> Iterator[Result]:
+    """Results with the tower in this process (`--workers 0`) and the decoder in a guarded one beside it."""
     encoder = Encoder(config)
-    for job in jobs:
-        yield encode_job(encoder, job)
+    with GuardedDecoder(encoder.read_spec, limits) as decoder:
+        yield from encode_jobs(Assembler(encoder), decoder, jobs)
+
+
+class FusedWorker:
+    """A Ray actor with a tower and a decoder beside it: frames never go through the object store."""
+
+    def __init__(self, config: EncodeConfig, limits: Limits) -> None:
+        encoder = Encoder(config)
+        self.assembler = Assembler(encoder)
+        self.decoder = GuardedDecoder(encoder.read_spec, limits)
+
+    def where(self) -> tuple[str, int]:
+        """Host and process id; answered once the tower is loaded."""
+        return socket.gethostname(), os.getpid()
+
+    def results(self, jobs: list[Job]) -> Iterator[Result]:
+        """Results of the jobs as they are ready."""
+        yield from encode_jobs(self.assembler, self.decoder, jobs)
+
+
+class DecodeWorker:
+    """A Ray actor that only decodes, for encoders on accelerators elsewhere."""
+
+    def __init__(self, spec: ReadSpec, limits: Limits) -> None:
+        self.decoder = GuardedDecoder(spec, limits)
+
+    def where(self) -> tuple[str, int]:
+        """Host and process id."""
+        return socket.gethostname(), os.getpid()
+
+    def events(self, job: Job) -> Iterator[Event]:
+        """What happens to the job."""
+        for _, event in self.decoder.events([job]):
+            yield event
 
 
 class EncodeWorker:
-    """The Ray actor: a tower, and decode + encode fused, so that frames never cross a process border."""
+    """A Ray actor that owns an accelerator where there is one, and encodes frames that others decoded."""
 
-    def __init__(self, config: EncodeConfig) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self.encoder = Encoder(config)
+    def __init__(self, config: EncodeConfig, device: str) -> None:
+        self.assembler = Assembler(Encoder(config, device))
 
-    def encode(self, job: Job, attempts: int) -> VideoTokens | Failure:
-        """Tokens of one video, or why there are none."""
-        return encode_job(self.encoder, job, attempts)
+    def where(self) -> tuple[str, int]:
+        """Host and process id; answered once the tower is loaded."""
+        return socket.gethostname(), os.getpid()
 
+    def take(self, job: Job, event: Event) -> list[Result]:
+        """Results that this event completes."""
+        return list(self.assembler.take(job, event))
 
-@dataclass
-class _Running:
-    worker: ray.actor.ActorHandle
-    job: Job
-    started: float
-    done_by_worker: int
-
-
-class RayPool:
-    """A bounded set of actors, one job each at a time; hung and dead workers are replaced.
-
-    Back-pressure: jobs are drawn only when a worker is free, so memory does not grow with the number of videos.
-    """
-
-    def __init__(self, config: EncodeConfig, num_workers: int, *, timeout_seconds: float, recycle_after: int) -> None:
-        self.config, self.num_workers = config, num_workers
-        self.timeout_seconds, self.recycle_after = timeout_seconds, recycle_after
-        self.kills: dict[str, int] = {}
-        self._actor = ray.remote(num_cpus=1, max_restarts=0)(EncodeWorker)
-        self._running: dict[ray.ObjectRef, _Running] = {}
-        self._idle: deque[tuple[ray.actor.ActorHandle, int]] = deque()
-
-    def results(self, jobs: Iterable[Job]) -> Iterator[VideoTokens | Failure]:
-        """Results in the order in which they are ready. Raises UnlocError where the worker itself cannot start."""
-        waiting: deque[Job] = deque()
-        source = iter(jobs)
-        self._idle.extend((self._actor.remote(self.config), 0) for _ in range(self.num_workers))
-        while True:
-            self._start_jobs(source, waiting)
-            if not self._running:
-                return
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
-            for reference in ready:
-                result = self._collect(reference, waiting)
-                if result is not None:
-                    yield result
-            yield from self._kill_hung(waiting)
-
-    def _start_jobs(self, source: Iterator[Job], waiting: deque[Job]) -> None:
-        while self._idle:
-            job = waiting.popleft() if waiting else next(source, None)
-            if job is None:
-                return
-            worker, done = self._idle.popleft()
-            reference = worker.encode.remote(job, self.kills.get(job.video_id, 0) + 1)
-            self._running[reference] = _Running(worker, job, time.monotonic(), done)
-
-    def _collect(self, reference: ray.ObjectRef, waiting: deque[Job]) -> VideoTokens | Failure | None:
-        running = self._running.pop(reference)
-        try:
-            result = ray.get(reference)
-        except RayActorError as error:
-            self._replace_worker()
-            return self._after_kill(running.job, waiting, "killed", f"its worker died ({_last_line(error)})")
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, UnlocError) else None
-            raise cause or error from None
-        self._return_worker(running)
-        return result
-
-    def _return_worker(self, running: _Running) -> None:
-        if running.done_by_worker + 1 >= self.recycle_after:  # leaks of decoders end with their process
-            ray.kill(running.worker)
-            self._replace_worker()
-            return
-        self._idle.append((running.worker, running.done_by_worker + 1))
-
-    def _replace_worker(self) -> None:
-        self._idle.append((self._actor.remote(self.config), 0))
-
-    def _kill_hung(self, waiting: deque[Job]) -> Iterator[Failure]:
-        for reference, running in list(self._running.items()):
-            # A fresh worker first loads its tower: that time is not the video's.
-            allowed = self.timeout_seconds * (2 if running.done_by_worker == 0 else 1)
-            if time.monotonic() - running.started < allowed:
-                continue
-            del self._running[reference]
-            ray.kill(running.worker)
-            self._replace_worker()
-            message = f"not done after {allowed:.0f} s (--timeout {self.timeout_seconds:.0f})"
-            failure = self._after_kill(running.job, waiting, "timeout", message)
-            if failure is not None:
-                yield failure
-
-    def _after_kill(self, job: Job, waiting: deque[Job], reason: str, words: str) -> Failure | None:
-        kills = self.kills[job.video_id] = self.kills.get(job.video_id, 0) + 1
-        logger.warning("%s: %s (attempt %d of %d)", job.video_id, words, kills, MAX_KILLS)
-        if kills >= MAX_KILLS:
-            return failure_of(job, reason, f"{job.path}: {words}, {kills} times: quarantined", kills)
-        waiting.append(job)
-        return None
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else type(error).__name__
+    def flush(self) -> list[Result]:
+        """Results of all videos that have ended."""
+        return list(self.assembler.flush())

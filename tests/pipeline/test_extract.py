@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import lease
 from pipeline.verify import broken_videos, describe
 from unloc.data.cache import open_cache
-from unloc.errors import CacheError, CoverageError, FingerprintError
+from unloc.errors import CacheError, CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -52,7 +53,7 @@ def test_a_cached_token_is_that_of_an_encode_in_this_process_to_the_bit(clean, v
 
 
 def test_ray_workers_write_the_same_bytes_as_this_process(clean, video_folder, tmp_path):
-    options = ExtractOptions(workers=2, shard_size=3, recycle_after=2)
+    options = ExtractOptions(workers=2, shard_size=3, limits=Limits(recycle_videos=2))
     extract(tmp_path / "cache", CONFIG, options, files_of(video_folder), [], ["a red square", "a man walks"])
     assert token_bytes(tmp_path / "cache") == token_bytes(clean)
 
@@ -110,9 +111,16 @@ def test_a_video_without_a_file_counts_against_the_coverage(video_folder, tmp_pa
         extract(tmp_path / "cache", CONFIG, IN_PROCESS, files_of(video_folder), ["nowhere"], [])
 
 
-def test_other_settings_on_the_same_cache_are_refused(clean, video_folder):
-    with pytest.raises(FingerprintError, match=r"sampling.fps: cache 5.0, now 2.0"):
-        extract(clean, EncodeConfig(fps=2.0), IN_PROCESS, files_of(video_folder), [], [])
+def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_folder, tmp_path, caplog):
+    files = dict(list(files_of(video_folder).items())[:2])
+    old = extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+    before = token_bytes(tmp_path / "cache")
+    new = extract(tmp_path / "cache", EncodeConfig(fps=2.0), IN_PROCESS, files, [], [])
+    assert "sampling.fps: cache 5.0, now 2.0" in caplog.text
+    assert Path(old.cache) == tmp_path / "cache" and Path(new.cache).parent == tmp_path and new.cache != old.cache
+    assert token_bytes(tmp_path / "cache") == before and len(open_cache(new.cache)) == 2
+    again = extract(tmp_path / "cache", EncodeConfig(fps=2.0), IN_PROCESS, files, [], [])
+    assert (again.cache, again.cached_before, again.cached_now) == (new.cache, 2, 0)
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
@@ -142,6 +150,7 @@ def test_bit_rot_is_found(clean, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
+from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from unloc.inference.encode import EncodeConfig
 folder, cache, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

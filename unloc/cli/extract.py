@@ -57,6 +57,7 @@ def extract(
         files, missing = dict(list(files.items())[:limit]), []
     texts = manifest_texts(selected, prompts=prompts)
 
+    from pipeline.decoding import Limits
     from pipeline.extract import ExtractOptions
     from pipeline.extract import extract as run
     from unloc.cli.progress import video_bar
@@ -74,7 +75,7 @@ def extract(
     options = ExtractOptions(
         workers=_cores() if workers == -1 else workers,
         address=address,
-        timeout_seconds=timeout,
+        limits=Limits(timeout_seconds=timeout),
         shard_size=shard_size,
         coverage=coverage,
         retry_failed=retry_failed,

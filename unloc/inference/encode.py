@@ -1,7 +1,5 @@
 """From a video file to tokens: the one path that extract workers, `--workers 0` and predict all run."""
 
-import hashlib
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unloc.data.cache_writer import VideoTokens, token_checksum
-from unloc.data.preprocess import PreprocessSpec, normalise, resize_and_crop
+from unloc.data.cache_writer import VideoTokens
+from unloc.data.preprocess import PreprocessSpec, normalise
 from unloc.data.sampling import FrameSampling
 from unloc.data.token_dtype import require_token_dtype, to_stored
-from unloc.data.video import VideoFacts, open_video
-from unloc.data.video.choose import Reader
-from unloc.data.video.report import covered_seconds
-from unloc.errors import FingerprintError, InputError, VideoError
-from unloc.model.towers import BATCH, Tower, load_tower
+from unloc.errors import FingerprintError, VideoError
+from unloc.inference.batching import FrameBatcher
+from unloc.inference.reading import ReadSpec, VideoReading
+from unloc.model.towers import Tower, load_tower
 
 RECORDED_VERSIONS = ("unloc", "torch", "open_clip_torch", "zarr", "decord", "av", "numpy")
 
@@ -72,9 +69,10 @@ class EncodeConfig:
 class Encoder:
     """A tower with its preprocessing, ready to encode files and texts."""
 
-    def __init__(self, config: EncodeConfig) -> None:
-        self.config = config
+    def __init__(self, config: EncodeConfig, device: str = "cpu") -> None:
+        self.config, self.device = config, device
         self.tower: Tower = load_tower(config.tower, config.pretrained)
+        self.tower.model.to(device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
 
     @property
@@ -90,61 +88,35 @@ class Encoder:
             "views": ["centre"],
         }
 
+    @property
+    def read_spec(self) -> ReadSpec:
+        """What a process that decodes must know."""
+        config = self.config
+        return ReadSpec(
+            sampling=config.sampling,
+            preprocess=self.preprocess,
+            decoder=config.decoder,
+            allow_partial=config.allow_partial,
+        )
+
     def encode_video(self, path: Path, video_id: str) -> VideoTokens:
         """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""
+        reading, batcher = VideoReading(path, self.read_spec), FrameBatcher(self, mixes=False)
+        batcher.begin(video_id, len(reading.wanted_seconds))
         with single_threaded():
-            started = time.perf_counter()
-            pixels, facts, reader, times, reason = self._read(path)
-            decoded = time.perf_counter()
-            try:
-                tokens = self._encode_pixels(pixels)
-            except InputError as error:
-                raise VideoError(f"{path}: {error}", reason="does_not_fit") from None
-            encoded = time.perf_counter()
-        meta = {
-            "video_id": video_id,
-            "file": path.name,
-            **file_identity(path),
-            "content_sha256": file_hash(path),
-            "tokens_sha256": token_checksum(tokens),
-            "duration_seconds": facts.end_seconds,
-            "covered_seconds": round(covered_seconds(facts, reader.report), 6),
-            "times_seconds": [round(float(value), 6) for value in times],
-            "decoder": reader.name,
-            "decoder_reason": reason,
-            "codec": facts.codec,
-            "container": facts.container,
-            "width": facts.width,
-            "height": facts.height,
-            "sample_aspect_ratio": str(facts.sample_aspect_ratio),
-            "seconds_decode": round(decoded - started, 4),
-            "seconds_encode": round(encoded - decoded, 4),
-        }
-        return VideoTokens(meta, tokens)
+            for frame in reading.frames():
+                batcher.add(video_id, [frame.positions], frame.pixels[None])
+        batcher.end(video_id, reading.row(video_id))
+        ((_, result),) = batcher.take_finished()
+        if isinstance(result, VideoError):
+            raise result
+        return result
 
-    def _read(self, path: Path) -> tuple[list[torch.Tensor], VideoFacts, Reader, np.ndarray, str]:
-        """Resized frames at all wanted times."""
-        reader, facts, reason = open_video(path, self.config.decoder, allow_partial=self.config.allow_partial)
-        pixels, times = self._frames(reader, facts)
-        return pixels, facts, reader, times, reason
-
-    def _frames(self, reader: Reader, facts: VideoFacts) -> tuple[list[torch.Tensor], np.ndarray]:
-        wanted = self.config.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
-        pixels: list[torch.Tensor | None] = [None] * len(wanted)
-        times = np.zeros(len(wanted))
-        for shown in reader.frames_at(wanted):
-            resized = resize_and_crop(shown.image, self.preprocess)
-            for position in shown.positions:
-                pixels[position], times[position] = resized, shown.time_seconds
-        return pixels, times
-
-    def _encode_pixels(self, pixels: list[torch.Tensor]) -> np.ndarray:
-        """(T, views, D) in the stored dtype; a fixed batch at a time, so that memory does not grow with the video."""
-        tokens = []
-        for start in range(0, len(pixels), BATCH):
-            images = normalise(torch.stack(pixels[start : start + BATCH]), self.preprocess)
-            tokens.append(self.tower.encode_images(images).numpy())
-        return to_stored(np.concatenate(tokens)[:, None], self.config.dtype)
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 3, S, S) uint8 to (N, views, D) float32."""
+        with single_threaded():
+            images = normalise(torch.from_numpy(pixels), self.preprocess).to(self.device)
+            return self.tower.encode_images(images).cpu().numpy()[:, None]
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text in the stored dtype."""
@@ -161,18 +133,6 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def file_identity(path: Path) -> dict:
-    """What tells cheaply that a file has changed."""
-    stat = path.stat()
-    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of the file's content."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def recorded_versions() -> dict:

@@ -1,0 +1,78 @@
+"""What a run did, in numbers: per state, per stage, and each failure with its reason."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline.ledger import Failure
+from unloc.data.cache_writer import write_atomically
+
+WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is partial
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """Kept as CACHE/summary.json. Seconds of stages are summed over workers, `seconds_wall` is what the clock says."""
+
+    cache: str = ""
+    """Where the tokens are: a folder beside the one asked for where that one was made otherwise."""
+    videos: int = 0
+    cached_before: int = 0
+    cached_now: int = 0
+    failed: int = 0
+    """All that have no tokens: now, before or missing."""
+    failed_before: int = 0
+    missing: int = 0
+    changed: list[str] = field(default_factory=list)
+    """Cached videos whose file has another size since; their tokens are of the old one."""
+    texts_now: int = 0
+    frames: int = 0
+    seconds_decode: float = 0.0
+    seconds_preprocess: float = 0.0
+    seconds_encode: float = 0.0
+    seconds_write: float = 0.0
+    seconds_waiting: float = 0.0
+    """In which encoders waited for frames."""
+    seconds_wall: float = 0.0
+    covered_seconds: dict[str, float] = field(default_factory=dict)
+    """Of each partial video of this run: the seconds that decoded."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    failures: list[dict] = field(default_factory=list)
+
+    @property
+    def cached(self) -> int:
+        """Videos in the cache now."""
+        return self.cached_before + self.cached_now
+
+    @property
+    def coverage(self) -> float:
+        """Share of the videos that are in the cache now."""
+        return self.cached / self.videos if self.videos else 1.0
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of this run, by the clock."""
+        return self.frames / self.seconds_wall if self.seconds_wall else 0.0
+
+    def add_video(self, row: dict, num_tokens: int) -> None:
+        """Count a video that was encoded now."""
+        self.cached_now += 1
+        self.frames += num_tokens
+        for stage in ("decode", "preprocess", "encode", "waiting"):
+            name = f"seconds_{stage}"
+            setattr(self, name, getattr(self, name) + row[name])
+        if row["truncated"] or row["covered_seconds"] < WHOLE_SHARE * row["duration_seconds"]:
+            self.covered_seconds[row["video_id"]] = row["covered_seconds"]
+
+    def add_failure(self, failure: Failure) -> None:
+        """Count a video that has no tokens."""
+        self.failed += 1
+        self.failures.append(failure.to_row())
+        self.reasons = dict(Counter(row["reason"] for row in self.failures))
+
+    def write(self, path: Path) -> None:
+        """Keep it as JSON."""
+        values = asdict(self) | {"coverage": self.coverage, "frames_per_second": round(self.frames_per_second, 3)}
+        rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+        write_atomically(path, json.dumps(rounded, indent=1, ensure_ascii=False))

@@ -1,0 +1,117 @@
+"""Frames of many videos into full batches of the tower, and the tokens back to their videos.
+
+A short video alone would leave most of its last batch empty. Which place in a batch a frame takes must not change its
+token: that is tried once, with the first batch that could be shared, and where the bits differ nothing is shared.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from unloc.data.cache_writer import VideoTokens, token_checksum
+from unloc.data.token_dtype import to_stored
+from unloc.errors import InputError, VideoError
+from unloc.model.towers import BATCH
+
+logger = logging.getLogger(__name__)
+
+
+class PixelEncoder(Protocol):
+    """What the batcher needs of an Encoder."""
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 3, S, S) uint8 to (N, views, D) float32."""
+
+
+@dataclass
+class _OpenVideo:
+    tokens: list[np.ndarray | None]
+    """(views, D) of each position, once encoded."""
+    num_missing: int
+    row: dict | None = None
+    seconds_encode: float = 0.0
+
+
+@dataclass
+class _Waiting:
+    video_id: str
+    positions: list[int]
+    pixels: np.ndarray
+
+
+class FrameBatcher:
+    """Call `begin`, `add` … `end` (or `drop`) per video; `take_finished` gives what is complete."""
+
+    def __init__(self, encoder: PixelEncoder, *, mixes: bool | None = None) -> None:
+        """`mixes`: may frames of several videos share a batch? None: as the trial with the tower says."""
+        self.encoder, self.mixes = encoder, mixes
+        self._open: dict[str, _OpenVideo] = {}
+        self._waiting: list[_Waiting] = []
+
+    def begin(self, video_id: str, num_tokens: int) -> None:
+        """A video of which this many tokens are wanted."""
+        self._open[video_id] = _OpenVideo([None] * num_tokens, num_tokens)
+
+    def add(self, video_id: str, positions: list[list[int]], pixels: np.ndarray) -> None:
+        """Frames (F, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
+        for places, image in zip(positions, pixels, strict=True):
+            self._waiting.append(_Waiting(video_id, places, image))
+            if len(self._waiting) == BATCH:
+                self.flush()
+
+    def end(self, video_id: str, row: dict) -> None:
+        """No more frames of this video will come."""
+        self._open[video_id].row = row
+        if self._waiting and not self._may_mix():
+            self.flush()
+
+    def drop(self, video_id: str) -> None:
+        """Forget a video whose decoding failed."""
+        self._open.pop(video_id, None)
+        self._waiting = [frame for frame in self._waiting if frame.video_id != video_id]
+
+    def flush(self) -> None:
+        """Encode what waits, though the batch is not full."""
+        if not self._waiting:
+            return
+        started = time.perf_counter()
+        tokens = self.encoder.encode_pixels(np.stack([frame.pixels for frame in self._waiting]))
+        seconds_each = (time.perf_counter() - started) / len(self._waiting)
+        for frame, token in zip(self._waiting, tokens, strict=True):
+            video = self._open[frame.video_id]
+            for position in frame.positions:
+                video.tokens[position] = token
+            video.num_missing -= len(frame.positions)
+            video.seconds_encode += seconds_each
+        self._waiting = []
+
+    def take_finished(self) -> list[tuple[str, VideoTokens | VideoError]]:
+        """(id, tokens) of videos that are complete, each once.
+
+        A VideoError (reason `does_not_fit`) stands for tokens that the stored dtype cannot hold.
+        """
+        done = [name for name, video in self._open.items() if video.row is not None and video.num_missing == 0]
+        return [(name, self._finish(self._open.pop(name))) for name in done]
+
+    def _finish(self, video: _OpenVideo) -> VideoTokens | VideoError:
+        try:
+            tokens = to_stored(np.stack(video.tokens), self.encoder.config.dtype)
+        except InputError as error:
+            return VideoError(f"{video.row['file']}: {error}", reason="does_not_fit")
+        timed = {"tokens_sha256": token_checksum(tokens), "seconds_encode": round(video.seconds_encode, 4)}
+        return VideoTokens(video.row | timed, tokens)
+
+    def _may_mix(self) -> bool:
+        if self.mixes is None:
+            self.mixes = self._is_same_in_any_slot()
+            if not self.mixes:
+                logger.warning("this tower's tokens depend on their place in a batch: batches hold one video each")
+        return self.mixes
+
+    def _is_same_in_any_slot(self) -> bool:
+        pixels = np.stack([frame.pixels for frame in self._waiting])
+        shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(BATCH - len(pixels), 0), pixels])
+        return np.array_equal(self.encoder.encode_pixels(pixels), self.encoder.encode_pixels(shifted)[-len(pixels) :])

@@ -1,0 +1,104 @@
+"""From a file to resized frames and the row of the video: all of encoding that runs without a tower.
+
+Nothing here imports a tower: it runs in processes that only decode.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unloc.data.preprocess import PreprocessSpec, resize_and_crop
+from unloc.data.sampling import FrameSampling
+from unloc.data.video import open_video
+from unloc.data.video.facts import ShownFrame
+from unloc.data.video.report import covered_seconds, is_truncated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSpec:
+    """Which frames of a file are wanted, and how they are to look."""
+
+    sampling: FrameSampling
+    preprocess: PreprocessSpec
+    decoder: str = "auto"
+    allow_partial: bool = False
+
+
+@dataclass(frozen=True)
+class ResizedFrame:
+    """One frame as the tower takes it, but for the normalising."""
+
+    positions: list[int]
+    """Which tokens of the video it becomes: several where a short video repeats frames."""
+    time_seconds: float
+    """When it is really shown from."""
+    pixels: np.ndarray
+    """(3, S, S) uint8."""
+
+
+class VideoReading:
+    """One file, read once: `frames`, and when they have all come, `row`."""
+
+    def __init__(self, path: Path, spec: ReadSpec) -> None:
+        """Opens the file. Raises VideoError with a reason where it cannot be read."""
+        started = time.perf_counter()
+        self.path, self.spec = path, spec
+        self.reader, self.facts, self.reason = open_video(path, spec.decoder, allow_partial=spec.allow_partial)
+        facts = self.facts
+        self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
+        self.times_seconds = np.zeros(len(self.wanted_seconds))
+        self.seconds_decode, self.seconds_preprocess = time.perf_counter() - started, 0.0
+
+    def frames(self) -> Iterator[ResizedFrame]:
+        """Every wanted frame once, mostly in order. Raises VideoError where too little decodes."""
+        shown_frames = self.reader.frames_at(self.wanted_seconds)
+        while True:
+            started = time.perf_counter()
+            shown: ShownFrame | None = next(shown_frames, None)
+            decoded = time.perf_counter()
+            self.seconds_decode += decoded - started
+            if shown is None:
+                return
+            self.times_seconds[shown.positions] = shown.time_seconds
+            pixels = resize_and_crop(shown.image, self.spec.preprocess).numpy()
+            self.seconds_preprocess += time.perf_counter() - decoded
+            yield ResizedFrame(shown.positions, shown.time_seconds, pixels)
+
+    def row(self, video_id: str) -> dict:
+        """What the cache keeps of the video beside its tokens."""
+        facts = self.facts
+        return {
+            "video_id": video_id,
+            "file": self.path.name,
+            **file_identity(self.path),
+            "content_sha256": file_hash(self.path),
+            "duration_seconds": facts.end_seconds,
+            "covered_seconds": round(covered_seconds(facts, self.reader.report), 6),
+            "truncated": is_truncated(facts),
+            "times_seconds": [round(float(value), 6) for value in self.times_seconds],
+            "decoder": self.reader.name,
+            "decoder_reason": self.reason,
+            "codec": facts.codec,
+            "container": facts.container,
+            "width": facts.width,
+            "height": facts.height,
+            "sample_aspect_ratio": str(facts.sample_aspect_ratio),
+            "seconds_decode": round(self.seconds_decode, 4),
+            "seconds_preprocess": round(self.seconds_preprocess, 4),
+        }
+
+
+def file_identity(path: Path) -> dict:
+    """What tells cheaply that a file has changed."""
+    stat = path.stat()
+    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of the file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
