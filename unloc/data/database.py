@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from unloc.data.official import Repairs, a_list, a_segment, a_text, an_object, read_json_object, seconds
+from unloc.data.official import Repairs, a_list, a_name, a_segment, an_object, read_json_object, seconds
 from unloc.data.schema import Manifest, build_manifest, instance_row, video_row
 from unloc.errors import ManifestError
 
@@ -56,4 +56,4 @@ def detection_manifest(
 def _instance(video_id: str, subset: str, item: object, place: str) -> dict:
     entry = an_object(item, place)
     start, end = a_segment(entry.get("segment"), f"{place}.segment")
-    return instance_row(video_id, subset, a_text(entry, "label", place), start, end)
+    return instance_row(video_id, subset, a_name(entry, "label", place), start, end)

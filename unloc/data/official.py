@@ -111,6 +111,14 @@ def a_text(entry: dict, key: str, place: str) -> str:
     return _of_type(str, "a string", entry, key, place)
 
 
+def a_name(entry: dict, key: str, place: str) -> str:
+    """`entry[key]` where it is a string that says something."""
+    value = a_text(entry, key, place)
+    if not value.strip():
+        raise ManifestError(f"{place}: {key} is empty")
+    return value
+
+
 def _of_type(kind: type, words: str, entry: dict, key: str, place: str) -> object:
     value = _present(entry, key, place)
     if not isinstance(value, kind):

@@ -1,9 +1,12 @@
 """What one line of a manifest may hold: keys, types, and how plain mistakes are named."""
 
 import json
+import math
+import sys
 
 from unloc.tasks import TASKS
 
+_LARGEST = sys.float_info.max
 REQUIRED = {
     "manifest": ("version", "name", "tasks"),
     "video": ("video_id", "split", "duration_seconds"),
@@ -94,8 +97,8 @@ def _text(row: dict, key: str) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a JSON value is a number (true and false are not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a JSON value is a number that a float can hold (true and false are not numbers)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not _LARGEST < abs(value) < math.inf
 
 
 def is_segment(value: object) -> bool:

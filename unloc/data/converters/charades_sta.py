@@ -28,7 +28,7 @@ def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
     lengths: dict[str, float] = {}
     for path in files:
         if path not in texts:
-            lengths |= _lengths(path)
+            _add_lengths(lengths, path, repairs)
     rows, seen = [], set()
     for path, name in files_with_splits(texts, split, repairs):
         for number, line in read_lines(path):
@@ -55,14 +55,16 @@ def _parse(line: str, place: str) -> tuple[str, list[float], str]:
     return video_id, segment, words
 
 
-def _lengths(path: Path) -> dict[str, float]:
+def _add_lengths(lengths: dict[str, float], path: Path, repairs: Repairs) -> None:
     reader = csv.DictReader(read_text(path).splitlines(keepends=True))
     if not {"id", "length"} <= set(reader.fieldnames or ()):
         raise ManifestError(f"{path}:1: expected a csv with columns id and length, got {reader.fieldnames}")
-    lengths = {}
     try:
         for row in reader:
-            lengths[row["id"]] = float(row["length"])
+            video_id, length = row["id"], float(row["length"])
+            if lengths.setdefault(video_id, length) != length:
+                repairs.add(
+                    "video with several lengths: the first one taken", f"{path}:{reader.line_num}: {video_id!r}"
+                )
     except (TypeError, ValueError, csv.Error) as error:
         raise ManifestError(f"{path}:{reader.line_num}: length is not a number of seconds ({error})") from None
-    return lengths

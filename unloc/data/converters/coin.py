@@ -8,8 +8,8 @@ from unloc.data.database import database_entries, wanted_split
 from unloc.data.official import (
     Repairs,
     a_list,
+    a_name,
     a_segment,
-    a_text,
     an_id,
     an_object,
     files_below,
@@ -58,11 +58,11 @@ def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
 
 
 def _video(place: str, video_id: str, entry: dict) -> _Video:
-    row = video_row(video_id, a_text(entry, "subset", place), seconds(entry, "duration", place))
+    row = video_row(video_id, a_name(entry, "subset", place), seconds(entry, "duration", place))
     steps = [
         _step(item, f"{place}.annotation[{number}]") for number, item in enumerate(a_list(entry, "annotation", place))
     ]
-    return _Video(row, a_text(entry, "class", place), steps, place)
+    return _Video(row, a_name(entry, "class", place), steps, place)
 
 
 def _step(item: object, place: str) -> tuple[str, str, list[float]]:
@@ -70,7 +70,7 @@ def _step(item: object, place: str) -> tuple[str, str, list[float]]:
     step_id = an_id(entry, "id", place)
     if not step_id.isdecimal():
         raise ManifestError(f"{place}: id must be a whole number, got {step_id!r}")
-    return step_id, a_text(entry, "label", place), a_segment(entry.get("segment"), f"{place}.segment")
+    return step_id, a_name(entry, "label", place), a_segment(entry.get("segment"), f"{place}.segment")
 
 
 def _tell_gap(listed: dict[str, str], videos: list[_Video], repairs: Repairs) -> None:

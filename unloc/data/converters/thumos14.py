@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unloc.data.database import detection_manifest
-from unloc.data.official import Repairs, a_text, files_below
+from unloc.data.official import Repairs, a_name, files_below
 from unloc.data.schema import Manifest
 from unloc.errors import ManifestError
 
@@ -19,7 +19,7 @@ def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
 
 
 def _subset(entry: dict, place: str, repairs: Repairs) -> str:
-    subset = a_text(entry, "subset", place)
+    subset = a_name(entry, "subset", place)
     if subset in ("training", "testing"):
         raise ManifestError(f"{place}: subset {subset!r} is ActivityNet's spelling; convert it as activitynet")
     if subset != subset.lower():
