@@ -6,9 +6,11 @@ from functools import cache
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.training.recipe_headers import ABLATIONS, PAPER, header, loaded, numbers, stated
 from unloc.config import Recipe
+from unloc.model.unloc import UnLoc, parameter_counts
 
 # -- what the paper says ----------------------------------------------------------------------------------------------
 
@@ -256,3 +258,35 @@ def test_steps_warm_up_and_drops_are_those_of_the_release(shared, name):
     elif optim.schedule == "constant":
         assert drop > total
     assert (optim.schedule == "cosine") == ("cosine" in config["lr_configs.factors"])
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+
+def transformer_size(width: int, layers: int) -> int:
+    return layers * (12 * width**2 + 13 * width)
+
+
+def image_tower_size(recipe: Recipe) -> int:
+    """CLIP's image tower without its projection; a class embedding per frame, or none where patches are averaged."""
+    width, layers, patch = (1024, 24, 14) if recipe.towers.image == "ViT-L-14" else (768, 12, 16)
+    has_class = recipe.towers.frame_token == "cls"
+    embeddings = (224 // patch) ** 2 + has_class + 3 * patch**2 + has_class * recipe.data.num_steps
+    return transformer_size(width, layers) + (embeddings + 4) * width
+
+
+def text_tower_size(recipe: Recipe) -> int:
+    """CLIP's text tower without its projection, with the positions that are used."""
+    width = recipe.model.width
+    return transformer_size(width, 12) + (49408 + recipe.data.max_text_tokens + 2) * width
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_scenic_recipe_has_the_parameters_of_the_release(name):
+    recipe = loaded(f"scenic/{name}")
+    towers = image_tower_size(recipe) + (text_tower_size(recipe) if recipe.towers.text == "clip" else 0)
+    frame_dim = 1024 if recipe.towers.image == "ViT-L-14" else 768
+    with torch.device("meta"):
+        model = UnLoc(recipe.model, frame_dim, recipe.model.width, recipe.data.num_steps, localizes=recipe.task != "as")
+    total = re.search(r"([\d,]{11}) parameters", stated(f"scenic/{name}", "From the code:"))[1]
+    assert towers + parameter_counts(model)["total"] == int(total.replace(",", ""))

@@ -109,8 +109,9 @@ def prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) 
                 f"{run}: was started with another recipe (see recipe.yaml); resume with the same overrides"
             )
         return
-    # Without metrics it stopped before its first step: nothing is lost by starting again.
-    if stated.exists() and (run / "metrics.jsonl").exists() and not overwrite:
+    # Without these it stopped before its first step: nothing is lost by starting again.
+    began = any((run / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    if stated.exists() and began and not overwrite:
         raise InputError(f"{run}: holds a run already; --resume goes on with it, --overwrite deletes it")
     if run.exists() and overwrite:
         _delete_run(run)
