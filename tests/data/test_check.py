@@ -1,12 +1,13 @@
 """Every kind of bad row is found with its line, and changed only by the rule asked for."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unloc.data.check import count_kinds, findings, segment_problem, shared_between_splits
+from unloc.data.check import NOTES, count_kinds, findings, segment_problem, shared_between_splits
 from unloc.data.locate import folder_coverage
 from unloc.data.official import Repairs
 from unloc.data.repair import RULES, apply_rule
@@ -190,3 +191,10 @@ def test_hidden_annotations_stay_hidden():
 def test_videos_that_splits_share_are_counted():
     rows = [video_row(key, split, 1.0) for key, split in (("a", "one"), ("a", "two"), ("b", "two"), ("c", "three"))]
     assert shared_between_splits(build_manifest(name="x", tasks=("mr",), rows=rows)) == {("one", "two"): 1}
+
+
+def test_the_document_names_every_kind(bad_manifest):
+    document = Path(__file__).parents[2] / "docs/data.md"
+    words = document.read_text(encoding="utf-8")
+    kinds = {item.kind for item in findings(bad_manifest)} | NOTES
+    assert not [kind for kind in kinds if kind not in words]
