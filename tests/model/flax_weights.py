@@ -82,3 +82,40 @@ def head(params, name, *, shared, num_levels):
         for kind in ("scale", "shift"):
             state[f"{kind}s"] = torch.cat([tensor(params[f"{kind}_{level}"]) for level in range(num_levels)])
     return state
+
+
+def clip_block(params, prefix):
+    """One of CLIP's own transformer blocks, in open_clip's names."""
+    attended = attention(params, f"{prefix}/attn")
+    state = {"attn.in_proj_weight": attended["qkv"]["weight"], "attn.in_proj_bias": attended["qkv"]["bias"]}
+    for name in ("ln_1", "ln_2"):
+        state |= named(name, norm(params, f"{prefix}/{name}"))
+    for name in ("c_fc", "c_proj"):
+        state |= named(f"mlp.{name}", linear(params, f"{prefix}/mlp/{name}"))
+    return state | named("attn.out_proj", attended["out"])
+
+
+def clip_transformer(params, prefix):
+    count = len({key.split("resblocks.")[1].split("/")[0] for key in params if "resblocks." in key})
+    blocks = [clip_block(params, f"{prefix}/resblocks.{n}") for n in range(count)]
+    return {f"transformer.resblocks.{n}.{key}": value for n, block in enumerate(blocks) for key, value in block.items()}
+
+
+def video_tower(params, patch):
+    """State of a VideoTower without projection."""
+    root = "VisionTransformer"
+    kernel = tensor(params["conv1/kernel"])
+    state = {"conv1.weight": kernel.reshape(patch, patch, 3, -1).permute(3, 2, 0, 1)}
+    state["positions"] = tensor(params[f"{root}/positional_embedding"])
+    if "class_embedding" in params:
+        state["class_embeddings"] = tensor(params["class_embedding"])
+    for name in ("ln_pre", "ln_post"):
+        state |= named(name, norm(params, f"{root}/{name}"))
+    return state | clip_transformer(params, f"{root}/transformer")
+
+
+def text_tower(params):
+    """State of a ClipTextTower without projection."""
+    state = {"positions": tensor(params["positional_embedding"])}
+    state["token_embedding.weight"] = tensor(params["token_embedding/embedding"])
+    return state | named("ln_final", norm(params, "ln_final")) | clip_transformer(params, "transformer")

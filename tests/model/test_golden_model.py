@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.model import CLIP
 
 from unloc.config import ModelConfig
 from unloc.model.heads import DisplacementHead, LinearHead, RelevanceHead
+from unloc.model.live_towers import ClipTextTower, VideoTower
 from unloc.model.unloc import UnLoc
 
 spec = importlib.util.spec_from_file_location("flax_weights", Path(__file__).with_name("flax_weights.py"))
@@ -110,3 +112,29 @@ def test_the_linear_head_equals_the_official_one(golden):
     with torch.no_grad():
         out = head([arrays["x"].transpose(1, 2).flatten(0, 1)]).unflatten(0, (2, 3)).squeeze(-1)
     torch.testing.assert_close(out.transpose(1, 2), arrays["out"], atol=1e-5, rtol=0)
+
+
+def tiny_clip():
+    vision = {"image_size": 8, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
+    text = {"context_length": 5, "vocab_size": 100, "width": 16, "heads": 2, "layers": 2}
+    return CLIP(16, vision, text, quick_gelu=True)
+
+
+@pytest.mark.parametrize("frame_token", ["cls", "gap"])
+def test_the_video_tower_equals_the_official_one(golden, frame_token):
+    params, arrays = case(golden, f"clip_video_{'token' if frame_token == 'cls' else 'gap'}")
+    tower = VideoTower(tiny_clip().visual, frame_token, 3, projected=False)
+    tower.load_state_dict(flax_weights.video_tower(params, 4))
+    with torch.no_grad():
+        out = tower(arrays["rgb"].permute(0, 1, 4, 2, 3))
+    torch.testing.assert_close(out, arrays["out"], atol=1e-5, rtol=0)
+
+
+def test_the_text_tower_equals_the_official_one_at_every_valid_token(golden):
+    params, arrays = case(golden, "clip_text")
+    tower = ClipTextTower(tiny_clip(), None, 5, projected=False)
+    tower.load_state_dict(flax_weights.text_tower(params))
+    valid = arrays["ids"] > 0
+    with torch.no_grad():
+        out = tower(arrays["ids"], valid)
+    torch.testing.assert_close(out[valid], arrays["out"][valid], atol=1e-5, rtol=0)

@@ -1,12 +1,15 @@
 """`unloc fit`: train a recipe on a cache."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unloc.cli import app
-from unloc.errors import InputError
+from unloc.errors import InputError, TowerError
+
+if TYPE_CHECKING:
+    from unloc.config import Recipe
 
 
 @app.command()
@@ -25,7 +28,9 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all cores.")] = 0,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved recipe and its parameter counts, and stop.")
+    ] = False,
 ) -> None:
     """Train fusion, pyramid and heads on cached tokens.
 
@@ -36,6 +41,7 @@ def fit(
     resolved = load_recipe(recipe, overrides or [])
     if print_config:
         typer.echo(dump_recipe(resolved), nl=False)
+        typer.echo(_parameter_comment(resolved))
         return
     if manifest is None or cache is None or work_dir is None:
         raise InputError("unloc fit: --manifest, --cache and --work-dir are needed (or --print-config)")
@@ -58,3 +64,25 @@ def fit(
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")
     typer.echo(f"run: {work_dir}")
+
+
+def _parameter_comment(recipe: "Recipe") -> str:
+    """Parameters part by part as YAML comments, so that the output stays a recipe."""
+    from unloc.model.end_to_end import counted_parameters
+    from unloc.tasks import task_named
+
+    without_text = recipe.model.fusion == "none"
+    try:
+        counts = counted_parameters(
+            recipe.model,
+            recipe.towers,
+            num_steps=recipe.data.num_steps,
+            max_text_tokens=recipe.data.max_text_tokens,
+            num_classes=1 if without_text else None,
+            localizes=task_named(recipe.task).localizes,
+        )
+    except TowerError as error:
+        return f"# parameters: not counted: {error}"
+    towers = f"with {recipe.towers.image}" if recipe.towers.image else "without towers: towers.image names none"
+    title = f"# parameters ({towers}{'; heads for one class' if without_text else ''}):"
+    return "\n".join([title, *(f"#   {part:18} {count:>12,}" for part, count in counts.items())])

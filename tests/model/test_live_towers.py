@@ -1,0 +1,199 @@
+"""Towers that can train: what they start as, what is frozen, and that frozen + cached equals frozen + live."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from unloc.config import TowerConfig, recipe_from_dict
+from unloc.data.collate import Example, collate
+from unloc.data.steps import TimeGrid
+from unloc.errors import ConfigError, TowerError
+from unloc.model.end_to_end import EndToEnd, build_end_to_end, clip_architecture, text_tower_of
+from unloc.model.live_towers import ClipTextTower, T5TextTower, VideoTower, t5_text_tower
+from unloc.model.towers import Tower
+from unloc.training.objective import compute_losses
+
+STEPS = 8
+LONG = "a " + "very " * 40 + "small cat jumps"
+
+
+@pytest.fixture(scope="module")
+def tower():
+    """A small CLIP of open_clip's own classes behind the interface that makes caches."""
+    torch.manual_seed(0)
+    import open_clip
+    from open_clip.model import CLIP
+
+    vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
+    clip = CLIP(16, vision, text)
+    for parameter in clip.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Tower(clip, "tiny", "none", open_clip.SimpleTokenizer(context_length=24))
+
+
+def images(videos=2):
+    return torch.randn(videos, STEPS, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def test_class_embeddings_start_as_clips_so_that_tokens_are_its_image_embeddings(tower):
+    live = VideoTower(tower.model.visual, "cls", STEPS, projected=True)
+    assert live.class_embeddings.shape == (STEPS, 32)
+    expected = tower.encode_images(images().flatten(0, 1)).unflatten(0, (2, STEPS))
+    torch.testing.assert_close(live(images()), expected, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():  # each frame index has its own
+        live.class_embeddings[3] *= -1.0
+    changed = (live(images()) - expected).abs().amax(dim=(0, 2)) > 1e-3
+    assert changed.nonzero().flatten().tolist() == [3]
+
+
+def test_gap_is_the_mean_of_patches_that_see_no_class_token(tower):
+    visual = tower.model.visual
+    live = VideoTower(visual, "gap", STEPS, projected=False)
+    frame = images()[0, :1]
+    patches = visual.conv1(frame).flatten(2).transpose(1, 2) + visual.positional_embedding[1:]
+    expected = visual.ln_post(visual.transformer(visual.ln_pre(patches))).mean(dim=1)
+    torch.testing.assert_close(live(images())[0, 0], expected[0])
+    assert live(images()).shape == (2, STEPS, 32)
+
+
+def test_text_tokens_are_those_of_the_cache_and_truncation_keeps_eos(tower):
+    live = ClipTextTower(tower.model, tower.tokenizer, 24, projected=True)
+    texts = ["a cat jumps", "a small dog runs to the door", LONG]
+    ids, mask = live.tokenize(texts)
+    tokens = live(ids, mask)
+    for row, expected in enumerate(tower.encode_texts(texts)):
+        torch.testing.assert_close(tokens[row][mask[row]], expected, atol=1e-5, rtol=1e-4)
+    short = ClipTextTower(tower.model, tower.tokenizer, 6, projected=False)
+    ids, mask = short.tokenize(texts)
+    assert ids.shape == (3, 6) and ids[2, -1] == 49407 and mask[2].all()
+    assert short(ids, mask).shape == (3, 6, 24) and len(short.positions) == 6
+
+
+RECIPE = {
+    "task": "mr",
+    "model": {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 2, "num_levels": 2, "num_head_convs": 1},
+    "targets": {"range_edges": [0, 4, float("inf")]},
+    "data": {"num_steps": STEPS},
+}
+
+
+def recipe_with(towers, **model):
+    return recipe_from_dict(RECIPE | {"model": RECIPE["model"] | model, "towers": {"image": "tiny"} | towers})
+
+
+def batch_of(frames, texts, text_mask):
+    segments = np.array([[1.0, 3.0]])
+    examples = [
+        Example(
+            video_id=f"v{n}",
+            frames=np.zeros((STEPS, 1), dtype=np.float32),
+            frame_mask=np.ones(STEPS, dtype=bool),
+            grid=TimeGrid(0.0, 1.0),
+            duration_seconds=8.0,
+            text=np.zeros((2, 1), dtype=np.float32),
+            segments_steps=segments + n,
+        )
+        for n in range(2)
+    ]
+    batch = collate(examples, max_text_tokens=8)
+    return type(batch)(**vars(batch) | {"frames": frames, "texts": texts, "text_mask": text_mask})
+
+
+def build(tower, recipe):
+    text_tower = text_tower_of(
+        recipe.towers, tower.model, tower.tokenizer, 24, projected=not recipe.model.project_texts
+    )
+    torch.manual_seed(1)
+    return build_end_to_end(recipe.model, recipe.towers, tower.model, text_tower, num_steps=STEPS)
+
+
+def losses_and_gradients(model, batch, recipe):
+    model.train().zero_grad()
+    losses = compute_losses(model, batch, recipe)
+    losses.total.backward()
+    return losses.total.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("train_image", "train_text"), list(itertools.product([False, True], repeat=2)))
+def test_gradients_reach_a_tower_only_where_table_4_finetunes_it(tower, train_image, train_text):
+    recipe = recipe_with(
+        {"train_image": train_image, "train_text": train_text}, project_frames=True, project_texts=True
+    )
+    model = build(tower, recipe)
+    batch = batch_of(images(), *model.text_tower.tokenize(["a cat jumps", "a dog runs away"]))
+    _, gradients = losses_and_gradients(model, batch, recipe)
+    parts = {name.split(".")[0] for name in gradients}
+    assert ("video_tower" in parts, "text_tower" in parts) == (train_image, train_text)
+    projections = {"core.video_projection.weight", "core.text_projection.weight"}
+    assert projections <= gradients.keys() and all(gradients[name].abs().sum() > 0 for name in projections)
+    assert model.video_tower.training == train_image and model.text_tower.training == train_text
+    trained = [p for p in model.video_tower.parameters() if p.grad is not None]
+    assert all(p.grad.abs().sum() > 0 for p in trained) and bool(trained) == train_image
+    torch.testing.assert_close(model.core.video_projection.weight, tower.model.visual.proj.T)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("text_tokens", ["all", "eos"])
+@pytest.mark.parametrize("frame_token", ["cls", "gap"])
+def test_frozen_and_cached_give_the_loss_and_gradients_of_frozen_and_live(tower, projected, text_tokens, frame_token):
+    recipe = recipe_with(
+        {"frame_token": frame_token}, project_frames=not projected, project_texts=not projected, text_tokens=text_tokens
+    )
+    live = build(tower, recipe)
+    ids, mask = live.text_tower.tokenize(["a cat jumps", "a small dog runs to the door"])
+    total, gradients = losses_and_gradients(live, batch_of(images(), ids, mask), recipe)
+    with torch.no_grad():
+        frames, texts = live.video_tower(images()), live.text_tower(ids, mask)
+    cached = EndToEnd(live.core, None, None, train_image=False, train_text=False)
+    again, others = losses_and_gradients(cached, batch_of(frames, texts, mask), recipe)
+    torch.testing.assert_close(total, again)
+    assert gradients.keys() == others.keys() and len(gradients) > 20
+    for name in gradients:
+        torch.testing.assert_close(gradients[name], others[name])
+
+
+def test_frozen_and_live_equal_tokens_that_the_extraction_made(tower):
+    recipe = recipe_with({})
+    live, texts = build(tower, recipe), ["a cat jumps", "a small dog runs to the door"]
+    ids, mask = live.text_tower.tokenize(texts)
+    total, gradients = losses_and_gradients(live, batch_of(images(), ids, mask), recipe)
+    frames = tower.encode_images(images().flatten(0, 1)).unflatten(0, (2, STEPS)).clone()
+    tokens = torch.nn.utils.rnn.pad_sequence(tower.encode_texts(texts), batch_first=True)
+    cached = EndToEnd(live.core, None, None, train_image=False, train_text=False)
+    again, others = losses_and_gradients(cached, batch_of(frames, tokens, mask), recipe)
+    torch.testing.assert_close(total, again, atol=1e-5, rtol=1e-5)
+    for name in gradients:
+        torch.testing.assert_close(gradients[name], others[name], atol=1e-5, rtol=1e-3)
+
+
+def test_towers_that_do_not_exist_or_cannot_train_are_one_clear_error():
+    with pytest.raises(ConfigError, match=r"towers\.train_image: true, but towers\.image names no tower"):
+        TowerConfig(train_image=True)
+    with pytest.raises(ConfigError, match=r"towers\.train_text: true, but towers\.text is none"):
+        TowerConfig(image="ViT-B-16", text="none", train_text=True)
+    with pytest.raises(ConfigError, match=r"towers\.text: got 'bert', expected one of clip"):
+        TowerConfig(text="bert")
+    with pytest.raises(TowerError, match="pools in its own way"):
+        VideoTower(torch.nn.Linear(2, 2), "cls", 4, projected=True)
+    with pytest.raises(TowerError, match="expected toy or a plain CLIP"):
+        clip_architecture("ViT-H-99")
+
+
+def test_without_transformers_t5_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(TowerError, match=r"towers\.text t5-small: needs transformers.*pip install 'unloc\[t5\]'"):
+        t5_text_tower("t5-small", 16)
+
+
+def test_t5_gives_one_token_per_piece_and_padding_changes_nothing():
+    transformers = pytest.importorskip("transformers", reason="the extra `t5` is not installed")
+    config = transformers.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    tower = T5TextTower(transformers.T5EncoderModel(config), None, 8).eval()
+    ids = torch.tensor([[5, 9, 1, 0, 0], [5, 9, 7, 3, 1]])
+    tokens = tower(ids, ids > 0)
+    assert tokens.shape == (2, 5, 16) and tower.dim == 16
+    torch.testing.assert_close(tokens[:1, :3], tower(ids[:1, :3], ids[:1, :3] > 0), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,74 @@
+"""The official configurations have the official parameter counts (spec §1.9; Table 2 for T5)."""
+
+import importlib.util
+
+import pytest
+from typer.testing import CliRunner
+
+from unloc.cli import app
+from unloc.config import ModelConfig, TowerConfig, load_recipe
+from unloc.errors import TowerError
+from unloc.model.end_to_end import counted_parameters
+
+OFFICIAL = {"text_tokens": "eos", "project_frames": True, "project_texts": True}
+LARGE = OFFICIAL | {"width": 768, "num_heads": 12, "mlp_width": 3072}
+GIVEN = {"project_texts": False}
+BASE_TOWER, LARGE_TOWER = TowerConfig(image="ViT-B-16"), TowerConfig(image="ViT-L-14")
+GAP_TOWER = TowerConfig(image="ViT-L-14", frame_token="gap")
+GAP_WITHOUT_TEXT = TowerConfig(image="ViT-L-14", frame_token="gap", text="none")
+# name: fusion and heads, towers, level-0 steps, text tokens, total
+CONFIGS = {
+    "TAL-B": (OFFICIAL | {"num_head_convs": 4}, BASE_TOWER, 128, 16, 174_918_923),
+    "TAL-L": (LARGE | GIVEN | {"num_head_convs": 4, "num_levels": 5}, GAP_WITHOUT_TEXT, 160, 16, 360_690_957),
+    "CAP-B": (OFFICIAL | {"share_heads": False}, BASE_TOWER, 128, 32, 187_539_212),
+    "CAP-L": (LARGE | {"num_head_convs": 4, "pyramid": "fpn"}, GAP_TOWER, 128, 16, 484_289_803),
+    "CHA-B": (OFFICIAL | {"share_heads": False, "pyramid": "fpn"}, BASE_TOWER, 128, 16, 187_531_020),
+    "COIN-L": (LARGE | GIVEN | {"pyramid": "none", "head": "linear"}, GAP_WITHOUT_TEXT, 512, 16, 346_493_697),
+    "QVH-B": (OFFICIAL, BASE_TOWER, 144, 32, 173_363_467),
+    "QVH-L": (LARGE, LARGE_TOWER, 144, 32, 480_907_019),
+}
+
+
+def counts_of(values, towers, num_steps, max_text_tokens):
+    sizes = {"num_steps": num_steps, "max_text_tokens": max_text_tokens, "localizes": values.get("head") != "linear"}
+    return counted_parameters(ModelConfig(**values), towers, **sizes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_official_configuration_has_its_official_number_of_parameters(name):
+    *description, total = CONFIGS[name]
+    assert counts_of(*description)["total"] == total
+
+
+def test_every_part_of_the_official_base_model_has_its_official_number():
+    counts = counts_of(*CONFIGS["TAL-B"][:-1])
+    assert counts.pop("relevance_head") + counts.pop("displacement_head") == 6_305_291
+    towers = {"video_tower": 85_896_960, "video_projection": 393_216}
+    towers |= {"text_tower": 63_134_720, "text_projection": 262_144}
+    assert counts == towers | {"encoder": 18_926_592, "total": 174_918_923}
+
+
+@pytest.mark.parametrize(("text", "millions"), [("t5-small", 147.1), ("t5-base", 221.5)])
+def test_models_with_unpaired_text_towers_are_as_large_as_in_table_2(text, millions):
+    pytest.importorskip("transformers", reason="the extra `t5` is not installed")
+    towers = TowerConfig(image="ViT-B-16", text=text)
+    assert round(counts_of(OFFICIAL | {"num_head_convs": 4}, towers, 128, 16)["total"] / 1e6, 1) == millions
+
+
+def test_a_tower_that_cannot_be_counted_is_named():
+    for image in ("RN50", "ViT-B-17", "coca_ViT-B-32"):
+        with pytest.raises(TowerError, match=r"towers\.image: got"):
+            counts_of(OFFICIAL, TowerConfig(image=image), 128, 16)
+    if importlib.util.find_spec("transformers") is None:
+        with pytest.raises(TowerError, match=r"pip install 'unloc\[t5\]'"):
+            counts_of(OFFICIAL, TowerConfig(image="ViT-B-16", text="t5-base"), 128, 16)
+
+
+def test_print_config_prints_the_counts_and_stays_a_recipe(tmp_path):
+    overrides = ["towers.image=ViT-B-16", *(f"model.{key}={value}" for key, value in OFFICIAL.items())]
+    overrides += ["model.width=512", "model.num_heads=8", "model.mlp_width=2048", "model.num_layers=6"]
+    overrides += ["model.num_head_convs=4", "data.max_text_tokens=16"]
+    result = CliRunner().invoke(app, ["fit", "synth_mr", *overrides, "--print-config"])
+    assert result.exit_code == 0 and "total               174,918,923" in result.output
+    (tmp_path / "printed.yaml").write_text(result.output)
+    assert load_recipe(str(tmp_path / "printed.yaml")).model.num_head_convs == 4
