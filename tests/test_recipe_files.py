@@ -1,6 +1,9 @@
+import re
+from pathlib import Path
+
 import pytest
 
-from unloc.config import load_recipe
+from unloc.config import Recipe, load_recipe
 from unloc.errors import ConfigError, MissingError
 from unloc.recipe_files import recipe_name, recipe_path, shipped_recipes
 
@@ -68,3 +71,13 @@ def test_shipped_names_and_files_lead_to_each_other():
         assert recipe_path(name) == path and recipe_name(path) == name
     with pytest.raises(MissingError, match="close: synth_mr"):
         recipe_path("synt_mr")
+
+
+def test_the_model_page_names_keys_that_recipes_have_and_files_that_are_there():
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs" / "model.md").read_text()
+    sections = {name: getattr(Recipe(), name) for name in ("model", "loss", "towers", "targets", "data")}
+    keys = re.findall(rf"`({'|'.join(sections)})\.(\w+)`", page)
+    assert len(keys) >= 8 and all(hasattr(sections[section], key) for section, key in keys)
+    paths = re.findall(r"`((?:unloc|tests|manifests)/[\w/.]+)`", page)
+    assert len(paths) >= 6 and all((root / path).exists() for path in paths)
