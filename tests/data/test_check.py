@@ -38,7 +38,7 @@ def bad_manifest():
         instance_row("v", "train", "cat", 11, 12),
         instance_row("x", "train", "cat", 0, 999),
     ]
-    return build_manifest(name="bad", tasks=("mr",), rows=rows, classes=["cat", "eel", "cat"])
+    return build_manifest(name="bad", tasks=("mr",), rows=rows, classes=["cat", "eel", "cat", " "])
 
 
 def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
@@ -46,6 +46,7 @@ def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
     found = findings(load_manifest(tmp_path / "m.jsonl"))
     assert {(item.line, item.kind) for item in found if not item.is_note} == {
         (1, "duplicate class"),
+        (1, "empty class"),
         (3, "duplicate video"),
         (4, "bad duration"),
         (6, "duplicate window"),
@@ -118,7 +119,7 @@ def test_repair_cuts_and_drops_and_tells_every_change(bad_manifest):
     assert repaired.instances[["start_seconds", "end_seconds"]].to_numpy().tolist() == [[1, 2], [0, 999]]
     assert repaired.classes == ("cat", "eel")
     assert {rule: len(places) for rule, places in told.places.items()} == {
-        "duplicate class: dropped": 1,
+        "duplicate or empty class: dropped": 2,
         "duplicate video: dropped": 1,
         "bad duration: made unknown": 1,
         "duplicate window: dropped": 1,
@@ -193,8 +194,11 @@ def test_videos_that_splits_share_are_counted():
     assert shared_between_splits(build_manifest(name="x", tasks=("mr",), rows=rows)) == {("one", "two"): 1}
 
 
-def test_the_document_names_every_kind(bad_manifest):
-    document = Path(__file__).parents[2] / "docs/data.md"
-    words = document.read_text(encoding="utf-8")
-    kinds = {item.kind for item in findings(bad_manifest)} | NOTES
-    assert not [kind for kind in kinds if kind not in words]
+DOCUMENT = Path(__file__).parents[2] / "docs/data.md"
+
+
+def test_the_document_names_every_kind_and_its_manifest_can_be_read(bad_manifest, tmp_path):
+    words = DOCUMENT.read_text(encoding="utf-8")
+    assert not [kind for kind in {item.kind for item in findings(bad_manifest)} | NOTES if kind not in words]
+    (tmp_path / "m.jsonl").write_text(words.split("```")[1].strip())
+    assert not findings(load_manifest(tmp_path / "m.jsonl"))

@@ -42,9 +42,9 @@ def apply_rule(manifest: Manifest, rule: str, told: Repairs) -> Manifest:
         raise InputError(f"--bad-rows: got {rule!r}, expected one of {', '.join(RULES)}")
     if rule == "keep":
         return manifest
-    classes = tuple(dict.fromkeys(manifest.classes))
-    if len(classes) < len(manifest.classes):
-        told.add("duplicate class: dropped", "classes")
+    classes = tuple(name for name in dict.fromkeys(manifest.classes) if name.strip())
+    for _ in range(len(manifest.classes) - len(classes)):
+        told.add("duplicate or empty class: dropped", "classes")
     manifest = replace(manifest, classes=classes, videos=_videos(manifest.videos, rule, told))
     if manifest.videos.empty:
         raise ManifestError(f"--bad-rows {rule}: no video of {manifest.name!r} is left")
