@@ -21,6 +21,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from unloc.data.shard_map import ShardMap
 from unloc.data.token_dtype import from_stored
 from unloc.errors import CacheError, MissingError
 
@@ -91,12 +92,12 @@ class Cache:
         self.versions: dict = attributes["versions"]
         self.dtype: str = self.fingerprint.get("dtype", "float16")
         """How tokens are stored: float16, float32 or bfloat16 (see `token_dtype`)."""
-        self._arrays: dict[str, np.ndarray] = {}
+        self._maps: dict[str, ShardMap] = {}
         self._times: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict:
         # Maps would be pickled as the data they show; another process maps the shards itself.
-        return self.__dict__ | {"_arrays": {}, "_times": {}}
+        return self.__dict__ | {"_maps": {}, "_times": {}}
 
     @cached_property
     def tables(self) -> dict[str, dict]:
@@ -136,13 +137,11 @@ class Cache:
         if video_id not in self:
             raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
         row = self.rows.get(video_id) or self.rows[self.aliases[video_id]]
-        array = self._mapped(self._frames_of(row["shard"]))
-        tokens = array[row["first_row"] : row["first_row"] + row["num_tokens"]]
-        return CachedVideo(from_stored(tokens, self.dtype).swapaxes(0, 1), self._times_of(row), row)
+        return CachedVideo(from_stored(self.stored_tokens(row), self.dtype).swapaxes(0, 1), self._times_of(row), row)
 
     def stored_tokens(self, row: dict) -> np.ndarray:
         """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
-        return self._mapped(self._frames_of(row["shard"]))[row["first_row"] : row["first_row"] + row["num_tokens"]]
+        return self._map(f"shards/{row['shard']}/frames").rows(row["first_row"], row["num_tokens"])
 
     @property
     def num_texts(self) -> int:
@@ -157,7 +156,7 @@ class Cache:
     def stored_text(self, text: str) -> np.ndarray:
         """(K, D) of one text as its bytes are stored (bfloat16: as uint16)."""
         name, first, count = self._texts[text]
-        return self._mapped(name)[first : first + count]
+        return self._map(name).rows(first, count)
 
     def has_text(self, text: str) -> bool:
         """True where the text's tokens are here."""
@@ -171,11 +170,7 @@ class Cache:
                 f"{self.path}: {len(absent)} texts are not in the cache (first: {absent[0]!r}); "
                 "run `unloc extract` with this manifest on it"
             )
-        found = map(self._texts.get, texts)
-        return [from_stored(self._mapped(path)[first : first + count], self.dtype) for path, first, count in found]
-
-    def _frames_of(self, shard: str) -> str:
-        return f"shards/{shard}/frames"
+        return [from_stored(self.stored_text(text), self.dtype) for text in texts]
 
     def _times_of(self, row: dict) -> np.ndarray:
         video_id = row["video_id"]
@@ -183,43 +178,7 @@ class Cache:
             self._times[video_id] = np.asarray(row["times_seconds"], dtype=np.float64)
         return self._times[video_id]
 
-    def _mapped(self, name: str) -> np.ndarray:
-        if name not in self._arrays:
-            self._arrays[name] = map_array(self.path / name)
-        return self._arrays[name]
-
-
-def map_array(path: Path) -> np.ndarray:
-    """An uncompressed, single-shard Zarr array as a read-only map of its shard file, in its stored dtype.
-
-    Raises CacheError where the file is shorter than its metadata says or its index is damaged.
-    """
-    shape, dtype, inner = _layout(path)
-    file = path / "c" / Path(*["0"] * len(shape))
-    num_chunks = shape[0] // inner[0]
-    expected = int(np.prod(shape)) * dtype.itemsize + 16 * num_chunks + 4
-    if not file.is_file() or file.stat().st_size != expected:
-        size = file.stat().st_size if file.is_file() else 0
-        raise CacheError(f"{file}: {size} bytes, expected {expected}; `unloc cache verify` tells what is broken")
-    with file.open("rb") as handle:
-        handle.seek(-(16 * num_chunks + 4), 2)
-        raw = handle.read()
-    if int.from_bytes(raw[-4:], "little") != google_crc32c.value(raw[:-4]):
-        raise CacheError(f"{file}: the shard's index is damaged; `unloc cache verify` tells what is broken")
-    index = np.frombuffer(raw[:-4], dtype="<u8").reshape(num_chunks, 2)
-    chunk_bytes = int(np.prod(inner)) * dtype.itemsize
-    if not np.array_equal(index[:, 0], np.arange(num_chunks, dtype=np.uint64) * np.uint64(chunk_bytes)):
-        raise CacheError(f"{file}: chunks are not in order; this cache was not written by unloc")
-    # A plain array over the map: slices of np.memmap cost several times as much to make.
-    return np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
-
-
-def _layout(path: Path) -> tuple[tuple[int, ...], np.dtype, tuple[int, ...]]:
-    """Shape, dtype and chunk shape that an array's metadata states."""
-    file = path / "zarr.json"
-    try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-        inner = tuple(stated["codecs"][0]["configuration"]["chunk_shape"])
-        return tuple(stated["shape"]), np.dtype(stated["data_type"]).newbyteorder("<"), inner
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        raise CacheError(_damaged(file)) from None
+    def _map(self, name: str) -> ShardMap:
+        if name not in self._maps:
+            self._maps[name] = ShardMap(self.path / name)
+        return self._maps[name]
