@@ -57,7 +57,7 @@ class UnLoc(nn.Module):
         self.video_projection = _projection(frame_dim, config.width, always=config.project_frames)
         self.text_projection = _projection(text_dim, config.width, always=config.project_texts)
         self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, config.width)
-        self.encoder = _encoder(config)
+        self.encoder = _encoder(config, localizes)
         num_outputs = num_classes if config.fusion == "none" else 1
         self.relevance_head = _relevance_head(config, num_outputs, localizes) if config.fusion != "late" else None
         self.displacement_head = _displacement_head(config, num_outputs) if localizes else None
@@ -213,12 +213,12 @@ def _projection(dim: int, width: int, *, always: bool) -> nn.Module:
     return nn.Linear(dim, width, bias=False) if always or dim != width else nn.Identity()
 
 
-def _encoder(config: ModelConfig) -> nn.Module:
+def _encoder(config: ModelConfig, localizes: bool) -> nn.Module:
     layers = nn.ModuleList(
         FusionLayer(config.width, config.num_heads, config.mlp_width, config.dropout) for _ in range(config.num_layers)
     )
     if config.pyramid == "simple":
-        return SimplePyramidEncoder(layers, config.width, config.num_levels)
+        return SimplePyramidEncoder(layers, config.width, config.num_levels if localizes else 1)  # AS: the bottom
     if config.pyramid == "fpn":
         return FeaturePyramidEncoder(layers, config.width, config.num_levels)
     return PlainEncoder(layers, config.width)
