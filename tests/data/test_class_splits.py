@@ -70,9 +70,20 @@ def test_training_sees_no_video_with_an_unseen_class_and_the_test_keeps_all_vide
         unseen_manifest(manifest, split, "val")
 
 
+def test_listed_classes_that_a_part_of_a_dataset_lacks_are_left_out(manifest):
+    split = ClassSplit(name="s", seen=("more", "a"), unseen=("b", "others"))
+    assert seen_manifest(manifest, split).classes == ("a",)
+    assert unseen_manifest(manifest, split, "test").classes == ("b",)
+
+
 @pytest.mark.parametrize(
-    ("unseen", "words"), [(("b", "c"), "1 listed classes are not in manifest 'small', first 'c'"), ((), "on no side")]
+    ("seen", "unseen", "words"),
+    [
+        (("a",), ("c",), "1 classes of manifest 'small' are on no side, first 'b'"),
+        (("a", "b"), ("c",), "has none of the unseen classes"),
+        (("c",), ("a", "b"), "has none of the seen classes"),
+    ],
 )
-def test_lists_must_name_exactly_the_classes_of_the_manifest(manifest, unseen, words):
+def test_every_class_of_the_manifest_is_on_a_side_and_both_sides_have_some(manifest, seen, unseen, words):
     with pytest.raises(ManifestError, match=words):
-        seen_manifest(manifest, ClassSplit(name="s", seen=("a",), unseen=unseen))
+        seen_manifest(manifest, ClassSplit(name="s", seen=seen, unseen=unseen))

@@ -255,7 +255,8 @@ def zero_shot(
         for side, part in sides.items():
             save_manifest(part, out / split.name / f"{side}.jsonl")
         counts = "; ".join(
-            f"{side} {len(part.classes)} classes, {len(part.videos)} videos, {len(part.instances)} instances"
+            f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes, {len(part.videos)} videos, "
+            f"{len(part.instances)} instances"
             for side, part in sides.items()
         )
         typer.echo(f"{out / split.name}: {counts}")

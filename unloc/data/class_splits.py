@@ -65,27 +65,29 @@ def _number(path: Path) -> int:
 
 
 def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
-    """Raise ManifestError where the split's classes are not exactly the manifest's."""
-    listed, known = {*split.seen, *split.unseen}, set(manifest.classes)
-    unknown, left = sorted(listed - known), sorted(known - listed)
-    if unknown:
-        raise ManifestError(
-            f"{split.name}: {len(unknown)} listed classes are not in manifest {manifest.name!r}, first {unknown[0]!r}"
-        )
+    """Raise ManifestError where a class of the manifest is on no side, or one side has none of its classes.
+
+    Listed classes that the manifest lacks are no error: a manifest may hold some of a dataset's videos only.
+    """
+    left = [name for name in manifest.classes if name not in {*split.seen, *split.unseen}]
     if left:
         raise ManifestError(
             f"{split.name}: {len(left)} classes of manifest {manifest.name!r} are on no side, first {left[0]!r}"
         )
+    for side, names in (("seen", split.seen), ("unseen", split.unseen)):
+        if not set(names) & set(manifest.classes):
+            raise ManifestError(f"{split.name}: manifest {manifest.name!r} has none of the {side} classes")
 
 
-def restrict_to_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
-    """The manifest with these classes and their instances only, in the order given; all videos stay."""
+def restrict_to_classes(manifest: Manifest, names: tuple[str, ...]) -> Manifest:
+    """The manifest with those of its classes that are named, in the order of the names; all videos stay."""
+    classes = tuple(name for name in names if name in manifest.classes)
     instances = manifest.instances[manifest.instances["label"].isin(classes)].reset_index(drop=True)
     return replace(manifest, classes=classes, instances=instances)
 
 
 def seen_manifest(manifest: Manifest, split: ClassSplit) -> Manifest:
-    """What may be trained on: the videos that show seen classes only.
+    """What may be trained on: the videos that show seen classes only. Raises ManifestError where there is none.
 
     Videos that show an unseen class too are left out: their unseen actions would be taught as background.
     """
@@ -93,6 +95,8 @@ def seen_manifest(manifest: Manifest, split: ClassSplit) -> Manifest:
     instances = manifest.instances
     showing_unseen = set(instances[instances["label"].isin(split.unseen)]["video_id"])
     showing_seen = set(instances[instances["label"].isin(split.seen)]["video_id"])
+    if not showing_seen - showing_unseen:
+        raise ManifestError(f"{split.name}: no video of manifest {manifest.name!r} shows seen classes only")
     return restrict_to_classes(only_videos(manifest, showing_seen - showing_unseen), split.seen)
 
 
