@@ -69,7 +69,7 @@ CONVERT = "data convert activitynet --annotations"
         ("data convert tacos --annotations wrong.json --out new.jsonl", "format 'tacos' is not known"),
         ("data convert activitynet --out new.jsonl", "Missing option '--annotations'"),
         (f"{CONVERT} nowhere --out new.jsonl", "annotations nowhere do not exist"),
-        (f"{CONVERT} empty --out new.jsonl", "no activity*net*.json or *.json in this folder"),
+        (f"{CONVERT} empty --out new.jsonl", "nothing in this folder is called activity*net*.json or *.json"),
         (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: no ActivityNet 1.3 file"),
         (f"{CONVERT} cut.json --out new.jsonl", "cut.json:1: not JSON"),
         (

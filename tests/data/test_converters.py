@@ -4,6 +4,7 @@ import pytest
 
 from unloc.data.check import findings
 from unloc.data.converters import CONVERTERS, convert
+from unloc.data.official import Repairs
 from unloc.data.prompts import prompted
 from unloc.errors import InputError, ManifestError, MissingError
 
@@ -61,6 +62,18 @@ def test_coin_orders_classes_by_step_id_and_tells_shared_names_apart(tmp_path):
     database = {"a": video("Tea", [("2", "pour"), ("10", "stir")]), "b": video("Soup", [("1", "pour")])}
     manifest = convert("coin", [write(tmp_path / "COIN.json", {"database": database})])
     assert manifest.classes == ("pour (Soup)", "pour (Tea)", "stir")
+
+
+def test_of_several_lengths_the_first_is_taken_and_it_is_told(tmp_path):
+    write(tmp_path / "charades_sta_test.txt", "ABC 1.0 4.5##a person sits.\n")
+    write(tmp_path / "Charades_a.csv", "id,length\nABC,8\nABC,8.0\n")
+    write(tmp_path / "Charades_b.csv", "id,length\nABC,9\n")
+    write(tmp_path / "LICENSE.txt", "not annotations")
+    told = Repairs()
+    assert convert("charades-sta", [tmp_path], None, told).videos["duration_seconds"].tolist() == [8.0]
+    assert told.places == {
+        "video with several lengths: the first one taken": [f"{tmp_path / 'Charades_b.csv'}:2: 'ABC'"]
+    }
 
 
 @pytest.mark.parametrize("name", CONVERTERS)

@@ -54,7 +54,7 @@ def test_captions_have_their_sentences_and_shared_videos(converted):
     assert counts(manifest.videos) == {"train": 10009, "val_1": 4917, "val_2": 4885}
     assert counts(manifest.queries) == {"train": 37421, "val_1": 17505, "val_2": 17031}
     assert shared_between_splits(manifest) == {("val_1", "val_2"): 4885}
-    assert told_counts(told) == {"sentence with blanks around it or line breaks: taken off": 49046}
+    assert told_counts(told) == {"sentence with surplus blanks or line breaks: cleaned": 49046}
     assert Counter(item.kind for item in findings(manifest)) == {
         "segment past the video by rounding": 35,  # 29 + 5 + 1
         "zero-length segment": 2,

@@ -174,13 +174,16 @@ def _query_findings(manifest: Manifest) -> Iterator[Finding]:
         key, line = (row["video_id"], row["split"]), row["line"]
         where = f"{_place(key)}: query {row['qid']}"
         duration = durations.get(key, math.nan)
-        kinds = [place_problem(key, durations, splits)]
-        kinds.append(None if row["text"].strip() else "empty text")
-        kinds.append("duplicate qid" if (row["split"], row["qid"]) in qids else None)
         identity = (*key, row["text"], tuple(map(tuple, row["segments"])))
-        kinds.append("duplicate row" if identity in seen else None)
-        kinds.append(ratings_problem(row["relevant_clip_ids"], row["saliency_scores"], duration))
-        kinds.append("windows and clips differ" if not kinds[-1] and not _windows_are_clips(row) else None)
+        ratings = ratings_problem(row["relevant_clip_ids"], row["saliency_scores"], duration)
+        kinds = (
+            place_problem(key, durations, splits),
+            None if row["text"].strip() else "empty text",
+            "duplicate qid" if (row["split"], row["qid"]) in qids else None,
+            "duplicate row" if identity in seen else None,
+            ratings,
+            None if ratings or _windows_are_clips(row) else "windows and clips differ",
+        )
         qids.add((row["split"], row["qid"]))
         seen.add(identity)
         yield from (Finding(kind, line, where) for kind in kinds if kind)
@@ -217,12 +220,12 @@ def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
     for video_id, split, label, start, end, line in zip(*columns, manifest.instances["line"], strict=True):
         key = (video_id, split)
         duration = durations.get(key, math.nan)
-        kinds = [
+        kinds = (
             place_problem(key, durations, splits),
             None if label in classes else "unknown label",
             "duplicate row" if (*key, label, start, end) in seen else None,
             segment_problem(start, end, duration),
-        ]
+        )
         seen.add((*key, label, start, end))
         words = f"{_place(key)}: {label} [{start}, {end}] in {_long(duration)}"
         yield from (Finding(kind, line, words) for kind in kinds if kind)

@@ -164,10 +164,10 @@ def _brief(value: object) -> str:
 
 
 def sentence(text: str, place: str, repairs: Repairs) -> str:
-    """The sentence without the line breaks and the blanks around it that releases carry."""
+    """The sentence without the line breaks and the surplus blanks that releases carry."""
     cleaned = " ".join(text.split())
     if cleaned != text:
-        repairs.add("sentence with blanks around it or line breaks: taken off", place)
+        repairs.add("sentence with surplus blanks or line breaks: cleaned", place)
     return cleaned
 
 
@@ -236,7 +236,7 @@ def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
         files = [item for item in sorted(path.iterdir()) if item.is_file() and not (but and _matches(item, but))]
         matches = next(filter(None, ([item for item in files if _matches(item, one)] for one in patterns)), None)
         if matches is None:
-            raise MissingError(f"annotations {path}: no {' or '.join(patterns)} in this folder")
+            raise MissingError(f"annotations {path}: nothing in this folder is called {' or '.join(patterns)}")
         found += matches
     return list(dict.fromkeys(found))
 

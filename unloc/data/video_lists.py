@@ -1,6 +1,7 @@
 """Lists of video ids: blocked ones (gone from the web, left out by a paper's code) or the only ones to keep."""
 
 import csv
+import io
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def _of_json(path: Path) -> list[str]:
 
 
 def _of_csv(path: Path) -> list[str]:
-    reader = csv.DictReader(read_text(path).splitlines())
+    reader = csv.DictReader(io.StringIO(read_text(path)))
     column = next((name for name in _ID_COLUMNS if name in (reader.fieldnames or ())), None)
     if column is None:
         raise ManifestError(f"{path}:1: no column of ids; expected one of {', '.join(_ID_COLUMNS)}")

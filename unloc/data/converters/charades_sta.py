@@ -1,6 +1,7 @@
 """Charades-STA (MR): `ID START END##SENTENCE` lines, and the Charades csv for the lengths of the videos."""
 
 import csv
+import io
 from pathlib import Path
 
 from unloc.data.official import (
@@ -21,7 +22,7 @@ def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
     Segments are kept as written: 2,367 official ends lie past the video's length, and whether they are clamped is the
     protocol's business. Raises ManifestError where a video has no length.
     """
-    files = files_below(paths, "*.[ct][sx][vt]")
+    files = files_below(paths, "charades*.[ct][sx][vt]", "*.[ct][sx][vt]")
     texts = [path for path in files if path.suffix.lower() != ".csv"]
     if not texts:
         raise ManifestError(f"{paths[0]}: no charades_sta_*.txt among the annotations")
@@ -56,15 +57,14 @@ def _parse(line: str, place: str) -> tuple[str, list[float], str]:
 
 
 def _add_lengths(lengths: dict[str, float], path: Path, repairs: Repairs) -> None:
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(read_text(path)))
     if not {"id", "length"} <= set(reader.fieldnames or ()):
         raise ManifestError(f"{path}:1: expected a csv with columns id and length, got {reader.fieldnames}")
     try:
         for row in reader:
             video_id, length = row["id"], float(row["length"])
             if lengths.setdefault(video_id, length) != length:
-                repairs.add(
-                    "video with several lengths: the first one taken", f"{path}:{reader.line_num}: {video_id!r}"
-                )
+                place = f"{path}:{reader.line_num}: {video_id!r}"
+                repairs.add("video with several lengths: the first one taken", place)
     except (TypeError, ValueError, csv.Error) as error:
         raise ManifestError(f"{path}:{reader.line_num}: length is not a number of seconds ({error})") from None
