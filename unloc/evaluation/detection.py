@@ -198,10 +198,11 @@ def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:
     """
     order, truth_order = np.argsort(matches.keys, kind="stable"), np.argsort(matches.truth_keys, kind="stable")
     sorted_keys, best = matches.keys[order], np.full(len(matches.truth), -1.0)
-    unique, first = np.unique(matches.truth_keys[truth_order], return_index=True)
+    unique, first, count = np.unique(matches.truth_keys[truth_order], return_index=True, return_counts=True)
     starts, ends = np.searchsorted(sorted_keys, unique), np.searchsorted(sorted_keys, unique, side="right")
-    for rows, start, end in zip(np.split(truth_order, first[1:]), starts, ends, strict=True):
-        chosen = order[start : min(end, start + multiple * len(rows))]
+    for begin, num_truth, start, end in zip(first, count, starts, ends, strict=True):
+        rows = truth_order[begin : begin + num_truth]
+        chosen = order[start : min(end, start + multiple * num_truth)]
         if len(chosen):
             best[rows] = overlap_over_union(matches.segments[chosen][:, None], matches.truth[rows][None]).max(axis=0)
     return best[:, None] >= matches.thresholds

@@ -1,10 +1,13 @@
 """Moment retrieval: R@n at IoU m and mIoU by the protocols that papers use (they do not always say which).
 
-default          UnLoc: IoU >= m, best scores first, of equals the later entry; ground truth clamped to [0, duration]
+default          UnLoc: IoU >= m, best scores first; ground truth clamped to [0, duration]
 raw              the same with the ground truth as annotated
 2d-tan           IoU > m, the file's order with NMS at 0.5, union taken as the hull; ground truth clamped
 2d-tan-nms-0.45  the same with NMS at 0.45 (its Charades-STA pooling model)
 2d-tan-no-nms    the same without NMS
+
+Tie rule of the first two: of equal scores the longer window goes first, of equally long ones the later entry. UnLoc's
+own sort leaves ties to the numpy build; with this rule the golden sets end inside the span of its tie orders.
 """
 
 from collections import Counter, defaultdict
@@ -144,8 +147,8 @@ def best_ratios(prediction: MomentPrediction | None, truth: np.ndarray, rules: R
 
 
 def best_first(windows: np.ndarray) -> np.ndarray:
-    """(N, 2) windows by falling score; of equal scores the later entry first."""
-    return windows[np.argsort(windows[:, 2], kind="stable")[::-1], :2]
+    """(N, 2) windows by falling score; of equal scores the longer first, of equally long ones the later entry."""
+    return windows[np.lexsort((windows[:, 1] - windows[:, 0], windows[:, 2]))[::-1], :2]
 
 
 def _finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    """The official scorers' answers."""
+    return shared / "golden" / "metrics"
