@@ -14,7 +14,7 @@ from unloc.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from unloc.data.collate import Example, collate
 from unloc.data.schema import load_manifest, save_manifest
 from unloc.data.steps import TimeGrid
-from unloc.errors import UnlocError
+from unloc.errors import ConfigError, UnlocError
 from unloc.inference.load import CheckpointInfo, build_model
 from unloc.recipe_files import shipped_recipes
 from unloc.tasks import task_named
@@ -164,3 +164,25 @@ def test_a_mistaken_manifest_or_split_neither_leaves_nor_deletes_a_run(token_wor
     with pytest.raises(UnlocError, match=words):
         fit_recipe(recipe, tmp_path / "manifest.jsonl", cache_path, run, overwrite=True)
     assert (run / "metrics.jsonl").is_file()
+
+
+def test_a_run_on_a_cache_says_that_its_towers_are_frozen_and_keeps_the_recipe_it_followed(token_world, tmp_path):
+    manifest, cache_path = token_world
+    sizes = ["model.width=8", "model.num_heads=2", "model.mlp_width=8", "model.num_layers=1", "data.num_steps=16"]
+    recipe = load_recipe("charades_b", [*sizes, "train.epochs=0.1", "train.batch_size=8"])
+    assert recipe.towers.train_text
+    fit_recipe(recipe, manifest, cache_path, tmp_path / "run", threads=1)
+    towers = load_recipe(str(tmp_path / "run" / "recipe.yaml")).towers
+    assert (towers.train_image, towers.train_text, towers.image) == (False, False, "made up")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert (
+        "tokens of a cache: towers.train_text False (recipe: True), towers.image 'made up' (recipe: 'ViT-B-16')" in log
+    )
+    fit_recipe(recipe, manifest, cache_path, tmp_path / "run", threads=1, resume=True)
+
+
+def test_a_text_tower_that_no_cache_holds_is_refused(token_world, tmp_path):
+    recipe = load_recipe("ablations/table2_t5_small_anet_mr", ["data.val_split=val"])
+    with pytest.raises(ConfigError, match=r"towers\.text: got t5-small, a cache holds CLIP's text tokens only"):
+        fit_recipe(recipe, *token_world, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -45,10 +45,10 @@ def fit(
         return
     if manifest is None or cache is None or work_dir is None:
         raise InputError("unloc fit: --manifest, --cache and --work-dir are needed (or --print-config)")
-    from unloc.cli.progress import step_bar
+    from unloc.cli.progress import shown_notes, step_bar
     from unloc.training.run import fit_recipe
 
-    with step_bar() as on_step:
+    with shown_notes("unloc.training"), step_bar() as on_step:
         metrics = fit_recipe(
             resolved,
             manifest,

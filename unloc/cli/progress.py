@@ -1,5 +1,6 @@
 """Progress bars: only here, with rate and time left, and off when nobody watches a terminal."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unloc.training.trainer import Progress
+
+
+@contextmanager
+def shown_notes(name: str) -> Iterator[None]:
+    """Warnings of a part of the library, one line each beside the bar."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(name).removeHandler(handler)
 
 
 @contextmanager

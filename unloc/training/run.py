@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -48,8 +49,11 @@ def fit_recipe(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
     require_data(loaded, recipe)  # before anything is written, or deleted by overwrite
+    recipe, note = on_cached_tokens(recipe, opened.fingerprint)
     prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
     handler = _log_to(run / "log.txt")
+    if note:
+        logger.warning(note)
     try:
         trainer = Trainer(recipe, loaded, opened, run, device=device_, on_step=on_step)
         if resume:
@@ -73,6 +77,26 @@ def require_data(manifest: Manifest, recipe: Recipe) -> None:
         if split and split not in manifest.splits:
             known = ", ".join(manifest.splits)
             raise MissingError(f"data.{key}: split {split!r} is not in manifest {manifest.name!r}; it has: {known}")
+
+
+def on_cached_tokens(recipe: Recipe, fingerprint: dict) -> tuple[Recipe, str]:
+    """The recipe as a run on a cache can follow it, and a sentence on what it thereby does not (or nothing).
+
+    A cache holds tokens of frozen towers: no tower trains, and the image tower is the one that made the cache. The run
+    keeps the recipe returned. Raises ConfigError for a text tower whose tokens no cache holds.
+    """
+    towers = recipe.towers
+    if towers.text not in ("clip", "none"):
+        raise ConfigError(f"towers.text: got {towers.text}, a cache holds CLIP's text tokens only; set it to clip")
+    name = fingerprint.get("tower.name", "")
+    held = {"train_image": False, "train_text": False, "image": name if towers.image else ""}
+    if fingerprint.get("tower.frame_token") in ("cls", "gap"):
+        held["frame_token"] = fingerprint["tower.frame_token"]
+    changed = {key: value for key, value in held.items() if value != getattr(towers, key)}
+    if not changed:
+        return recipe, ""
+    told = ", ".join(f"towers.{key} {value!r} (recipe: {getattr(towers, key)!r})" for key, value in changed.items())
+    return replace(recipe, towers=replace(towers, **changed)), f"trains on the tokens of a cache: {told}"
 
 
 def start_from(trainer: Trainer, init: Path) -> None:

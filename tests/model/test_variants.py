@@ -1,0 +1,171 @@
+"""Every variant of the paper's tables builds and runs; every pair that contradicts itself is one clear error."""
+
+import itertools
+
+import pytest
+import torch
+
+from unloc.config import ModelConfig, load_recipe, recipe_from_dict
+from unloc.errors import ConfigError
+from unloc.model.unloc import MAX_SEQUENCES, UnLoc
+
+TINY = {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 3, "num_levels": 3, "num_head_convs": 1}
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    options = {key: changes.pop(key) for key in ("num_classes", "localizes") if key in changes}
+    return UnLoc(ModelConfig(**TINY | changes), 16, 16, 16, **options).eval()
+
+
+def inputs(videos=2, texts=3):
+    generator = torch.Generator().manual_seed(1)
+    frame_mask = torch.arange(16) < torch.tensor([[16], [13]])[:videos]
+    text_mask = torch.arange(5) < torch.randint(2, 6, (texts, 1), generator=generator)
+    return (
+        torch.randn(videos, 16, 16, generator=generator),
+        frame_mask,
+        torch.randn(texts, 5, 16, generator=generator),
+        text_mask,
+    )
+
+
+AXES = {
+    "fusion": ("mid", "late", "none"),
+    "pyramid": ("simple", "fpn", "none"),
+    "text_tokens": ("all", "eos"),
+    "positions": ("sinusoidal", "learned", "none"),
+    "share_heads": (True, False),
+    "displacements": ("per_text", "shared"),
+}
+
+
+@pytest.mark.parametrize(
+    "values", list(itertools.product(*AXES.values())), ids=lambda values: "-".join(map(str, values))
+)
+def test_every_variant_scores_every_class_and_trains_every_parameter(values):
+    changes = dict(zip(AXES, values, strict=True))
+    model = build(**changes, num_classes=3 if changes["fusion"] == "none" else None).train()
+    outputs = model(*inputs(), pairing="all")
+    points = 16 if changes["pyramid"] == "none" else 28
+    assert outputs.relevance.shape == (2, 3, points) and outputs.displacements.shape == (2, 3, points, 2)
+    assert (outputs.displacements >= 0).all()
+    (outputs.relevance.sum() + outputs.displacements.sum()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    per_text = changes["displacements"] == "per_text" and changes["fusion"] != "late"
+    assert torch.equal(outputs.displacements[:, 0], outputs.displacements[:, 1]) != per_text
+
+
+@pytest.mark.parametrize("num_convs", [1, 2, 3, 4])
+def test_heads_have_one_to_four_convolutions(num_convs):
+    assert len(build(num_head_convs=num_convs).relevance_head.blocks[0].convs) == num_convs
+
+
+def test_shared_displacements_come_from_features_averaged_over_all_classes_in_chunks_or_not():
+    results = {}
+    for chunk in (0, 2):
+        model = build(displacements="shared", max_texts_in_flight=chunk).train()
+        seen = []
+        model.encoder.register_forward_hook(lambda module, given, levels, seen=seen: seen.append(levels))
+        outputs = model(*inputs(texts=5), pairing="all")
+        (outputs.displacements[:, 0].square().sum() + outputs.relevance.sum()).backward()
+        results[chunk] = outputs.displacements, [parameter.grad for parameter in model.parameters()]
+        if not chunk:
+            means = [level.unflatten(0, (2, 5)).mean(dim=1) for level in seen[0]]
+            expected = model.displacement_head(means)[:, None].expand(-1, 5, -1, -1)
+            torch.testing.assert_close(outputs.displacements, expected)
+    torch.testing.assert_close(results[0], results[2], atol=1e-4, rtol=1e-4)
+
+
+def test_what_the_first_layer_makes_of_frames_is_computed_once_and_changes_no_output():
+    model, (frames, frame_mask, texts, text_mask) = build(), inputs()
+    lengths = []
+    model.encoder.layers[0].qkv.register_forward_hook(lambda module, given, out: lengths.append(out.shape[:2]))
+    every = model(frames, frame_mask, texts, text_mask, pairing="all")
+    assert lengths == [(2, 16), (3, 5)]  # frames once per video, tokens once per text; not 2 x 3 sequences of 21
+    for video, text in itertools.product(range(2), range(3)):
+        one = (frames[[video]], frame_mask[[video]], texts[[text]], text_mask[[text]])
+        alone = model(*one, pairing="own")
+        torch.testing.assert_close(alone.relevance[0, 0], every.relevance[video, text], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.displacements[0, 0], every.displacements[video, text], atol=1e-5, rtol=1e-5)
+
+
+def test_ten_thousand_labels_stream_through_a_bounded_number_of_sequences():
+    model, (frames, frame_mask, _, _) = build(num_layers=1, pyramid="simple"), inputs()
+    texts, text_mask = torch.randn(10_000, 2, 16), torch.ones(10_000, 2, dtype=torch.bool)
+    fused = []
+    model.encoder.register_forward_hook(lambda module, given, levels: fused.append(len(given[0])))
+    with torch.inference_mode():
+        outputs = model(frames, frame_mask, texts, text_mask, pairing="all")
+        few = model(frames, frame_mask, texts[-3:], text_mask[-3:], pairing="all")
+    assert outputs.relevance.shape == (2, 10_000, 28) and max(fused) <= MAX_SEQUENCES
+    assert sum(fused[:-1]) == 20_000
+    torch.testing.assert_close(outputs.relevance[:, -3:], few.relevance, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [200, 778])
+def test_all_classes_of_a_benchmark_train_in_chunks(classes):
+    model, (frames, frame_mask, _, _) = build(max_texts_in_flight=50, num_layers=1).train(), inputs()
+    fused = []
+    model.encoder.register_forward_hook(lambda module, given, levels: fused.append(len(given[0])))
+    outputs = model(frames, frame_mask, torch.randn(classes, 2, 16), torch.ones(classes, 2, dtype=torch.bool))
+    outputs.relevance.sum().backward()
+    assert max(fused) == 100 and sum(fused) == 2 * 2 * classes  # forward, and again in the backward pass
+
+
+AS = ["task=as", "model.pyramid=none", "model.head=linear"]
+BAD = [
+    (["model.fusion=middle"], r"model\.fusion: got 'middle', expected one of mid, late, none"),
+    (["model.text_tokens=cls"], r"model\.text_tokens: got 'cls'"),
+    (["model.positions=rotary"], r"model\.positions: got 'rotary'"),
+    (["model.pyramid=bifpn"], r"model\.pyramid: got 'bifpn'"),
+    (["model.displacements=none"], r"model\.displacements: got 'none'"),
+    (["model.num_head_convs=0"], r"model\.num_head_convs: got 0, expected 1 to 4"),
+    (["model.num_layers=0"], r"model\.num_layers: got 0, expected at least 1"),
+    (["model.width=30"], r"model\.width: 30 is not a multiple of model\.num_heads 4"),
+    (["model.dropout=1.5"], r"model\.dropout: got 1\.5, expected 0\.0 to 0\.99"),
+    (["model.max_texts_in_flight=-1"], r"model\.max_texts_in_flight: got -1"),
+    (["model.pyramid=fpn", "model.num_layers=3"], r"model\.num_levels: 4 levels need as many layers"),
+    (["model.pyramid=none"], r"targets\.range_edges: 4 ranges for 1 pyramid levels"),
+    (["model.num_levels=5"], r"targets\.range_edges: 4 ranges for 5 pyramid levels"),
+    (["data.num_steps=100"], r"data\.num_steps: got 100, expected a positive multiple of 8 for 4 levels"),
+    (["data.num_steps=0"], r"data\.num_steps: got 0"),
+    (["data.max_text_tokens=1"], r"data\.max_text_tokens: got 1, expected 2 to 128"),
+    (["data.max_text_tokens=500"], r"data\.max_text_tokens: got 500, expected 2 to 128"),
+    (["targets.range_edges=[0,8,4,16,inf]"], r"targets\.range_edges: .*expected rising edges from 0"),
+    (["targets.range_edges=[4,8,16,32,inf]"], r"targets\.range_edges: .*expected rising edges from 0"),
+    (["targets.radius=-1"], r"targets\.radius: got -1"),
+    (["loss.relevance=hinge"], r"loss\.relevance: got 'hinge'"),
+    (["loss.box=giou"], r"loss\.box: got 'giou'"),
+    (["loss.box=l1+"], r"loss\.box: got ''"),
+    (["loss.box=x*l1"], r"loss\.box: got 'x\*l1'"),
+    (["loss.focal_alpha=2"], r"loss\.focal_alpha: got 2"),
+    (["decode.nms_sigma=0"], r"decode\.nms_sigma: got 0"),
+    (["model.head=linear"], r"model\.head: linear labels level-0 steps; task mr"),
+    (["task=tal", "model.head=linear"], r"model\.head: linear labels level-0 steps; task tal"),
+    (["model.fusion=none"], r"model\.fusion: none has class names for outputs; the texts of task mr are sentences"),
+    (["model.displacements=shared"], r"model\.displacements: shared averages over classes"),
+    (["task=hd"], r"model\.saliency_head: task hd predicts a saliency per clip"),
+    (["task=tal", "model.saliency_head=true"], r"model\.saliency_head: task tal has no saliency"),
+    ([*AS, "model.saliency_head=true"], r"model\.saliency_head: task as has no saliency"),
+    (["train.classes_per_video=4"], r"train\.classes_per_video: the texts of task mr are sentences"),
+    (["task=tal", "train.classes_per_video=4", "model.fusion=none"], r"train\.classes_per_video: model\.fusion none"),
+    (["task=tal", "train.classes_per_video=4", "model.displacements=shared"], "displacements shared needs all classes"),
+    (["towers.train_image=true"], r"towers\.train_image: true, but towers\.image names no tower"),
+    (["towers.frame_token=mean"], r"towers\.frame_token: got 'mean', expected one of cls, gap"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(overrides) for overrides, _ in BAD])
+def test_a_recipe_that_contradicts_itself_is_one_clear_line(overrides, words):
+    with pytest.raises(ConfigError, match=words) as raised:
+        load_recipe("synth_mr", overrides)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
+
+
+def test_good_neighbours_of_the_bad_pairs_load():
+    assert load_recipe("synth_mr", AS).model.head == "linear"
+    shared = {"task": "tal", "model": {"displacements": "shared"}}
+    assert recipe_from_dict(shared).model.displacements == "shared"
+    assert load_recipe("synth_mr", ["task=tal", "model.fusion=none"]).model.fusion == "none"
+    assert load_recipe("synth_mr", ["loss.box=.5*iou + center_offset_squared"]).loss.box
