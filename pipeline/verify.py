@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.ledger import Plan, failures_of
-from unloc.data.cache import open_cache
+from unloc.data.cache import open_cache, url_of
 from unloc.data.cache_writer import token_checksum
+from unloc.data.remote import file_sizes
 from unloc.errors import CacheError
 
 
-def describe(path: Path) -> dict[str, dict]:
-    """Fingerprint, versions and contents of a cache, in sections."""
+def describe(path: Path | str) -> dict[str, dict]:
+    """Fingerprint, versions and contents of a cache at a path or URL, in sections."""
     cache = open_cache(path)
     rows = list(cache.rows.values())
-    waiting = sum(len(ids) for ids in Plan(path).open_shards(cache).values())
-    files = [item for item in path.rglob("*") if item.is_file()]
+    waiting = sum(len(ids) for ids in Plan(cache.path).open_shards(cache).values())
+    sizes = file_sizes(path)
     contents = {
         "videos cached": len(rows),
         "videos failed": len(failures_of(cache)),
@@ -26,9 +27,12 @@ def describe(path: Path) -> dict[str, dict]:
         "hours of video": round(sum(row["duration_seconds"] for row in rows) / 3600, 3),
         "decoders": dict(Counter(row["decoder"] for row in rows)),
         "texts": cache.num_texts,
-        "files": len(files),
-        "megabytes": round(sum(item.stat().st_size for item in files) / 1e6, 2),
+        "files": len(sizes),
+        "megabytes": round(sum(sizes.values()) / 1e6, 2),
     }
+    if url_of(path):
+        contents["local copy"] = str(cache.path)
+        contents["megabytes of the local copy"] = round(sum(file_sizes(cache.path).values()) / 1e6, 2)
     failed = dict(Counter(failure.reason for failure in failures_of(cache).values()))
     return {"fingerprint": cache.fingerprint, "versions": cache.versions, "contents": contents, "failures": failed}
 

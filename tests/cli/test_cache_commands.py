@@ -2,6 +2,7 @@
 
 import re
 
+import fsspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -75,3 +76,29 @@ def test_features_that_cannot_be_read_are_named_and_the_command_fails(tmp_path):
     with pytest.raises(InputError, match="1 files could not be imported; the rest is there"):
         unloc("cache", "import", "univtg", tmp_path, "--cache", tmp_path / "c", "--origin", "test")
     assert len(open_cache(tmp_path / "c")) == 1
+
+
+def test_every_verb_works_on_a_cache_in_a_store(cache, tmp_path, video_folder):
+    url = "memory://verbs/cache"
+    assert "3 videos added" in unloc("cache", "merge", url, cache).stdout
+    assert "3 videos and 1 texts, every checksum holds" in unloc("cache", "verify", url).stdout
+    store, root = fsspec.core.url_to_fs(url)
+    key = f"{root}/shards/00000/frames/c/0/0/0"
+    whole = store.cat_file(key)
+    store.pipe_file(key, whole[:5] + bytes([whole[5] ^ 1]) + whole[6:])
+    with pytest.raises(CacheError, match=r"memory://verbs/cache: 1 places are broken"):
+        unloc("cache", "verify", url)
+    assert "mended 1 of 1 places" in unloc("cache", "verify", url, "--repair", "--videos", video_folder).stdout
+    assert store.cat_file(key) == whole
+    described = unloc("cache", "info", url).stdout
+    assert re.search(r"videos cached +3", described) and re.search(r"local copy +/", described)
+    assert "3 videos added" in unloc("cache", "merge", tmp_path / "here", url, cache).stdout
+    assert open_cache(tmp_path / "here").rows.keys() == open_cache(url).rows.keys()
+
+
+def test_features_are_imported_into_a_store(tmp_path):
+    (tmp_path / "i3d").mkdir()
+    np.save(tmp_path / "i3d" / "x.npy", np.ones((4, 3), np.float32))
+    stated = ("--origin", "a test", "--clip-seconds", 1)
+    unloc("cache", "import", "opentad", tmp_path / "i3d", "--cache", "memory://verbs/i3d", *stated)
+    assert open_cache("memory://verbs/i3d")["x"].times_seconds.tolist() == [0.5, 1.5, 2.5, 3.5]

@@ -18,7 +18,7 @@ app.add_typer(cache_app, name="cache")
 
 @cache_app.command()
 def info(
-    cache: Annotated[Path, typer.Argument(help="Cache folder.")],
+    cache: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/cache.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What made the cache and how full it is.
@@ -39,7 +39,7 @@ def info(
 
 @cache_app.command()
 def verify(
-    cache: Annotated[Path, typer.Argument(help="Cache folder.")],
+    cache: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/cache.")],
     repair: Annotated[bool, typer.Option("--repair", help="Extract what is broken again.")] = False,
     videos: Annotated[Path | None, typer.Option("--videos", help="Folder with the video files, for --repair.")] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", help="Where it names the files, for --repair.")] = None,
@@ -53,14 +53,18 @@ def verify(
     Example: unloc cache verify data/cache --repair --videos data/videos
     """
     from unloc.data.audit import audit_cache
+    from unloc.data.remote import exact_copy
 
-    audit = audit_cache(cache)
-    _print_damages(audit)
-    if audit.damages and repair:
-        _repair(cache, audit, videos, manifest, pretrained, workers)
-        before, audit = audit, audit_cache(cache)
+    with exact_copy(cache) as home:
+        audit = audit_cache(home.folder)
         _print_damages(audit)
-        typer.echo(f"{cache}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
+        if audit.damages and repair:
+            with home.lease():
+                _repair(home.folder, audit, videos, manifest, pretrained, workers)
+                home.publish()
+            before, audit = audit, audit_cache(home.folder)
+            _print_damages(audit)
+            typer.echo(f"{cache}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
     if audit.damages:
         way = "what is left cannot be mended" if repair else "mend it with --repair --videos DIR"
         raise CacheError(f"{cache}: {len(audit.damages)} places are broken; {way}")
@@ -93,8 +97,8 @@ def _repair(
 
 @cache_app.command()
 def merge(
-    out: Annotated[Path, typer.Argument(help="Cache to write or to add to.")],
-    sources: Annotated[list[Path], typer.Argument(help="Caches to read, all of one fingerprint.")],
+    out: Annotated[str, typer.Argument(help="Cache to write or to add to; folder or URL.")],
+    sources: Annotated[list[str], typer.Argument(help="Caches to read, all of one fingerprint.")],
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Videos per shard.")] = 512,
 ) -> None:
     """Join caches of the same tower and preprocessing; token bytes are copied, nothing is encoded again.
@@ -102,8 +106,10 @@ def merge(
     Example: unloc cache merge data/all data/cache-machine1 data/cache-machine2
     """
     from pipeline.merge import merge as join
+    from unloc.data.remote import local_copy, writable
 
-    done = join(out, sources, shard_size=shard_size)
+    with writable(out) as folder:
+        done = join(folder, [local_copy(source) for source in sources], shard_size=shard_size)
     typer.echo(
         f"{out}: {done.videos} videos added, {done.there_before} were there, {done.failed} failed in all sources, "
         f"{done.texts} texts added"

@@ -23,7 +23,7 @@ def import_command(
         typer.Argument(metavar="FORMAT", help="moment-detr univtg actionformer opentad hdf5 or clip-video-encode."),
     ],
     source: Annotated[Path, typer.Argument(help="Folder of files, or one file.")],
-    cache: Annotated[Path, typer.Option("--cache", "-c", help="Cache to write or to add to.")],
+    cache: Annotated[str, typer.Option("--cache", "-c", help="Cache to write or to add to; folder or URL.")],
     origin: Annotated[str, typer.Option("--origin", help="Who made them with which tower, in words.")],
     manifest: Annotated[Path | None, typer.Option("--manifest", help="Only its videos; checks the times.")] = None,
     clip_seconds: Annotated[float | None, typer.Option("--clip-seconds", help="One token per clip this long.")] = None,
@@ -41,6 +41,7 @@ def import_command(
     Example: unloc cache import actionformer i3d/ --cache data/i3d --origin "I3D" --fps 30 --stride 4 --window 16
     """
     from pipeline.import_features import ImportConfig, import_features
+    from unloc.data.remote import writable
     from unloc.data.schema import load_manifest
 
     timing = _timing(format_name, clip_seconds, fps, stride, window, even)
@@ -50,7 +51,9 @@ def import_command(
     if texts and not manifest:
         raise InputError("--texts: needs --manifest, which says which sentence each query id is")
     loaded = load_manifest(manifest) if manifest else None
-    _print_summary(import_features(cache, source, config, manifest=loaded, texts=texts), cache)
+    with writable(cache) as folder:
+        summary = import_features(folder, source, config, manifest=loaded, texts=texts)
+    _print_summary(summary, cache)
 
 
 def _timing(
@@ -72,7 +75,7 @@ def _timing(
     return Timing(spacing_seconds=clip_seconds, span_seconds=clip_seconds)
 
 
-def _print_summary(summary: "ImportSummary", cache: Path) -> None:
+def _print_summary(summary: "ImportSummary", cache: str) -> None:
     typer.echo(
         f"{cache}: {summary.videos} videos imported, {summary.there_before} were there, "
         f"{len(summary.failures)} failed, {len(summary.missing)} of the manifest are not in the source, "

@@ -14,6 +14,7 @@ carries a checksum over its own bytes.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from unloc.errors import CacheError, MissingError
 FORMAT = 2
 SHARD_NAME = "{:05d}"
 CHECKSUM_KEY = "crc32c"
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/])")
 _CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
 
 
@@ -43,8 +45,23 @@ class CachedVideo:
     """The video's row: id, sha256, duration_seconds, decoder, decoder_reason, codec, size, …"""
 
 
+def url_of(path: Path | str) -> str | None:
+    """The URL that a path is meant as, or None for a local one. `Path` makes `s3:/bucket` of `s3://bucket`."""
+    match = _SCHEME.match(str(path))
+    if match is None or match[1].lower() == "file":
+        return None
+    return f"{match[1].lower()}://{str(path)[match.end() :]}".rstrip("/")
+
+
 def open_cache(path: Path | str) -> "Cache":
-    """The cache at a path. Raises MissingError where there is none, CacheError where it is of another format."""
+    """The cache at a path or URL (`s3://…`, see `mirror`).
+
+    Raises MissingError where there is none, CacheError where it is of another format.
+    """
+    if url := url_of(path):
+        from unloc.data.remote import open_remote
+
+        return open_remote(url)
     path = Path(path)
     if not (path / "zarr.json").is_file():
         raise MissingError(f"cache {path} does not exist; `unloc extract … --cache {path}` makes it")
