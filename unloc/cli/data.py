@@ -240,19 +240,22 @@ def zero_shot(
     manifest: Annotated[Path, typer.Argument(help="Manifest with all classes.")],
     lists: Annotated[Path, typer.Option("--lists", help="Folder of train/split_*.list and test/split_*.list.")],
     test_split: Annotated[str, typer.Option("--split", help="Split to test on.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for <split>/seen.jsonl and <split>/unseen.jsonl.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for <split>/{seen,unseen,nonsense}.jsonl.")],
 ) -> None:
     """Manifests of every zero-shot class split: to train on seen classes, to test on unseen ones.
+
+    nonsense.jsonl is unseen.jsonl with made-up class names: what a model scores on it, it does not owe to the names.
 
     Example: unloc data zero-shot anet.jsonl --lists zero_shot/train_50_test_50 --split validation --out data/anet_50
     """
     from unloc.data.class_splits import read_class_splits, seen_manifest, unseen_manifest
+    from unloc.data.nonsense import nonsense_manifest
     from unloc.data.schema import load_manifest, save_manifest
 
     loaded = load_manifest(manifest)
     for split in read_class_splits(lists):
         sides = {"seen": seen_manifest(loaded, split), "unseen": unseen_manifest(loaded, split, test_split)}
-        for side, part in sides.items():
+        for side, part in {**sides, "nonsense": nonsense_manifest(sides["unseen"])}.items():
             save_manifest(part, out / split.name / f"{side}.jsonl")
         counts = "; ".join(
             f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes, {len(part.videos)} videos, "

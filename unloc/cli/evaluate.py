@@ -1,20 +1,21 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
-import json
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unloc.cli import app
+from unloc.cli.evaluate_output import print_report, write_report
 from unloc.errors import InputError, PredictionError
 
 if TYPE_CHECKING:
+    from unloc.data.predictions import Problems
     from unloc.data.schema import Manifest
+    from unloc.inference.load import LoadedModel
 
 DEFAULT_SEED = 0
-SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
 
 
 @app.command("eval")
@@ -44,6 +45,18 @@ def evaluate_command(
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the predictions again: .json, .jsonl, .zip or .csv.")
     ] = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Kinds of false positives, what is missed; plots into --out.")
+    ] = False,
+    zero_shot: Annotated[
+        Path | None, typer.Option("--zero-shot", help="Folder of class splits: score the unseen classes of each.")
+    ] = None,
+    vocabulary: Annotated[
+        list[Path] | None, typer.Option("--vocabulary", help="Names the tower was pretrained on (with --zero-shot).")
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option("--control", help="Predictions for nonsense class names (with --zero-shot).")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder (or metrics.json) to write.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
 ) -> None:
@@ -60,22 +73,41 @@ def evaluate_command(
         raise InputError("unloc eval: --manifest is needed: it holds the annotations")
     loaded = load_manifest(manifest)
     loaded.select(split)
+    if train_split is not None:
+        loaded.select(train_split)
     train_split = train_split or default_train_split(loaded, split)
     options = {"split": split, "train_split": train_split, "protocol": protocol}
     scoring = options | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
-    if floors_only:
-        report, target = _floors_only(loaded, task, options), out
+    if zero_shot is not None:
+        _require_detections(task, predictions)
+        lists = {"lists": zero_shot, "vocabularies": vocabulary or [], "control": control}
+        report, found = _score_zero_shot(predictions, loaded, scoring, strict, lists)
+    elif vocabulary or control:
+        raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
+    elif floors_only:
+        report, found = _floors_only(loaded, task, options), None
     elif predictions is not None:
-        report, target = _score_file(predictions, loaded, task, scoring, strict, export), out
+        report, found = _score_file(predictions, loaded, task, scoring, strict, export)
     elif cache is None:
         raise InputError("unloc eval: --cache is needed with RUN and with --baseline")
     elif baseline:
-        report, target = _evaluate_baseline(loaded, cache, task, scoring, out)
+        report, found = _evaluate_baseline(loaded, cache, task, scoring, out)
     else:
-        report, target = _evaluate_run(run, loaded, cache, scoring, out, device)
-    if target is not None:
-        write_report(report, target if target.suffix == ".json" else target / "metrics.json")
+        out = out or _run_folder(run) / "eval" / split
+        report, found = _evaluate_run(run, loaded, cache, scoring, out, device)
+    if analyse:
+        report["analysis"] = _analysis(report["task"], found, loaded.select(split))
+    if out is not None:
+        write_report(report, out)
     print_report(report)
+
+
+def _analysis(task: str, predictions: object, selected: "Manifest") -> dict:
+    from unloc.evaluation.analysis import analyse
+
+    if predictions is None:
+        raise InputError("unloc eval: --analyse needs one file of predictions, RUN or --baseline")
+    return analyse(task, predictions, selected)
 
 
 def _needed_task(task: str | None, option: str) -> str:
@@ -94,7 +126,7 @@ def _floors_only(manifest: "Manifest", task: str | None, options: dict) -> dict:
 
 def _score_file(
     path: Path, manifest: "Manifest", task: str | None, scoring: dict, strict: bool, export: Path | None
-) -> dict:
+) -> tuple[dict, object]:
     from unloc.data.prediction_reading import read_predictions
     from unloc.data.prediction_writing import export_predictions
     from unloc.data.predictions import Problems
@@ -105,18 +137,53 @@ def _score_file(
     held = read_predictions(path, task, split=scoring["split"], problems=problems)
     screened = screen_predictions(task, held.predictions, manifest.select(scoring["split"]), problems)
     typer.echo(f"{path}: {held.format}")
-    if strict and problems.counts:
-        raise PredictionError(f"{path}: bad predictions (--strict): {'; '.join(problems.lines())}")
-    for line in problems.lines():
-        typer.echo(f"  bad predictions: {line}")
+    told = _tell(problems, path, strict)
     external = scoring["external_labels"] or bool(held.external_labels)
     if export is not None:
         export_predictions(export, task, held.predictions, scoring["split"], external_labels=external)
         typer.echo(f"  wrote {export}")
     report = evaluate(task, screened, manifest, **scoring | {"external_labels": external})
     stated = "by the file" if held.external_labels is not None else "by the command"
-    report |= {"predictions_format": held.format, "external_labels_stated": stated}
-    return report | {"bad_predictions": {kind: [n, problems.first[kind]] for kind, n in problems.counts.items()}}
+    return report | {"predictions_format": held.format, "external_labels_stated": stated} | told, screened
+
+
+def _tell(problems: "Problems", path: Path, strict: bool) -> dict:
+    """Print what is wrong with the predictions, one line a kind, and return it. Raises PredictionError if strict."""
+    if strict and problems.counts:
+        raise PredictionError(f"{path}: bad predictions (--strict): {'; '.join(problems.lines())}")
+    for line in problems.lines():
+        typer.echo(f"  bad predictions: {line}")
+    return {"bad_predictions": {kind: [number, problems.first[kind]] for kind, number in problems.counts.items()}}
+
+
+def _require_detections(task: str | None, predictions: Path | None) -> None:
+    if predictions is None or _needed_task(task, "--zero-shot") != "tal":
+        raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
+
+
+def _score_zero_shot(
+    path: Path, manifest: "Manifest", scoring: dict, strict: bool, options: dict
+) -> tuple[dict, object]:
+    """The report of all class splits; beside it that of all classes where one file serves every split."""
+    from unloc.cli.evaluate_zero_shot import screened_detections, single_share, zero_shot_report
+    from unloc.data.predictions import Problems
+    from unloc.evaluation.evaluator import evaluate, header
+
+    problems, selected = Problems(), manifest.select(scoring["split"])
+    detections = None if path.is_dir() else screened_detections(path, selected, problems)
+    source = path if detections is None else detections
+    found = zero_shot_report(source, manifest, scoring, **options, problems=problems)
+    told = _tell(problems, path, strict)
+    if detections is not None:
+        report = evaluate("tal", detections, manifest, **scoring)
+    else:
+        share = single_share(found, path)
+        report = header("tal", selected, scoring["split"], scoring["protocol"]) | {
+            "metrics": share["mean"],
+            "floors": share.get("floors", {}),
+            "external_labels": scoring["external_labels"],
+        }
+    return report | {"zero_shot": found} | told, detections
 
 
 def write_predictions(task: str, predictions: object, folder: Path) -> None:
@@ -129,7 +196,7 @@ def write_predictions(task: str, predictions: object, folder: Path) -> None:
 
 def _evaluate_baseline(
     manifest: "Manifest", cache: Path, task: str | None, scoring: dict, out: Path | None
-) -> tuple[dict, Path | None]:
+) -> tuple[dict, object]:
     from unloc.data.cache import open_cache
     from unloc.evaluation.evaluator import evaluate
     from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments
@@ -139,12 +206,12 @@ def _evaluate_baseline(
     found = predict(manifest.select(scoring["split"]), open_cache(cache))
     if out is not None:
         write_predictions(task, found, out)
-    return evaluate(task, found, manifest, **scoring), out
+    return evaluate(task, found, manifest, **scoring), found
 
 
 def _evaluate_run(
-    run: Path, manifest: "Manifest", cache: Path, scoring: dict, out: Path | None, device: str
-) -> tuple[dict, Path]:
+    run: Path, manifest: "Manifest", cache: Path, scoring: dict, out: Path, device: str
+) -> tuple[dict, object]:
     from unloc.data.cache import open_cache
     from unloc.evaluation.evaluator import evaluate
     from unloc.inference.load import load_model, require_same_cache
@@ -157,65 +224,24 @@ def _evaluate_run(
     require_task(manifest, task)
     opened = open_cache(cache)
     require_same_cache(loaded.info.fingerprint, opened.fingerprint, cache)
+    loaded = _asked_for(loaded, manifest.classes)
     found = predict_split(loaded, manifest.select(scoring["split"]), opened)
-    folder = out or _run_folder(run) / "eval" / scoring["split"]
-    write_predictions(task, found, folder)
+    write_predictions(task, found, out.parent if out.suffix == ".json" else out)
     scoring = scoring | {"train_split": loaded.info.recipe.data.train_split}
-    return evaluate(task, found, manifest, **scoring), folder
+    return evaluate(task, found, manifest, **scoring), found
+
+
+def _asked_for(loaded: "LoadedModel", classes: tuple[str, ...]) -> "LoadedModel":
+    """The model asked for the classes of the manifest, where they are not those it was trained on (zero-shot).
+
+    Raises InputError for a model whose head knows its own classes only.
+    """
+    if not loaded.info.classes or loaded.info.classes == classes:
+        return loaded
+    if loaded.info.recipe.model.fusion == "none":
+        raise InputError(f"--manifest has {len(classes)} other classes than the {len(loaded.info.classes)} trained on")
+    return replace(loaded, info=replace(loaded.info, classes=classes))
 
 
 def _run_folder(run: Path) -> Path:
     return run.parent.parent if run.parent.name == "checkpoints" else run
-
-
-def write_report(report: dict, path: Path) -> None:
-    """metrics.json, whole or not at all; an undefined figure is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def print_report(report: dict) -> None:
-    """The metrics beside every blind floor, aligned, with what must be known to compare them."""
-    typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
-    typer.echo(f"  ties: {report['tie_rule']}")
-    if "coverage" in report:
-        _print_coverage(report)
-    columns = {"ours": report["metrics"]} if "metrics" in report else {}
-    missing = report.get("coverage", {}).get("metrics_without_missing")
-    columns |= {"answered": missing} if missing else {}
-    _print_table(columns | report["floors"], report.get("intervals", {}))
-
-
-def _print_coverage(report: dict) -> None:
-    coverage, external = report["coverage"], "used" if report["external_labels"] else "none"
-    words = f"{coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
-    if "queries_annotated" in coverage:
-        words += f", {coverage['queries_predicted']} of {coverage['queries_annotated']} queries"
-    if "metrics_without_missing" in coverage:
-        words += "; `answered` leaves out the rest"
-    typer.echo(f"  {words}\n  external labels: {external}, stated {report.get('external_labels_stated', 'by us')}")
-
-
-def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list[float]]) -> None:
-    widths = [max(9, len(name) + 2) for name in columns]
-    header = "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
-    typer.echo(f"{'metric':26}{header}{'  95 % of draws' if intervals else ''}")
-    for key in next(iter(columns.values())):
-        if key.startswith("MR-") and not key.endswith(SHOWN_OFFICIAL):
-            continue
-        cells = "".join(
-            f"{values.get(key, math.nan):{width}.2f}" for values, width in zip(columns.values(), widths, strict=True)
-        )
-        ends = "  {:.2f} to {:.2f}".format(*intervals[key]) if key in intervals else ""
-        typer.echo(f"{key:26}{cells}{ends}")

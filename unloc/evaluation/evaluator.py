@@ -139,7 +139,7 @@ def evaluate(
         covered["metrics_without_missing"] = score(task, predictions, rest, protocol)
     drawn = {} if interval_seed is None else intervals(task, predictions, selected, protocol, seed=interval_seed)
     report = {
-        **_header(task, selected, split, protocol),
+        **header(task, selected, split, protocol),
         "metrics": metrics,
         "floors": floor_scores(task, manifest, split, train_split, protocol, predictions),
         "intervals": drawn,
@@ -151,7 +151,9 @@ def evaluate(
     return report
 
 
-def _header(task: str, selected: Manifest, split: str, protocol: str) -> dict:
+def header(task: str, selected: Manifest, split: str, protocol: str | None) -> dict:
+    """What metrics.json says of the annotations and rules of a score. Raises InputError as `checked_protocol`."""
+    protocol = checked_protocol(task, selected, protocol)
     return {
         "task": task,
         "split": split,
@@ -170,7 +172,7 @@ def floors_report(
     """metrics.json without predictions: the floors alone. Raises as `evaluate`."""
     selected = manifest.select(split)
     protocol = checked_protocol(task, selected, protocol)
-    return _header(task, selected, split, protocol) | {
+    return header(task, selected, split, protocol) | {
         "floors": floor_scores(task, manifest, split, train_split, protocol)
     }
 

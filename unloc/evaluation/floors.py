@@ -15,23 +15,31 @@ from unloc.evaluation.highlight import ratings_of
 from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.retrieval import durations_of
 
-GRID = np.linspace(0.0, 1.0, 21)
+GRID = np.linspace(0.0, 1.0, 51)
 NUM_BOXES = {"mr": 5, "tal": 10}
 FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
 
 
 def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.ndarray:
-    """(count, 2) boxes in shares of the video: each next one reaches the IoU with most segments not yet reached."""
-    starts, ends = np.meshgrid(GRID, GRID, indexing="ij")
-    grid = np.stack([starts[ends > starts], ends[ends > starts]], axis=1)
+    """(count, 2) boxes in shares of the video: each next one reaches the IoU with most segments not yet reached.
+
+    Of boxes that reach equally many the one that overlaps those segments best is taken.
+    """
+    grid = np.array([(start, end) for start in GRID for end in GRID if end > start])
     if not len(relative):
-        return grid[-1:].repeat(count, axis=0)
-    reached = overlap_over_union(grid[:, None], relative[None]) >= overlap
-    boxes, open_ = [], np.ones(len(relative), dtype=bool)
+        return np.array([[0.0, 1.0]]).repeat(count, axis=0)
+    # Start by start: all boxes with all segments at once would take gigabytes.
+    rows = [grid[grid[:, 0] == start] for start in GRID[:-1]]
+    reached = np.concatenate([overlap_over_union(row[:, None], relative[None]) >= overlap for row in rows])
+    counts, open_, boxes = reached.sum(axis=1), np.ones(len(relative), dtype=bool), []
     for _ in range(count):
-        best = int((reached & open_).sum(axis=1).argmax())
+        tied = np.flatnonzero(counts == counts.max())
+        overlaps = overlap_over_union(grid[tied][:, None], relative[open_][None])
+        best = tied[overlaps.sum(axis=1).argmax()]
         boxes.append(grid[best])
-        open_ &= ~reached[best]
+        newly = reached[best] & open_
+        counts -= reached[:, newly].sum(axis=1)
+        open_ &= ~newly
     return np.asarray(boxes)
 
 

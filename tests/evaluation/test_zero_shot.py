@@ -1,0 +1,130 @@
+"""Zero-shot localization over class splits: the official figures, leaks, pretraining names, the nonsense control."""
+
+import numpy as np
+import pytest
+
+from tests.evaluation.small import load, same, tal_detections, tal_manifest
+from unloc.data.class_splits import ClassSplit, read_class_splits
+from unloc.data.converters import convert
+from unloc.data.nonsense import nonsense_manifest, nonsense_names
+from unloc.data.prediction_reading import read_detections
+from unloc.data.vocabulary import names_in_vocabulary, read_vocabulary, words_of
+from unloc.errors import InputError, ManifestError, MissingError
+from unloc.evaluation.detection import detection
+from unloc.evaluation.zero_shot import ZeroShotSources, one_for_all, zero_shot
+
+OFFICIAL = {
+    "activitynet13_tal": ("activitynet", "validation", "ActivityNet", "activitynet"),
+    "thumos14_tal": ("thumos14", "test", "THUMOS14", "thumos14"),
+}
+
+
+@pytest.mark.parametrize("share", ["train_50_test_50", "train_75_test_25"])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_all_ten_splits_and_their_mean_equal_the_official_figures(golden, shared, name, share):
+    folder, (converter, test_split, dataset, protocol) = golden / name / "set_A", OFFICIAL[name]
+    manifest = convert(converter, [folder / "ground_truth.json"]).select(test_split)
+    lists = read_class_splits(shared / "annotations" / "zero_shot_splits" / "effprompt")
+    chosen = [split for split in lists if split.name.startswith(f"{share}/{dataset}/")]
+    sources = ZeroShotSources(predictions=one_for_all(read_detections(folder / "predictions_noties.json")))
+    (found,) = zero_shot(sources, manifest, chosen, protocol).values()
+    expected = load(folder / "expected_zero_shot.json")
+    for number in range(10):
+        metrics, official = found["splits"][f"{share}/{dataset}/split_{number}"], expected[f"{share}/split_{number}"]
+        assert same(metrics["mAP@avg"], 100 * official["average_mAP"])
+        for threshold, value in official["mAP"].items():
+            assert same(metrics[f"mAP@{threshold}"], 100 * value)
+    assert found["num_splits"] == 10
+    assert same(found["mean"]["mAP@avg"], 100 * expected[f"{share}/mean_over_10_splits"])
+    averages = [expected[f"{share}/split_{number}"]["average_mAP"] for number in range(10)]
+    assert same(found["std"]["mAP@avg"], 100 * float(np.std(averages)))
+
+
+TRUTH = {"v1": [("Run", 0, 10), ("Jump", 20, 30)], "v2": [("Swim", 0, 5), ("Row", 50, 60)]}
+SPLITS = [
+    ClassSplit(name="half/split_0", seen=("Run", "Jump"), unseen=("Swim", "Row")),
+    ClassSplit(name="half/split_1", seen=("Swim", "Row"), unseen=("Run", "Jump")),
+]
+
+
+def perfect(labels):
+    return tal_detections({video: [(*i, 1.0) for i in items if i[0] in labels] for video, items in TRUTH.items()})
+
+
+def test_each_split_is_scored_by_its_own_predictions_on_its_unseen_classes():
+    by_split = {"half/split_0": perfect({"Swim", "Row"}), "half/split_1": perfect({"Run"})}
+    sources = ZeroShotSources(predictions=lambda split: by_split[split.name])
+    found = zero_shot(sources, tal_manifest(TRUTH), SPLITS)["half"]
+    assert [found["splits"][f"half/split_{n}"]["mAP@avg"] for n in range(2)] == [100.0, 50.0]
+    assert found["mean"]["mAP@avg"] == 75.0 and found["std"]["mAP@avg"] == 25.0
+
+
+def test_a_class_on_both_sides_is_a_leak_however_it_is_spelled():
+    with pytest.raises(ManifestError, match="both seen and unseen"):
+        ClassSplit(name="s", seen=("Run",), unseen=("Run",))
+    leaking = ClassSplit(name="half/split_0", seen=("Run", "LongJump", "Jump"), unseen=("Swim", "Row", "long_jump"))
+    with pytest.raises(InputError, match="'long_jump' is 'LongJump'"):
+        zero_shot(ZeroShotSources(predictions=one_for_all(perfect({"Run"}))), tal_manifest(TRUTH), [leaking])
+
+
+def test_names_of_a_pretraining_vocabulary_are_found_by_their_words(tmp_path):
+    assert words_of("BaseballPitch") == words_of("baseball_pitch") == {"baseball", "pitch"}
+    vocabulary = ("skipping rope", "kayaking", "throwing baseball")
+    found = names_in_vocabulary(("Rope skipping", "Kayak", "Baseball", "Tango"), vocabulary)
+    assert found == {"same": {"Rope skipping": ["skipping rope"]}, "within": {"Baseball": ["throwing baseball"]}}
+    (tmp_path / "k.csv").write_text("id,name\n0,run\n1,swim\n")
+    (tmp_path / "k.txt").write_text("run\n\nswim\n")
+    assert read_vocabulary(tmp_path / "k.csv") == read_vocabulary(tmp_path / "k.txt") == ("run", "swim")
+    sources = ZeroShotSources(predictions=one_for_all(perfect({"Run"})), vocabularies={"k": ("run", "swim")})
+    overlap = zero_shot(sources, tal_manifest(TRUTH), SPLITS)["half"]["unseen_names_in_vocabulary"]["k"]
+    assert set(overlap["same"]) == {"Run", "Swim"} and overlap["percent_same_per_split"] == {"mean": 50.0, "most": 50.0}
+
+
+def test_a_vocabulary_that_is_none_is_an_error_with_its_file(tmp_path):
+    with pytest.raises(MissingError, match="does not exist"):
+        read_vocabulary(tmp_path / "gone.csv")
+    (tmp_path / "k.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ManifestError, match="no column `name`"):
+        read_vocabulary(tmp_path / "k.csv")
+    (tmp_path / "k.txt").write_text("\n")
+    with pytest.raises(ManifestError, match="no name"):
+        read_vocabulary(tmp_path / "k.txt")
+
+
+def test_kinetics_holds_a_third_of_the_unseen_names_of_activitynet(shared):
+    names = read_class_splits(shared / "annotations" / "zero_shot_splits" / "effprompt")[0]
+    vocabulary = read_vocabulary(shared / "annotations" / "kinetics" / "kinetics_400_labels.csv")
+    assert len(vocabulary) == 400
+    same_names = names_in_vocabulary((*names.seen, *names.unseen), vocabulary)["same"]
+    assert len(same_names) == 68 and "Tai chi" in same_names
+
+
+def test_nonsense_names_are_the_same_every_time_and_all_different():
+    names = tuple(f"Playing game {number}" for number in range(500))
+    made = nonsense_names(names)
+    assert made == nonsense_names(names) and len(set(made.values())) == 500
+    assert nonsense_names(names[7:8])[names[7]] == made[names[7]]
+    assert made != nonsense_names(names, seed=1)
+    assert [len(word) for word in made["Playing game 3"].split()] == [7, 4, 2]
+
+
+def test_the_control_is_scored_on_the_nonsense_names():
+    manifest = tal_manifest(TRUTH)
+    renamed = nonsense_manifest(manifest)
+    assert not set(renamed.classes) & set(manifest.classes) and len(renamed.classes) == 4
+    control = perfect({"Run", "Jump"})
+    control["label"] = control["label"].map(nonsense_names(manifest.classes))
+    sources = ZeroShotSources(predictions=one_for_all(perfect(set(manifest.classes))), control=one_for_all(control))
+    found = zero_shot(sources, manifest, SPLITS)["half"]
+    assert found["mean"]["mAP@avg"] == 100.0 and found["nonsense_control"]["mean"]["mAP@avg"] == 50.0
+
+
+def test_the_floors_of_a_split_are_fitted_on_its_seen_classes_only():
+    train = tal_manifest({"t1": [("Run", 0, 100)], "t2": [("Swim", 500, 1000)]}, classes=("Run", "Jump", "Swim", "Row"))
+    test = tal_manifest({"v1": [("Swim", 0, 100)], "v2": [("Row", 0, 100)]}, classes=("Run", "Jump", "Swim", "Row"))
+    sources = ZeroShotSources(predictions=one_for_all(perfect(set())), train=train)
+    floors = zero_shot(sources, test, SPLITS[:1])["half"]["floors"]
+    assert floors["blind_constant"]["mAP@0.50"] == 75.0  # Run's box: 1 and 1/2 of two videos with equal scores
+    swims_too = ZeroShotSources(predictions=sources.predictions, train=tal_manifest(TRUTH | {"t": [("Row", 0, 900)]}))
+    assert zero_shot(swims_too, test, SPLITS[:1])["half"]["floors"]["blind_constant"]["mAP@0.50"] == 0.0
+    assert detection(perfect(set()), test)["mAP@avg"] == 0.0

@@ -1,0 +1,99 @@
+"""Plots of the error analysis as SVG files, for the report and for papers; the same figures stand in metrics.json."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unloc.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "true": "#2a7f62",
+    "duplicate": "#e0a13c",
+    "wrong label": "#8e5ea2",
+    "poor boundary": "#3c78b4",
+    "confused": "#c76fa0",
+    "background": "#9aa0a6",
+}
+TITLES = {
+    "length_seconds": "length in seconds",
+    "share_of_video": "share of the video",
+    "position_of_middle": "position of the middle",
+    "instances_in_video": "segments of the label in the video",
+}
+
+
+def write_plots(analysis: dict, folder: Path) -> list[Path]:
+    """Three SVG files below the folder. Raises InputError where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise InputError("--analyse draws with matplotlib, which is not installed: pip install matplotlib") from None
+    # The same analysis gives the same bytes: no date, fixed ids; text stays text.
+    with matplotlib.rc_context({"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}):
+        figures = {
+            "false_positives.svg": draw_kinds(analysis),
+            "gains.svg": draw_gains(analysis),
+            "recall.svg": draw_recall(analysis),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / name, format="svg", metadata={"Date": None})
+    return [folder / name for name in figures]
+
+
+def _figure(columns: int, width: float) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
+
+    figure = Figure(figsize=(width, 3.2), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def draw_kinds(analysis: dict) -> "Figure":
+    """The share of every kind among the G best detections of each label, the next G, and so on."""
+    figure, (axis,) = _figure(1, 6.4)
+    rows = analysis["counts_by_rank"]
+    totals = [max(1, sum(row.values())) for row in rows]
+    bottom = [0.0] * len(rows)
+    for kind, colour in COLOURS.items():
+        shares = [100.0 * row[kind] / total for row, total in zip(rows, totals, strict=True)]
+        axis.bar(range(1, len(rows) + 1), shares, bottom=bottom, color=colour, label=kind, width=0.85)
+        bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
+    axis.set(xlabel="rank, in multiples of G segments of the label", ylabel="% of detections", ylim=(0, 100))
+    axis.set_xticks(range(1, len(rows) + 1))
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def draw_gains(analysis: dict) -> "Figure":
+    """What mAP@0.50 would gain without each kind of false positive."""
+    figure, (axis,) = _figure(1, 5.0)
+    gains = analysis["gain_without"]
+    axis.barh(list(gains), list(gains.values()), color=[COLOURS[kind] for kind in gains])
+    axis.invert_yaxis()
+    axis.set(xlabel="points of mAP@0.50 gained without these false positives")
+    return figure
+
+
+def draw_recall(analysis: dict) -> "Figure":
+    """Recall at IoU 0.5 in the bins of every property, with the number of segments in each."""
+    figure, axes = _figure(len(analysis["recall"]), 13.0)
+    for axis, (name, rows) in zip(axes, analysis["recall"].items(), strict=True):
+        places = range(len(rows))
+        axis.bar(places, [_or_zero(row["recall"]) for row in rows], color="#c9d6e2", label="of the 10·n best")
+        at_once = [_or_zero(row["recall_at_1x"]) for row in rows]
+        axis.bar(places, at_once, color="#3c78b4", width=0.5, label="of the n best")
+        axis.set_xticks(places, [f"≥ {row['from']:g}\n({row['segments']})" for row in rows])
+        axis.set(title=TITLES[name], ylim=(0, 100))
+    axes[0].set_ylabel("% of segments found (in brackets: segments)")
+    axes[0].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _or_zero(share: float) -> float:
+    return share if share == share else 0.0  # NaN: no segment in the bin
