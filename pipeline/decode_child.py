@@ -51,7 +51,7 @@ class Frames:
     positions: list[list[int]]
     """Of each frame: which tokens it becomes."""
     pixels: np.ndarray
-    """(F, 3, S, S) uint8."""
+    """(F, views, 3, S, S) uint8."""
 
 
 @dataclass(frozen=True)

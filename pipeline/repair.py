@@ -14,7 +14,13 @@ from pipeline.extract import ExtractOptions, Progress, Summary, extract
 from pipeline.ledger import Failure, Plan, Staging, lease
 from unloc.data.audit import Audit, Damage
 from unloc.data.cache import Cache, open_cache, read_attributes
-from unloc.data.cache_writer import VideoTokens, group_metadata, write_atomically, write_text_shard
+from unloc.data.cache_writer import (
+    VideoTokens,
+    fingerprint_differences,
+    group_metadata,
+    write_atomically,
+    write_text_shard,
+)
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.reading import file_hash
@@ -39,7 +45,7 @@ def repair(
     """
     config = EncodeConfig.from_fingerprint(open_cache(path).fingerprint, pretrained=pretrained)
     encoder = Encoder(config)
-    if encoder.fingerprint != open_cache(path).fingerprint:
+    if fingerprint_differences(encoder.fingerprint, open_cache(path).fingerprint, names=("here", "cache")):
         raise FingerprintError(f"{path}: its tower cannot be had here; give its weights file with --pretrained")
     shards = [damage for damage in audit.damages if _is_shard(damage, "shards")]
     files = _files_to_extract(path, shards, find_file)

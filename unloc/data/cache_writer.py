@@ -18,6 +18,7 @@ from unloc.errors import CacheError, FingerprintError
 
 CHUNK_ROWS = 32  # rows per chunk where videos differ in length; a video begins on a chunk
 READ_BYTES = 1 << 24
+UNSTATED = {"tower.projected": True, "tower.num_layers": 1, "tower.dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,14 @@ def _is_rest_of_creation(item: Path) -> bool:
 
 def fingerprint_differences(one: dict, other: dict, *, names: tuple[str, str]) -> str:
     """Every key that differs with both values, in words; empty where the fingerprints are equal."""
+    one, other = completed(one), completed(other)
     keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
     return "; ".join(f"{key}: {names[0]} {one.get(key)!r}, {names[1]} {other.get(key)!r}" for key in keys)
+
+
+def completed(fingerprint: dict) -> dict:
+    """With the keys that caches did not state before there was a choice."""
+    return (UNSTATED if "tower.name" in fingerprint else {}) | fingerprint
 
 
 def fingerprint_hash(fingerprint: dict) -> str:

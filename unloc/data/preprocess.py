@@ -48,12 +48,17 @@ def resize_and_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
     Stored pixels are taken as square, as open_clip and all published features take them, whatever shape a player would
     give them.
     """
+    return F.center_crop(resize_for_crop(image, spec), [spec.image_size, spec.image_size])
+
+
+def resize_for_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
+    """(H, W, 3) uint8 to (3, H', W') uint8, of which the crop is taken."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     height, width = _resized(*image.shape[:2], spec)
     if image.shape[0] * width > CLEARLY_MORE * image.shape[1] * height:
         # PIL rounds between two passes; torch always begins with the width, PIL with a height that shrinks more.
         pixels = _resize(pixels, height, image.shape[1], spec)
-    return F.center_crop(_resize(pixels, height, width, spec), [spec.image_size, spec.image_size])
+    return _resize(pixels, height, width, spec)
 
 
 def _resized(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
@@ -69,7 +74,7 @@ def _resize(pixels: Tensor, height: int, width: int, spec: PreprocessSpec) -> Te
 
 
 def normalise(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
-    """(N, 3, S, S) uint8 to float32: values / 255, minus mean, over std."""
-    mean = torch.tensor(spec.mean).view(3, 1, 1) * 255.0
-    std = torch.tensor(spec.std).view(3, 1, 1) * 255.0
+    """(N, 3, S, S) uint8 to float32 on the same device: values / 255, minus mean, over std."""
+    mean = torch.tensor(spec.mean, device=pixels.device).view(3, 1, 1) * 255.0
+    std = torch.tensor(spec.std, device=pixels.device).view(3, 1, 1) * 255.0
     return (pixels.float() - mean) / std

@@ -23,7 +23,7 @@ class PixelEncoder(Protocol):
     """What the batcher needs of an Encoder."""
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 3, S, S) uint8 to (N, views, D) float32."""
+        """(N, views, 3, S, S) uint8 to (N, views, D) float32."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class FrameBatcher:
         self._open[video_id] = _OpenVideo([None] * num_tokens, num_tokens)
 
     def add(self, video_id: str, positions: list[list[int]], pixels: np.ndarray) -> None:
-        """Frames (F, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
+        """Frames (F, views, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
         for places, image in zip(positions, pixels, strict=True):
             self._waiting.append(_Waiting(video_id, places, image))
             if len(self._waiting) == BATCH:

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from unloc.data.cache_writer import VideoTokens
+from unloc.data.cache_writer import VideoTokens, completed
 from unloc.data.preprocess import PreprocessSpec, normalise
 from unloc.data.sampling import FrameSampling
 from unloc.data.token_dtype import require_token_dtype, to_stored
+from unloc.data.views import CENTRE, require_views
 from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import FrameBatcher
 from unloc.inference.reading import ReadSpec, VideoReading
+from unloc.model.frame_tokens import FrameTokens, resolve_dtype
 from unloc.model.towers import Tower, load_tower
 
 RECORDED_VERSIONS = ("unloc", "torch", "open_clip_torch", "zarr", "decord", "av", "numpy")
@@ -31,17 +33,32 @@ class EncodeConfig:
     num_frames: int | None = None
     dtype: str = "float16"
     """How tokens are stored: float16, float32 or bfloat16 (`token_dtype`)."""
+    tower_dtype: str = "float32"
+    """What the image tower computes in: float32, bfloat16, or auto (`frame_tokens.resolve_dtype`)."""
+    frame_token: str = "cls"
+    projected: bool = True
+    num_layers: int = 1
+    """Which tokens the image tower gives (`frame_tokens.FrameTokens`)."""
+    views: tuple[str, ...] = CENTRE
+    """Which pictures of a frame are encoded (`data.views`)."""
     decoder: str = "auto"
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
         FrameSampling(fps=self.fps, num_frames=self.num_frames)
-        require_token_dtype(self.dtype, "--dtype")
+        require_token_dtype(self.dtype, "--token-dtype")
+        require_views(self.views)
+        self.wanted_tokens()
 
     @property
     def sampling(self) -> FrameSampling:
         """Which frames are looked at."""
         return FrameSampling(fps=self.fps, num_frames=self.num_frames)
+
+    def wanted_tokens(self, device: str = "cpu") -> FrameTokens:
+        """What is asked of the image tower, `auto` being what is fast on the device."""
+        dtype = resolve_dtype(self.tower_dtype, device)
+        return FrameTokens(kind=self.frame_token, projected=self.projected, num_layers=self.num_layers, dtype=dtype)
 
     @classmethod
     def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
@@ -53,12 +70,18 @@ class EncodeConfig:
         if "tower.name" not in fingerprint:
             origin = fingerprint.get("origin", "unknown")
             raise FingerprintError(f"its tokens were imported (origin: {origin}), not extracted: import them again")
+        fingerprint = completed(fingerprint)
         return cls(
             tower=fingerprint["tower.name"],
             pretrained=pretrained or fingerprint["tower.pretrained"],
             fps=fingerprint["sampling.fps"],
             num_frames=fingerprint["sampling.num_frames"],
             dtype=fingerprint["dtype"],
+            tower_dtype=fingerprint["tower.dtype"],
+            frame_token=fingerprint["tower.frame_token"],
+            projected=fingerprint["tower.projected"],
+            num_layers=fingerprint["tower.num_layers"],
+            views=tuple(fingerprint["views"]),
         )
 
     def to_dict(self) -> dict:
@@ -70,8 +93,9 @@ class Encoder:
     """A tower with its preprocessing, ready to encode files and texts."""
 
     def __init__(self, config: EncodeConfig, device: str = "cpu") -> None:
-        self.config, self.device = config, device
-        self.tower: Tower = load_tower(config.tower, config.pretrained)
+        wanted = config.wanted_tokens(device)
+        self.config, self.device = replace(config, tower_dtype=wanted.dtype), device
+        self.tower: Tower = load_tower(config.tower, config.pretrained, wanted)
         self.tower.model.to(device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
 
@@ -85,7 +109,7 @@ class Encoder:
             **{f"preprocess.{key}": value for key, value in self.preprocess.to_dict().items()},
             **{f"sampling.{key}": value for key, value in sampling.items()},
             "dtype": self.config.dtype,
-            "views": ["centre"],
+            "views": list(self.config.views),
         }
 
     @property
@@ -95,6 +119,7 @@ class Encoder:
         return ReadSpec(
             sampling=config.sampling,
             preprocess=self.preprocess,
+            views=config.views,
             decoder=config.decoder,
             allow_partial=config.allow_partial,
         )
@@ -113,10 +138,10 @@ class Encoder:
         return result
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 3, S, S) uint8 to (N, views, D) float32."""
+        """(N, views, 3, S, S) uint8 to (N, views, D) float32."""
         with single_threaded():
-            images = normalise(torch.from_numpy(pixels), self.preprocess).to(self.device)
-            return self.tower.encode_images(images).cpu().numpy()[:, None]
+            images = normalise(torch.from_numpy(pixels).to(self.device).flatten(0, 1), self.preprocess)
+            return self.tower.encode_images(images).cpu().numpy().reshape(*pixels.shape[:2], -1)
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text in the stored dtype."""

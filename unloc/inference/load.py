@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from unloc.config import Recipe, dump_recipe, recipe_from_dict
+from unloc.data.cache_writer import fingerprint_differences
 from unloc.errors import FingerprintError, InputError, MissingError
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
@@ -96,16 +97,16 @@ def checkpoint_folder(run: Path) -> Path:
     )
 
 
-def require_same_cache(trained_on: dict, fingerprint: dict, where: Path) -> None:
+def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:
     """Refuse a cache made by another tower or preprocessing than the model was trained on.
 
-    Raises FingerprintError naming every key that differs and both values.
+    Views do not count: whatever else a cache has, the first is the centre, and only training reads others. Raises
+    FingerprintError naming every key that differs and both values.
     """
-    keys = sorted(trained_on.keys() | fingerprint.keys())
-    differing = [key for key in keys if trained_on.get(key) != fingerprint.get(key)]
+    one, other = ({**values, "views": ["centre"]} for values in (trained_on, fingerprint))
+    differing = fingerprint_differences(one, other, names=("model", "cache"))
     if differing:
-        shown = "; ".join(f"{key}: model {trained_on.get(key)!r}, cache {fingerprint.get(key)!r}" for key in differing)
         raise FingerprintError(
-            f"{where}: made by another tower or preprocessing than the model was trained on ({shown}); "
+            f"{where}: made by another tower or preprocessing than the model was trained on ({differing}); "
             "extract a cache with the model's tower and sampling"
         )

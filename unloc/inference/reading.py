@@ -7,15 +7,17 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from unloc.data.preprocess import PreprocessSpec, resize_and_crop
+from unloc.data.preprocess import PreprocessSpec
 from unloc.data.sampling import FrameSampling
 from unloc.data.video import open_video
 from unloc.data.video.facts import ShownFrame
 from unloc.data.video.report import covered_seconds, is_truncated
+from unloc.data.views import CENTRE, ViewMaker, has_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class ReadSpec:
 
     sampling: FrameSampling
     preprocess: PreprocessSpec
+    views: tuple[str, ...] = CENTRE
     decoder: str = "auto"
     allow_partial: bool = False
 
@@ -37,7 +40,7 @@ class ResizedFrame:
     time_seconds: float
     """When it is really shown from."""
     pixels: np.ndarray
-    """(3, S, S) uint8."""
+    """(views, 3, S, S) uint8."""
 
 
 class VideoReading:
@@ -47,11 +50,17 @@ class VideoReading:
         """Opens the file. Raises VideoError with a reason where it cannot be read."""
         started = time.perf_counter()
         self.path, self.spec = path, spec
+        self.views = ViewMaker(spec.views, spec.preprocess, self.content_sha256 if has_crops(spec.views) else "")
         self.reader, self.facts, self.reason = open_video(path, spec.decoder, allow_partial=spec.allow_partial)
         facts = self.facts
         self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         self.times_seconds = np.zeros(len(self.wanted_seconds))
         self.seconds_decode, self.seconds_preprocess = time.perf_counter() - started, 0.0
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Of the file, read once."""
+        return file_hash(self.path)
 
     def frames(self) -> Iterator[ResizedFrame]:
         """Every wanted frame once, mostly in order. Raises VideoError where too little decodes."""
@@ -64,7 +73,7 @@ class VideoReading:
             if shown is None:
                 return
             self.times_seconds[shown.positions] = shown.time_seconds
-            pixels = resize_and_crop(shown.image, self.spec.preprocess).numpy()
+            pixels = self.views.make(shown.image).numpy()
             self.seconds_preprocess += time.perf_counter() - decoded
             yield ResizedFrame(shown.positions, shown.time_seconds, pixels)
 
@@ -75,7 +84,7 @@ class VideoReading:
             "video_id": video_id,
             "file": self.path.name,
             **file_identity(self.path),
-            "content_sha256": file_hash(self.path),
+            "content_sha256": self.content_sha256,
             "duration_seconds": facts.end_seconds,
             "covered_seconds": round(covered_seconds(facts, self.reader.report), 6),
             "truncated": is_truncated(facts),

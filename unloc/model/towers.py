@@ -2,7 +2,7 @@
 
 `toy` is the small tower shipped with the package; every other name and tag is open_clip's own (`ViT-B-16`, `openai`),
 or a local weights file. Image tokens are CLIP's projected, un-normalised embeddings, as the official code uses them
-(spec §1.2); text tokens are all tokens after the final norm and the projection (spec §1.3).
+(spec §1.2), or of another kind (`frame_tokens`); text tokens are all tokens after final norm and projection (§1.3).
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unloc.errors import TowerError
+from unloc.model.frame_tokens import DTYPES, FrameTokens, frame_tokens, require_kind
 
 TOY_FOLDER = Path(__file__).parent.parent / "synth" / "toy_tower"
 BATCH = 16  # images per forward pass, always: a token must not depend on what else is in its batch
@@ -46,7 +47,13 @@ class TowerSpec:
     context_length: int
     """Longest text in tokens, BOS and EOS included."""
     frame_token: str = "cls"
-    """cls: the projected class token."""
+    """cls or gap (`frame_tokens`)."""
+    projected: bool = True
+    """Frame tokens behind CLIP's projection."""
+    num_layers: int = 1
+    """The last so many layers side by side."""
+    dtype: str = "float32"
+    """What the image tower computes in; the text tower computes in float32."""
 
     def to_dict(self) -> dict:
         """For the fingerprint."""
@@ -56,30 +63,56 @@ class TowerSpec:
 class Tower:
     """A frozen image and text encoder with its preprocessing constants."""
 
-    def __init__(self, model: nn.Module, name: str, pretrained: str, tokenizer: open_clip.SimpleTokenizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        pretrained: str,
+        tokenizer: open_clip.SimpleTokenizer,
+        wanted: FrameTokens | None = None,
+    ) -> None:
+        """`wanted`: which frame tokens; None: CLIP's embedding in float32. Raises TowerError where it has none such."""
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.wanted = tokenizer, wanted or FrameTokens()
         self.image_config = image_config(model)
+        require_kind(model.visual, self.wanted, name)
+        sha256 = weights_hash(model)  # of the weights as they came, whatever they are rounded to
+        model.visual.to(DTYPES[self.wanted.dtype])
         self.spec = TowerSpec(
             name=name,
             pretrained=pretrained,
-            weights_sha256=weights_hash(model),
-            frame_dim=int(model.visual.output_dim),
+            weights_sha256=sha256,
+            frame_dim=self._frame_dim(),
             text_dim=int(model.text_projection.shape[1]),
             context_length=int(model.context_length),
+            frame_token=self.wanted.kind,
+            projected=self.wanted.projected,
+            num_layers=self.wanted.num_layers,
+            dtype=self.wanted.dtype,
         )
 
     @torch.inference_mode()
+    def _frame_dim(self) -> int:
+        if self.wanted.is_embedding:
+            return int(self.model.visual.output_dim)
+        size = self.image_config["image_size"]
+        return frame_tokens(self.model.visual, torch.zeros(1, 3, size, size, dtype=self._dtype), self.wanted).shape[1]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.wanted.dtype]
+
+    @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) normalised images to (N, D) float32 tokens.
+        """(N, 3, S, S) normalised float32 images to (N, D) float32 tokens.
 
         Runs in batches of a fixed size, the last padded: equal images give equal bits whatever stands beside them.
         """
         tokens = []
         for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
+            part = images[start : start + BATCH].to(self._dtype)
             padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])
-            tokens.append(self.model.encode_image(padded)[: len(part)])
+            tokens.append(frame_tokens(self.model.visual, padded, self.wanted)[: len(part)])
         return torch.cat(tokens).float()
 
     @torch.inference_mode()
@@ -122,14 +155,14 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_tower(name: str, pretrained: str | None = None) -> Tower:
-    """The tower of that name with its weights.
+def load_tower(name: str, pretrained: str | None = None, wanted: FrameTokens | None = None) -> Tower:
+    """The tower of that name with its weights; `wanted`: which frame tokens (None: CLIP's embedding in float32).
 
     Raises TowerError where the name is unknown, the weights are neither on disk nor to be downloaded, or the model is
-    not a CLIP with a text transformer of its own.
+    not a CLIP with a text transformer of its own, or has no such frame tokens.
     """
     if name == "toy":
-        return _load_toy(pretrained)
+        return _load_toy(pretrained, wanted)
     if name not in open_clip.list_models():
         known = ", ".join(open_clip.list_models()[:4])
         raise TowerError(f"--tower: {name!r} is neither `toy` nor a model of open_clip (such as {known}, ViT-B-16)")
@@ -140,7 +173,7 @@ def load_tower(name: str, pretrained: str | None = None) -> Tower:
     if not isinstance(model, CLIP):
         raise TowerError(f"--tower {name}: open_clip builds a {type(model).__name__}; only its CLIP class is supported")
     tag = Path(pretrained).name if Path(pretrained).is_file() else pretrained
-    return Tower(model, name, tag, open_clip.get_tokenizer(name))
+    return Tower(model, name, tag, open_clip.get_tokenizer(name), wanted)
 
 
 def _pretrained_model(name: str, pretrained: str) -> nn.Module:
@@ -187,16 +220,18 @@ def _quiet_downloads() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _load_toy(pretrained: str | None) -> Tower:
+def _load_toy(pretrained: str | None, wanted: FrameTokens | None) -> Tower:
     if pretrained not in (None, "shipped"):
         raise TowerError(f"--tower toy: ships its own weights; got --pretrained {pretrained!r}, leave it out")
     config_path, weights = TOY_FOLDER / "config.json", TOY_FOLDER / "weights.safetensors"
     if not (config_path.is_file() and weights.is_file()):
         raise TowerError(f"--tower toy: {weights} is not here; the installation is incomplete, reinstall unloc")
-    return tower_from_files(config_path, weights, name="toy", pretrained="shipped")
+    return tower_from_files(config_path, weights, name="toy", pretrained="shipped", wanted=wanted)
 
 
-def tower_from_files(config_path: Path, weights: Path | None, *, name: str, pretrained: str) -> Tower:
+def tower_from_files(
+    config_path: Path, weights: Path | None, *, name: str, pretrained: str, wanted: FrameTokens | None = None
+) -> Tower:
     """A CLIP of open_clip's classes from its JSON config and a safetensors file (None: random weights, for tests)."""
     config = json.loads(config_path.read_text(encoding="utf-8"))
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
@@ -204,6 +239,5 @@ def tower_from_files(config_path: Path, weights: Path | None, *, name: str, pret
     if weights is not None:
         tensors = load_file(weights)
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in tensors.items()})
-    return Tower(
-        model, name, pretrained, open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    )
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return Tower(model, name, pretrained, tokenizer, wanted)
