@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cluster import connected, pool_results
+from pipeline.cluster import connected, make_pool
 from pipeline.decode_child import Job
 from pipeline.decoding import Limits
 from pipeline.ledger import Failure, Ledger, Plan, Staging, failures_of, lease
@@ -39,7 +39,8 @@ class ExtractOptions:
     """How the job runs; nothing here changes a token."""
 
     workers: int = 1
-    """Ray actors that decode; 0 runs in this process without Ray, the decoder in a process beside it."""
+    """Ray actors that decode; 0 runs in this process without Ray, the decoder in a process beside it; -1: one for each
+    CPU of this machine, or of the cluster at `address`."""
     encoders: int | None = None
     """Ray actors that only encode; 0: the workers encode too; None: one per accelerator of the cluster."""
     address: str | None = None
@@ -67,11 +68,37 @@ def extract(
     texts: Sequence[str],
     on_progress: Progress | None = None,
 ) -> Summary:
+    """`run_job`, after which CoverageError is raised where fewer videos than the stated coverage are cached."""
+    summary = run_job(cache_path, config, options, files, missing, texts, on_progress)
+    require_coverage(summary, options)
+    return summary
+
+
+def require_coverage(summary: Summary, options: ExtractOptions) -> None:
+    """Raises CoverageError where fewer videos than asked for are cached; what is cached stays."""
+    if summary.coverage >= options.coverage:
+        return
+    first = summary.failures[0]
+    raise CoverageError(
+        f"{summary.cache}: {summary.cached} of {summary.videos} videos are cached, --coverage asks for "
+        f"{options.coverage:.0%} (first: {first['video_id']}: {first['reason']}: {first['message']}); "
+        f"all reasons: {summary.cache}/ledger.jsonl"
+    )
+
+
+def run_job(
+    cache_path: Path,
+    config: EncodeConfig,
+    options: ExtractOptions,
+    files: dict[str, Path],
+    missing: Sequence[str],
+    texts: Sequence[str],
+    on_progress: Progress | None = None,
+) -> Summary:
     """Bring every video and text into the cache; what is there is left alone.
 
     `files` names the file of every video, in order; `missing` those that have none. A cache that another tower or
-    preprocessing made is left alone too: a new one starts beside it (`Summary.cache`). Raises CoverageError where fewer
-    videos than the stated coverage end up cached, after everything else is done and written; CacheError where another
+    preprocessing made is left alone too: a new one starts beside it (`Summary.cache`). Raises CacheError where another
     extractor holds the cache or the disk is full.
     """
     started = time.perf_counter()
@@ -82,19 +109,13 @@ def extract(
         create_or_check(path, encoder.fingerprint, recorded_versions())  # again, now that nobody else writes
         _remove_rests(path)
         summary.texts_now = _add_texts(path, encoder, texts)
-        job = _Job(path, config, options, files, summary, on_progress or (lambda *counts: None))
+        summary.seconds_start_up = time.perf_counter() - started
+        job = _Job(path, encoder, options, files, summary, on_progress or (lambda *counts: None))
         job.run()
         for video_id in missing:
             job.note_failure(Failure(video_id, "missing", "no file for it in the video folder"))
         summary.seconds_wall = time.perf_counter() - started
         summary.write(path / "summary.json")
-    if summary.coverage < options.coverage:
-        first = summary.failures[0]
-        raise CoverageError(
-            f"{path}: {summary.cached} of {summary.videos} videos are cached, "
-            f"--coverage asks for {options.coverage:.0%} (first: {first['video_id']}: {first['reason']}: "
-            f"{first['message']}); all reasons: {path / 'ledger.jsonl'}"
-        )
     return summary
 
 
@@ -103,11 +124,16 @@ def _own_cache(path: Path, fingerprint: dict) -> Path:
     try:
         create_or_check(path, fingerprint, recorded_versions())
     except FingerprintError as error:
-        beside = path.with_name(f"{path.name}-{fingerprint_hash(fingerprint)[:8]}")
-        logger.warning("%s; a new cache is at %s", str(error).split("; extract with")[0], beside)
-        create_or_check(beside, fingerprint, recorded_versions())
-        return beside
+        other = beside(path, fingerprint)
+        logger.warning("%s; a new cache is at %s", str(error).split("; extract with")[0], other)
+        create_or_check(other, fingerprint, recorded_versions())
+        return other
     return path
+
+
+def beside(path: Path, fingerprint: dict) -> Path:
+    """Where tokens go if the folder asked for holds those of another tower or preprocessing."""
+    return path.with_name(f"{path.name}-{fingerprint_hash(fingerprint)[:8]}")
 
 
 def _remove_rests(path: Path) -> None:
@@ -148,13 +174,13 @@ class _Job:
     def __init__(
         self,
         path: Path,
-        config: EncodeConfig,
+        encoder: Encoder,
         options: ExtractOptions,
         files: dict[str, Path],
         summary: Summary,
         on_progress: Progress,
     ) -> None:
-        self.path, self.config, self.options = path, config, options
+        self.path, self.encoder, self.config, self.options = path, encoder, encoder.config, options
         self.files, self.summary, self.on_progress = files, summary, on_progress
         self.cache = open_cache(path)
         self.plan, self.staging, self.ledger = Plan(path), Staging(path), Ledger(path)
@@ -255,10 +281,14 @@ class _Job:
         if not jobs:
             yield iter(())
         elif options.workers == 0:
-            yield in_process_results(self.config, options.limits, jobs)
+            yield in_process_results(self.encoder, options.limits, jobs)
         else:
-            with connected(options.address, options.workers, options.encoders or 0):
-                yield pool_results(self.config, options.limits, options.workers, options.encoders, jobs)
+            started = time.perf_counter()
+            with connected(options.address, options.workers, options.encoders):
+                self.summary.seconds_start_up += time.perf_counter() - started
+                pool = make_pool(self.config, options.limits, options.workers, options.encoders, len(jobs))
+                yield pool.results(jobs)
+            self.summary.seconds_start_up += pool.seconds_to_first_worker
 
     def _settle(self, result: Result) -> str:
         if isinstance(result, Failure):

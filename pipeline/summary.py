@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.ledger import Failure
 from unloc.data.cache_writer import write_atomically
 
+STAGES = ("decode", "preprocess", "encode", "write", "waiting", "start_up", "wall")
 WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is partial
 
 
@@ -34,6 +35,8 @@ class Summary:
     seconds_write: float = 0.0
     seconds_waiting: float = 0.0
     """In which encoders waited for frames."""
+    seconds_start_up: float = 0.0
+    """Of `seconds_wall`: until texts were encoded, Ray stood and the first worker had loaded its tower."""
     seconds_wall: float = 0.0
     covered_seconds: dict[str, float] = field(default_factory=dict)
     """Of each partial video of this run: the seconds that decoded."""
@@ -71,8 +74,26 @@ class Summary:
         self.failures.append(failure.to_row())
         self.reasons = dict(Counter(row["reason"] for row in self.failures))
 
+    def to_dict(self) -> dict:
+        """For JSON."""
+        values = asdict(self) | {"coverage": self.coverage, "frames_per_second": self.frames_per_second}
+        return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+
     def write(self, path: Path) -> None:
         """Keep it as JSON."""
-        values = asdict(self) | {"coverage": self.coverage, "frames_per_second": round(self.frames_per_second, 3)}
-        rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
-        write_atomically(path, json.dumps(rounded, indent=1, ensure_ascii=False))
+        write_atomically(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A table of (name, words) for people."""
+        stages = {stage: getattr(self, f"seconds_{stage}") for stage in STAGES}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+        table = [
+            ("cache", self.cache),
+            ("videos", f"{self.cached} of {self.videos} cached ({self.cached_now} now, {self.cached_before} before)"),
+            ("failed", f"{self.failed} ({reasons})" if self.failed else "0"),
+            ("partial", f"{len(self.covered_seconds)}, covered seconds in summary.json"),
+            ("texts", f"{self.texts_now} now"),
+            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second)"),
+            ("seconds", "  ".join(f"{stage.replace('_', '-')} {value:.1f}" for stage, value in stages.items())),
+        ]
+        return [row for row in table if row[0] != "partial" or self.covered_seconds]

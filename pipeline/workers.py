@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from pipeline.decode_child import Broken, Ended, Frames, Job, Opened
 from pipeline.decoding import Event, GuardedDecoder, Limits
@@ -11,7 +12,7 @@ from unloc.data.cache_writer import VideoTokens
 from unloc.errors import VideoError
 from unloc.inference.batching import FrameBatcher
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import ReadSpec, file_identity
+from unloc.inference.reading import file_identity
 
 Result = VideoTokens | Failure
 
@@ -63,16 +64,22 @@ class Assembler:
             yield failure_of(job, result.reason, str(result)) if isinstance(result, VideoError) else result
 
 
-def encode_jobs(assembler: Assembler, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
+class Decoder(Protocol):
+    """A GuardedDecoder, or many behind the same face."""
+
+    def events(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Event]]:
+        """What happens to the jobs."""
+
+
+def encode_jobs(assembler: Assembler, decoder: Decoder, jobs: Iterable[Job]) -> Iterator[Result]:
     """Results of all jobs, each as soon as it is ready; a job may overtake one whose last batch is not yet full."""
     for job, event in decoder.events(jobs):
         yield from assembler.take(job, event)
     yield from assembler.flush()
 
 
-def in_process_results(config: EncodeConfig, limits: Limits, jobs: Iterable[Job]) -> Iterator[Result]:
+def in_process_results(encoder: Encoder, limits: Limits, jobs: Iterable[Job]) -> Iterator[Result]:
     """Results with the tower in this process (`--workers 0`) and the decoder in a guarded one beside it."""
-    encoder = Encoder(config)
     with GuardedDecoder(encoder.read_spec, limits) as decoder:
         yield from encode_jobs(Assembler(encoder), decoder, jobs)
 
@@ -92,38 +99,3 @@ class FusedWorker:
     def results(self, jobs: list[Job]) -> Iterator[Result]:
         """Results of the jobs as they are ready."""
         yield from encode_jobs(self.assembler, self.decoder, jobs)
-
-
-class DecodeWorker:
-    """A Ray actor that only decodes, for encoders on accelerators elsewhere."""
-
-    def __init__(self, spec: ReadSpec, limits: Limits) -> None:
-        self.decoder = GuardedDecoder(spec, limits)
-
-    def where(self) -> tuple[str, int]:
-        """Host and process id."""
-        return socket.gethostname(), os.getpid()
-
-    def events(self, job: Job) -> Iterator[Event]:
-        """What happens to the job."""
-        for _, event in self.decoder.events([job]):
-            yield event
-
-
-class EncodeWorker:
-    """A Ray actor that owns an accelerator where there is one, and encodes frames that others decoded."""
-
-    def __init__(self, config: EncodeConfig, device: str) -> None:
-        self.assembler = Assembler(Encoder(config, device))
-
-    def where(self) -> tuple[str, int]:
-        """Host and process id; answered once the tower is loaded."""
-        return socket.gethostname(), os.getpid()
-
-    def take(self, job: Job, event: Event) -> list[Result]:
-        """Results that this event completes."""
-        return list(self.assembler.take(job, event))
-
-    def flush(self) -> list[Result]:
-        """Results of all videos that have ended."""
-        return list(self.assembler.flush())

@@ -1,41 +1,51 @@
 """`unloc extract`: videos and texts into a cache."""
 
-import sys
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from unloc.cli import app
-from unloc.errors import InputError
+from unloc.cli import extract_options as option
 
 if TYPE_CHECKING:
-    from pipeline.extract import Summary
+    from pipeline.decoding import Limits
+    from pipeline.extract import ExtractOptions
+    from unloc.inference.encode import EncodeConfig
+
+SHOWN_FAILURES = 20
+GIB = 1 << 30
 
 
 @app.command()
 def extract(
-    manifest: Annotated[Path, typer.Argument(help="Manifest of `unloc data convert`.")],
-    videos: Annotated[Path, typer.Option("--videos", help="Folder with the video files.")],
-    cache: Annotated[Path, typer.Option("--cache", "-c", help="Cache folder to write or to add to.")],
-    tower: Annotated[str, typer.Option("--tower", help="toy, or a model of open_clip: ViT-B-16.")] = "toy",
-    pretrained: Annotated[
-        str | None, typer.Option("--pretrained", help="open_clip's tag (openai) or a weights file.")
-    ] = None,
-    fps: Annotated[float | None, typer.Option("--fps", help="Frames per second of video.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames evenly over each video.")] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Ray workers; 0: in this process; -1: one a core.")] = -1,
-    address: Annotated[str | None, typer.Option("--address", help="Ray cluster to use (auto, or host:port).")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first N videos; 0: all.")] = 0,
-    decoder: Annotated[str, typer.Option("--decoder", help="auto, decord or pyav.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32 tokens.")] = "float16",
-    coverage: Annotated[float, typer.Option("--coverage", min=0, max=1, help="Smallest share to be cached.")] = 1.0,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Longest seconds for one video.")] = 600.0,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Videos per shard.")] = 512,
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Take what decodes of broken files.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed videos again.")] = False,
-    prompts: Annotated[bool, typer.Option(help="Class names also in the 28 CLIP prompts.")] = True,
+    manifest: option.ManifestFile,
+    videos: option.VideoFolder,
+    cache: option.CacheFolder,
+    tower: option.Tower = "toy",
+    pretrained: option.Pretrained = None,
+    fps: option.Fps = None,
+    frames: option.Frames = None,
+    workers: option.Workers = -1,
+    encoders: option.Encoders = None,
+    address: option.Address = None,
+    split: option.Split = None,
+    limit: option.Limit = 0,
+    decoder: option.Decoder = "auto",
+    dtype: option.Dtype = "float16",
+    coverage: option.Coverage = 1.0,
+    timeout: option.Timeout = 600.0,
+    memory: option.Memory = 4.0,
+    recycle_after: option.RecycleAfter = 500,
+    recycle_growth: option.RecycleGrowth = 1.0,
+    shard_size: option.ShardSize = 512,
+    allow_partial: option.AllowPartial = False,
+    retry_failed: option.RetryFailed = False,
+    prompts: option.Prompts = True,
+    plan: option.Plan = False,
+    as_json: option.Json = False,
 ) -> None:
     """Decode videos, encode frames and texts with a frozen tower, write the tokens into a cache.
 
@@ -43,64 +53,122 @@ def extract(
 
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
-    from unloc.data.locate import locate_videos
-    from unloc.data.schema import load_manifest
-    from unloc.data.texts import manifest_texts
+    inputs = _Inputs.read(manifest, videos, split, limit, prompts)
+    config = _encode_config(tower, pretrained, fps, frames, dtype, decoder, allow_partial)
+    limits = _limits(timeout, memory, recycle_after, recycle_growth)
+    options = _job_options(workers, encoders, address, limits, shard_size, coverage, retry_failed)
+    if plan:
+        _forecast(cache, config, options, inputs, as_json)
+    else:
+        _run(cache, config, options, inputs, as_json)
 
-    if fps is None and frames is None:
-        fps = 2.0
-    if workers < -1:
-        raise InputError(f"--workers: got {workers}, expected -1 (one a core), 0 (in this process) or more")
-    selected = load_manifest(manifest).select(split)
-    files, missing = locate_videos(selected, videos)
-    if limit:
-        files, missing = dict(list(files.items())[:limit]), []
-    texts = manifest_texts(selected, prompts=prompts)
 
-    from pipeline.decoding import Limits
-    from pipeline.extract import ExtractOptions
-    from pipeline.extract import extract as run
-    from unloc.cli.progress import video_bar
+@dataclass(frozen=True)
+class _Inputs:
+    """What a manifest and a folder ask for."""
+
+    files: dict[str, Path]
+    missing: list[str]
+    texts: list[str]
+    durations: dict[str, float]
+    """Seconds of video as the manifest states them."""
+
+    @classmethod
+    def read(cls, manifest: Path, videos: Path, split: str | None, limit: int, prompts: bool) -> "_Inputs":
+        """Of one split, or all."""
+        from unloc.data.locate import locate_videos
+        from unloc.data.schema import load_manifest
+        from unloc.data.texts import manifest_texts
+
+        selected = load_manifest(manifest).select(split)
+        files, missing = locate_videos(selected, videos)
+        if limit:
+            files, missing = dict(list(files.items())[:limit]), []
+        table = selected.videos
+        durations = dict(zip(table["video_id"], table["duration_seconds"].astype(float), strict=True))
+        return cls(files, missing, manifest_texts(selected, prompts=prompts), durations)
+
+
+def _encode_config(
+    tower: str,
+    pretrained: str | None,
+    fps: float | None,
+    frames: int | None,
+    dtype: str,
+    decoder: str,
+    allow_partial: bool,
+) -> "EncodeConfig":
     from unloc.inference.encode import EncodeConfig
 
-    config = EncodeConfig(
+    return EncodeConfig(
         tower=tower,
         pretrained=pretrained,
-        fps=fps,
+        fps=2.0 if fps is None and frames is None else fps,
         num_frames=frames,
         dtype=dtype,
         decoder=decoder,
         allow_partial=allow_partial,
     )
-    options = ExtractOptions(
-        workers=_cores() if workers == -1 else workers,
+
+
+def _limits(timeout: float, memory: float, recycle_after: int, recycle_growth: float) -> "Limits":
+    from pipeline.decoding import Limits
+
+    return Limits(
+        timeout_seconds=timeout,
+        memory_bytes=int(memory * GIB),
+        recycle_videos=recycle_after,
+        recycle_bytes=int(recycle_growth * GIB),
+    )
+
+
+def _job_options(
+    workers: int,
+    encoders: int | None,
+    address: str | None,
+    limits: "Limits",
+    shard_size: int,
+    coverage: float,
+    retry_failed: bool,
+) -> "ExtractOptions":
+    from pipeline.extract import ExtractOptions
+
+    return ExtractOptions(
+        workers=workers,
+        encoders=encoders,
         address=address,
-        limits=Limits(timeout_seconds=timeout),
+        limits=limits,
         shard_size=shard_size,
         coverage=coverage,
         retry_failed=retry_failed,
     )
-    with video_bar() as on_progress:
-        summary = run(cache, config, options, files, missing, texts, on_progress)
-    _print_summary(summary, cache)
 
 
-def _cores() -> int:
-    import os
+def _forecast(cache: Path, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
+    from pipeline.forecast import forecast
 
-    return len(os.sched_getaffinity(0))
+    told = forecast(cache, config, options, inputs.files, inputs.missing, inputs.texts, inputs.durations)
+    typer.echo(json.dumps(told.to_dict(), indent=1) if as_json else _table(told.lines()))
+    _print_failures(told.failures, "the sample's ledger rows: --json")
 
 
-def _print_summary(summary: "Summary", cache: Path) -> None:
-    rate = summary.frames / summary.seconds_wall if summary.seconds_wall else 0.0
-    typer.echo(
-        f"{cache}: {summary.cached_before + summary.cached_now} of {summary.videos} videos cached "
-        f"({summary.cached_now} now, {summary.frames} frames, {rate:.0f} frames/s), {summary.texts_now} texts now; "
-        f"{summary.seconds_wall:.1f} s wall, {summary.seconds_decode:.1f} s decode and resize, "
-        f"{summary.seconds_encode:.1f} s encode"
-    )
-    for row in summary.failures[:20]:
+def _run(cache: Path, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
+    from pipeline.extract import require_coverage, run_job
+    from unloc.cli.progress import shown_notes, video_bar
+
+    with shown_notes("pipeline"), video_bar() as on_progress:
+        summary = run_job(cache, config, options, inputs.files, inputs.missing, inputs.texts, on_progress)
+    typer.echo(json.dumps(summary.to_dict(), indent=1) if as_json else _table(summary.lines()))
+    _print_failures(summary.failures, f"{summary.cache}/ledger.jsonl")
+    require_coverage(summary, options)
+
+
+def _table(lines: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:10} {words}" for name, words in lines)
+
+
+def _print_failures(failures: list[dict], rest_in: str) -> None:
+    for row in failures[:SHOWN_FAILURES]:
         typer.echo(f"failed: {row['video_id']}: {row['reason']}: {row['message']}", err=True)
-    if len(summary.failures) > 20:
-        typer.echo(f"… and {len(summary.failures) - 20} more in {cache / 'ledger.jsonl'}", err=True)
-    sys.stdout.flush()
+    if len(failures) > SHOWN_FAILURES:
+        typer.echo(f"and {len(failures) - SHOWN_FAILURES} more: {rest_in}", err=True)

@@ -1,0 +1,201 @@
+"""`--plan`: what an extraction would take, from a few videos that are decoded and encoded; nothing is written."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cluster import cluster_size, connected, local_accelerators
+from pipeline.decode_child import Job
+from pipeline.extract import ExtractOptions, beside
+from pipeline.workers import in_process_results
+from unloc.data.cache import Cache, open_cache
+from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences
+from unloc.errors import CoverageError
+from unloc.inference.encode import EncodeConfig, Encoder
+
+SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
+RAY_SECONDS = 5.0  # measured start of a local Ray
+FILES_OF_SHARD, FILES_OF_CACHE = 3, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Of what is not cached yet. Seconds are those of this machine in its present state."""
+
+    videos: int
+    cached_before: int
+    missing: int
+    hours_of_video: float
+    """Durations from the manifest; where it states none, from the bytes of the file and those of the sample."""
+    frames: int
+    frames_per_second: float
+    seconds_wall: float
+    gpu_hours: float
+    """0 where the encoders have no GPU."""
+    bytes: int
+    files: int
+    workers: int
+    encoders: int
+    sampled: int
+    sampled_frames: int
+    failures: list[dict] = field(default_factory=list)
+    """Of the sample."""
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A table of (name, words) for people."""
+        who = f"{self.workers} workers" + (f", {self.encoders} encoders" if self.encoders else "")
+        return [
+            ("videos", f"{self.videos} to do, {self.cached_before} cached before, {self.missing} without a file"),
+            ("hours", f"{self.hours_of_video:.2f} of video"),
+            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second with {who})"),
+            ("wall time", f"{self.seconds_wall / 3600:.2f} h ({self.seconds_wall:.0f} s, start-up included)"),
+            ("GPU hours", f"{self.gpu_hours:.2f}"),
+            ("disk", f"{self.bytes / 1e6:.1f} MB in {self.files} files"),
+            ("sample", f"{self.sampled} videos, {self.sampled_frames} frames; {len(self.failures)} failed"),
+        ]
+
+
+def forecast(
+    cache_path: Path,
+    config: EncodeConfig,
+    options: ExtractOptions,
+    files: dict[str, Path],
+    missing: Sequence[str],
+    texts: Sequence[str],
+    durations: dict[str, float],
+) -> Forecast:
+    """Try a sample of what is due. `durations` are seconds of video where known.
+
+    Raises CoverageError where none of the sampled videos decodes.
+    """
+    started = time.perf_counter()
+    workers, encoders, has_gpu = _sizes(options)
+    encoder = Encoder(config, "cuda" if has_gpu and local_accelerators() else "cpu")
+    seconds_load = time.perf_counter() - started
+    cache = _cache_there(cache_path, encoder.fingerprint)
+    due = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
+    new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
+    sample, failures = _sample(encoder, options, due)
+    seconds = _total_seconds(due, sample, durations)
+    frames = _num_frames(config, due, seconds)
+    decode, encode = (
+        _seconds_per_frame(sample, *stages) * frames for stages in (("decode", "preprocess"), ("encode",))
+    )
+    busy = _wall_seconds(decode, encode, workers, encoders)
+    return Forecast(
+        videos=len(due),
+        cached_before=len(files) - len(due),
+        missing=len(missing),
+        hours_of_video=sum(seconds.values()) / 3600,
+        frames=frames,
+        frames_per_second=frames / busy if busy else 0.0,
+        seconds_wall=busy + seconds_load + (RAY_SECONDS + seconds_load if workers else 0.0),
+        gpu_hours=encode / 3600 if has_gpu else 0.0,
+        bytes=_video_bytes(config, sample, len(due), frames) + _text_bytes(encoder, new_texts),
+        files=FILES_OF_CACHE + FILES_OF_SHARD * (-(-len(due) // options.shard_size) + bool(new_texts)),
+        workers=workers,
+        encoders=encoders,
+        sampled=len(sample),
+        sampled_frames=sum(len(video.tokens) for video in sample),
+        failures=failures,
+    )
+
+
+def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:
+    """Workers, encoders apart from them, and whether these have GPUs."""
+    if options.workers == 0:
+        return 0, 0, False
+    if options.address is None:
+        num_cpus, num_gpus = len(os.sched_getaffinity(0)), local_accelerators()
+    else:
+        with connected(options.address, options.workers, options.encoders):
+            num_cpus, num_gpus = cluster_size()
+    encoders = num_gpus if options.encoders is None else options.encoders
+    return (num_cpus if options.workers == -1 else options.workers), encoders, 0 < encoders <= num_gpus
+
+
+def _cache_there(path: Path, fingerprint: dict) -> Cache | None:
+    stated = json.loads(json.dumps(fingerprint))
+    for candidate in (path, beside(path, fingerprint)):
+        if (candidate / "zarr.json").is_file():
+            cache = open_cache(candidate)
+            if not fingerprint_differences(cache.fingerprint, stated, names=("cache", "now")):
+                return cache
+    return None
+
+
+def _sample(encoder: Encoder, options: ExtractOptions, due: dict[str, Path]) -> tuple[list[VideoTokens], list[dict]]:
+    """Videos evenly over those that are due, as many as a minute allows, and the failures among them."""
+    jobs = [Job(video_id, path) for video_id, path in due.items()]
+    middles = (np.arange(min(SAMPLE_VIDEOS, len(jobs))) + 0.5) / min(SAMPLE_VIDEOS, max(1, len(jobs)))
+    jobs, videos, failures = [jobs[int(middle * len(jobs))] for middle in middles], [], []
+    started = time.perf_counter()
+    for result in in_process_results(encoder, options.limits, jobs):
+        if isinstance(result, VideoTokens):
+            videos.append(result)
+        else:
+            failures.append(result.to_row())
+        if time.perf_counter() - started > SAMPLE_SECONDS:
+            break
+    if due and not videos:
+        first = failures[0]
+        raise CoverageError(
+            f"--plan: none of {len(failures)} sampled videos can be encoded (first: {first['video_id']}: "
+            f"{first['reason']}: {first['message']})"
+        )
+    return videos, failures
+
+
+def _total_seconds(due: dict[str, Path], sample: list[VideoTokens], durations: dict[str, float]) -> dict[str, float]:
+    """Seconds of each video: stated, else by its bytes."""
+    known = {video_id: durations.get(video_id, math.nan) for video_id in due}
+    sampled_bytes = sum(video.meta["file_bytes"] for video in sample)
+    per_byte = sum(video.meta["duration_seconds"] for video in sample) / max(1, sampled_bytes)
+    return {
+        video_id: value if math.isfinite(value) and value > 0 else due[video_id].stat().st_size * per_byte
+        for video_id, value in known.items()
+    }
+
+
+def _num_frames(config: EncodeConfig, due: dict[str, Path], seconds: dict[str, float]) -> int:
+    if config.num_frames is not None:
+        return len(due) * config.num_frames
+    return sum(max(1, math.ceil(value * config.fps)) for value in seconds.values())
+
+
+def _seconds_per_frame(sample: list[VideoTokens], *stages: str) -> float:
+    frames = sum(len(video.tokens) for video in sample)
+    return sum(video.meta[f"seconds_{stage}"] for video in sample for stage in stages) / max(1, frames)
+
+
+def _wall_seconds(decode: float, encode: float, workers: int, encoders: int) -> float:
+    """Without start-up: stages that run in processes of their own overlap, those that share cores add up."""
+    if workers == 0:
+        return max(decode, encode)
+    if encoders:
+        return max(decode / workers, encode / encoders)
+    return (decode + encode) / workers
+
+
+def _video_bytes(config: EncodeConfig, sample: list[VideoTokens], num_videos: int, frames: int) -> int:
+    if not sample:
+        return 0
+    token_bytes = sample[0].tokens[0].nbytes
+    row_bytes = sum(len(json.dumps(video.meta)) for video in sample) / len(sample)
+    padding = 0 if config.num_frames else num_videos * CHUNK_ROWS // 2
+    return int((frames + padding) * token_bytes + num_videos * row_bytes)
+
+
+def _text_bytes(encoder: Encoder, texts: list[str]) -> int:
+    sample = encoder.encode_texts(texts[:SAMPLE_TEXTS])
+    return sum(tokens.nbytes for tokens in sample) * len(texts) // max(1, len(sample))

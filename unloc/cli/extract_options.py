@@ -1,0 +1,34 @@
+"""The options of `unloc extract`, each a sentence."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+ManifestFile = Annotated[Path, Argument(help="Manifest of `unloc data convert`.")]
+VideoFolder = Annotated[Path, Option("--videos", help="Folder with the video files.")]
+CacheFolder = Annotated[Path, Option("--cache", "-c", help="Cache folder to write or to add to.")]
+Tower = Annotated[str, Option("--tower", help="toy, or a model of open_clip: ViT-B-16.")]
+Pretrained = Annotated[str | None, Option("--pretrained", help="open_clip's tag (openai) or a weights file.")]
+Fps = Annotated[float | None, Option("--fps", help="Frames per second of video; 2 where --frames is not given.")]
+Frames = Annotated[int | None, Option("--frames", help="Frames evenly over each video.")]
+Workers = Annotated[int, Option("--workers", min=-1, help="Ray actors that decode; 0: no Ray; -1: one a core.")]
+Encoders = Annotated[
+    int | None, Option("--encoders", min=0, help="Ray actors that only encode; default: one a GPU, 0 without.")
+]
+Address = Annotated[str | None, Option("--address", help="Ray cluster to use: auto, or host:port.")]
+Split = Annotated[str | None, Option("--split", help="Only this split.")]
+Limit = Annotated[int, Option("--limit", min=0, help="Only the first N videos; 0: all.")]
+Decoder = Annotated[str, Option("--decoder", help="auto, decord or pyav.")]
+Dtype = Annotated[str, Option("--dtype", help="How tokens are stored: float16, float32 or bfloat16.")]
+Coverage = Annotated[float, Option("--coverage", min=0, max=1, help="Smallest share to be cached for exit code 0.")]
+Timeout = Annotated[float, Option("--timeout", min=0.01, help="Longest seconds that one video may take to decode.")]
+Memory = Annotated[float, Option("--memory", min=0.05, help="Most GiB that decoding one video may take.")]
+RecycleAfter = Annotated[int, Option("--recycle-after", min=1, help="Videos after which a decoder is replaced.")]
+RecycleGrowth = Annotated[float, Option("--recycle-growth", min=0, help="GiB of growth after which it is replaced.")]
+ShardSize = Annotated[int, Option("--shard-size", min=1, help="Videos per shard.")]
+AllowPartial = Annotated[bool, Option("--allow-partial", help="Take what decodes of broken files.")]
+RetryFailed = Annotated[bool, Option("--retry-failed", help="Try failed videos again.")]
+Prompts = Annotated[bool, Option(help="Class names also in the 28 CLIP prompts.")]
+Plan = Annotated[bool, Option("--plan", help="Try a few videos, tell what the whole would take, write nothing.")]
+Json = Annotated[bool, Option("--json", help="Print the summary or the plan as JSON.")]
