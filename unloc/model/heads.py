@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from unloc.model.fusion import NORM_EPSILON
 
@@ -26,22 +27,60 @@ class ConvBlocks(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
         """Outputs of all points of the levels, bottom to top; no level sees another."""
-        sizes = [level.shape[1] for level in levels]
-        tokens = torch.cat(list(levels), dim=1)
+        tokens, is_point = _separated(levels)
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            # One matrix product for all levels with channels last: nothing is transposed.
-            weight = conv.weight.permute(0, 2, 1).flatten(1)
-            tokens = F.relu(F.linear(_with_neighbours(norm(tokens), sizes), weight, conv.bias))
-        return self.linear(tokens)
+            rows = (norm(tokens) * is_point[:, None]).flatten(0, 1)
+            tokens = F.relu(_convolve(rows, conv)).unflatten(0, tokens.shape[:2])
+        return self.linear(tokens)[:, is_point]
 
 
-def _with_neighbours(
-    tokens: Float[Tensor, "batch points width"], sizes: Sequence[int]
-) -> Float[Tensor, "batch points three_widths"]:
-    """The point before, the point itself and the point after on the same level; zeros beyond its ends."""
-    padded = [F.pad(level, (0, 0, 1, 1)) for level in tokens.split(list(sizes), dim=1)]
-    shifts = [[level[:, k : k + size] for level, size in zip(padded, sizes, strict=True)] for k in range(3)]
-    return torch.cat([torch.cat(levels, dim=1) for levels in shifts], dim=-1)
+def _separated(
+    levels: Sequence[Tensor],
+) -> tuple[Float[Tensor, "batch rows width"], Bool[Tensor, " rows"]]:
+    """All levels one after another with a row of zeros before, between and after, and which rows are points.
+
+    A width-3 convolution then pads every level by itself, whatever stands beside it.
+    """
+    zeros = levels[0].new_zeros(len(levels[0]), 1, levels[0].shape[2])
+    rows = [zeros, *(part for level in levels for part in (level, zeros))]
+    is_point = [row is not zeros for row in rows for _ in range(row.shape[1])]
+    return torch.cat(rows, dim=1), torch.tensor(is_point, device=zeros.device)
+
+
+def _convolve(rows: Float[Tensor, "rows width"], conv: nn.Conv1d) -> Float[Tensor, "rows width"]:
+    """The convolution over rows whose first and last are zero, in the precision of autocast."""
+    operands = (rows, conv.weight, conv.bias)
+    if torch.is_autocast_enabled(rows.device.type):
+        operands = [operand.to(torch.get_autocast_dtype(rows.device.type)) for operand in operands]
+    return _ShiftedProducts.apply(*operands)
+
+
+class _ShiftedProducts(torch.autograd.Function):
+    """A width-3 convolution over rows as three matrix products, of the rows before, the rows and the rows after.
+
+    Nothing is unfolded or transposed, forward or backward: four fifths of the CPU time of one product over unfolded
+    rows, two fifths of that of oneDNN's convolution (16 x 240 rows of 512 channels).
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(N, C_in) to (N, C_out) with a weight (C_out, C_in, 3)."""
+        before, here, after = (part.contiguous() for part in weight.unbind(2))
+        ctx.save_for_backward(rows, before, here, after)
+        out = torch.addmm(bias, rows, here.t())
+        out[1:].addmm_(rows[:-1], before.t())
+        out[:-1].addmm_(rows[1:], after.t())
+        return out
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of rows, weight and bias."""
+        rows, before, here, after = ctx.saved_tensors
+        of_rows = grad @ here
+        of_rows[:-1].addmm_(grad[1:], before)
+        of_rows[1:].addmm_(grad[:-1], after)
+        of_weight = [grad[1:].t() @ rows[:-1], grad.t() @ rows, grad[:-1].t() @ rows[1:]]
+        return of_rows, torch.stack(of_weight, dim=2), grad.sum(0)
 
 
 def _all_levels(blocks: nn.ModuleList, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
