@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unloc.data.tar_shards import VideoFile, on_disk
 from unloc.errors import VideoError
 from unloc.inference.reading import ReadSpec, ResizedFrame, VideoReading
 
@@ -27,7 +28,7 @@ class Job:
     """One video to encode."""
 
     video_id: str
-    path: Path
+    path: VideoFile
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,12 @@ def _decode(connection: Connection, job: Job, spec: ReadSpec) -> None:
 
 
 def _send_frames(connection: Connection, job: Job, spec: ReadSpec) -> None:
-    reading = VideoReading(job.path, spec)
+    with on_disk(job.path) as path:
+        _send_frames_at(path, connection, job, spec)
+
+
+def _send_frames_at(path: Path, connection: Connection, job: Job, spec: ReadSpec) -> None:
+    reading = VideoReading(path, spec, job.path)
     connection.send(Opened(len(reading.wanted_seconds)))
     some: list[ResizedFrame] = []
     for frame in reading.frames():

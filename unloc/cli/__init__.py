@@ -64,4 +64,4 @@ def _print_usage_error(error: Exception) -> None:
         typer.echo(f"error: {words.rstrip('.')}; see `{command} --help`", err=True)
 
 
-from unloc.cli import cache, cache_import, data, evaluate, extract, fit  # noqa: E402, F401  (they register their commands)
+from unloc.cli import cache, cache_import, data, data_pack, evaluate, extract, fit  # noqa: E402, F401  (they register their commands)

@@ -1,10 +1,15 @@
 """Where the file of each video lies in a folder, and how well a folder covers a manifest."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from unloc.data.schema import Manifest
+from unloc.data.tar_shards import TarMember, shard_members
 from unloc.errors import MissingError
+
+File = TypeVar("File", Path, TarMember)
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".3gp", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")
 
@@ -19,7 +24,7 @@ def video_files(folder: Path) -> list[Path]:
     return sorted((item for item in folder.rglob("*") if item.is_file()), key=_preference)
 
 
-def _preference(path: Path) -> tuple[int, int, str]:
+def _preference(path: PurePath) -> tuple[int, int, str]:
     suffix = path.suffix.lower()
     rank = EXTENSIONS.index(suffix) if suffix in EXTENSIONS else len(EXTENSIONS)
     return rank, len(path.parts), str(path)
@@ -34,16 +39,21 @@ def index_folder(folder: Path) -> dict[str, Path]:
 
 
 def _index(folder: Path, files: list[Path]) -> dict[str, Path]:
+    return _by_names((path.relative_to(folder), path) for path in files)
+
+
+def _by_names(files: Iterable[tuple[PurePath, File]]) -> dict[str, File]:
+    """Files by the path they have been given, by its name and, of a video, by its stem; the first of several counts."""
     exact, loose = {}, {}
-    for path in files:
-        exact[path.relative_to(folder).as_posix()] = path
-        loose.setdefault(path.name, path)
+    for path, file in files:
+        exact[path.as_posix()] = file
+        loose.setdefault(path.name, file)
         if path.suffix.lower() in EXTENSIONS:
-            loose.setdefault(path.stem, path)
+            loose.setdefault(path.stem, file)
     return loose | exact
 
 
-def find_video_file(index: dict[str, Path], video_id: str, file: str | None = None) -> Path | None:
+def find_video_file(index: dict[str, File], video_id: str, file: str | None = None) -> File | None:
     """The file that the manifest names, else one named like the id, with or without ActivityNet's `v_`; or None.
 
     A named file must be there: another one that happens to be called like the id is not taken for it.
@@ -65,7 +75,13 @@ def locate_videos(manifest: Manifest, folder: Path) -> tuple[dict[str, Path], li
     return _locate(manifest, index_folder(folder))
 
 
-def _locate(manifest: Manifest, index: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
+def locate_in_shards(manifest: Manifest, pattern: str) -> tuple[dict[str, TarMember], list[str]]:
+    """The same for videos in tar files: `videos-{000..127}.tar`. Raises as `tar_shards.shard_members` does."""
+    members = sorted(shard_members(pattern).values(), key=lambda member: _preference(PurePath(member.path)))
+    return _locate(manifest, _by_names((PurePath(member.path), member) for member in members))
+
+
+def _locate(manifest: Manifest, index: dict[str, File]) -> tuple[dict[str, File], list[str]]:
     files, missing = {}, []
     videos = manifest.videos.drop_duplicates("video_id")
     for video_id, file in zip(videos["video_id"], videos["file"], strict=True):

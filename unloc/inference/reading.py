@@ -14,6 +14,7 @@ import numpy as np
 
 from unloc.data.preprocess import PreprocessSpec
 from unloc.data.sampling import FrameSampling
+from unloc.data.tar_shards import VideoFile
 from unloc.data.video import open_video
 from unloc.data.video.facts import ShownFrame
 from unloc.data.video.report import covered_seconds, is_truncated
@@ -46,10 +47,13 @@ class ResizedFrame:
 class VideoReading:
     """One file, read once: `frames`, and when they have all come, `row`."""
 
-    def __init__(self, path: Path, spec: ReadSpec) -> None:
-        """Opens the file. Raises VideoError with a reason where it cannot be read."""
+    def __init__(self, path: Path, spec: ReadSpec, source: VideoFile | None = None) -> None:
+        """Opens the file, which is a copy of `source` where that lies in a tar file.
+
+        Raises VideoError with a reason where it cannot be read.
+        """
         started = time.perf_counter()
-        self.path, self.spec = path, spec
+        self.source, self.spec = source or path, spec
         self.views = ViewMaker(spec.views, spec.preprocess, self.content_sha256 if has_crops(spec.views) else "")
         self.reader, self.facts, self.reason = open_video(path, spec.decoder, allow_partial=spec.allow_partial)
         facts = self.facts
@@ -60,7 +64,7 @@ class VideoReading:
     @cached_property
     def content_sha256(self) -> str:
         """Of the file, read once."""
-        return file_hash(self.path)
+        return file_hash(self.source)
 
     def frames(self) -> Iterator[ResizedFrame]:
         """Every wanted frame once, mostly in order. Raises VideoError where too little decodes."""
@@ -82,8 +86,8 @@ class VideoReading:
         facts = self.facts
         return {
             "video_id": video_id,
-            "file": self.path.name,
-            **file_identity(self.path),
+            "file": self.source.name,
+            **file_identity(self.source),
             "content_sha256": self.content_sha256,
             "duration_seconds": facts.end_seconds,
             "covered_seconds": round(covered_seconds(facts, self.reader.report), 6),
@@ -101,13 +105,13 @@ class VideoReading:
         }
 
 
-def file_identity(path: Path) -> dict:
+def file_identity(file: VideoFile) -> dict:
     """What tells cheaply that a file has changed."""
-    stat = path.stat()
+    stat = file.stat()
     return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
 
 
-def file_hash(path: Path) -> str:
+def file_hash(file: VideoFile) -> str:
     """sha256 of the file's content."""
-    with path.open("rb") as handle:
+    with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,19 @@
+"""`unloc data pack` as a user meets it."""
+
+from typer.testing import CliRunner
+
+from unloc.cli import app
+from unloc.data.locate import locate_in_shards
+from unloc.data.schema import build_manifest, load_manifest, save_manifest, video_row
+
+
+def test_packing_tells_what_it_wrote_and_how_to_read_it(tmp_path, video_folder):
+    rows = [video_row(name, "t", 1) for name in ("v0", "v1", "gone")]
+    save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
+    words = ["data", "pack", tmp_path / "m.jsonl", "--videos", video_folder, "--out", tmp_path / "out"]
+    for written in (1, 0):
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 0 and f"2 videos, 0.0 MB, in 1 shards ({written} written now)" in done.stdout
+        assert "missing: gone" in done.stderr
+    pattern = done.stdout.split("--shards '")[1].split("'")[0]
+    assert list(locate_in_shards(load_manifest(tmp_path / "m.jsonl"), pattern)[0]) == ["v0", "v1"]

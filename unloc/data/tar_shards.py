@@ -1,0 +1,150 @@
+"""Videos in tar files, as WebDataset lays them out: found by their headers, read in place, packed by `unloc data pack`.
+
+A member takes a file's place wherever a job asks for name, size, time or content. Decoders want a file they can seek
+in: `on_disk` gives them one without a name, which the system takes back however its process ends.
+"""
+
+import io
+import logging
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+
+from webdataset.shardlists import expand_urls
+
+from unloc.errors import InputError, MissingError, VideoError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """One file in a tar file; what a job needs of a `Path`, and nothing else."""
+
+    tar: Path
+    path: str
+    """Its name in the tar file, with folders."""
+    offset: int
+    """Where its bytes begin."""
+    size: int
+    mtime_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """Without folders."""
+        return PurePosixPath(self.path).name
+
+    def is_file(self) -> bool:
+        """True as long as its tar file is there."""
+        return self.tar.is_file()
+
+    def stat(self) -> SimpleNamespace:
+        """Size and time of change."""
+        return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Its bytes."""
+        return io.BufferedReader(_Slice(self.tar, self.offset, self.size))
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file, read forward."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        self._handle, self._left = path.open("rb", buffering=0), size
+        self._handle.seek(offset)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:
+        count = self._handle.readinto(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._handle.close()
+        super().close()
+
+
+VideoFile = Path | TarMember
+
+
+@contextmanager
+def on_disk(file: VideoFile) -> Iterator[Path]:
+    """A path at which this process can open the video: itself, or an unnamed copy of a tar file's member.
+
+    Raises VideoError (truncated) where the tar file ends within the member; other VideoErrors name the member.
+    """
+    if isinstance(file, Path):
+        yield file
+        return
+    with tempfile.TemporaryFile(prefix="unloc-") as copy:
+        with file.open() as source:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        copy.flush()
+        if copy.tell() < file.size:
+            raise VideoError(
+                f"{file}: the tar file ends after {copy.tell()} of its {file.size} bytes", reason="truncated"
+            )
+        path = Path(f"/proc/self/fd/{copy.fileno()}")
+        try:
+            yield path
+        except VideoError as error:
+            raise VideoError(str(error).replace(str(path), str(file)), reason=error.reason) from None
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """Paths of `videos-{000..127}.tar`, or of several patterns joined by `::`; all of them must be there.
+
+    Raises InputError for a URL, MissingError naming the first that is not there.
+    """
+    names = expand_urls(pattern)
+    for name in names:
+        if "://" in name:
+            raise InputError(f"--shards: {name} is a URL; tar files are read in place: mount the bucket or copy them")
+    paths = [Path(name) for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise MissingError(f"--shards: {len(missing)} of {len(paths)} tar files are not there (first: {missing[0]})")
+    return paths
+
+
+def shard_members(pattern: str) -> dict[str, TarMember]:
+    """Every file in the tar files of a pattern by its name there.
+
+    Raises InputError for what is no plain tar file and for a name that stands in two places, MissingError for an absent
+    tar file. A tar file that breaks off gives what is named before its end.
+    """
+    found: dict[str, TarMember] = {}
+    for tar in expand_shards(pattern):
+        for member in _members(tar):
+            other = found.setdefault(member.path, member)
+            if other is not member:
+                raise InputError(f"--shards: {member.path} stands in {other.tar} and in {tar}; which one is meant?")
+    return found
+
+
+def _members(tar: Path) -> Iterator[TarMember]:
+    count = 0
+    try:
+        with tarfile.open(tar, "r:") as opened:
+            for item in opened:
+                count += 1
+                if item.isreg():
+                    name = PurePosixPath(item.name).as_posix()
+                    yield TarMember(tar, name, item.offset_data, item.size, int(item.mtime * 1e9))
+    except tarfile.ReadError as error:
+        if not count:
+            raise InputError(
+                f"--shards: {tar} is no plain tar file ({error}); compressed ones cannot be read in place, unpack them"
+            ) from None
+        logger.warning("%s breaks off after its file %d (%s); what would follow is missing", tar, count, error)
