@@ -4,18 +4,19 @@ Without `problems` an entry that cannot be read is an error; with them it is tol
 """
 
 import csv
-import gzip
 import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from unloc.data.prediction_unpacking import unpacked_text
 from unloc.data.prediction_writing import WINDOW_COLUMNS
 from unloc.data.predictions import DETECTION_COLUMNS, FramePrediction, MomentPrediction, Problems
 from unloc.errors import MissingError, PredictionError
@@ -29,6 +30,8 @@ READABLE = {
     "as": (FRAMES,),
 }
 FIRST_KEY = re.compile(r'"(results|qid|vid|pred_relevant_windows|pred_saliency_scores|video_id|fps|labels)"\s*:')
+LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
+MOST_FPS = 1000.0
 CUT_OFF = "line that is not JSON (cut off?): left out"
 UNREADABLE = "unreadable entry: left out"
 REPEATED_VIDEO = "duplicate id: of a video that stands twice the last list counts"
@@ -54,7 +57,7 @@ def read_predictions(
     Raises MissingError where the file is not there, PredictionError with the place of what cannot be read, or where the
     file holds another format than the task reads.
     """
-    text, packed = _text(path, split)
+    text, packed = unpacked_text(path, split)
     found = _format_of(path, text)
     if found not in READABLE[task]:
         raise PredictionError(f"{path}: holds {found}; --task {task} reads {' or '.join(READABLE[task])}")
@@ -62,9 +65,9 @@ def read_predictions(
     if found == ACTIVITYNET:
         predictions, external = _detections(path, text, problems)
     elif found == DETECTION_CSV:
-        predictions = _csv_detections(path, text)
+        predictions = _csv_detections(path, text, problems)
     elif found == WINDOW_CSV:
-        predictions = _csv_moments(path, text)
+        predictions = _csv_moments(path, text, problems)
     elif found == QVHIGHLIGHTS:
         predictions = _moments(path, text, problems)
     else:
@@ -87,38 +90,7 @@ def read_frames(path: Path) -> list[FramePrediction]:
     return read_predictions(path, "as").predictions
 
 
-# -- files and formats ----------------------------------------------------------------------------------------------
-
-
-def _text(path: Path, split: str | None) -> tuple[str, str]:
-    """(content, how it was packed)."""
-    if not path.is_file():
-        raise MissingError(f"predictions {path} does not exist")
-    content = path.read_bytes()
-    packed = ""
-    try:
-        if zipfile.is_zipfile(path):
-            name, content = _zip_member(path, split)
-            packed = f" in a zip ({name})"
-        elif content.startswith(b"\x1f\x8b"):
-            content, packed = gzip.decompress(content), ", gzipped"
-        return content.decode("utf-8-sig"), packed
-    except UnicodeDecodeError as error:
-        raise PredictionError(f"{path}: not text (byte {error.start} is not UTF-8); expected predictions") from None
-    except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise PredictionError(f"{path}: cannot be unpacked ({error}); is the file cut off?") from None
-
-
-def _zip_member(path: Path, split: str | None) -> tuple[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".jsonl") and "__MACOSX" not in name]
-        if len(names) > 1 and split:
-            words = {name: re.split(r"[^a-z0-9]+", Path(name).stem.lower()) for name in names}
-            names = [name for name in names if split.lower() in words[name]] or names
-        if len(names) != 1:
-            held = ", ".join(names) or "none"
-            raise PredictionError(f"{path}: expected one .jsonl file, or one that names the split {split}; got {held}")
-        return names[0], archive.read(names[0])
+# -- formats --------------------------------------------------------------------------------------------------------
 
 
 def _format_of(path: Path, text: str) -> str:
@@ -149,20 +121,14 @@ def _tell(problems: Problems | None, kind: str, place: str, reason: str) -> None
 
 
 def _detections(path: Path, text: str, problems: Problems | None) -> tuple[pd.DataFrame, bool | None]:
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        content = dict(pairs)
-        if len(content) < len(pairs) and problems is not None:
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    problems.add(REPEATED_VIDEO, f"{path}: {key!r}")
-                seen.add(key)
-        return content
-
     try:
-        stated = json.loads(text, object_pairs_hook=unique)
+        stated = json.loads(text)
+        if problems is not None:
+            _tell_repeated(path, text, stated, problems)
     except json.JSONDecodeError as error:
         raise PredictionError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file cut off?") from None
+    except (ValueError, RecursionError) as error:
+        raise PredictionError(f"{path}: not JSON that can be read ({error})") from None
     if not isinstance(stated, dict) or not isinstance(stated.get("results"), dict):
         raise PredictionError(f'{path}: not an ActivityNet submission; expected {{"results": {{video_id: […]}}}}')
     tables = [_video_detections(path, *entry, problems) for entry in stated["results"].items()]
@@ -174,6 +140,23 @@ def _detections(path: Path, text: str, problems: Problems | None) -> tuple[pd.Da
     external = stated.get("external_data")
     used = external.get("used") if isinstance(external, dict) else None
     return table.astype({"video_id": object, "label": object}), bool(used) if used is not None else None
+
+
+def _tell_repeated(path: Path, text: str, stated: object, problems: Problems) -> None:
+    """Tell videos that stand twice. Asking for every key while reading would double the time, so lists are counted."""
+    results = stated.get("results") if isinstance(stated, dict) else None
+    if isinstance(results, dict) and sum(1 for _ in LIST_OF_OBJECTS.finditer(text)) == len(results):
+        return
+
+    def told(pairs: list[tuple[str, object]]) -> dict:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                problems.add(REPEATED_VIDEO, f"{path}: {key!r}")
+            seen.add(key)
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=told)
 
 
 def _video_detections(
@@ -191,7 +174,7 @@ def _video_detections(
         labels = [item["label"] for item in items]
         if len(rows) == len(labels) and all(isinstance(label, str) for label in labels):
             return labels, rows
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         pass  # one of them is at fault: found below, one by one
     kept = [_detection(f"{place}[{number}]", item, problems) for number, item in enumerate(items)]
     kept = [item for item in kept if item]
@@ -206,11 +189,16 @@ def _detection(place: str, item: object, problems: Problems | None) -> tuple[str
     try:
         start, end = map(_number, item["segment"])
         row = [start, end, _number(item["score"])]
-    except (TypeError, ValueError):
-        reason = f"segment {item['segment']!r}, score {item['score']!r}: not two numbers and a number"
+    except (TypeError, ValueError, OverflowError):
+        reason = f"segment {_short(item['segment'])}, score {_short(item['score'])}: not two numbers and a number"
         _tell(problems, UNREADABLE, place, reason)
         return None
     return str(item["label"]), row
+
+
+def _short(value: object) -> str:
+    words = repr(value)
+    return words if len(words) <= 60 else f"{words[:60]}…"
 
 
 def _number(value: object) -> float:
@@ -228,8 +216,9 @@ def _json_lines(path: Path, text: str, problems: Problems | None) -> Iterator[tu
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            _tell(problems, CUT_OFF, f"{path}:{number}", f"not JSON ({error.msg}); is the file cut off?")
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", error)
+            _tell(problems, CUT_OFF, f"{path}:{number}", f"not JSON ({reason}); is the file cut off?")
             continue
         if isinstance(row, dict):
             yield f"{path}:{number}", row
@@ -249,7 +238,7 @@ def _moments(path: Path, text: str, problems: Problems | None) -> list[MomentPre
             saliency = None if saliency is None else np.array(saliency, dtype=np.float64).reshape(len(saliency))
             predictions.append(
                 MomentPrediction(
-                    qid=str(row.get("qid", "")),
+                    qid=_qid(row.get("qid", "")),
                     video_id=str(row["vid"]),
                     query=str(row.get("query") or ""),
                     windows=windows,
@@ -257,66 +246,92 @@ def _moments(path: Path, text: str, problems: Problems | None) -> list[MomentPre
                     place=place,
                 )
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError, OverflowError):
             _tell(problems, UNREADABLE, place, "windows must be [start, end, score] and saliency a list of numbers")
     return predictions
+
+
+def _qid(value: object) -> str:
+    """As text; some tables of numbers make 7 a 7.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _frames(path: Path, text: str, problems: Problems | None) -> list[FramePrediction]:
     predictions, sidecars = [], {}
     for place, row in _json_lines(path, text, problems):
-        missing = [key for key in ("video_id", "fps", "labels") if key not in row]
-        fps = row.get("fps")
-        if missing:
-            _tell(problems, UNREADABLE, place, f"lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
-        elif not isinstance(fps, int | float) or not 0 < fps < np.inf or not isinstance(row["labels"], list):
-            _tell(problems, UNREADABLE, place, f"fps {fps!r} must be above 0 and labels a list of names and nulls")
+        wrong = _wrong_frames(row)
+        if wrong:
+            _tell(problems, UNREADABLE, place, wrong)
         else:
             scores = _sidecar_scores(path, place, row, sidecars)
-            predictions.append(
-                FramePrediction(
-                    video_id=str(row["video_id"]), fps=float(fps), labels=row["labels"], scores=scores, place=place
-                )
-            )
+            names = {"video_id": str(row["video_id"]), "labels": row["labels"]}
+            predictions.append(FramePrediction(**names, fps=float(row["fps"]), scores=scores, place=place))
     return predictions
 
 
+def _wrong_frames(row: dict) -> str | None:
+    """What keeps a row from being labels of frames."""
+    missing = [key for key in ("video_id", "fps", "labels") if key not in row]
+    if missing:
+        return f"lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}"
+    fps, labels = row["fps"], row["labels"]
+    if not isinstance(fps, int | float) or not 0 < fps < MOST_FPS:
+        return f"fps {_short(fps)} must be above 0 and below {MOST_FPS:g}"
+    if not isinstance(labels, list) or not all(name is None or isinstance(name, str) for name in labels):
+        return "labels must be a list of class names and nulls"
+    return None
+
+
 def _sidecar_scores(path: Path, place: str, row: dict, sidecars: dict) -> np.ndarray | None:
-    name = row.get("scores_file")
-    if not name:
+    if not row.get("scores_file"):
         return None
+    name = str(row["scores_file"])
     if name not in sidecars:
-        if not (path.parent / name).is_file():
-            raise MissingError(f"{place}: scores file {path.parent / name} does not exist")
-        try:
-            sidecars[name] = np.load(path.parent / name, allow_pickle=False)
-        except (ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise PredictionError(f"{place}: scores file {name} cannot be read ({error})") from None
-    return sidecars[name].get(row["video_id"])
+        sidecars[name] = _sidecar(path.parent / name, place)
+    try:
+        return sidecars[name].get(str(row["video_id"]))
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise PredictionError(f"{place}: scores file {name} cannot be read ({error})") from None
+
+
+def _sidecar(path: Path, place: str) -> Mapping[str, np.ndarray]:
+    if not path.is_file():
+        raise MissingError(f"{place}: scores file {path} does not exist")
+    try:
+        held = np.load(path, allow_pickle=False)
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise PredictionError(f"{place}: scores file {path.name} cannot be read ({error})") from None
+    if not isinstance(held, Mapping):
+        raise PredictionError(f"{place}: scores file {path.name} holds one array; expected an .npz with one per video")
+    return held
 
 
 # -- csv ------------------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str], list[float]]]:
+def _csv_rows(path: Path, text: str, problems: Problems | None) -> Iterator[tuple[str, dict[str, str], list[float]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    for row in reader:
-        place = f"{path}:{reader.line_num}"
-        try:
-            numbers = [float(row[name]) if row[name] else np.nan for name in WINDOW_COLUMNS[-3:]]
-        except (TypeError, ValueError):
-            raise PredictionError(f"{place}: {', '.join(WINDOW_COLUMNS[-3:])} must be numbers") from None
-        yield place, row, numbers
+    try:
+        for row in reader:
+            place = f"{path}:{reader.line_num}"
+            try:
+                numbers = [float(row[name]) if row[name] else np.nan for name in WINDOW_COLUMNS[-3:]]
+            except (TypeError, ValueError):
+                _tell(problems, UNREADABLE, place, f"{', '.join(WINDOW_COLUMNS[-3:])} must be numbers")
+            else:
+                yield place, row, numbers
+    except csv.Error as error:
+        raise PredictionError(f"{path}:{reader.line_num}: not csv ({error})") from None
 
 
-def _csv_detections(path: Path, text: str) -> pd.DataFrame:
-    rows = [(row["video_id"], row["label"], *numbers) for _, row, numbers in _csv_rows(path, text)]
+def _csv_detections(path: Path, text: str, problems: Problems | None) -> pd.DataFrame:
+    rows = [(row["video_id"], row["label"], *numbers) for _, row, numbers in _csv_rows(path, text, problems)]
     return pd.DataFrame(rows, columns=DETECTION_COLUMNS)
 
 
-def _csv_moments(path: Path, text: str) -> list[MomentPrediction]:
+def _csv_moments(path: Path, text: str, problems: Problems | None) -> list[MomentPrediction]:
     found: dict[tuple[str, str, str], tuple[str, list[list[float]]]] = {}
-    for place, row, numbers in _csv_rows(path, text):
+    for place, row, numbers in _csv_rows(path, text, problems):
         _, windows = found.setdefault((row["qid"], row["video_id"], row["query"]), (place, []))
         if row["start_seconds"]:
             windows.append(numbers)

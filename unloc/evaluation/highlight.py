@@ -25,18 +25,19 @@ def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manif
 def highlight_values(predictions: Sequence[MomentPrediction], manifest: Manifest) -> QueryValues:
     """The same for every query, NaN where it carries no ratings."""
     aligned, truth = align(predictions, manifest), ratings_of(manifest)
-    values = {f"HL-min-{name}-{kind}": np.full(len(aligned), np.nan) for name in LEVELS for kind in ("mAP", "Hit1")}
+    precisions, hits = (np.full((len(aligned), len(LEVELS)), np.nan) for _ in range(2))
     minimums = np.array(list(LEVELS.values()))
     for row, (ratings, prediction) in enumerate(zip(truth, aligned, strict=True)):
         if ratings is None:
             continue
         positive = ratings[:, None, :] >= minimums[None, :, None]  # (clips, levels, raters)
         scores = _fitted(prediction, len(ratings))
-        precision = average_precision(positive.reshape(len(ratings), -1), scores).reshape(len(LEVELS), -1)
-        hits = _hits(prediction, positive.any(axis=2))
-        for level, name in enumerate(LEVELS):
-            values[f"HL-min-{name}-mAP"][row] = precision[level].mean()
-            values[f"HL-min-{name}-Hit1"][row] = hits[level]
+        of_raters = average_precision(positive.reshape(len(ratings), -1), scores).reshape(len(LEVELS), -1)
+        precisions[row] = of_raters.mean(axis=1)
+        hits[row] = _hits(prediction, positive.any(axis=2))
+    values: dict[str, np.ndarray] = {}
+    for level, name in enumerate(LEVELS):
+        values |= {f"HL-min-{name}-mAP": precisions[:, level], f"HL-min-{name}-Hit1": hits[:, level]}
     return QueryValues(list(manifest.queries["video_id"]), values)
 
 
@@ -83,10 +84,11 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
     if not len(scores):
         return np.zeros(positive.shape[1])
     order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
+    in_order = scores[order]
+    last_of_tie = np.flatnonzero(np.append(in_order[1:] != in_order[:-1], True))
     true = np.cumsum(positive[order], axis=0)[last_of_tie]
     precision = true / (last_of_tie + 1)[:, None]
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    changes = np.diff(true, axis=0, prepend=0) > 0
+    changes = true > np.vstack([np.zeros_like(true[:1]), true[:-1]])
     mean = (precision * changes).sum(axis=0) / np.maximum(changes.sum(axis=0), 1)
-    return np.where(positive.all(axis=0), 1.0, mean)
+    return np.where(true[-1] == len(scores), 1.0, mean)
