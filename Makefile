@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell n=$$(nproc); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
-.PHONY: demo test check check-slow bench setup clean
+.PHONY: demo test check docker-check check-slow bench setup clean
 
 demo: setup  ## render a world, extract, fit and evaluate all four tasks; ends with one table
 	$(BIN)/python benchmarks/demo.py --out demo
@@ -15,6 +15,9 @@ check: setup  ## lint, format, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+
+docker-check: setup  ## lint docker/, check its cluster file, run the image's install steps in a clean environment
+	$(BIN)/python -m pytest tests/test_docker.py
 
 check-slow: setup  ## the long tests: fault soak, every file of the torture set
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations=15

@@ -1,0 +1,31 @@
+# unloc on CPUs: a node of a Ray cluster, or one machine.
+#   docker build -f docker/cpu.Dockerfile -t unloc:cpu .
+# By default pip takes PyTorch from its configured index, with CUDA's libraries (6 GB). The index of CPU builds that
+# PyTorch's installation page names makes the image five times smaller: --build-arg TORCH_INDEX=URL.
+FROM python:3.11-slim-bookworm
+
+ARG TORCH_INDEX=""
+ENV PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1 \
+    OMP_NUM_THREADS=1
+
+# `ray up` reaches a node's container through these.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client procps rsync \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/unloc
+# hadolint ignore=DL3013
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11" "torchvision>=0.26"
+COPY pyproject.toml README.md ./
+COPY manifests ./manifests
+COPY pipeline ./pipeline
+COPY unloc ./unloc
+# hadolint ignore=DL3013
+RUN pip install ".[s3,hdf5,track]" && useradd --create-home --uid 10001 unloc
+
+USER 10001
+WORKDIR /home/unloc
+ENTRYPOINT ["unloc"]
+CMD ["--help"]

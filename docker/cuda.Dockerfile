@@ -1,0 +1,30 @@
+# unloc on NVIDIA GPUs. PyTorch's wheels bring CUDA's libraries; of the base image only what finds the driver is used.
+#   docker build -f docker/cuda.Dockerfile -t unloc:cuda .
+#   docker run --gpus all unloc:cuda doctor
+FROM nvidia/cuda:12.8.1-base-ubuntu24.04
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1 \
+    OMP_NUM_THREADS=1 \
+    PATH=/opt/venv/bin:$PATH
+
+# `ray up` reaches a node's container through the last three.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv openssh-client procps rsync \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/unloc
+# hadolint ignore=DL3013
+RUN python3 -m venv /opt/venv && pip install "torch>=2.11" "torchvision>=0.26"
+COPY pyproject.toml README.md ./
+COPY manifests ./manifests
+COPY pipeline ./pipeline
+COPY unloc ./unloc
+# hadolint ignore=DL3013
+RUN pip install ".[s3,hdf5,track]" && useradd --create-home --uid 10001 unloc
+
+USER 10001
+WORKDIR /home/unloc
+ENTRYPOINT ["unloc"]
+CMD ["--help"]
