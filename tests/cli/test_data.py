@@ -171,6 +171,8 @@ def test_zero_shot_writes_a_seen_and_an_unseen_manifest_a_split(unloc, folder):
     assert out == f"zero/split_0: seen {counts}; unseen {counts}\n"
     assert load_manifest(folder / "zero/split_0/seen.jsonl").classes == ("cat",)
     assert list(load_manifest(folder / "zero/split_0/unseen.jsonl").videos["video_id"]) == ["v2"]
+    nonsense = load_manifest(folder / "zero/split_0/nonsense.jsonl")
+    assert nonsense.classes != ("dog",) and list(nonsense.instances["label"]) == list(nonsense.classes)
 
 
 def test_an_interrupt_is_one_line_and_code_130(unloc, folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files of predictions: each format is recognised, what is bad in it is told once, writing then reading is a round trip."""
+"""Files of predictions: formats are recognised, what is bad is told once, writing then reading is a round trip."""
 
 import gzip
 import json

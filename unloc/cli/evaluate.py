@@ -65,16 +65,15 @@ def evaluate_command(
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
     from unloc.data.schema import load_manifest
-    from unloc.evaluation.evaluator import default_train_split
+    from unloc.evaluation.evaluator import default_train_split, require_annotations
 
     if (run is not None) + (predictions is not None) + baseline + floors_only != 1:
         raise InputError("unloc eval: give one of RUN, --predictions FILE or --baseline, or --floors-only")
     if manifest is None:
         raise InputError("unloc eval: --manifest is needed: it holds the annotations")
     loaded = load_manifest(manifest)
-    loaded.select(split)
-    if train_split is not None:
-        loaded.select(train_split)
+    loaded.select(train_split)
+    require_annotations(task, loaded.select(split), split)
     train_split = train_split or default_train_split(loaded, split)
     options = {"split": split, "train_split": train_split, "protocol": protocol}
     scoring = options | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
@@ -140,6 +139,8 @@ def _score_file(
     told = _tell(problems, path, strict)
     external = scoring["external_labels"] or bool(held.external_labels)
     if export is not None:
+        if export.resolve() == path.resolve():
+            raise InputError(f"--export {export} is the file of predictions itself; name another")
         export_predictions(export, task, held.predictions, scoring["split"], external_labels=external)
         typer.echo(f"  wrote {export}")
     report = evaluate(task, screened, manifest, **scoring | {"external_labels": external})

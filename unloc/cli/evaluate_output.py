@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from unloc.cli.evaluate_plots import write_plots
+from unloc.errors import InputError
 
 SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
 
@@ -15,16 +16,20 @@ def write_report(report: dict, out: Path) -> None:
     """metrics.json, or the file that `out` names, and the plots of an analysis beside it.
 
     The file is written whole or not at all; an undefined figure and the open end of a bin are null.
+    Raises InputError where it cannot be written.
     """
     path = out if out.suffix == ".json" else out / "metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "analysis" in report:
-        plots = write_plots(report["analysis"], path.parent / "analysis")
-        report["analysis"]["plots"] = [str(plot.relative_to(path.parent)) for plot in plots]
     temporary = path.with_name(f".{path.name}.part")
-    text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "analysis" in report:
+            plots = write_plots(report["analysis"], path.parent / "analysis")
+            report["analysis"]["plots"] = [str(plot.relative_to(path.parent)) for plot in plots]
+        text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
 
 
 def _without_nan(value: object) -> object:

@@ -23,10 +23,14 @@ WINDOW_COLUMNS = ["qid", "video_id", "query", "start_seconds", "end_seconds", "s
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Half a character becomes its JSON escape, which is how it came in.
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_detections(path: Path, detections: pd.DataFrame, *, external_labels: bool = False) -> None:

@@ -55,9 +55,14 @@ class Problems:
         """Tell one kind; `place` is kept where it is the first."""
         if count:
             self.counts[kind] = self.counts.get(kind, 0) + count
-            self.first.setdefault(kind, place)
+            self.first.setdefault(kind, _one_line(place))
 
     def lines(self) -> Iterator[str]:
         """One line a kind: how often, what becomes of it, and where first."""
         for kind, count in self.counts.items():
             yield f"{count} × {kind} (first: {self.first[kind]})"
+
+
+def _one_line(words: str) -> str:
+    """Line breaks and half characters (lone surrogates) of a foreign file, escaped."""
+    return words.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")

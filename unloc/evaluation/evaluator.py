@@ -56,6 +56,20 @@ def default_train_split(manifest: Manifest, split: str) -> str | None:
     return names[0] if names else None
 
 
+def require_annotations(task: str | None, selected: Manifest, split: str) -> None:
+    """Raise InputError where the split holds nothing to score the task with: hidden, or of another task."""
+    queries, has = selected.queries, {}
+    has["tal"] = has["as"] = len(selected.instances) > 0
+    has["mr"] = bool(queries["segments"].map(len).sum()) if len(queries) else False
+    has["hd"] = _is_rated(selected)
+    if task in has and not has[task]:
+        wanted = {"mr": "queries with segments", "hd": "queries with ratings"}.get(task, "labelled segments")
+        raise InputError(
+            f"split {split!r} of manifest {selected.name!r} has no {wanted} to score {task} with; "
+            f"the manifest serves {', '.join(selected.tasks)}; are the annotations of this split hidden?"
+        )
+
+
 def _is_rated(manifest: Manifest) -> bool:
     return bool(manifest.queries["saliency_scores"].map(lambda scores: isinstance(scores, list)).any())
 

@@ -180,5 +180,5 @@ def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray, weights: 
     last_of_tie = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
     true = np.cumsum((positive * weights)[order])[last_of_tie]
     found = np.cumsum(weights[order])[last_of_tie]
-    precision = np.divide(true, found, out=np.zeros_like(true), where=found > 0)
+    precision = np.divide(true, found, out=np.zeros(len(true)), where=found > 0)
     return float((np.diff(np.r_[0.0, true]) * precision).sum() / true[-1])
