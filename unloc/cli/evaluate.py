@@ -22,7 +22,7 @@ DEFAULT_SEED = 0
 def evaluate_command(
     run: Annotated[Path | None, typer.Argument(help="Run folder or checkpoint; leave out with --predictions.")] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the annotations.")] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", "-c", help="Cache of the videos (with RUN).")] = None,
+    cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache of the videos (with RUN), or URL.")] = None,
     split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "test",
     train_split: Annotated[
         str | None, typer.Option("--train-split", help="Split that blind floors are fitted on (train, training, …).")
@@ -196,7 +196,7 @@ def write_predictions(task: str, predictions: object, folder: Path) -> None:
 
 
 def _evaluate_baseline(
-    manifest: "Manifest", cache: Path, task: str | None, scoring: dict, out: Path | None
+    manifest: "Manifest", cache: str, task: str | None, scoring: dict, out: Path | None
 ) -> tuple[dict, object]:
     from unloc.data.cache import open_cache
     from unloc.evaluation.evaluator import evaluate
@@ -211,7 +211,7 @@ def _evaluate_baseline(
 
 
 def _evaluate_run(
-    run: Path, manifest: "Manifest", cache: Path, scoring: dict, out: Path, device: str
+    run: Path, manifest: "Manifest", cache: str, scoring: dict, out: Path, device: str
 ) -> tuple[dict, object]:
     from unloc.data.cache import open_cache
     from unloc.evaluation.evaluator import evaluate

@@ -27,7 +27,7 @@ RECORDED = ("unloc", "torch", "open_clip_torch", "zarr", "numpy", "pandas", "dec
 def fit_recipe(
     recipe: Recipe,
     manifest: Path,
-    cache: Path,
+    cache: Path | str,
     run: Path,
     *,
     resume: bool = False,
