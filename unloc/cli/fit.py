@@ -19,7 +19,7 @@ def fit(
         list[str] | None, typer.Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")
     ] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the training split.")] = None,
-    cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache that `unloc extract` wrote, or URL.")] = None,
+    cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
     work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     init: Annotated[
