@@ -1,6 +1,7 @@
 """Caches in a bucket: `memory://`, and S3 as moto serves it; one store fails one write in ten."""
 
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_tokens_come_when_they_are_first_read_and_only_those(url, mirrors):
     assert len(cache) == 6 and not list(cache.path.glob("shards/*/frames"))
     assert cache["v4"].frames.any()
     assert [item.parent.name for item in cache.path.glob("shards/*/frames")] == ["00001"]
+
+
+def test_a_forked_reader_fetches_for_itself(url, mirrors):
+    with writable(url) as folder:
+        write_some(folder, [0, 1])
+    shutil.rmtree(mirror_folder(url))
+    cache = open_cache(url)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        sums = pool.map(_first_token, [(cache, f"v{n}") for n in range(6)])
+    assert sums == [float(video(n).tokens[0].sum()) for n in range(6)]
+
+
+def _first_token(job):
+    cache, video_id = job
+    return float(cache[video_id].frames[0, 0].sum())
 
 
 def test_another_machine_goes_on_where_the_first_stopped(url, mirrors):
