@@ -1,0 +1,110 @@
+"""95 % intervals: a drawn video counts as a copy of it would, and the ends are where the draws say."""
+
+import numpy as np
+import pytest
+
+from tests.evaluation.small import tal_detections, tal_manifest
+from unloc.data.predictions import FramePrediction
+from unloc.data.schema import build_manifest, instance_row, video_row
+from unloc.evaluation.bootstrap import WeightedPrecision, frame_intervals, percentiles, query_intervals, video_weights
+from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, average_precision, found_at_multiple, mean_recall
+from unloc.evaluation.evaluator import intervals
+from unloc.evaluation.matching import match_detections
+from unloc.evaluation.rows import QueryValues
+from unloc.evaluation.segmentation import segmentation_metrics, video_frames
+
+RNG = np.random.default_rng(0)
+VIDEOS = [f"v{number}" for number in range(6)]
+TRUTH = {v: [(label, 10 * k, 10 * k + 8) for k, label in enumerate(RNG.choice(["a", "b"], 3))] for v in VIDEOS}
+FOUND = {
+    v: [(label, start + RNG.normal(0, 2), end + RNG.normal(0, 2), RNG.random()) for label, start, end in items * 3]
+    for v, items in TRUTH.items()
+}
+WEIGHTS = np.array([0, 3, 1, 2, 0, 1])
+
+
+def copies(rows):
+    """Every video as often as it is drawn."""
+    counts = zip(rows.items(), WEIGHTS, strict=True)
+    return {f"{video}-{number}": items for (video, items), count in counts for number in range(count)}
+
+
+def test_weighted_average_precision_is_that_of_the_copied_videos():
+    matches = match_detections(tal_detections(FOUND), tal_manifest(TRUTH).instances, ACTIVITYNET_THRESHOLDS)
+    values, present = WeightedPrecision(matches).values(np.append(WEIGHTS, 1).astype(float))
+    copied = average_precision(
+        tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)).instances, ACTIVITYNET_THRESHOLDS
+    )
+    assert present.all() and set(copied.classes) == set(matches.classes)
+    expected = dict(zip(copied.classes, copied.values, strict=True))
+    for label, row in zip(matches.classes, values, strict=True):
+        # Copies of one detection tie: in the sums they stand one after another, here at once.
+        np.testing.assert_allclose(row, expected[label], atol=0.03)
+
+
+def test_once_each_is_the_score_itself():
+    detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
+    matches = match_detections(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
+    values, _ = WeightedPrecision(matches).values(np.ones(len(VIDEOS) + 1))
+    np.testing.assert_allclose(values, average_precision(detections, manifest.instances, ACTIVITYNET_THRESHOLDS).values)
+
+
+def test_weighted_recall_is_that_of_the_copied_videos():
+    results = []
+    for truth, found, weights in ((TRUTH, FOUND, WEIGHTS), (copies(TRUTH), copies(FOUND), None)):
+        matches = match_detections(tal_detections(found), tal_manifest(truth).instances, ACTIVITYNET_THRESHOLDS)
+        weights = np.ones(len(matches.videos)) if weights is None else weights
+        results.append(mean_recall(found_at_multiple(matches, 1), matches, 1, weights[matches.truth_video]))
+    assert results[0] == pytest.approx(results[1])
+
+
+def test_draws_take_as_many_videos_as_there_are_and_follow_the_seed():
+    weights = video_weights(50, seed=3)
+    assert weights.shape == (1000, 50) and (weights.sum(axis=1) == 50).all()
+    np.testing.assert_array_equal(weights, video_weights(50, seed=3))
+    assert (weights != video_weights(50, seed=4)).any()
+
+
+def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
+    hits = np.repeat([0.0, 1.0], 200)
+    low, high = query_intervals(QueryValues([f"v{n}" for n in range(400)], {"R1": hits}), seed=0)["R1"]
+    assert low == pytest.approx(45.1, abs=0.5) and high == pytest.approx(54.9, abs=0.5)  # 50 ± 1.96 · 2.5
+    together = query_intervals(QueryValues(["v"] * 400, {"R1": hits}), seed=0)["R1"]
+    assert together == [50.0, 50.0]  # queries of one video are drawn together
+
+
+def test_a_metric_that_is_nowhere_defined_has_no_interval():
+    assert percentiles({"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan])}) == {"b": [1.0, 1.0]}
+    assert query_intervals(QueryValues([], {"R1": np.zeros(0)}), seed=0) == {}
+    assert frame_intervals([], seed=0) == {}
+
+
+def test_every_task_has_intervals_around_its_score():
+    detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
+    for protocol in ("activitynet", "thumos14", "unloc"):
+        found = intervals("tal", detections, manifest, protocol, seed=0)
+        assert "mAP@avg" in found and all(low <= high for low, high in found.values())
+    rows = [video_row(v, "test", 10.0) for v in VIDEOS] + [instance_row(v, "test", "a", 2, 7) for v in VIDEOS]
+    manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("a", "b"))
+    labels = [["a" if 1 <= k < 5 + n else None for k in range(10)] for n in range(6)]
+    predictions = [
+        FramePrediction(video_id=v, fps=1.0, labels=row, scores=RNG.random((10, 2)))
+        for v, row in zip(VIDEOS, labels, strict=True)
+    ]
+    found = intervals("as", predictions, manifest, seed=0)
+    scored = segmentation_metrics(video_frames(predictions, manifest))
+    assert set(found) == set(scored)
+    assert all(low <= scored[name] <= high for name, (low, high) in found.items())
+
+
+def test_segmentation_weights_count_as_copies():
+    rows = [row for v in ("a", "b") for row in (video_row(v, "test", 10.0), instance_row(v, "test", "x", 0, 5))]
+    manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("x",))
+    scores = RNG.random((2, 10, 1))
+    predictions = [
+        FramePrediction(video_id=v, fps=1.0, labels=["x"] * (4 + 3 * n) + [None] * (6 - 3 * n), scores=scores[n])
+        for n, v in enumerate("ab")
+    ]
+    frames = video_frames(predictions, manifest)
+    weighted = segmentation_metrics(frames, np.array([2, 1]))
+    assert weighted == pytest.approx(segmentation_metrics([frames[0], frames[0], frames[1]]))

@@ -1,0 +1,69 @@
+"""Coverage: which annotated videos and queries have a prediction, and the score without those that have none."""
+
+import numpy as np
+import pytest
+
+from tests.evaluation.small import moments, tal_detections, tal_manifest
+from unloc.data.predictions import FramePrediction
+from unloc.data.schema import build_manifest, query_row, video_row
+from unloc.errors import InputError, MissingError
+from unloc.evaluation.coverage import coverage, without_missing
+from unloc.evaluation.evaluator import evaluate, require_annotations, score
+
+TRUTH = {"v": [("Run", 0, 10)], "w": [("Run", 0, 10)], "no action": []}
+
+
+def test_a_video_without_detections_is_missing_even_without_ground_truth():
+    manifest = tal_manifest(TRUTH)
+    found = coverage(manifest, tal_detections({"v": [("Run", 0, 10, 0.9)], "unknown": [("Run", 0, 1, 0.1)]}), "tal")
+    assert found == {"videos_annotated": 3, "videos_predicted": 1, "missing": ["w", "no action"]}
+
+
+def test_without_the_missing_videos_they_leave_the_denominator():
+    manifest, detections = tal_manifest(TRUTH), tal_detections({"v": [("Run", 0, 10, 0.9)]})
+    assert score("tal", detections, manifest)["mAP@avg"] == 50.0
+    assert score("tal", detections, without_missing(manifest, detections, "tal"))["mAP@avg"] == 100.0
+
+
+def query_manifest():
+    rows = [video_row(name, "test", 20.0) for name in ("v", "w")]
+    rows += [query_row("v", "test", "1", "a cat", [[0, 10]], [0], [[4, 4, 4]])]
+    rows += [query_row("v", "test", "2", "a dog", [[0, 10]], [0], [[4, 4, 4]])]
+    rows += [query_row("w", "test", "3", "a cat", [[0, 10]], [0], [[4, 4, 4]])]
+    return build_manifest(name="m", tasks=("mr", "hd"), rows=rows)
+
+
+def test_queries_are_covered_one_by_one_and_saliency_alone_covers_highlights():
+    manifest = query_manifest()
+    predictions = [moments([[0, 10, 1.0]], qid="1"), moments([], qid="3", video_id="w", saliency=np.ones(10))]
+    found = coverage(manifest, predictions, "mr")
+    assert (found["queries_annotated"], found["queries_predicted"], found["missing"]) == (3, 1, ["w"])
+    assert coverage(manifest, predictions, "hd")["queries_predicted"] == 2
+    report = evaluate("mr", predictions, manifest, "test", protocol="default")
+    assert report["metrics"]["R1@0.5"] == pytest.approx(100 / 3)
+    assert report["coverage"]["metrics_without_missing"]["R1@0.5"] == 100.0
+
+
+def test_frames_of_missing_videos_count_as_background_or_not_at_all():
+    rows = [video_row(name, "test", 10.0) for name in ("v", "w")]
+    manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("a",))
+    predictions = [FramePrediction(video_id="v", fps=1.0, labels=["a"] * 10)]
+    report = evaluate("as", predictions, manifest, "test")
+    assert report["metrics"]["frame_accuracy"] == 50.0
+    assert report["coverage"]["metrics_without_missing"]["frame_accuracy"] == 0.0
+
+
+def test_full_coverage_has_no_second_score():
+    report = evaluate(
+        "tal", tal_detections({"v": [("Run", 0, 10, 0.9)]}), tal_manifest({"v": [("Run", 0, 10)]}), "test"
+    )
+    assert report["coverage"]["missing"] == [] and "metrics_without_missing" not in report["coverage"]
+
+
+def test_a_split_without_what_a_task_needs_is_refused():
+    manifest = query_manifest()
+    require_annotations("hd", manifest, "test")
+    with pytest.raises(InputError, match="no labelled segments"):
+        require_annotations("tal", manifest, "test")
+    with pytest.raises(MissingError, match="it has: test"):
+        evaluate("mr", [], manifest, "val")
