@@ -25,6 +25,9 @@ from unloc.data.cache_writer import (
     write_text_shard,
     write_video_shard,
 )
+from unloc.data.mirror import Home
+from unloc.data.remote import home_of
+from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, CoverageError, FingerprintError
 from unloc.inference.encode import EncodeConfig, Encoder, recorded_versions
 from unloc.inference.reading import file_hash, file_identity
@@ -60,10 +63,10 @@ Progress = Callable[[int, int, int], None]
 
 
 def extract(
-    cache_path: Path,
+    cache_path: Path | str,
     config: EncodeConfig,
     options: ExtractOptions,
-    files: dict[str, Path],
+    files: dict[str, VideoFile],
     missing: Sequence[str],
     texts: Sequence[str],
     on_progress: Progress | None = None,
@@ -87,10 +90,10 @@ def require_coverage(summary: Summary, options: ExtractOptions) -> None:
 
 
 def run_job(
-    cache_path: Path,
+    cache_path: Path | str,
     config: EncodeConfig,
     options: ExtractOptions,
-    files: dict[str, Path],
+    files: dict[str, VideoFile],
     missing: Sequence[str],
     texts: Sequence[str],
     on_progress: Progress | None = None,
@@ -98,42 +101,57 @@ def run_job(
     """Bring every video and text into the cache; what is there is left alone.
 
     `files` names the file of every video, in order; `missing` those that have none. A cache that another tower or
-    preprocessing made is left alone too: a new one starts beside it (`Summary.cache`). Raises CacheError where another
-    extractor holds the cache or the disk is full.
+    preprocessing made is left alone too: a new one starts beside it (`Summary.cache`). One in a bucket (a URL) is
+    written in its mirror and published shard by shard. Raises CacheError where another extractor holds the cache, the
+    disk is full or the bucket keeps failing.
     """
     started = time.perf_counter()
     encoder = Encoder(config)
-    path = _own_cache(cache_path, encoder.fingerprint)
-    summary = Summary(cache=str(path), videos=len(files) + len(missing), missing=len(missing))
-    with lease(path), _disk_errors(path):
-        create_or_check(path, encoder.fingerprint, recorded_versions())  # again, now that nobody else writes
+    home = _own_cache(home_of(cache_path), encoder.fingerprint)
+    path = home.folder
+    summary = Summary(cache=str(home), videos=len(files) + len(missing), missing=len(missing))
+    with _held(home, encoder.fingerprint), _disk_errors(path):
         _remove_rests(path)
         summary.texts_now = _add_texts(path, encoder, texts)
         summary.seconds_start_up = time.perf_counter() - started
-        job = _Job(path, encoder, options, files, summary, on_progress or (lambda *counts: None))
+        job = _Job(home, encoder, options, files, summary, on_progress or (lambda *counts: None))
         job.run()
         for video_id in missing:
             job.note_failure(Failure(video_id, "missing", "no file for it in the video folder"))
         summary.seconds_wall = time.perf_counter() - started
         summary.write(path / "summary.json")
+        home.publish()
     return summary
 
 
-def _own_cache(path: Path, fingerprint: dict) -> Path:
-    """The folder asked for, made if need be; where another fingerprint made it, one beside it that names ours."""
+def _own_cache(home: Home, fingerprint: dict) -> Home:
+    """The cache asked for, made if need be; where another fingerprint made it, one beside it that names ours."""
+    home.pull()
     try:
-        create_or_check(path, fingerprint, recorded_versions())
+        create_or_check(home.folder, fingerprint, recorded_versions())
     except FingerprintError as error:
-        other = beside(path, fingerprint)
+        other = beside(home, fingerprint)
         logger.warning("%s; a new cache is at %s", str(error).split("; extract with")[0], other)
-        create_or_check(other, fingerprint, recorded_versions())
+        other.pull()
+        create_or_check(other.folder, fingerprint, recorded_versions())
         return other
-    return path
+    return home
 
 
-def beside(path: Path, fingerprint: dict) -> Path:
-    """Where tokens go if the folder asked for holds those of another tower or preprocessing."""
-    return path.with_name(f"{path.name}-{fingerprint_hash(fingerprint)[:8]}")
+def beside(home: Home, fingerprint: dict) -> Home:
+    """Where tokens go if the cache asked for holds those of another tower or preprocessing."""
+    return home.beside(fingerprint_hash(fingerprint)[:8])
+
+
+@contextmanager
+def _held(home: Home, fingerprint: dict) -> Iterator[None]:
+    """Both leases, and the cache made or checked again now that nobody else writes; it is at its URL before a video."""
+    with home.lease():
+        create_or_check(home.folder, fingerprint, recorded_versions())
+        with lease(home.folder):
+            create_or_check(home.folder, fingerprint, recorded_versions())
+            home.publish()
+            yield
 
 
 def _remove_rests(path: Path) -> None:
@@ -173,14 +191,15 @@ class _Job:
 
     def __init__(
         self,
-        path: Path,
+        home: Home,
         encoder: Encoder,
         options: ExtractOptions,
-        files: dict[str, Path],
+        files: dict[str, VideoFile],
         summary: Summary,
         on_progress: Progress,
     ) -> None:
-        self.path, self.encoder, self.config, self.options = path, encoder, encoder.config, options
+        path = home.folder
+        self.home, self.path, self.encoder, self.config, self.options = home, path, encoder, encoder.config, options
         self.files, self.summary, self.on_progress = files, summary, on_progress
         self.cache = open_cache(path)
         self.plan, self.staging, self.ledger = Plan(path), Staging(path), Ledger(path)
@@ -261,8 +280,9 @@ class _Job:
             else:
                 new.append(video_id)
         self.plan.extend(new, self.options.shard_size)
+        self._publish()
 
-    def _note_change(self, video_id: str, path: Path) -> None:
+    def _note_change(self, video_id: str, path: VideoFile) -> None:
         row = self.cache.rows.get(video_id)
         if row is not None and row["file_bytes"] != path.stat().st_size:
             self.summary.changed.append(video_id)
@@ -317,7 +337,15 @@ class _Job:
         failed = [result.to_row() for result in results if isinstance(result, Failure)]
         write_video_shard(self.path, name, videos, failed, self.config.dtype)
         self.staging.drop(ids)
+        self._publish()
         self.summary.seconds_write += time.perf_counter() - started
+
+    def _publish(self) -> None:
+        """A bucket that fails now is no reason to stop: the next shard tries again, and the end of the job insists."""
+        try:
+            self.home.publish()
+        except CacheError as error:
+            logger.warning("%s", error)
 
 
 class _OpenShards:

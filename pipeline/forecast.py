@@ -16,6 +16,9 @@ from pipeline.extract import ExtractOptions, beside
 from pipeline.workers import in_process_results
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences
+from unloc.data.mirror import Home
+from unloc.data.remote import home_of
+from unloc.data.tar_shards import VideoFile
 from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 
@@ -66,10 +69,10 @@ class Forecast:
 
 
 def forecast(
-    cache_path: Path,
+    cache_path: Path | str,
     config: EncodeConfig,
     options: ExtractOptions,
-    files: dict[str, Path],
+    files: dict[str, VideoFile],
     missing: Sequence[str],
     texts: Sequence[str],
     durations: dict[str, float],
@@ -82,7 +85,7 @@ def forecast(
     workers, encoders, has_gpu = _sizes(options)
     encoder = Encoder(config, "cuda" if has_gpu and local_accelerators() else "cpu")
     seconds_load = time.perf_counter() - started
-    cache = _cache_there(cache_path, encoder.fingerprint)
+    cache = _cache_there(home_of(cache_path), encoder.fingerprint)
     due = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
     new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
     sample, failures = _sample(encoder, options, due)
@@ -124,17 +127,20 @@ def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:
     return (num_cpus if options.workers == -1 else options.workers), encoders, 0 < encoders <= num_gpus
 
 
-def _cache_there(path: Path, fingerprint: dict) -> Cache | None:
+def _cache_there(home: Home, fingerprint: dict) -> Cache | None:
     stated = json.loads(json.dumps(fingerprint))
-    for candidate in (path, beside(path, fingerprint)):
-        if (candidate / "zarr.json").is_file():
-            cache = open_cache(candidate)
+    for candidate in (home, beside(home, fingerprint)):
+        candidate.pull()
+        if (candidate.folder / "zarr.json").is_file():
+            cache = open_cache(candidate.folder)
             if not fingerprint_differences(cache.fingerprint, stated, names=("cache", "now")):
                 return cache
     return None
 
 
-def _sample(encoder: Encoder, options: ExtractOptions, due: dict[str, Path]) -> tuple[list[VideoTokens], list[dict]]:
+def _sample(
+    encoder: Encoder, options: ExtractOptions, due: dict[str, VideoFile]
+) -> tuple[list[VideoTokens], list[dict]]:
     """Videos evenly over those that are due, as many as a minute allows, and the failures among them."""
     jobs = [Job(video_id, path) for video_id, path in due.items()]
     middles = (np.arange(min(SAMPLE_VIDEOS, len(jobs))) + 0.5) / min(SAMPLE_VIDEOS, max(1, len(jobs)))
@@ -156,7 +162,9 @@ def _sample(encoder: Encoder, options: ExtractOptions, due: dict[str, Path]) -> 
     return videos, failures
 
 
-def _total_seconds(due: dict[str, Path], sample: list[VideoTokens], durations: dict[str, float]) -> dict[str, float]:
+def _total_seconds(
+    due: dict[str, VideoFile], sample: list[VideoTokens], durations: dict[str, float]
+) -> dict[str, float]:
     """Seconds of each video: stated, else by its bytes."""
     known = {video_id: durations.get(video_id, math.nan) for video_id in due}
     sampled_bytes = sum(video.meta["file_bytes"] for video in sample)
@@ -167,7 +175,7 @@ def _total_seconds(due: dict[str, Path], sample: list[VideoTokens], durations: d
     }
 
 
-def _num_frames(config: EncodeConfig, due: dict[str, Path], seconds: dict[str, float]) -> int:
+def _num_frames(config: EncodeConfig, due: dict[str, VideoFile], seconds: dict[str, float]) -> int:
     if config.num_frames is not None:
         return len(due) * config.num_frames
     return sum(max(1, math.ceil(value * config.fps)) for value in seconds.values())

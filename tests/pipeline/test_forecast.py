@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.extract import ExtractOptions, beside, extract
 from pipeline.forecast import forecast
+from unloc.data.remote import home_of
 from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 
@@ -49,7 +50,7 @@ def test_what_is_cached_is_not_planned_in_the_cache_asked_for_or_in_the_one_besi
     other = EncodeConfig(num_frames=4)
     assert forecast(cache, other, OPTIONS, files, [], TEXTS, {}).frames == 28
     extract(cache, other, OPTIONS, some, [], TEXTS)
-    assert beside(cache, Encoder(other).fingerprint).is_dir()
+    assert beside(home_of(cache), Encoder(other).fingerprint).folder.is_dir()
     assert forecast(cache, other, OPTIONS, files, [], TEXTS, {}).frames == 12
 
 

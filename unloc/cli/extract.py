@@ -9,10 +9,12 @@ import typer
 
 from unloc.cli import app
 from unloc.cli import extract_options as option
+from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.decoding import Limits
     from pipeline.extract import ExtractOptions
+    from unloc.data.tar_shards import VideoFile
     from unloc.inference.encode import EncodeConfig
 
 SHOWN_FAILURES = 20
@@ -22,8 +24,9 @@ GIB = 1 << 30
 @app.command()
 def extract(
     manifest: option.ManifestFile,
-    videos: option.VideoFolder,
     cache: option.CacheFolder,
+    videos: option.VideoFolder = None,
+    shards: option.Shards = None,
     tower: option.Tower = "toy",
     pretrained: option.Pretrained = None,
     fps: option.Fps = None,
@@ -34,7 +37,12 @@ def extract(
     split: option.Split = None,
     limit: option.Limit = 0,
     decoder: option.Decoder = "auto",
-    dtype: option.Dtype = "float16",
+    dtype: option.Dtype = "float32",
+    token_dtype: option.TokenDtype = "float16",
+    views: option.Views = "centre",
+    frame_token: option.FrameToken = "cls",
+    projection: option.Projection = True,
+    last_k: option.LastK = 1,
     coverage: option.Coverage = 1.0,
     timeout: option.Timeout = 600.0,
     memory: option.Memory = 4.0,
@@ -53,8 +61,21 @@ def extract(
 
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
-    inputs = _Inputs.read(manifest, videos, split, limit, prompts)
-    config = _encode_config(tower, pretrained, fps, frames, dtype, decoder, allow_partial)
+    config = _encode_config(
+        fps,
+        frames,
+        views,
+        tower=tower,
+        pretrained=pretrained,
+        dtype=token_dtype,
+        tower_dtype=dtype,
+        frame_token=frame_token,
+        projected=projection,
+        num_layers=last_k,
+        decoder=decoder,
+        allow_partial=allow_partial,
+    )
+    inputs = _Inputs.read(manifest, videos, shards, split, limit, prompts)
     limits = _limits(timeout, memory, recycle_after, recycle_growth)
     options = _job_options(workers, encoders, address, limits, shard_size, coverage, retry_failed)
     if plan:
@@ -65,23 +86,27 @@ def extract(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a manifest and a folder ask for."""
+    """What a manifest and a folder, or tar shards, ask for."""
 
-    files: dict[str, Path]
+    files: dict[str, "VideoFile"]
     missing: list[str]
     texts: list[str]
     durations: dict[str, float]
     """Seconds of video as the manifest states them."""
 
     @classmethod
-    def read(cls, manifest: Path, videos: Path, split: str | None, limit: int, prompts: bool) -> "_Inputs":
-        """Of one split, or all."""
-        from unloc.data.locate import locate_videos
+    def read(
+        cls, manifest: Path, videos: Path | None, shards: str | None, split: str | None, limit: int, prompts: bool
+    ) -> "_Inputs":
+        """Of one split, or all. Raises InputError where not exactly one place with videos is given."""
+        from unloc.data.locate import locate_in_shards, locate_videos
         from unloc.data.schema import load_manifest
         from unloc.data.texts import manifest_texts
 
+        if (videos is None) == (shards is None):
+            raise InputError("unloc extract: give one of --videos DIR and --shards 'videos-{000..127}.tar'")
         selected = load_manifest(manifest).select(split)
-        files, missing = locate_videos(selected, videos)
+        files, missing = locate_in_shards(selected, shards) if shards else locate_videos(selected, videos)
         if limit:
             files, missing = dict(list(files.items())[:limit]), []
         table = selected.videos
@@ -90,25 +115,12 @@ class _Inputs:
 
 
 def _encode_config(
-    tower: str,
-    pretrained: str | None,
-    fps: float | None,
-    frames: int | None,
-    dtype: str,
-    decoder: str,
-    allow_partial: bool,
+    fps: float | None, frames: int | None, views: str, **rest: str | bool | int | None
 ) -> "EncodeConfig":
     from unloc.inference.encode import EncodeConfig
 
-    return EncodeConfig(
-        tower=tower,
-        pretrained=pretrained,
-        fps=2.0 if fps is None and frames is None else fps,
-        num_frames=frames,
-        dtype=dtype,
-        decoder=decoder,
-        allow_partial=allow_partial,
-    )
+    fps = 2.0 if fps is None and frames is None else fps
+    return EncodeConfig(fps=fps, num_frames=frames, views=tuple(views.split(",")), **rest)
 
 
 def _limits(timeout: float, memory: float, recycle_after: int, recycle_growth: float) -> "Limits":
@@ -144,7 +156,7 @@ def _job_options(
     )
 
 
-def _forecast(cache: Path, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
+def _forecast(cache: str, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
     from pipeline.forecast import forecast
 
     told = forecast(cache, config, options, inputs.files, inputs.missing, inputs.texts, inputs.durations)
@@ -152,7 +164,7 @@ def _forecast(cache: Path, config: "EncodeConfig", options: "ExtractOptions", in
     _print_failures(told.failures, "the sample's ledger rows: --json")
 
 
-def _run(cache: Path, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
+def _run(cache: str, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
     from pipeline.extract import require_coverage, run_job
     from unloc.cli.progress import shown_notes, video_bar
 

@@ -6,8 +6,13 @@ from typing import Annotated
 from typer import Argument, Option
 
 ManifestFile = Annotated[Path, Argument(help="Manifest of `unloc data convert`.")]
-VideoFolder = Annotated[Path, Option("--videos", help="Folder with the video files.")]
-CacheFolder = Annotated[Path, Option("--cache", "-c", help="Cache folder to write or to add to.")]
+VideoFolder = Annotated[Path | None, Option("--videos", help="Folder with the video files.")]
+Shards = Annotated[
+    str | None, Option("--shards", help="Tar files with the videos instead: 'videos-{000..127}.tar' (unloc data pack).")
+]
+CacheFolder = Annotated[
+    str, Option("--cache", "-c", help="Cache to write or to add to: a folder, or a URL: s3://bucket/cache.")
+]
 Tower = Annotated[str, Option("--tower", help="toy, or a model of open_clip: ViT-B-16.")]
 Pretrained = Annotated[str | None, Option("--pretrained", help="open_clip's tag (openai) or a weights file.")]
 Fps = Annotated[float | None, Option("--fps", help="Frames per second of video; 2 where --frames is not given.")]
@@ -20,7 +25,14 @@ Address = Annotated[str | None, Option("--address", help="Ray cluster to use: au
 Split = Annotated[str | None, Option("--split", help="Only this split.")]
 Limit = Annotated[int, Option("--limit", min=0, help="Only the first N videos; 0: all.")]
 Decoder = Annotated[str, Option("--decoder", help="auto, decord or pyav.")]
-Dtype = Annotated[str, Option("--dtype", help="How tokens are stored: float16, float32 or bfloat16.")]
+Dtype = Annotated[
+    str, Option("--dtype", help="What the tower computes in: float32, bfloat16, or auto: bfloat16 where it is fast.")
+]
+TokenDtype = Annotated[str, Option("--token-dtype", help="How tokens are stored: float16, float32 or bfloat16.")]
+Views = Annotated[str, Option("--views", help="Pictures of a frame, the first being centre: centre,flip,crop0,crop1.")]
+FrameToken = Annotated[str, Option("--frame-token", help="cls: the class token; gap: the mean of the patches.")]
+Projection = Annotated[bool, Option(help="Frame tokens behind CLIP's projection, or before it.")]
+LastK = Annotated[int, Option("--last-k", help="Frame tokens of the last K layers side by side.")]
 Coverage = Annotated[float, Option("--coverage", min=0, max=1, help="Smallest share to be cached for exit code 0.")]
 Timeout = Annotated[float, Option("--timeout", min=0.01, help="Longest seconds that one video may take to decode.")]
 Memory = Annotated[float, Option("--memory", min=0.05, help="Most GiB that decoding one video may take.")]
