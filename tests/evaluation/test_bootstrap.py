@@ -7,7 +7,13 @@ from tests.evaluation.small import tal_detections, tal_manifest
 from unloc.data.predictions import FramePrediction
 from unloc.data.schema import build_manifest, instance_row, video_row
 from unloc.evaluation.bootstrap import WeightedPrecision, frame_intervals, percentiles, query_intervals, video_weights
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, average_precision, found_at_multiple, mean_recall
+from unloc.evaluation.detection import (
+    ACTIVITYNET_THRESHOLDS,
+    average_precision,
+    detection,
+    found_at_multiple,
+    mean_recall,
+)
 from unloc.evaluation.evaluator import intervals
 from unloc.evaluation.matching import match_detections
 from unloc.evaluation.rows import QueryValues
@@ -73,8 +79,15 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
     assert together == [50.0, 50.0]  # queries of one video are drawn together
 
 
+def test_the_spread_of_the_draws_stands_around_the_score_and_stays_within_0_and_100():
+    draws = {"a": np.linspace(60.0, 80.0, 1001), "b": np.linspace(90.0, 100.0, 1001)}
+    found = percentiles(draws, {"a": 50.0, "b": 99.0})
+    assert found["a"] == pytest.approx([40.5, 59.5]) and found["b"] == pytest.approx([94.25, 100.0])
+
+
 def test_a_metric_that_is_nowhere_defined_has_no_interval():
-    assert percentiles({"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan])}) == {"b": [1.0, 1.0]}
+    draws = {"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan]), "c": np.array([1.0, 2.0])}
+    assert percentiles(draws, {"a": 1.0, "b": 1.0, "c": np.nan}) == {"b": [1.0, 1.0]}
     assert query_intervals(QueryValues([], {"R1": np.zeros(0)}), seed=0) == {}
     assert frame_intervals([], seed=0) == {}
 
@@ -83,7 +96,9 @@ def test_every_task_has_intervals_around_its_score():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     for protocol in ("activitynet", "thumos14", "unloc"):
         found = intervals("tal", detections, manifest, protocol, seed=0)
-        assert "mAP@avg" in found and all(low <= high for low, high in found.values())
+        scored = detection(detections, manifest, protocol)
+        assert all(low <= scored[name] + 1e-6 and scored[name] - 1e-6 <= high for name, (low, high) in found.items())
+        assert "mAP@avg" in found and found["mAP@avg"][0] < found["mAP@avg"][1]
     rows = [video_row(v, "test", 10.0) for v in VIDEOS] + [instance_row(v, "test", "a", 2, 7) for v in VIDEOS]
     manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("a", "b"))
     labels = [["a" if 1 <= k < 5 + n else None for k in range(10)] for n in range(6)]
