@@ -27,6 +27,16 @@ def test_activitynet_keeps_subsets_as_splits_and_sorts_classes(tmp_path):
     assert list(only.videos["video_id"]) == ["v2"] and only.classes == ("Archery", "Running")
 
 
+def test_classes_of_the_taxonomy_that_no_video_shows_are_classes_too(tmp_path):
+    nodes = [("Root", None), ("Sports", "Root"), ("Running", "Sports"), ("Rowing", "Sports")]
+    taxonomy = [{"nodeName": name, "parentName": parent} for name, parent in nodes]
+    path = write(tmp_path / "a.json", {"taxonomy": taxonomy, "database": {"v1": ENTRY}})
+    assert convert("activitynet", [path]).classes == ("Rowing", "Running")
+    for odd in (7, [7, None, {"nodeName": 3}, {"parentName": []}]):
+        write(path, {"taxonomy": odd, "database": {"v1": ENTRY}})
+        assert convert("activitynet", [path]).classes == ("Running",)
+
+
 def test_activitynet_captions_take_the_split_of_the_name_and_clean_the_sentences(tmp_path):
     content = {"v_a": {"duration": 9.0, "timestamps": [[0, 3], [3, 9]], "sentences": [" One.", "Two\nlines. "]}}
     manifest = convert("activitynet-captions", [write(tmp_path / "val_2.json", content)])

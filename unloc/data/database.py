@@ -33,10 +33,15 @@ def wanted_split(split: str | None, subsets: Counter[str], paths: list[Path]) ->
 def detection_manifest(
     files: list[Path], split: str | None, repairs: Repairs, subset_of: Subset, *, name: str, source: str
 ) -> Manifest:
-    """All videos and instances, as written; `split` keeps one subset. Classes alphabetical, from all subsets."""
+    """All videos and instances, as written; `split` keeps one subset.
+
+    Classes alphabetical: the labels of all subsets, and the leaves of the taxonomy where the file has one.
+    """
     videos, instances, labels, subsets = [], [], set(), Counter()
     for path in files:
-        for place, video_id, entry in database_entries(read_json_object(path, repairs), path, source):
+        content = read_json_object(path, repairs)
+        labels |= taxonomy_leaves(content)
+        for place, video_id, entry in database_entries(content, path, source):
             subset = subset_of(entry, place, repairs)
             subsets[subset] += 1
             video = video_row(video_id, subset, seconds(entry, "duration", place))
@@ -51,6 +56,15 @@ def detection_manifest(
     wanted_split(split, subsets, files)
     rows = [*videos, *instances]
     return build_manifest(name=name, tasks=("tal",), classes=sorted(labels), source=source, rows=rows)
+
+
+def taxonomy_leaves(content: dict) -> set[str]:
+    """Names of the taxonomy's nodes that are no other's parent: all classes, also those that no video here shows."""
+    taxonomy = content.get("taxonomy")
+    nodes = [node for node in taxonomy if isinstance(node, dict)] if isinstance(taxonomy, list) else []
+    parents = {node.get("parentName") for node in nodes if isinstance(node.get("parentName"), str)}
+    names = {node.get("nodeName") for node in nodes if isinstance(node.get("nodeName"), str)}
+    return {name for name in names - parents if name.strip()}
 
 
 def _instance(video_id: str, subset: str, item: object, place: str) -> dict:

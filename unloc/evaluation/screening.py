@@ -21,6 +21,7 @@ NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: counts as wrong"
 UNKNOWN_VIDEO = "unknown video: its detections count as wrong"
 UNKNOWN_LABEL = "unknown label: left out"
+NO_TRUTH = "label without ground truth in this split: not scored"
 UNKNOWN_QUERY = "unknown video or query: left out"
 UNKNOWN_FRAMES = "unknown video: left out"
 REPEATED = "duplicate id: of several predictions the last counts"
@@ -47,6 +48,7 @@ def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Pr
     _tell_rows(problems, UNKNOWN_VIDEO, detections, ~detections["video_id"].isin(manifest.videos["video_id"]))
     unknown = ~detections["label"].isin(manifest.classes)
     _tell_rows(problems, UNKNOWN_LABEL, detections, unknown)
+    _tell_rows(problems, NO_TRUTH, detections, ~unknown & ~detections["label"].isin(manifest.instances["label"]))
     predicted = set(detections["video_id"])
     _tell_missing(problems, MISSING_VIDEO, [name for name in manifest.videos["video_id"] if name not in predicted])
     return detections[~(bad | unknown.to_numpy())].reset_index(drop=True)
