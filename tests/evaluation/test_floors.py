@@ -57,7 +57,8 @@ def test_true_labels_with_constant_boxes_score_47_on_activitynet(shared):
 def test_background_everywhere_scores_59_on_coin(shared):
     manifest = convert("coin", [shared / "annotations" / "coin"])
     floors = floors_report("as", manifest, "testing", train_split="training")["floors"]
-    assert floors["all_background"]["frame_accuracy"] == pytest.approx(58.87, abs=0.005)  # survey: 58.7 of other videos
+    found = [floors[f"all_background_{fps}_fps"]["frame_accuracy"] for fps in (1, 2, 10)]
+    assert found == pytest.approx([58.87, 59.00, 58.94], abs=0.005)  # survey: 58.7 at 2 fps, of other videos
 
 
 def test_each_box_reaches_the_most_segments_that_are_left():

@@ -12,7 +12,7 @@ from unloc.evaluation.bootstrap import detection_intervals, frame_intervals, que
 from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.detection import PROTOCOLS as DETECTION_PROTOCOLS
 from unloc.evaluation.detection import detection, kept_truth, num_absent_classes, protocol_named
-from unloc.evaluation.floors import detection_floors, frame_floors, moment_floors
+from unloc.evaluation.floors import background_floors, detection_floors, frame_floors, moment_floors
 from unloc.evaluation.highlight import highlight_values
 from unloc.evaluation.matching import match_detections
 from unloc.evaluation.qvhighlights import LIGHTHOUSE_RANGES, official_report, qvhighlights_values
@@ -199,13 +199,13 @@ def floor_scores(
     protocol: str,
     predictions: Predictions | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of every blind floor; of action segmentation at the frame rate of the predictions, 1 fps without."""
+    """Metrics of every blind floor; of action segmentation at the predictions' rate, without at the usual ones."""
     selected = manifest.select(split)
     train = manifest.select(train_split) if train_split in manifest.splits else None
     if task == "tal":
         floors = detection_floors(selected, train or selected)
     elif task == "as":
-        floors = frame_floors(selected, predictions[0].fps if predictions else 1.0)
+        floors = frame_floors(selected, predictions[0].fps) if predictions else background_floors(selected)
     else:
         floors = moment_floors(selected, train or selected)
     return {

@@ -16,6 +16,7 @@ from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.retrieval import durations_of
 
 GRID = np.linspace(0.0, 1.0, 51)
+USUAL_FPS = (1.0, 2.0, 10.0)
 NUM_BOXES = {"mr": 5, "tal": 10}
 FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
 
@@ -141,3 +142,8 @@ def frame_floors(manifest: Manifest, fps: float) -> dict[str, list[FramePredicti
         FramePrediction(video_id=video_id, fps=fps, labels=[None] * length) for video_id, length in lengths.items()
     ]
     return {"all_background": predictions}
+
+
+def background_floors(manifest: Manifest) -> dict[str, list[FramePrediction]]:
+    """Every frame background at each of the frame rates that COIN is scored at."""
+    return {f"all_background_{fps:g}_fps": frame_floors(manifest, fps)["all_background"] for fps in USUAL_FPS}
