@@ -259,5 +259,26 @@ def test_a_store_that_never_works_is_one_clear_error(monkeypatch):
 def test_urls_are_told_from_paths():
     assert url_of("s3://b/c/") == url_of(Path("s3://b/c")) == "s3://b/c"
     assert url_of("cache") is None and url_of("/a/b") is None and url_of("file:///a") is None
-    with pytest.raises(InputError, match="nostore"):
-        open_cache("nostore://x/y")
+    for wrong, words in (
+        ("nostore://x/y", "nostore"),
+        ("s3://bucket", "names no folder"),
+        ("memory://", "names no folder"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_cache(wrong)
+
+
+def test_what_no_second_try_can_cure_is_told_at_once(s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
+    with pytest.raises(CacheError, match="check credentials"):
+        open_cache("s3://bucket/x")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
+    with pytest.raises(MissingError, match="there is no such bucket"), writable("s3://no-such-bucket/x"):
+        pass

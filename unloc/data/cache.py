@@ -29,7 +29,7 @@ from unloc.errors import CacheError, MissingError
 FORMAT = 2
 SHARD_NAME = "{:05d}"
 CHECKSUM_KEY = "crc32c"
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/])")
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
 _CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
 
 
@@ -50,7 +50,7 @@ def url_of(path: Path | str) -> str | None:
     match = _SCHEME.match(str(path))
     if match is None or match[1].lower() == "file":
         return None
-    return f"{match[1].lower()}://{str(path)[match.end() :]}".rstrip("/")
+    return f"{match[1].lower()}://{str(path)[match.end() :].rstrip('/')}"
 
 
 def open_cache(path: Path | str) -> "Cache":

@@ -26,7 +26,7 @@ class ObjectStore:
     """The objects below a URL, by their name relative to it."""
 
     def __init__(self, url: str) -> None:
-        """Raises InputError where there is no such kind of store, or what it needs is not installed."""
+        """Raises InputError where there is no such kind of store, what it needs is not installed, or it is a bucket."""
         self.url = url
         try:
             self.store, root = fsspec.core.url_to_fs(url)
@@ -34,7 +34,9 @@ class ObjectStore:
             hint = "; it needs: pip install 'unloc[s3]'" if url.startswith("s3:") else ""
             raise InputError(f"{url}: {_on_one_line(error)}{hint}") from None
         self.root = root.rstrip("/")
-        self._passing = _passing_errors()
+        if "/" not in self.root:  # a cache beside it would be another bucket
+            raise InputError(f"{url}: names no folder in a bucket; give one, such as s3://bucket/cache")
+        self._passing, self._final = _store_errors()
 
     def sizes(self) -> dict[str, int]:
         """Every object with its bytes."""
@@ -117,7 +119,7 @@ class ObjectStore:
                 return action()
             except (FileNotFoundError, FileExistsError):
                 raise
-            except PermissionError as error:
+            except self._final as error:
                 raise CacheError(f"{self.url}/{name}: not allowed ({_on_one_line(error)}); check credentials") from None
             except self._passing as error:
                 words = _on_one_line(error)
@@ -131,10 +133,14 @@ def _on_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _passing_errors() -> tuple[type[Exception], ...]:
-    """What a store raises that may work when tried again; botocore's errors are no OSErrors."""
-    with suppress(ImportError):
-        from botocore.exceptions import BotoCoreError, ClientError
+Errors = tuple[type[Exception], ...]
 
-        return (OSError, BotoCoreError, ClientError)
-    return (OSError,)
+
+def _store_errors() -> tuple[Errors, Errors]:
+    """What a store raises that may work when tried again, and what will not; botocore's errors are no OSErrors."""
+    with suppress(ImportError):
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+        final = (PermissionError, NoCredentialsError, PartialCredentialsError)
+        return (OSError, BotoCoreError, ClientError), final
+    return (OSError,), (PermissionError,)
