@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.decode_child import Broken, Ended, Frames, Job, Opened, Ready, run_child
 from unloc.errors import UnlocError
@@ -16,9 +17,11 @@ from unloc.inference.reading import ReadSpec
 
 logger = logging.getLogger(__name__)
 MAX_KILLS = 2  # a video whose decoder died this often is quarantined
+MAX_KILLS_FROM_OUTSIDE = 5  # by SIGKILL, which neither this module nor the system for want of memory sent
 JOBS_AHEAD = 2  # handed to the process, so that it goes on while its frames are encoded
 START_SECONDS = 120.0  # a fork that met a lock of another thread never answers; it is replaced
 MAX_STARTS = 3
+FROM_OUTSIDE = "from outside"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class GuardedDecoder:
         self.spec, self.limits = spec, limits
         self._child: _Child | None = None
         self._queue: deque[Job] = deque()
-        self._kills: Counter[str] = Counter()
+        self._kills: Counter[bool] = Counter()
+        """Of the job at hand: how often its decoder was killed, and whether from outside."""
         self._waited = 0.0
 
     def __enter__(self) -> "GuardedDecoder":
@@ -78,6 +82,7 @@ class GuardedDecoder:
             if isinstance(event, Ended | Broken):
                 self._queue.popleft()
                 self._waited = 0.0
+                self._kills.clear()
             yield job, event
 
     def _hand_out(self, source: Iterator[Job]) -> bool:
@@ -108,21 +113,20 @@ class GuardedDecoder:
             reason, words = self._child.cause_of_death()
             self._child = None
             return self._after_kill(job, reason, words)
-        finally:
-            self._waited += time.monotonic() - started
+        self._waited += time.monotonic() - started
         if isinstance(event, Ended):
             return replace(event, row=event.row | {"seconds_waiting": round(self._waited, 4)})
         return event
 
     def _after_kill(self, job: Job, reason: str, words: str) -> Event:
         self._waited = 0.0
-        self._kills[job.video_id] += 1
-        kills = self._kills[job.video_id]
-        logger.warning("%s: %s (attempt %d of %d)", job.video_id, words, kills, MAX_KILLS)
-        if kills < MAX_KILLS:
+        from_outside = reason == FROM_OUTSIDE
+        self._kills[from_outside] += 1
+        kills, most = self._kills[from_outside], MAX_KILLS_FROM_OUTSIDE if from_outside else MAX_KILLS
+        logger.warning("%s: %s (attempt %d of %d)", job.video_id, words, kills, most)
+        if kills < most:
             return Retried()
-        del self._kills[job.video_id]
-        return Broken(reason, f"{job.path}: {words}, {kills} times: quarantined", kills)
+        return Broken("signal" if from_outside else reason, f"{job.path}: {words}, {kills} times: quarantined", kills)
 
 
 class _Child:
@@ -138,9 +142,11 @@ class _Child:
         self.process.start()
         theirs.close()
         self.num_videos, self.rss_at_start, self.rss_bytes = 0, 0, 0
+        self.memory_kills = _memory_kills()
 
     def send(self, job: Job) -> None:
         """Hand a job over; that the process has died is noticed when its answer is waited for."""
+        self.num_videos += 1
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(job)
 
@@ -149,7 +155,6 @@ class _Child:
         if not self.connection.poll(max(0.0, timeout_seconds)):
             raise _HungError
         message = self.connection.recv()
-        self.num_videos += isinstance(message, Ended | Broken)
         if isinstance(message, Ended):
             self.rss_bytes = message.rss_bytes
         return message
@@ -157,7 +162,7 @@ class _Child:
     def is_worn(self, limits: Limits) -> bool:
         """Has it done enough, or grown too much?"""
         grown = self.rss_bytes - self.rss_at_start
-        return self.num_videos >= limits.recycle_videos or (self.num_videos > 0 and grown > limits.recycle_bytes)
+        return self.num_videos >= limits.recycle_videos or (self.rss_bytes > 0 and grown > limits.recycle_bytes)
 
     def cause_of_death(self) -> tuple[str, str]:
         """(reason, words) of a process that has gone."""
@@ -166,9 +171,11 @@ class _Child:
         lines = os.pread(self.stderr, 1 << 16, 0).decode(errors="replace").strip().splitlines()
         self.kill()
         if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            hint = " (out of memory, or killed by hand)" if -code == signal.SIGKILL else ""
-            return "signal", f"its decoder was ended by {name}{hint}"
+            if -code != signal.SIGKILL:
+                return "signal", f"its decoder was ended by {signal.Signals(-code).name}"
+            if _memory_kills() > self.memory_kills:
+                return "out_of_memory", "its decoder was killed because the machine ran out of memory"
+            return FROM_OUTSIDE, "its decoder was ended by SIGKILL from outside"
         return "crash", f"its decoder ended with exit code {code} ({lines[-1][:160] if lines else 'no word'})"
 
     def kill(self) -> None:
@@ -177,6 +184,12 @@ class _Child:
         self.process.join(timeout=5)  # one that waits for a dead disk cannot even be killed: it is left behind
         self.connection.close()
         os.close(self.stderr)
+
+
+def _memory_kills() -> int:
+    """How many processes Linux has killed for want of memory since it started."""
+    lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _run_forked(ours: object, theirs: object, stderr: int, spec: ReadSpec, memory_bytes: int) -> None:

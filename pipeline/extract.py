@@ -1,15 +1,15 @@
 """The extraction job: which videos are due, their results into shards, and what is said at the end."""
 
 import errno
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.aliases import add_aliases, split_by_file
 from pipeline.cluster import connected, make_pool
 from pipeline.decode_child import Job
 from pipeline.decoding import Limits
@@ -21,7 +21,6 @@ from unloc.data.cache_writer import (
     VideoTokens,
     create_or_check,
     fingerprint_hash,
-    write_atomically,
     write_text_shard,
     write_video_shard,
 )
@@ -30,7 +29,7 @@ from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, CoverageError, FingerprintError
 from unloc.inference.encode import EncodeConfig, Encoder, recorded_versions
-from unloc.inference.reading import file_hash, file_identity
+from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000
@@ -107,20 +106,21 @@ def run_job(
     """
     started = time.perf_counter()
     encoder = Encoder(config)
-    home = _own_cache(home_of(cache_path), encoder.fingerprint)
-    path = home.folder
-    summary = Summary(cache=str(home), videos=len(files) + len(missing), missing=len(missing))
-    with _held(home, encoder.fingerprint), _disk_errors(path):
-        _remove_rests(path)
-        summary.texts_now = _add_texts(path, encoder, texts)
-        summary.seconds_start_up = time.perf_counter() - started
-        job = _Job(home, encoder, options, files, summary, on_progress or (lambda *counts: None))
-        job.run()
-        for video_id in missing:
-            job.note_failure(Failure(video_id, "missing", "no file for it in the video folder"))
-        summary.seconds_wall = time.perf_counter() - started
-        summary.write(path / "summary.json")
-        home.publish()
+    summary = Summary(videos=len(files) + len(missing), missing=len(missing))
+    with _disk_errors(cache_path):
+        home = _own_cache(home_of(cache_path), encoder.fingerprint)
+        path, summary.cache = home.folder, str(home)
+        with _held(home, encoder.fingerprint), _tidied_up(path):
+            _remove_rests(path)
+            summary.texts_now = _add_texts(path, encoder, texts)
+            summary.seconds_start_up = time.perf_counter() - started
+            unique, same = split_by_file(files)
+            job = _Job(home, encoder, options, unique, summary, on_progress or (lambda *counts: None))
+            job.run()
+            job.note_rest(same, missing)
+            summary.seconds_wall = time.perf_counter() - started
+            summary.write(path / "summary.json")
+            home.publish()
     return summary
 
 
@@ -164,16 +164,24 @@ def _remove_rests(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """A disk that fails is said in one line; half-written files are removed, they may be what fills it."""
+def _tidied_up(path: Path) -> Iterator[None]:
+    """Half-written files are removed when the disk fails: they may be what fills it."""
+    try:
+        yield
+    except OSError:
+        _remove_rests(path)
+        raise
+
+
+@contextmanager
+def _disk_errors(path: Path | str) -> Iterator[None]:
+    """A full disk is said in one line."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _remove_rests(path)
-            raise CacheError(
-                f"{path}: no space left; what is finished is kept: free some, run the same again"
-            ) from error
+            words = "no space left; what is finished is kept: free some, run the same again"
+            raise CacheError(f"{path}: {words}") from error
         raise
 
 
@@ -208,7 +216,7 @@ class _Job:
 
     def run(self) -> None:
         """Settle every due video, then write every shard whose videos are all settled."""
-        self._add_aliases()
+        self.cache = add_aliases(self.path, self.files)
         self._take_up()
         self._plan_new()
         shards = _OpenShards(self.plan.open_shards(self.cache), self.settled)
@@ -224,20 +232,22 @@ class _Job:
                 if name is not None:
                     self._write_shard(name)
 
-    def _add_aliases(self) -> None:
-        """An id whose file is that of a cached video is another name of it: nothing is decoded twice."""
-        known = {(row["file_bytes"], row["file_mtime_ns"], row["file"]): row for row in self.cache.rows.values()}
-        new = {}
-        for video_id, path in self.files.items():
-            if video_id in self.cache:
-                continue
-            row = known.get((*file_identity(path).values(), path.name))
-            if row is not None and file_hash(path) == row["content_sha256"]:
-                new[video_id] = row["video_id"]
-        if new:
-            aliases = self.cache.aliases | new
-            write_atomically(self.path / "aliases.json", json.dumps(aliases, indent=1, ensure_ascii=False))
-            self.cache = open_cache(self.path)
+    def note_rest(self, same: dict[str, str], missing: Sequence[str]) -> None:
+        """Let each id share the tokens, or the failure, of the id that has its file; and tell of those without one."""
+        for video_id in missing:
+            self.note_failure(Failure(video_id, "missing", "no file for it in the video folder"))
+        if not same:
+            return
+        before = {video_id for video_id in same if video_id in self.cache}
+        cache = add_aliases(self.path, {video_id: self.files[first] for video_id, first in same.items()})
+        failures = failures_of(cache)
+        for video_id, first in same.items():
+            if video_id not in cache:
+                self.note_failure(replace(failures[first], video_id=video_id))
+            elif video_id in before:
+                self.summary.cached_before += 1
+            else:
+                self.summary.cached_now += 1
 
     def _take_up(self) -> None:
         """Go on where an earlier run stopped: what it settled counts, what nobody settles now leaves the plan."""

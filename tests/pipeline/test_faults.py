@@ -1,0 +1,247 @@
+"""Killed, refused or interrupted at any moment and run again: the cache is that of an undisturbed run, byte for byte.
+
+The job runs in forked processes that end themselves by SIGKILL (or whose disk is full) at a chosen write: every opening
+of a file for writing, rename, removal or new folder below the cache counts as one. Real clusters: test_soak.py.
+"""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.extract import ExtractOptions, extract
+from unloc.data.audit import audit_cache
+from unloc.data.cache import open_cache
+from unloc.errors import CacheError, CoverageError
+from unloc.inference.encode import EncodeConfig
+
+CONFIG = EncodeConfig(fps=5.0)
+OPTIONS = ExtractOptions(workers=0, shard_size=3, coverage=0.0)
+TEXTS = ["a red square", "a man walks"]
+WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+MANY = 10_000
+
+
+@pytest.fixture(scope="module")
+def files(video_folder, tmp_path_factory) -> dict[str, Path]:
+    """Seven videos and one that is none."""
+    broken = tmp_path_factory.mktemp("broken") / "v3b.mp4"
+    broken.write_bytes(b"no video" * 100)
+    return dict(sorted({"v3b": broken, **{path.stem: path for path in video_folder.glob("*.mp4")}}.items()))
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, files) -> Path:
+    cache = tmp_path_factory.mktemp("clean") / "cache"
+    extract(cache, CONFIG, OPTIONS, files, [], TEXTS)
+    return cache
+
+
+def token_bytes(cache: Path) -> dict[str, bytes]:
+    found = sorted(path for path in cache.glob("*/[0-9]*/*/c/**/*") if path.is_file())
+    return {str(path.relative_to(cache)): path.read_bytes() for path in found}
+
+
+def check_equal(cache: Path, clean: Path) -> None:
+    """Nothing lost, nothing twice, no byte that differs, and nothing left over."""
+    assert token_bytes(cache) == token_bytes(clean)
+    ours, theirs = open_cache(cache), open_cache(clean)
+    assert list(ours.rows) == list(theirs.rows)
+    assert [len(table["videos"]) for table in ours.tables.values()] == [
+        len(table["videos"]) for table in theirs.tables.values()
+    ]
+    failed = [[row["reason"] for row in table["failed"]] for table in ours.tables.values()]
+    assert failed == [[row["reason"] for row in table["failed"]] for table in theirs.tables.values()]
+    assert not audit_cache(cache).damages
+    assert not [item for item in cache.rglob("*") if item.name.endswith(".part") or item.parent.name == "staging"]
+    rows = [json.loads(line) for line in (cache / "ledger.jsonl").read_text().splitlines()]
+    assert {row["video_id"] for row in rows if row["status"] == "cached"} == set(ours.rows)
+
+
+def at_write(cache: Path, number: int, deed: Callable[[], None]) -> None:
+    """Do a deed before the write of that number below the cache; in a process of one's own, for it stays."""
+    left = [number]
+
+    def hook(event: str, arguments: tuple) -> None:
+        is_write = event in WRITES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & 3)
+        if is_write and str(arguments[0]).startswith(str(cache)):
+            left[0] -= 1
+            if left[0] == 0:
+                deed()
+
+    sys.addaudithook(hook)
+
+
+def run_disturbed(cache: Path, files: dict[str, Path], number: int, deed: Callable[[], None]) -> int:
+    """The job in a forked process with a deed at a write; its exit code, negative for a signal."""
+    process = os.fork()
+    if process == 0:
+        code = 70
+        try:
+            at_write(cache, number, deed)
+            extract(cache, CONFIG, OPTIONS, files, [], TEXTS)
+            code = 0
+        except CacheError:
+            code = 2
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disk_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def check_resumed(cache: Path, files: dict[str, Path], clean: Path) -> None:
+    extract(cache, CONFIG, OPTIONS, files, [], TEXTS)
+    check_equal(cache, clean)
+
+
+@pytest.mark.parametrize("number", [5, 33, 60, 90])
+def test_killed_before_any_write_and_run_again_nothing_differs(files, clean, tmp_path, number):
+    cache = tmp_path / "cache"
+    assert run_disturbed(cache, files, number, kill_self) == -signal.SIGKILL
+    check_resumed(cache, files, clean)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does(files, clean, tmp_path, seed):
+    cache, rng = tmp_path / "cache", random.Random(seed)
+    codes = [run_disturbed(cache, files, rng.randint(15, 40), kill_self) for _ in range(5)]
+    assert codes.count(-signal.SIGKILL) > 2
+    check_resumed(cache, files, clean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("deed", "code"), [(kill_self, -signal.SIGKILL), (disk_full, 2), (interrupt, 130)])
+def test_at_every_single_write(files, clean, tmp_path, deed, code):
+    for number in range(1, MANY):
+        cache = tmp_path / str(number)
+        ended = run_disturbed(cache, files, number, deed)
+        if ended == 0:
+            assert number > 80, "the job writes more often than that"
+            return
+        assert ended == code, f"write {number}"
+        check_resumed(cache, files, clean)
+
+
+@pytest.mark.parametrize("number", [21, 70])
+def test_a_full_disk_is_one_line_and_costs_nothing(files, clean, tmp_path, number):
+    cache = tmp_path / "cache"
+    assert run_disturbed(cache, files, number, disk_full) == 2
+    check_resumed(cache, files, clean)
+
+
+@pytest.mark.parametrize("number", [40])
+def test_an_interrupt_costs_nothing(files, clean, tmp_path, number):
+    cache = tmp_path / "cache"
+    assert run_disturbed(cache, files, number, interrupt) == 130
+    check_resumed(cache, files, clean)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB in memory, and what makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_refuses_in_one_line_until_it_has_room(files, clean, small_disk):
+    folder, enlarge = small_disk
+    for _ in range(2):
+        with pytest.raises(CacheError, match="no space left; what is finished is kept: free some"):
+            extract(folder / "cache", CONFIG, OPTIONS, files, [], TEXTS)
+        assert not list((folder / "cache").rglob("*.part"))
+    enlarge()
+    check_resumed(folder / "cache", files, clean)
+
+
+def test_of_two_extractors_at_once_one_is_refused_and_the_cache_is_whole(files, clean, tmp_path):
+    cache = tmp_path / "cache"
+    process = os.fork()
+    if process == 0:
+        os._exit(run_disturbed(cache, files, MANY, kill_self))
+    other = run_disturbed(cache, files, MANY, kill_self)
+    first = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert sorted((first, other)) in ([0, 2], [0, 0]), "0, 0: one ended before the other began"
+    check_resumed(cache, files, clean)
+
+
+def test_videos_added_after_a_kill_come_in_a_shard_of_their_own(files, clean, tmp_path):
+    cache = tmp_path / "cache"
+    some = dict(list(files.items())[:4])
+    run_disturbed(cache, some, 40, kill_self)
+    extract(cache, CONFIG, OPTIONS, some, [], TEXTS)
+    before = token_bytes(cache)
+    run_disturbed(cache, files, 30, kill_self)
+    done = extract(cache, CONFIG, OPTIONS, files, [], TEXTS)
+    assert done.cached == 7 and done.reasons == {"unreadable": 1}
+    after = token_bytes(cache)
+    assert {name: after[name] for name in before} == before and len(after) > len(before)
+    assert len(open_cache(cache)) == 7 and not audit_cache(cache).damages
+
+
+def test_another_tower_started_after_a_kill_goes_beside_and_both_can_be_finished(files, clean, tmp_path):
+    cache, other = tmp_path / "cache", EncodeConfig(num_frames=3)
+    run_disturbed(cache, files, 45, kill_self)
+    beside = extract(cache, other, OPTIONS, files, [], TEXTS).cache
+    assert Path(beside) != cache and open_cache(beside)["v0"].frames.shape[1] == 3
+    check_resumed(cache, files, clean)
+
+
+def test_a_video_over_its_time_again_and_again_is_quarantined_and_not_tried_by_the_next_run(
+    files, tmp_path, monkeypatch
+):
+    import pipeline.decode_child as decode_child
+    from pipeline.decoding import Limits
+
+    tries = tmp_path / "tries"
+
+    def hang(path: Path, *rest: object) -> None:
+        with tries.open("a") as handle:
+            handle.write(f"{path.stem}\n")
+        signal.pause()
+
+    monkeypatch.setattr(decode_child, "VideoReading", hang)
+    some = {"v0": files["v0"]}
+    options = ExtractOptions(workers=0, limits=Limits(timeout_seconds=0.3), coverage=0.0)
+    done = extract(tmp_path / "cache", CONFIG, options, some, [], [])
+    assert done.reasons == {"timeout": 1} and done.failures[0]["attempts"] == 2
+    again = extract(tmp_path / "cache", CONFIG, options, some, [], [])
+    assert (again.failed_before, again.reasons) == (1, {"timeout": 1})
+    assert Counter(tries.read_text().split()) == {"v0": 2}
+    with pytest.raises(CoverageError, match=r"v0: timeout: .*not decoded within 0.3 s \(--timeout\), 2 times"):
+        extract(tmp_path / "cache", CONFIG, ExtractOptions(workers=0), some, [], [])
+
+
+def test_two_ids_of_one_file_are_decoded_once_and_share_its_tokens_or_its_failure(files, tmp_path):
+    both = files | {f"again_{video_id}": path for video_id, path in files.items()}
+    done = extract(tmp_path / "cache", CONFIG, OPTIONS, both, [], [])
+    assert (done.videos, done.cached_now, done.failed, done.reasons) == (16, 14, 2, {"unreadable": 2})
+    cache = open_cache(tmp_path / "cache")
+    assert len(cache) == 7 and cache["again_v3"].meta["video_id"] == "v3"
+    again = extract(tmp_path / "cache", CONFIG, OPTIONS, both, [], [])
+    assert (again.cached_before, again.cached_now, again.failed) == (14, 0, 2)
