@@ -19,6 +19,7 @@ class Kept:
     """False where padded."""
 
 
+@torch.no_grad()
 def soft_nms(
     segments: Float[Tensor, "rows points 2"],
     scores: Float[Tensor, "rows points"],
@@ -38,19 +39,29 @@ def soft_nms(
     index = torch.zeros(rows, num_kept, dtype=torch.long, device=scores.device)
     kept = torch.zeros(rows, num_kept, dtype=scores.dtype, device=scores.device)
     start, end = segments[..., 0].contiguous(), segments[..., 1].contiguous()
-    length = end - start
-    row = torch.arange(rows, device=scores.device)
+    decay = _Decay(start, end, sigma)
     for step in range(num_kept):
-        best, position = remaining.max(dim=1)
+        best, place = remaining.max(dim=1, keepdim=True)
         alive = best > score_threshold
         if not bool(alive.any()):
             break
-        index[:, step] = position
-        kept[:, step] = best.where(alive, 0.0)
-        overlap = end.minimum(end[row, position, None]) - start.maximum(start[row, position, None])
-        overlap.clamp_(min=0)
-        union = length + length[row, position, None] - overlap
-        iou = overlap / union.clamp(min=1e-12)
-        remaining *= iou.square_().mul_(-0.5 / sigma).exp_()
-        remaining[row, position] = -1.0
+        index[:, step : step + 1], kept[:, step : step + 1] = place, best.where(alive, 0.0)
+        remaining.mul_(decay.around(place)).scatter_(1, place, -1.0)
     return Kept(index, kept, kept > score_threshold)
+
+
+class _Decay:
+    """Factors exp(-IoU²/(2 sigma)) of all candidates beside the chosen ones, in memory that is used again."""
+
+    def __init__(self, start: Float[Tensor, "rows points"], end: Float[Tensor, "rows points"], sigma: float) -> None:
+        self.start, self.end, self.length, self.sigma = start, end, end - start, sigma
+        self.overlap, self.union = torch.empty_like(start), torch.empty_like(start)
+
+    def around(self, place: Int[Tensor, "rows 1"]) -> Float[Tensor, "rows points"]:
+        """Factors beside one candidate of each row; valid until the next call."""
+        start, end, length = (values.gather(1, place) for values in (self.start, self.end, self.length))
+        torch.minimum(self.end, end, out=self.overlap)
+        torch.maximum(self.start, start, out=self.union)
+        self.overlap.sub_(self.union).clamp_(min=0)
+        torch.add(self.length, length, out=self.union).sub_(self.overlap).clamp_(min=1e-12)
+        return self.overlap.div_(self.union).square_().mul_(-0.5 / self.sigma).exp_()
