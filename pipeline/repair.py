@@ -21,11 +21,12 @@ from unloc.data.cache_writer import (
     write_atomically,
     write_text_shard,
 )
+from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.reading import file_hash
 
-FindFile = Callable[[str, str | None], Path | None]
+FindFile = Callable[[str, str | None], VideoFile | None]
 """The file of a video id, given the file name that the cache knows; None where there is none."""
 
 
@@ -64,7 +65,7 @@ def _is_shard(damage: Damage, kind: str) -> bool:
     return folder == kind and name.isdigit()
 
 
-def _files_to_extract(path: Path, shards: Sequence[Damage], find_file: FindFile) -> dict[str, Path]:
+def _files_to_extract(path: Path, shards: Sequence[Damage], find_file: FindFile) -> dict[str, VideoFile]:
     """The file of every video whose tokens are lost; each is the one that was cached, as far as its row is readable."""
     files, plan = {}, Plan(path).shards
     for damage in shards:
@@ -88,7 +89,7 @@ def _table(path: Path, name: str) -> dict | None:
         return None
 
 
-def _file_of(video_id: str, row: dict, find_file: FindFile) -> Path:
+def _file_of(video_id: str, row: dict, find_file: FindFile) -> VideoFile:
     found = find_file(video_id, row.get("file"))
     if found is None:
         file = row.get("file", "file unknown")

@@ -1,6 +1,7 @@
 """`unloc cache` as a user meets it."""
 
 import re
+import tarfile
 
 import fsspec
 import numpy as np
@@ -36,7 +37,7 @@ def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(cache, video_fold
     file = cache / "shards/00000/frames/c/0/0/0"
     before = file.read_bytes()
     file.write_bytes(before[:5] + bytes([before[5] ^ 1]) + before[6:])
-    with pytest.raises(CacheError, match=r"1 places are broken; mend it with --repair --videos DIR"):
+    with pytest.raises(CacheError, match=r"1 places are broken; mend it with --repair and --videos DIR"):
         unloc("cache", "verify", cache)
     with pytest.raises(MissingError, match=re.escape("video 'v0' (v0.mp4) is not in the video folder")):
         unloc("cache", "verify", cache, "--repair")
@@ -44,6 +45,18 @@ def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(cache, video_fold
     assert "broken: shards/00000: video v0" in done.stderr
     assert "mended 1 of 1 places" in done.stdout and "every checksum holds" in done.stdout
     assert file.read_bytes() == before
+
+
+def test_bit_rot_is_mended_from_tar_shards(cache, video_folder, tmp_path):
+    file = cache / "shards/00000/frames/c/0/0/0"
+    before = file.read_bytes()
+    file.write_bytes(before[:5] + bytes([before[5] ^ 1]) + before[6:])
+    with tarfile.open(tmp_path / "videos-0.tar", "w") as tar:
+        tar.add(video_folder / "v0.mp4", "clips/v0.mp4")
+    done = unloc("cache", "verify", cache, "--repair", "--shards", tmp_path / "videos-*.tar")
+    assert "mended 1 of 1 places" in done.stdout and file.read_bytes() == before
+    with pytest.raises(InputError, match="one of --videos and --shards"):
+        unloc("cache", "verify", cache, "--repair", "--shards", "x", "--videos", video_folder)
 
 
 def test_caches_are_merged_and_what_differs_is_told(cache, tmp_path, video_folder):

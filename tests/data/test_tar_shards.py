@@ -103,6 +103,9 @@ def test_a_pattern_names_every_shard_and_all_must_be_there(folder, tmp_path):
     assert [path.name for path in expand_shards(both)] == [f"videos-00000{n}.tar" for n in (0, 1, 4)]
     with pytest.raises(MissingError, match=r"2 of 7 tar files are not there \(first: .*videos-000005.tar\)"):
         expand_shards(f"{tmp_path}/out/videos-{{000000..000006}}.tar")
+    assert [path.name for path in expand_shards(f"{tmp_path}/out/*.tar")] == [f"videos-00000{n}.tar" for n in range(5)]
+    with pytest.raises(MissingError, match="1 of 1 tar files are not there"):
+        expand_shards(f"{tmp_path}/out/no-*.tar")
     with pytest.raises(InputError, match="is a URL"):
         expand_shards("s3://bucket/videos-{000..127}.tar")
 

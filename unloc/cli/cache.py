@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unloc.cli import app
-from unloc.errors import CacheError
+from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
+    from pipeline.repair import FindFile
     from unloc.data.audit import Audit
 
 cache_app = typer.Typer(help="Describe and audit a cache.", no_args_is_help=True, rich_markup_mode=None)
@@ -42,6 +43,7 @@ def verify(
     cache: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/cache.")],
     repair: Annotated[bool, typer.Option("--repair", help="Extract what is broken again.")] = False,
     videos: Annotated[Path | None, typer.Option("--videos", help="Folder with the video files, for --repair.")] = None,
+    shards: Annotated[str | None, typer.Option("--shards", help="Tar files with the videos, for --repair.")] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", help="Where it names the files, for --repair.")] = None,
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="The weights file, for --repair.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Ray workers of --repair; 0: in this process.")] = 0,
@@ -52,6 +54,8 @@ def verify(
 
     Example: unloc cache verify data/cache --repair --videos data/videos
     """
+    if videos and shards:
+        raise InputError("--repair: give one of --videos and --shards")
     from unloc.data.audit import audit_cache
     from unloc.data.remote import exact_copy
 
@@ -60,13 +64,13 @@ def verify(
         _print_damages(audit)
         if audit.damages and repair:
             with home.lease():
-                _repair(home.folder, audit, videos, manifest, pretrained, workers)
+                _repair(home.folder, audit, _finder(videos, shards, manifest), pretrained, workers)
                 home.publish()
             before, audit = audit, audit_cache(home.folder)
             _print_damages(audit)
             typer.echo(f"{cache}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
     if audit.damages:
-        way = "what is left cannot be mended" if repair else "mend it with --repair --videos DIR"
+        way = "what is left cannot be mended" if repair else "mend it with --repair and --videos DIR or --shards TARS"
         raise CacheError(f"{cache}: {len(audit.damages)} places are broken; {way}")
     typer.echo(f"{cache}: {audit.num_videos} videos and {audit.num_texts} texts, every checksum holds")
 
@@ -78,21 +82,21 @@ def _print_damages(audit: "Audit") -> None:
             typer.echo(f"broken: {damage.place}: video {video_id}", err=True)
 
 
-def _repair(
-    cache: Path, audit: "Audit", videos: Path | None, manifest: Path | None, pretrained: str | None, workers: int
-) -> None:
+def _repair(cache: Path, audit: "Audit", find_file: "FindFile", pretrained: str | None, workers: int) -> None:
     from pipeline.extract import ExtractOptions
     from pipeline.repair import repair
-    from unloc.data.locate import find_video_file, index_folder, locate_videos
-    from unloc.data.schema import load_manifest
-
-    index = index_folder(videos) if videos else {}
-    named = locate_videos(load_manifest(manifest), videos)[0] if manifest and videos else {}
-
-    def find_file(video_id: str, file: str | None) -> Path | None:
-        return named.get(video_id) or find_video_file(index, video_id, file)
 
     repair(cache, audit, find_file, ExtractOptions(workers=workers), pretrained=pretrained)
+
+
+def _finder(videos: Path | None, shards: str | None, manifest: Path | None) -> "FindFile":
+    """Where a video's file is looked for: by the manifest, then by its id and the name that the cache knows."""
+    from unloc.data.locate import find_video_file, index_folder, index_shards, locate_files
+    from unloc.data.schema import load_manifest
+
+    index = index_folder(videos) if videos else index_shards(shards) if shards else {}
+    named = locate_files(load_manifest(manifest), index)[0] if manifest else {}
+    return lambda video_id, file: named.get(video_id) or find_video_file(index, video_id, file)
 
 
 @cache_app.command()

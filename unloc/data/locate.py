@@ -72,16 +72,22 @@ def locate_videos(manifest: Manifest, folder: Path) -> tuple[dict[str, Path], li
 
     Raises MissingError where the folder does not exist.
     """
-    return _locate(manifest, index_folder(folder))
+    return locate_files(manifest, index_folder(folder))
 
 
 def locate_in_shards(manifest: Manifest, pattern: str) -> tuple[dict[str, TarMember], list[str]]:
     """The same for videos in tar files: `videos-{000..127}.tar`. Raises as `tar_shards.shard_members` does."""
+    return locate_files(manifest, index_shards(pattern))
+
+
+def index_shards(pattern: str) -> dict[str, TarMember]:
+    """What `index_folder` is for a folder, for tar files. Raises as `tar_shards.shard_members` does."""
     members = sorted(shard_members(pattern).values(), key=lambda member: _preference(PurePath(member.path)))
-    return _locate(manifest, _by_names((PurePath(member.path), member) for member in members))
+    return _by_names((PurePath(member.path), member) for member in members)
 
 
-def _locate(manifest: Manifest, index: dict[str, File]) -> tuple[dict[str, File], list[str]]:
+def locate_files(manifest: Manifest, index: dict[str, File]) -> tuple[dict[str, File], list[str]]:
+    """(file of each video id in the manifest's order, ids without one), of the files in an index."""
     files, missing = {}, []
     videos = manifest.videos.drop_duplicates("video_id")
     for video_id, file in zip(videos["video_id"], videos["file"], strict=True):
@@ -112,7 +118,7 @@ class Coverage:
 def folder_coverage(manifest: Manifest, folder: Path) -> Coverage:
     """How well a folder covers a manifest; files are not opened. Raises MissingError where there is no such folder."""
     files = video_files(folder)
-    found, missing = _locate(manifest, _index(folder, files))
+    found, missing = locate_files(manifest, _index(folder, files))
     used: set[Path] = set()
     shared = []
     for video_id, path in found.items():

@@ -103,7 +103,7 @@ def on_disk(file: VideoFile) -> Iterator[Path]:
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """Paths of `videos-{000..127}.tar`, or of several patterns joined by `::`; all of them must be there.
+    """Paths of `videos-{000..127}.tar` or `videos-*.tar`, or of several patterns joined by `::`; all must be there.
 
     Raises InputError for a URL, MissingError naming the first that is not there.
     """
@@ -111,11 +111,16 @@ def expand_shards(pattern: str) -> list[Path]:
     for name in names:
         if "://" in name:
             raise InputError(f"--shards: {name} is a URL; tar files are read in place: mount the bucket or copy them")
-    paths = [Path(name) for name in names]
+    paths = [path for name in names for path in _matching(Path(name))]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise MissingError(f"--shards: {len(missing)} of {len(paths)} tar files are not there (first: {missing[0]})")
     return paths
+
+
+def _matching(path: Path) -> list[Path]:
+    """A path, or those that a `*` in its last part stands for; itself where there are none."""
+    return (sorted(path.parent.glob(path.name)) if "*" in path.name else []) or [path]
 
 
 def shard_members(pattern: str) -> dict[str, TarMember]:
