@@ -5,15 +5,11 @@ overrides go on top. Unknown keys are refused with a suggestion. Sources: UnLoc 
 (where they differ the field says so).
 """
 
-import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from unloc.config_checks import (
     MAX_TEXT_TOKENS,
@@ -24,6 +20,7 @@ from unloc.config_checks import (
     one_of,
     parse_box_terms,
 )
+from unloc.config_values import built, dotted_values, merged_values
 from unloc.errors import ConfigError
 from unloc.recipe_files import recipe_name, recipe_path, stated_values
 
@@ -306,54 +303,15 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     exist, ConfigError naming the file and the key that is unknown or impossible.
     """
     path = recipe_path(name_or_path)
-    changes = _dotted(overrides)
+    changes = dotted_values(overrides)
     base = changes.pop("base", None)
-    layers = [*stated_values(path, base), ("override", changes)]
-    for where, values in layers:
-        _refuse_unknown(Recipe, values, where=str(where))
-    merged = OmegaConf.to_container(OmegaConf.merge(*(values for _, values in layers)))
+    merged = merged_values(Recipe, [*stated_values(path, base), ("override", changes)])
     return recipe_from_dict({"name": recipe_name(path)} | merged, where=str(path))
-
-
-def _dotted(overrides: Sequence[str]) -> dict:
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        words = " ".join(str(error).split())
-        raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({words})") from None
 
 
 def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:
     """A recipe from nested dictionaries. Raises ConfigError for unknown keys and wrong types."""
-    _refuse_unknown(Recipe, values, where=where)
-    try:
-        schema = OmegaConf.structured(Recipe)
-        OmegaConf.set_readonly(schema, False)
-        merged = _merge_writable(schema, values)
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", "") or "?"
-        raise ConfigError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
-
-
-def _merge_writable(schema: Any, values: dict) -> Any:
-    for value in schema.values():
-        if OmegaConf.is_config(value):
-            OmegaConf.set_readonly(value, False)
-    return OmegaConf.merge(schema, values)
-
-
-def _refuse_unknown(cls: type, values: dict, *, where: str, prefix: str = "") -> None:
-    known = {item.name: item for item in fields(cls)}
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
-        if is_dataclass(known[key].type):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{where}: {prefix}{key}: got {value!r}, expected a section of keys")
-            _refuse_unknown(known[key].type, value, where=where, prefix=f"{prefix}{key}.")
+    return built(Recipe, values, where=where)
 
 
 def dump_recipe(recipe: Recipe) -> str:
