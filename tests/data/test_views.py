@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from unloc.data.cache import open_cache
+from unloc.data.cache_writer import VideoTokens, create_or_check, write_video_shard
+from unloc.data.dataset import read_tokens
 from unloc.data.preprocess import PreprocessSpec, resize_and_crop
 from unloc.data.views import ViewMaker, require_views
 from unloc.errors import InputError
@@ -67,3 +70,14 @@ def test_crops_lie_all_over_the_picture_and_half_of_them_are_mirrored():
 def test_views_that_cannot_be_meant_are_refused(views):
     with pytest.raises(InputError, match="--views"):
         require_views(views)
+
+
+def test_training_draws_any_view_and_evaluation_reads_the_centre(tmp_path):
+    tokens = np.stack([np.full((4, 8), view, np.float16) for view in range(3)], axis=1)
+    meta = {"video_id": "a", "times_seconds": [0.0, 1.0, 2.0, 3.0], "duration_seconds": 4.0}
+    create_or_check(tmp_path / "c", {"dtype": "float16", "views": ["centre", "flip", "crop0"]}, {})
+    write_video_shard(tmp_path / "c", "00000", [VideoTokens(meta, tokens)], [], "float16")
+    cache = open_cache(tmp_path / "c")
+    assert not read_tokens(cache, "a", float("nan"), None).frames.any()
+    drawn = {float(read_tokens(cache, "a", 4.0, np.random.default_rng(n)).frames.mean()) for n in range(20)}
+    assert drawn == {0.0, 1.0, 2.0}

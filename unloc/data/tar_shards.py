@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
-from webdataset.shardlists import expand_urls
-
 from unloc.errors import InputError, MissingError, VideoError
 
 logger = logging.getLogger(__name__)
@@ -107,6 +105,8 @@ def expand_shards(pattern: str) -> list[Path]:
 
     Raises InputError for a URL, MissingError naming the first that is not there.
     """
+    from webdataset.shardlists import expand_urls  # here: it imports torch
+
     names = expand_urls(pattern)
     for name in names:
         if "://" in name:
