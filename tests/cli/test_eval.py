@@ -1,5 +1,6 @@
 """`unloc eval` without a model: what it prints, writes, refuses, and what it never imports."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from unloc.cli import main
 from unloc.data.nonsense import nonsense_names
 from unloc.data.schema import build_manifest, instance_row, query_row, save_manifest, video_row
+from unloc.errors import InputError
 
 TAL = "eval --manifest tal.jsonl --task tal --split test"
 MR = "eval --manifest mr.jsonl --task mr --split val"
@@ -103,6 +105,7 @@ def test_perfect_predictions_score_100_and_stand_in_metrics_json(unloc, folder, 
     assert [report["metrics"][name] for name in headlines] == [100.0] * len(headlines)
     assert all(f"\n{name} " in out for name in headlines if name[:3] != "MR-" or name.endswith("mAP"))
     assert set(report) >= {"task", "split", "protocol", "num_videos", "num_queries", "floors", "intervals", "coverage"}
+    assert report["predictions_sha256"] == hashlib.sha256((folder / words.split()[8]).read_bytes()).hexdigest()
     assert report["external_labels"] is False and "ties: " in out and report["tie_rule"] in out
     assert all(set(floor) == set(report["metrics"]) - {"mAP", "mAP_all_classes"} for floor in report["floors"].values())
 
@@ -322,3 +325,20 @@ def test_class_scores_give_map_beside_the_accuracy(unloc, folder):
     assert code == 0 and metrics_of(folder / "m.json")["mAP"] == 100.0 and "bad predictions" not in out
     np.savez(folder / "s.npz", **{video: table[:, :1] for video, table in scores.items()})
     assert "one column per class" in unloc(*words, "--predictions", "scored.jsonl")[2]
+
+
+def test_a_run_is_asked_for_the_classes_of_the_manifest(folder):
+    from unloc.cli.evaluate import _asked_for
+    from unloc.config import ModelConfig, Recipe
+    from unloc.inference.load import CheckpointInfo, LoadedModel
+
+    def trained(**model):
+        recipe = Recipe(task="tal", model=ModelConfig(**model))
+        info = CheckpointInfo(recipe=recipe, classes=("Run",), frame_dim=4, text_dim=4, fingerprint={}, step=1)
+        return LoadedModel(None, info)
+
+    asked = _asked_for(trained(), ("Swim", "Row"))
+    assert asked.info.classes == ("Swim", "Row") and asked.info.recipe is not None
+    assert _asked_for(trained(), ("Run",)).info.classes == ("Run",)
+    with pytest.raises(InputError, match="2 other classes than the 1 trained on"):
+        _asked_for(trained(fusion="none"), ("Swim", "Row"))

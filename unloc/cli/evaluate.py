@@ -1,12 +1,14 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from unloc.cli import app
+from unloc.cli import evaluate_options as options
 from unloc.cli.evaluate_output import print_report, write_report
 from unloc.errors import InputError, PredictionError
 
@@ -15,90 +17,80 @@ if TYPE_CHECKING:
     from unloc.data.schema import Manifest
     from unloc.inference.load import LoadedModel
 
-DEFAULT_SEED = 0
-
 
 @app.command("eval")
 def evaluate_command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder or checkpoint; leave out with --predictions.")] = None,
-    manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the annotations.")] = None,
-    cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache of the videos (with RUN), or URL.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Split to evaluate.")] = "test",
-    train_split: Annotated[
-        str | None, typer.Option("--train-split", help="Split that blind floors are fitted on (train, training, …).")
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="File to score; no model, no torch.")
-    ] = None,
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Score the tower's similarity, without training.")
-    ] = False,
-    floors_only: Annotated[bool, typer.Option("--floors-only", help="Score blind constants only.")] = False,
-    task: Annotated[str | None, typer.Option("--task", help="mr, tal, as or hd (with --predictions).")] = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="Official variant of the metric.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse to score bad predictions.")] = False,
-    intervals: Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over videos.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the intervals' draws.")] = DEFAULT_SEED,
-    external_labels: Annotated[
-        bool, typer.Option("--external-labels", help="State that labels of another model were used.")
-    ] = False,
-    export: Annotated[
-        Path | None, typer.Option("--export", help="Write the predictions again: .json, .jsonl, .zip or .csv.")
-    ] = None,
-    analyse: Annotated[
-        bool, typer.Option("--analyse", help="Kinds of false positives, what is missed; plots into --out.")
-    ] = False,
-    zero_shot: Annotated[
-        Path | None, typer.Option("--zero-shot", help="Folder of class splits: score the unseen classes of each.")
-    ] = None,
-    vocabulary: Annotated[
-        list[Path] | None, typer.Option("--vocabulary", help="Names the tower was pretrained on (with --zero-shot).")
-    ] = None,
-    control: Annotated[
-        Path | None, typer.Option("--control", help="Predictions for nonsense class names (with --zero-shot).")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder (or metrics.json) to write.")] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
+    run: options.Run = None,
+    manifest: options.ManifestFile = None,
+    cache: options.CacheFolder = None,
+    split: options.Split = "test",
+    train_split: options.TrainSplit = None,
+    predictions: options.Predictions = None,
+    baseline: options.Baseline = False,
+    floors_only: options.FloorsOnly = False,
+    task: options.TaskName = None,
+    protocol: options.Protocol = None,
+    strict: options.Strict = False,
+    intervals: options.Intervals = False,
+    seed: options.Seed = 0,
+    external_labels: options.ExternalLabels = False,
+    export: options.Export = None,
+    analyse: options.Analyse = False,
+    zero_shot: options.ZeroShot = None,
+    vocabulary: options.Vocabulary = None,
+    control: options.Control = None,
+    out: options.Out = None,
+    device: options.Device = "cpu",
 ) -> None:
     """Metrics of a split in metrics.json and as a table, beside what blind constants score.
 
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
-    from unloc.data.schema import load_manifest
-    from unloc.evaluation.evaluator import default_train_split, require_annotations
-
-    if (run is not None) + (predictions is not None) + baseline + floors_only != 1:
-        raise InputError("unloc eval: give one of RUN, --predictions FILE or --baseline, or --floors-only")
-    if manifest is None:
-        raise InputError("unloc eval: --manifest is needed: it holds the annotations")
-    loaded = load_manifest(manifest)
-    loaded.select(train_split)
-    require_annotations(task, loaded.select(split), split)
-    train_split = train_split or default_train_split(loaded, split)
-    options = {"split": split, "train_split": train_split, "protocol": protocol}
-    scoring = options | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
-    if zero_shot is not None:
-        _require_detections(task, predictions)
+    _require_one_source(run, predictions, baseline, floors_only, cache)
+    loaded, scoring = _annotations(manifest, task, split, train_split, protocol)
+    scored = scoring | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
+    if zero_shot is not None or vocabulary or control:
         lists = {"lists": zero_shot, "vocabularies": vocabulary or [], "control": control}
-        report, found = _score_zero_shot(predictions, loaded, scoring, strict, lists)
-    elif vocabulary or control:
-        raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
+        report, found = _score_zero_shot(predictions, loaded, task, scored, strict, lists)
     elif floors_only:
-        report, found = _floors_only(loaded, task, options), None
+        report, found = _floors_only(loaded, task, scoring), None
     elif predictions is not None:
-        report, found = _score_file(predictions, loaded, task, scoring, strict, export)
-    elif cache is None:
-        raise InputError("unloc eval: --cache is needed with RUN and with --baseline")
+        report, found = _score_file(predictions, loaded, task, scored, strict, export)
     elif baseline:
-        report, found = _evaluate_baseline(loaded, cache, task, scoring, out)
+        report, found = _evaluate_baseline(loaded, cache, task, scored, out)
     else:
         out = out or _run_folder(run) / "eval" / split
-        report, found = _evaluate_run(run, loaded, cache, scoring, out, device)
+        report, found = _evaluate_run(run, loaded, cache, scored, out, device)
     if analyse:
         report["analysis"] = _analysis(report["task"], found, loaded.select(split))
     if out is not None:
         write_report(report, out)
     print_report(report)
+
+
+def _require_one_source(
+    run: Path | None, predictions: Path | None, baseline: bool, floors_only: bool, cache: Path | None
+) -> None:
+    if (run is not None) + (predictions is not None) + baseline + floors_only != 1:
+        raise InputError("unloc eval: give one of RUN, --predictions FILE or --baseline, or --floors-only")
+    if cache is None and (run is not None or baseline):
+        raise InputError("unloc eval: --cache is needed with RUN and with --baseline")
+
+
+def _annotations(
+    path: Path | None, task: str | None, split: str, train_split: str | None, protocol: str | None
+) -> tuple["Manifest", dict]:
+    """The manifest, with something to score the task with in the split, and the options that say by what to score."""
+    from unloc.data.schema import load_manifest
+    from unloc.evaluation.evaluator import default_train_split, require_annotations
+
+    if path is None:
+        raise InputError("unloc eval: --manifest is needed: it holds the annotations")
+    manifest = load_manifest(path)
+    manifest.select(train_split)
+    require_annotations(task, manifest.select(split), split)
+    train_split = train_split or default_train_split(manifest, split)
+    return manifest, {"split": split, "train_split": train_split, "protocol": protocol}
 
 
 def _analysis(task: str, predictions: object, selected: "Manifest") -> dict:
@@ -144,6 +136,7 @@ def _score_file(
         export_predictions(export, task, held.predictions, scoring["split"], external_labels=external)
         typer.echo(f"  wrote {export}")
     report = evaluate(task, screened, manifest, **scoring | {"external_labels": external})
+    told["predictions_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     stated = "by the file" if held.external_labels is not None else "by the command"
     return report | {"predictions_format": held.format, "external_labels_stated": stated} | told, screened
 
@@ -157,23 +150,22 @@ def _tell(problems: "Problems", path: Path, strict: bool) -> dict:
     return {"bad_predictions": {kind: [number, problems.first[kind]] for kind, number in problems.counts.items()}}
 
 
-def _require_detections(task: str | None, predictions: Path | None) -> None:
-    if predictions is None or _needed_task(task, "--zero-shot") != "tal":
-        raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
-
-
 def _score_zero_shot(
-    path: Path, manifest: "Manifest", scoring: dict, strict: bool, options: dict
+    path: Path | None, manifest: "Manifest", task: str | None, scoring: dict, strict: bool, lists: dict
 ) -> tuple[dict, object]:
     """The report of all class splits; beside it that of all classes where one file serves every split."""
     from unloc.cli.evaluate_zero_shot import screened_detections, single_share, zero_shot_report
     from unloc.data.predictions import Problems
     from unloc.evaluation.evaluator import evaluate, header
 
+    if lists["lists"] is None:
+        raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
+    if path is None or _needed_task(task, "--zero-shot") != "tal":
+        raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
     problems, selected = Problems(), manifest.select(scoring["split"])
     detections = None if path.is_dir() else screened_detections(path, selected, problems)
     source = path if detections is None else detections
-    found = zero_shot_report(source, manifest, scoring, **options, problems=problems)
+    found = zero_shot_report(source, manifest, scoring, **lists, problems=problems)
     told = _tell(problems, path, strict)
     if detections is not None:
         report = evaluate("tal", detections, manifest, **scoring)

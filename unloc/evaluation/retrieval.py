@@ -166,10 +166,10 @@ def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _first_after_nms(windows: np.ndarray, threshold: float) -> np.ndarray:
     """2D-TAN's candidates: the file's order, each kept unless it overlaps a kept one by more than the threshold."""
-    kept: list[np.ndarray] = []
-    for candidate in windows:
-        if not kept or (_finite_ratio(candidate[None], np.asarray(kept)) <= threshold).all():
-            kept.append(candidate)
-        if len(kept) == max(RANKS):
-            break
-    return np.asarray(kept).reshape(-1, 2)
+    kept: list[int] = []
+    left = np.ones(len(windows), dtype=bool)
+    while len(kept) < max(RANKS) and left.any():
+        kept.append(int(left.argmax()))
+        left &= _finite_ratio(windows, windows[kept[-1]]) <= threshold
+        left[: kept[-1] + 1] = False
+    return windows[kept]
