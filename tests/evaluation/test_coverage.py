@@ -5,7 +5,7 @@ import pytest
 
 from tests.evaluation.small import moments, tal_detections, tal_manifest
 from unloc.data.predictions import FramePrediction
-from unloc.data.schema import build_manifest, query_row, video_row
+from unloc.data.schema import build_manifest, instance_row, query_row, video_row
 from unloc.errors import InputError, MissingError
 from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.evaluator import evaluate, require_annotations, score
@@ -67,3 +67,17 @@ def test_a_split_without_what_a_task_needs_is_refused():
         require_annotations("tal", manifest, "test")
     with pytest.raises(MissingError, match="it has: test"):
         evaluate("mr", [], manifest, "val")
+
+
+def test_a_video_of_unknown_length_is_as_long_as_what_is_known_of_it():
+    rows = [video_row("v", "test", None), instance_row("v", "test", "a", 0, 4)]
+    rows += [query_row("v", "test", "1", "a cat", [[0, 10]], [0, 3], [[4, 4, 4], [0, 0, 0]])]
+    manifest = build_manifest(name="m", tasks=("as", "hd"), rows=rows, classes=("a",))
+    frames = [FramePrediction(video_id="v", fps=1.0, labels=["a", "a", None, None, None])]
+    assert score("as", frames, manifest)["frame_accuracy"] == 60.0
+    assert score("as", [], manifest)["frame_accuracy"] == 0.0
+    predictions = [moments([[0, 10, 1.0]], saliency=np.array([1.0, 0, 0, 0]))]
+    assert score("hd", predictions, manifest)["HL-min-VeryGood-mAP"] == 100.0
+    assert (
+        evaluate("hd", predictions, manifest, "test")["floors"] and evaluate("as", frames, manifest, "test")["floors"]
+    )

@@ -42,7 +42,10 @@ def highlight_values(predictions: Sequence[MomentPrediction], manifest: Manifest
 
 
 def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
-    """(clips, raters) ratings of every query, 0 outside its relevant clips; None where it is not rated."""
+    """(clips, raters) ratings of every query, 0 outside its relevant clips; None where it is not rated.
+
+    A video whose length the manifest does not know has as many clips as the last relevant one tells.
+    """
     durations = durations_of(manifest)
     rated: list[np.ndarray | None] = []
     columns = ["video_id", "relevant_clip_ids", "saliency_scores"]
@@ -50,7 +53,9 @@ def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
         if not isinstance(scores, list):
             rated.append(None)
             continue
-        ratings = np.zeros((int(durations[video_id] / CLIP_SECONDS), len(scores[0]) if scores else 3))
+        known = durations.get(video_id)
+        num_clips = max(clip_ids, default=-1) + 1 if known is None else int(known / CLIP_SECONDS)
+        ratings = np.zeros((num_clips, len(scores[0]) if scores else 3))
         for clip, row in zip(clip_ids, scores, strict=True):
             if clip < len(ratings):
                 ratings[clip] = row

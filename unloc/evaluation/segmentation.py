@@ -96,6 +96,8 @@ def video_frames(
         item, instances = by_video.get(video_id, default), rows.get(video_id)
         segments = np.zeros((0, 2)) if instances is None else instances[["start_seconds", "end_seconds"]].to_numpy()
         labels = np.zeros(0) if instances is None else instances["label"].map(code).to_numpy()
+        if not np.isfinite(duration):  # the manifest does not know: as long as the prediction or the last segment
+            duration = max(len(item.labels) / item.fps, segments[:, 1].max(initial=0.0))
         truth = painted(segments, labels, rule.num_frames(duration * item.fps), item.fps, rule)
         predicted = _fitted_labels(item, code, len(truth))
         frames.append(VideoFrames(video_id=video_id, truth=truth, predicted=predicted, scores=item.scores))
