@@ -171,3 +171,25 @@ def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
     example = QueryExamples(manifest, open_cache(tmp_path / "c"), DataConfig(num_steps=5)).example(0)
     assert example.frames.shape == (5, 6) and example.grid.start_seconds == 1.0
     assert json.dumps(open_cache(tmp_path / "c").fingerprint)
+
+
+def test_what_stands_twice_or_in_no_plain_container_is_one_line(tmp_path, npz_folder):
+    (npz_folder / "deep").mkdir()
+    np.savez(npz_folder / "deep" / "a.npz", features=features(5))
+    with pytest.raises(InputError, match=r"'a' stands in .*a.npz and in .*deep/a.npz"):
+        list_features("univtg", npz_folder)
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w:gz") as tar:
+        tar.add(npz_folder / "a.npz", "a.npy")
+    with pytest.raises(InputError, match="cannot be read as a plain tar file") as raised:
+        list_features("clip-video-encode", tmp_path / "tars")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_hdf5_group_of_several_arrays_asks_which_one(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is an extra")
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["a"] = features(5)
+        file["b/one"], file["b/two"] = features(5), features(5)
+    done = import_features(tmp_path / "c", tmp_path / "f.h5", config("hdf5"))
+    assert "group holds one, two; name the dataset with --dataset" in done.failures[0]["message"]

@@ -59,8 +59,10 @@ def import_command(
 def _timing(
     format_name: str, clip_seconds: float | None, fps: float | None, stride: int | None, window: int | None, even: bool
 ) -> "Timing":
-    from unloc.data.features import Timing
+    from unloc.data.features import FORMATS, Timing
 
+    if format_name not in FORMATS:
+        raise InputError(f"FORMAT: got {format_name!r}, expected one of {', '.join(FORMATS)}")
     if sum(map(bool, (clip_seconds, fps, even))) > 1:
         raise InputError("timing: give one of --clip-seconds, --fps (with --stride and --window) and --even")
     if even:

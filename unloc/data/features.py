@@ -70,13 +70,17 @@ class FeatureSource:
 def list_features(format_name: str, source: Path, dataset: str | None = None) -> dict[str, FeatureSource]:
     """What a source holds, by the name it gives each video, in order. `dataset`: name inside a group (HDF5).
 
-    Raises InputError for an unknown format, MissingError where the source or anything of its kind in it is absent.
+    Raises InputError for an unknown format and for a name that stands in two places, MissingError where the source or
+    anything of its kind in it is absent.
     """
     if format_name not in FORMATS:
         raise InputError(f"format: got {format_name!r}, expected one of {', '.join(FORMATS)}")
     if not source.exists():
         raise MissingError(f"{source} does not exist")
-    found = {item.name: item for item in FORMATS[format_name](source, dataset)}
+    found: dict[str, FeatureSource] = {}
+    for item in FORMATS[format_name](source, dataset):
+        if found.setdefault(item.name, item) is not item:
+            raise InputError(f"{source}: {item.name!r} stands in {found[item.name].path} and in {item.path}")
     if not found:
         raise MissingError(f"{source}: no features of format {format_name} here")
     return found
@@ -107,7 +111,7 @@ def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureSource]:
         with h5py.File(path, "r") as file:
             names = list(file)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as HDF5 ({error})") from None
+        raise InputError(f"{path}: cannot be read as HDF5 ({_on_one_line(error)})") from None
     for name in names:
         yield FeatureSource(name, path, lambda name=name: _hdf5_array(path, name, dataset))
 
@@ -120,7 +124,7 @@ def _hdf5_array(path: Path, name: str, dataset: str | None) -> np.ndarray:
             return item[...]
         if dataset is None and len(item) == 1:
             dataset = next(iter(item))
-        if dataset not in item:
+        if dataset is None or dataset not in item:
             raise ValueError(f"group holds {', '.join(item)}; name the dataset with --dataset")
         return item[dataset][...]
 
@@ -136,10 +140,10 @@ def _h5py() -> object:
 def _tar_members(source: Path, dataset: str | None) -> Iterator[FeatureSource]:
     for path in [source] if source.is_file() else sorted(source.rglob("*.tar")):
         try:
-            with tarfile.open(path) as tar:
+            with tarfile.open(path, "r:") as tar:
                 members = [item for item in tar if item.isfile() and item.name.endswith(".npy")]
         except tarfile.TarError as error:
-            raise InputError(f"{path}: cannot be read as a tar file ({error})") from None
+            raise InputError(f"{path}: cannot be read as a plain tar file ({_on_one_line(error)})") from None
         for item in members:
             start, size = item.offset_data, item.size
             name = Path(item.name).name.removesuffix(".npy")
@@ -170,8 +174,8 @@ def read_tokens(source: FeatureSource, *, transposed: bool) -> np.ndarray:
     try:
         array = np.asarray(source.read())
     except (OSError, ValueError, KeyError, EOFError) as error:
-        words = " ".join(str(error).split())[:160]
-        raise VideoError(f"{source.path} ({source.name}): cannot be read: {words}", reason="unreadable") from None
+        words = f"cannot be read: {_on_one_line(error)}"
+        raise VideoError(f"{source.path} ({source.name}): {words}", reason="unreadable") from None
     where = f"{source.path} ({source.name})"
     if array.dtype.kind not in "fiu":
         raise VideoError(f"{where}: holds {array.dtype}, expected numbers", reason="not_features")
@@ -181,6 +185,10 @@ def read_tokens(source: FeatureSource, *, transposed: bool) -> np.ndarray:
     if array.ndim != 2 or 0 in array.shape:
         raise VideoError(f"{where}: has shape {shape}, expected (tokens, channels)", reason="not_features")
     return np.ascontiguousarray((array.T if transposed else array).astype(np.float32))
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def tokens_hash(tokens: np.ndarray) -> str:

@@ -35,7 +35,7 @@ def to_stored(tokens: np.ndarray, dtype: str) -> np.ndarray:
         largest = float(np.abs(values).max())
         raise InputError(
             f"tokens up to {largest:g} do not fit {dtype}; "
-            + ("the tower gives values that are not finite" if not np.isfinite(largest) else "store them as bfloat16")
+            + ("some are not finite" if not np.isfinite(largest) else "store them as bfloat16")
         )
     return stored
 
