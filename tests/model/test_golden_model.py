@@ -1,4 +1,4 @@
-"""Our modules with the official weights give the official tensors (spec §A): 1e-5 absolute in float32."""
+"""Our modules with given weights give the official tensors (spec §A), and our own: 1e-5 absolute in float32."""
 
 import importlib.util
 from pathlib import Path
@@ -17,11 +17,15 @@ spec = importlib.util.spec_from_file_location("flax_weights", Path(__file__).wit
 flax_weights = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(flax_weights)
 LEVEL_SIZES = (16, 8, 4)
+OWN = Path(__file__).parents[1] / "golden" / "model.npz"
 
 
-@pytest.fixture(scope="session")
-def golden(shared):
-    return np.load(shared / "golden" / "scenic" / "unloc_golden.npz")
+@pytest.fixture(scope="session", params=["official", "own"])
+def golden(request):
+    """The official implementation's tensors, and ours of the same names, which are always there (tests/golden)."""
+    if request.param == "own":
+        return np.load(OWN)
+    return np.load(request.getfixturevalue("shared") / "golden" / "scenic" / "unloc_golden.npz")
 
 
 def case(golden, name):

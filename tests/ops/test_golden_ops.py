@@ -1,6 +1,7 @@
-"""Targets, losses, decoding and Soft-NMS against the official implementation's tensors (spec §A)."""
+"""Targets, losses, decoding and Soft-NMS against the official implementation's tensors (spec §A), and our own."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,15 @@ from unloc.training.objective import caption_weights, pair_losses, segmentation_
 
 EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
 T = 128
+OWN = Path(__file__).parents[1] / "golden" / "model.npz"
 
 
-@pytest.fixture(scope="session")
-def golden(shared):
-    return np.load(shared / "golden" / "scenic" / "unloc_golden.npz")
+@pytest.fixture(scope="session", params=["official", "own"])
+def golden(request):
+    """The official implementation's tensors, and ours of the same names, which are always there (tests/golden)."""
+    if request.param == "own":
+        return np.load(OWN)
+    return np.load(request.getfixturevalue("shared") / "golden" / "scenic" / "unloc_golden.npz")
 
 
 def steps_of(golden, case):
