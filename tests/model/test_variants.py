@@ -104,13 +104,20 @@ def test_ten_thousand_labels_stream_through_a_bounded_number_of_sequences():
 
 
 @pytest.mark.parametrize("classes", [200, 778])
-def test_all_classes_of_a_benchmark_train_in_chunks(classes):
-    model, (frames, frame_mask, _, _) = build(max_texts_in_flight=50, num_layers=1).train(), inputs()
-    fused = []
-    model.encoder.register_forward_hook(lambda module, given, levels: fused.append(len(given[0])))
-    outputs = model(frames, frame_mask, torch.randn(classes, 2, 16), torch.ones(classes, 2, dtype=torch.bool))
-    outputs.relevance.sum().backward()
-    assert max(fused) == 100 and sum(fused) == 2 * 2 * classes  # forward, and again in the backward pass
+def test_all_classes_of_a_benchmark_in_chunks_have_the_gradients_of_all_at_once(classes):
+    frames, frame_mask, _, _ = inputs()
+    texts = torch.randn(classes, 2, 16, generator=torch.Generator().manual_seed(2)).double()
+    gradients, fused = {}, {0: [], 50: []}
+    for chunk, seen in fused.items():
+        model = build(max_texts_in_flight=chunk, num_layers=1, num_levels=2, width=8).double().train()
+        model.encoder.register_forward_hook(lambda module, given, levels, seen=seen: seen.append(len(given[0])))
+        outputs = model(frames.double(), frame_mask, texts, torch.ones(classes, 2, dtype=torch.bool))
+        (outputs.relevance.square().mean() + outputs.displacements.square().mean()).backward()
+        gradients[chunk] = [parameter.grad for parameter in model.parameters()]
+    assert fused[0] == [2 * classes] and max(fused[50]) == 100
+    assert sum(fused[50]) == 2 * 2 * classes  # forward, and again in the backward pass
+    for one, other in zip(gradients[0], gradients[50], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
 
 
 AS = ["task=as", "model.pyramid=none", "model.head=linear"]

@@ -1,5 +1,7 @@
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,33 @@ def test_decoding_the_targets_gives_the_segments_back_at_every_positive_point(se
     for row, (start, end) in enumerate(segments):
         found = decoded[0, row][targets.relevance[0, row]]
         torch.testing.assert_close(found, torch.tensor([[start, end]]).expand_as(found), atol=1e-3, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(0, 4), st.integers(1, 6))
+def test_every_level_by_itself_gives_random_segments_back_at_every_point_inside_them(data, level, multiple):
+    num_steps = multiple * 16
+    points = make_points(num_steps, 5)
+    edges = [0.0] * (level + 1) + [math.inf] * (5 - level)  # this level takes segments of every length, others none
+    start = data.draw(st.floats(0, num_steps - 1.0))
+    end = data.draw(st.floats(start + 0.01, num_steps + 20.0))
+    targets = localization_targets(torch.tensor([[[start, end]]]), torch.zeros(1, 1).long(), 1, points, edges, math.inf)
+    inside = (points.strides == 2.0**level) & (points.steps >= np.float32(start)) & (points.steps <= np.float32(end))
+    assert torch.equal(targets.relevance[0, 0], inside)
+    decoded = decode_segments(targets.displacements, points)[0, 0][inside]
+    torch.testing.assert_close(decoded, torch.tensor([[start, end]]).expand_as(decoded), atol=1e-4, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(-3, 300), st.integers(1, 7))
+def test_steps_that_the_coarsest_level_does_not_divide_are_one_clear_error(num_steps, num_levels):
+    coarsest = 2 ** (num_levels - 1)
+    if num_steps > 0 and num_steps % coarsest == 0:
+        assert make_points(num_steps, num_levels).level_sizes[-1] == num_steps // coarsest
+        return
+    words = f"data.num_steps: got {num_steps}, expected a positive multiple of {coarsest} for {num_levels} levels"
+    with pytest.raises(ConfigError, match=f"^{re.escape(words)}$"):
+        make_points(num_steps, num_levels)
 
 
 @settings(deadline=None)
