@@ -64,6 +64,48 @@ def test_a_tower_that_cannot_be_counted_is_named():
             counts_of(OFFICIAL, TowerConfig(image="ViT-B-16", text="t5-base"), 128, 16)
 
 
+def printed_counts(recipe):
+    result = CliRunner().invoke(app, ["fit", recipe, "--print-config"])
+    assert result.exit_code == 0
+    lines = result.output.split("# parameters")[1].splitlines()[1:]
+    counts = {line[1:22].strip(): int(line[22:].replace(",", "")) for line in lines}
+    assert sum(counts.values()) - counts["total"] - counts["all heads"] == counts["total"]
+    return counts
+
+
+def fusion_size(width, levels):
+    """6 layers, and a depthwise convolution and a norm a level (one norm alone without a pyramid)."""
+    return 6 * (12 * width**2 + 13 * width) + (levels * 6 * width if levels else 2 * width)
+
+
+def heads_size(width, convs, *, separate=0, shared=0):
+    """A logit and two displacements from norms and convolutions: one block for all levels with scales, or one each."""
+    block = convs * (3 * width**2 + 3 * width)
+    return (separate or 1) * (2 * block + 3 * width + 3) + 2 * shared
+
+
+PRINTED = {
+    "anet_tal_b": (fusion_size(512, 4), heads_size(512, 4, shared=4), 174_918_923),
+    "anet_tal_l": (fusion_size(768, 5), heads_size(768, 4, shared=5), 360_690_957),
+    "anet_captions_b": (fusion_size(512, 4), heads_size(512, 3, separate=4), 187_539_212),
+    "anet_captions_l": (fusion_size(768, 4), heads_size(768, 4, shared=4), 484_289_803),
+    "charades_b": (fusion_size(512, 4), heads_size(512, 3, separate=4), 187_531_020),
+    "coin_l": (fusion_size(768, 0), 768 + 1, 346_493_697),
+    "qvhighlights_b": (fusion_size(512, 4), heads_size(512, 3, shared=4), 173_363_467),
+    "qvhighlights_l": (fusion_size(768, 4), heads_size(768, 3, shared=4), 480_907_019),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_recipe_of_the_release_prints_its_official_total_and_parts_that_add_up_to_it(name):
+    counts = printed_counts(f"scenic/{name}")
+    assert tuple(counts[part] for part in ("encoder", "all heads", "total")) == PRINTED[name]
+    if name == "anet_tal_b":  # the one whose parts are published
+        towers = ("video_tower", "video_projection", "text_tower", "text_projection")
+        assert [counts[part] for part in towers] == [85_896_960, 393_216, 63_134_720, 262_144]
+        assert (counts["encoder"], counts["all heads"]) == (18_926_592, 6_305_291)
+
+
 def test_print_config_prints_the_counts_and_stays_a_recipe(tmp_path):
     overrides = ["towers.image=ViT-B-16", *(f"model.{key}={value}" for key, value in OFFICIAL.items())]
     overrides += ["model.width=512", "model.num_heads=8", "model.mlp_width=2048", "model.num_layers=6"]

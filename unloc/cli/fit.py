@@ -23,7 +23,8 @@ def fit(
     work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     init: Annotated[
-        Path | None, typer.Option("--init", help="Run whose weights to start from, where they fit.")
+        str | None,
+        typer.Option("--init", help="Run whose weights to start from, where they fit; toy: the one shipped."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
@@ -58,12 +59,19 @@ def fit(
             overwrite=overwrite,
             device=device,
             threads=threads,
-            init=init,
+            init=_start(init),
             on_step=on_step,
         )
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")
     typer.echo(f"run: {work_dir}")
+
+
+def _start(init: str | None) -> Path | None:
+    """The folder that --init names; a folder called toy is `./toy`."""
+    from unloc.synth import toy_unloc_folder
+
+    return toy_unloc_folder() if init == "toy" else Path(init) if init is not None else None
 
 
 def _parameter_comment(recipe: "Recipe") -> str:
@@ -85,4 +93,7 @@ def _parameter_comment(recipe: "Recipe") -> str:
         return f"# parameters: not counted: {error}"
     towers = f"with {recipe.towers.image}" if recipe.towers.image else "without towers: towers.image names none"
     title = f"# parameters ({towers}{'; heads for one class' if without_text else ''}):"
-    return "\n".join([title, *(f"#   {part:18} {count:>12,}" for part, count in counts.items())])
+    total = counts.pop("total")
+    heads = sum(count for part, count in counts.items() if part.endswith("_head"))
+    lines = [*counts.items(), ("all heads", heads), ("total", total)]
+    return "\n".join([title, *(f"#   {part:18} {count:>12,}" for part, count in lines)])
