@@ -16,6 +16,8 @@ from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.retrieval import durations_of
 
 GRID = np.linspace(0.0, 1.0, 51)
+BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all that a floor chooses from
+PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit the processor's cache; all would take gigabytes
 USUAL_FPS = (1.0, 2.0, 10.0)
 NUM_BOXES = {"mr": 5, "tal": 10}
 FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
@@ -26,18 +28,16 @@ def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.nda
 
     Of boxes that reach equally many the one that overlaps those segments best is taken.
     """
-    grid = np.array([(start, end) for start in GRID for end in GRID if end > start])
     if not len(relative):
         return np.array([[0.0, 1.0]]).repeat(count, axis=0)
-    # Start by start: all boxes with all segments at once would take gigabytes.
-    rows = [grid[grid[:, 0] == start] for start in GRID[:-1]]
-    reached = np.concatenate([overlap_over_union(row[:, None], relative[None]) >= overlap for row in rows])
+    parts = np.array_split(BOXES, min(len(BOXES), 1 + len(BOXES) * len(relative) // PAIRS_AT_ONCE))
+    reached = np.concatenate([overlap_over_union(part[:, None], relative[None]) >= overlap for part in parts])
     counts, open_, boxes = reached.sum(axis=1), np.ones(len(relative), dtype=bool), []
     for _ in range(count):
         tied = np.flatnonzero(counts == counts.max())
-        overlaps = overlap_over_union(grid[tied][:, None], relative[open_][None])
+        overlaps = overlap_over_union(BOXES[tied][:, None], relative[open_][None])
         best = tied[overlaps.sum(axis=1).argmax()]
-        boxes.append(grid[best])
+        boxes.append(BOXES[best])
         newly = reached[best] & open_
         counts -= reached[:, newly].sum(axis=1)
         open_ &= ~newly
