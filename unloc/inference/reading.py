@@ -92,6 +92,7 @@ class VideoReading:
             "duration_seconds": facts.end_seconds,
             "covered_seconds": round(covered_seconds(facts, self.reader.report), 6),
             "truncated": is_truncated(facts),
+            "clock_start_seconds": round(facts.clock_start_seconds, 6),
             "times_seconds": [round(float(value), 6) for value in self.times_seconds],
             "decoder": self.reader.name,
             "decoder_reason": self.reason,

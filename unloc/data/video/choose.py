@@ -35,4 +35,6 @@ def open_video(path: Path, decoder: str = "auto", *, allow_partial: bool = False
 def why_pyav(facts: VideoFacts) -> str:
     """The reason that the cache keeps for `auto`."""
     unsound = unsound_by_facts(facts)
-    return f"decord is not exact here: {unsound}" if unsound else "exact like decord here, and the faster"
+    return (
+        f"decord is not exact here: {unsound}" if unsound else "nothing speaks against decord here; PyAV is the faster"
+    )

@@ -45,6 +45,8 @@ class VideoFacts:
     """Rising positions of the key frames among all packets."""
     packet_times: np.ndarray
     """Rising presentation times in seconds of all packets that are shown (none discarded)."""
+    clock_start_seconds: float
+    """What was subtracted from the file's own time stamps: the container's start."""
     last_duration_seconds: float
     """How long the last frame is shown."""
     num_packets: int
@@ -156,6 +158,7 @@ def scan(path: Path) -> VideoFacts:
             packet_bytes=table.sizes,
             key_indices=np.flatnonzero(table.is_key),
             packet_times=times[order],
+            clock_start_seconds=start_seconds(container),
             last_duration_seconds=_last_duration(times[order], stated, rate),
             num_packets=len(times),
             num_discarded=table.num_discarded,

@@ -1,0 +1,28 @@
+"""Two caches of the same videos: nothing lost, nothing twice, no byte that differs."""
+
+import json
+from pathlib import Path
+
+from unloc.data.audit import audit_cache
+from unloc.data.cache import open_cache
+
+
+def token_bytes(cache: Path) -> dict[str, bytes]:
+    found = sorted(path for path in cache.glob("*/[0-9]*/*/c/**/*") if path.is_file())
+    return {str(path.relative_to(cache)): path.read_bytes() for path in found}
+
+
+def check_equal(cache: Path, clean: Path) -> None:
+    """Nothing lost, nothing twice, no byte that differs, and nothing left over."""
+    assert token_bytes(cache) == token_bytes(clean)
+    ours, theirs = open_cache(cache), open_cache(clean)
+    assert list(ours.rows) == list(theirs.rows)
+    assert [len(table["videos"]) for table in ours.tables.values()] == [
+        len(table["videos"]) for table in theirs.tables.values()
+    ]
+    failed = [[row["reason"] for row in table["failed"]] for table in ours.tables.values()]
+    assert failed == [[row["reason"] for row in table["failed"]] for table in theirs.tables.values()]
+    assert not audit_cache(cache).damages
+    assert not [item for item in cache.rglob("*") if item.name.endswith(".part") or item.parent.name == "staging"]
+    rows = [json.loads(line) for line in (cache / "ledger.jsonl").read_text().splitlines()]
+    assert {row["video_id"] for row in rows if row["status"] == "cached"} == set(ours.rows)
