@@ -1,10 +1,9 @@
 """Several ids for one file (`v_<id>` and `<id>`, a row that two datasets share): it is decoded once."""
 
-import json
 from pathlib import Path
 
 from unloc.data.cache import Cache, open_cache
-from unloc.data.cache_writer import write_atomically
+from unloc.data.cache_writer import write_checked
 from unloc.data.tar_shards import VideoFile
 from unloc.inference.reading import file_hash, file_identity
 
@@ -31,6 +30,5 @@ def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
             new[video_id] = row["video_id"]
     if not new:
         return cache
-    aliases = cache.aliases | new
-    write_atomically(path / "aliases.json", json.dumps(aliases, indent=1, ensure_ascii=False))
+    write_checked(path / "aliases.json", cache.aliases | new)
     return open_cache(path)

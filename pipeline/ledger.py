@@ -27,8 +27,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from unloc.data.cache import SHARD_NAME, Cache
-from unloc.data.cache_writer import VideoTokens, write_atomically
+from unloc.data.cache import SHARD_NAME, Cache, read_checked
+from unloc.data.cache_writer import VideoTokens, write_atomically, write_checked
 from unloc.errors import CacheError
 
 logger = logging.getLogger(__name__)
@@ -123,9 +123,7 @@ class Plan:
 
     def __init__(self, cache: Path) -> None:
         self.path = cache / "plan.json"
-        self.shards: dict[str, list[str]] = {}
-        if self.path.is_file():
-            self.shards = json.loads(self.path.read_text(encoding="utf-8"))
+        self.shards: dict[str, list[str]] = read_checked(self.path)
 
     def extend(self, video_ids: list[str], shard_size: int) -> None:
         """Give new videos places in new shards, and keep that before anything is decoded."""
@@ -152,7 +150,7 @@ class Plan:
                 self._keep()
 
     def _keep(self) -> None:
-        write_atomically(self.path, json.dumps(self.shards, ensure_ascii=False))
+        write_checked(self.path, self.shards)
 
 
 class Ledger:
@@ -183,9 +181,12 @@ class Ledger:
         """Videos that have a line saying that they are cached."""
         if not self.path.is_file():
             return set()
-        with self.path.open(encoding="utf-8") as handle:
-            rows = map(json.loads, handle)
-            return {row["video_id"] for row in rows if row["status"] == CACHED}
+        found = set()
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line that the disk has spoilt says nothing
+                row = json.loads(line)
+                found |= {row["video_id"]} if row["status"] == CACHED else set()
+        return found
 
 
 def failures_of(cache: Cache) -> dict[str, Failure]:

@@ -4,7 +4,6 @@ Like an extraction, a merge first gives every video a place in the plan and then
 was killed goes on where it stopped, and `unloc extract` can add to what it made.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from unloc.data.cache_writer import (
     VideoTokens,
     create_or_check,
     fingerprint_differences,
-    write_atomically,
+    write_checked,
     write_text_shard,
     write_video_shard,
 )
@@ -142,4 +141,4 @@ def _write_aliases(out: Path, caches: Sequence[Cache]) -> None:
     found = {alias: target for cache in caches for alias, target in cache.aliases.items()}
     new = {alias: target for alias, target in found.items() if alias not in there and target in there.rows}
     if new:
-        write_atomically(out / "aliases.json", json.dumps(there.aliases | new, indent=1, ensure_ascii=False))
+        write_checked(out / "aliases.json", there.aliases | new)

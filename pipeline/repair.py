@@ -5,7 +5,6 @@ ordinary job settles the rest and writes the shard in the planned order, so the 
 one, and a repair that is killed is finished by `unloc extract` or by the next repair.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from pathlib import Path
 from pipeline.extract import ExtractOptions, Progress, Summary, extract
 from pipeline.ledger import Failure, Plan, Staging, lease
 from unloc.data.audit import Audit, Damage
-from unloc.data.cache import Cache, open_cache, read_attributes
+from unloc.data.cache import CHECKSUM_KEY, Cache, open_cache, read_attributes
 from unloc.data.cache_writer import (
     VideoTokens,
     fingerprint_differences,
     group_metadata,
     write_atomically,
+    write_checked,
     write_text_shard,
 )
 from unloc.data.tar_shards import VideoFile
@@ -49,7 +49,8 @@ def repair(
     if fingerprint_differences(encoder.fingerprint, open_cache(path).fingerprint, names=("here", "cache")):
         raise FingerprintError(f"{path}: its tower cannot be had here; give its weights file with --pretrained")
     shards = [damage for damage in audit.damages if _is_shard(damage, "shards")]
-    files = _files_to_extract(path, shards, find_file)
+    plan = {} if any(damage.place == "plan.json" for damage in audit.damages) else Plan(path).shards
+    files = _files_to_extract(path, shards, plan, find_file)
     with lease(path):
         _mend_small_files(path, audit.damages)
         for damage in audit.damages:
@@ -65,9 +66,11 @@ def _is_shard(damage: Damage, kind: str) -> bool:
     return folder == kind and name.isdigit()
 
 
-def _files_to_extract(path: Path, shards: Sequence[Damage], find_file: FindFile) -> dict[str, VideoFile]:
+def _files_to_extract(
+    path: Path, shards: Sequence[Damage], plan: dict[str, list[str]], find_file: FindFile
+) -> dict[str, VideoFile]:
     """The file of every video whose tokens are lost; each is the one that was cached, as far as its row is readable."""
-    files, plan = {}, Plan(path).shards
+    files = {}
     for damage in shards:
         name = Path(damage.place).name
         table = _table(path, name)
@@ -101,11 +104,34 @@ def _file_of(video_id: str, row: dict, find_file: FindFile) -> VideoFile:
 
 def _mend_small_files(path: Path, damages: Sequence[Damage]) -> None:
     places = {damage.place for damage in damages}
-    for name in ("shards", "texts"):
-        if f"{name}/zarr.json" in places:
-            write_atomically(path / name / "zarr.json", group_metadata({}))
-    if "aliases.json" in places:
-        (path / "aliases.json").unlink()  # the next extract finds them again
+    if "shards/zarr.json" in places:
+        _copy_metadata(path, path / "shards")
+    if "texts/zarr.json" in places:
+        write_atomically(path / "texts" / "zarr.json", group_metadata({}))
+    for name in ("aliases.json", "plan.json"):
+        if name in places:
+            (path / name).unlink()  # the next extract finds them again
+
+
+def mend_root(path: Path) -> bool:
+    """Write a cache's own `zarr.json` again from its copy, if it is damaged; True if it was.
+
+    Raises CacheError where the copy is damaged too, or is of a version that kept none.
+    """
+    try:
+        read_attributes(path)
+    except CacheError:
+        if "fingerprint" not in read_attributes(path / "shards"):
+            raise
+        _copy_metadata(path / "shards", path)
+        return True
+    return False
+
+
+def _copy_metadata(source: Path, target: Path) -> None:
+    attributes = read_attributes(source)
+    del attributes[CHECKSUM_KEY]
+    write_atomically(target / "zarr.json", group_metadata(attributes))
 
 
 def _encode_texts_again(path: Path, name: str, encoder: Encoder) -> None:
@@ -130,7 +156,7 @@ def _release(path: Path, damage: Damage) -> None:
         plan = Plan(path)
         if name not in plan.shards:
             plan.shards[name] = [row["video_id"] for row in [*table["videos"], *table["failed"]]]
-            write_atomically(plan.path, json.dumps(plan.shards, ensure_ascii=False))
+            write_checked(plan.path, plan.shards)
     _remove(path / "shards" / name)
 
 

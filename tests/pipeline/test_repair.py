@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline.extract import ExtractOptions, extract
-from pipeline.repair import repair
+from pipeline.repair import mend_root, repair
 from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import group_metadata
+from unloc.data.cache import open_cache, read_attributes
+from unloc.data.cache_writer import group_metadata, write_checked
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.inference.encode import EncodeConfig
 
@@ -100,10 +100,31 @@ def test_damage_beside_the_tokens_is_mended_without_decoding(clean, damaged, tmp
     frames.write_text(frames.read_text().replace('"attributes": {}', '"attributes": {"a": 1}'))
     (damaged / "shards/zarr.json").write_text("{}")
     (damaged / "aliases.json").write_text("[")
+    flip(damaged / "plan.json", 40)
     places = [damage.place for damage in audit_cache(damaged).damages]
-    assert places == ["shards/zarr.json", "aliases.json", "shards/00000"]
+    assert places == ["shards/zarr.json", "aliases.json", "plan.json", "shards/00000"]
     assert mend(damaged, tmp_path).cached_now == 0
     assert array_bytes(damaged) == array_bytes(clean) and not audit_cache(damaged).damages
+
+
+def test_a_flipped_bit_anywhere_in_a_small_file_is_found_and_mended(clean, damaged, tmp_path):
+    write_checked(damaged / "aliases.json", {"v_v0": "v0"})
+    for name in ("aliases.json", "plan.json", "shards/zarr.json", "texts/zarr.json", "zarr.json"):
+        whole = (damaged / name).read_bytes()
+        for place in range(0, len(whole), 1 + len(whole) // 25):
+            flip(damaged / name, place)
+            if name == "zarr.json":
+                with pytest.raises((CacheError, MissingError)):
+                    audit_cache(damaged)
+                assert mend_root(damaged)
+                assert (damaged / name).read_bytes() == whole
+            else:
+                assert [damage.place for damage in audit_cache(damaged).damages] == [name]
+                (damaged / name).write_bytes(whole)
+    assert not mend_root(damaged)
+    flip(damaged / "shards/zarr.json", 50)
+    mend(damaged, tmp_path)
+    assert read_attributes(damaged / "shards")["fingerprint"] == open_cache(damaged).fingerprint
 
 
 def test_texts_are_encoded_again(clean, damaged, video_folder):
@@ -146,3 +167,12 @@ def test_imported_tokens_cannot_be_extracted_again(damaged, video_folder):
 def test_a_video_that_stands_in_two_shards_is_told(damaged):
     shutil.copytree(damaged / "shards/00000", damaged / "shards/00009")
     assert "3 videos stand in two shards" in audit_cache(damaged).damages[0].reason
+
+
+def test_a_spoilt_ledger_stops_nothing(damaged, video_folder):
+    ledger = damaged / "ledger.jsonl"
+    for at in (1, ledger.stat().st_size // 2, ledger.stat().st_size - 3):
+        flip(ledger, at)
+    ledger.write_bytes(b"\xff\xfe\n" + ledger.read_bytes())
+    files = {path.stem: path for path in sorted(video_folder.glob("*.mp4"))}
+    assert extract(damaged, CONFIG, IN_PROCESS, files, [], TEXTS).cached_before == 7

@@ -56,37 +56,47 @@ def verify(
     """
     if videos and shards:
         raise InputError("--repair: give one of --videos and --shards")
-    from unloc.data.audit import audit_cache
     from unloc.data.remote import exact_copy
 
     with exact_copy(cache) as home:
-        audit = audit_cache(home.folder)
-        _print_damages(audit)
-        if audit.damages and repair:
+        if repair:
             with home.lease():
-                _repair(home.folder, audit, _finder(videos, shards, manifest), pretrained, workers)
+                audit = _repaired(home.folder, cache, _finder(videos, shards, manifest), pretrained, workers)
                 home.publish()
-            before, audit = audit, audit_cache(home.folder)
-            _print_damages(audit)
-            typer.echo(f"{cache}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
+        else:
+            audit = _audited(home.folder)
     if audit.damages:
         way = "what is left cannot be mended" if repair else "mend it with --repair and --videos DIR or --shards TARS"
         raise CacheError(f"{cache}: {len(audit.damages)} places are broken; {way}")
     typer.echo(f"{cache}: {audit.num_videos} videos and {audit.num_texts} texts, every checksum holds")
 
 
-def _print_damages(audit: "Audit") -> None:
+def _audited(folder: Path) -> "Audit":
+    """What an audit finds, every damage told."""
+    from unloc.data.audit import audit_cache
+
+    audit = audit_cache(folder)
     for damage in audit.damages:
         typer.echo(f"broken: {damage.place}: {damage.reason}", err=True)
         for video_id in damage.broken:
             typer.echo(f"broken: {damage.place}: video {video_id}", err=True)
+    return audit
 
 
-def _repair(cache: Path, audit: "Audit", find_file: "FindFile", pretrained: str | None, workers: int) -> None:
+def _repaired(folder: Path, name: str, find_file: "FindFile", pretrained: str | None, workers: int) -> "Audit":
+    """What an audit finds after all that can be mended was."""
     from pipeline.extract import ExtractOptions
-    from pipeline.repair import repair
+    from pipeline.repair import mend_root, repair
 
-    repair(cache, audit, find_file, ExtractOptions(workers=workers), pretrained=pretrained)
+    if mend_root(folder):
+        typer.echo("broken: zarr.json: mended from its copy", err=True)
+    before = _audited(folder)
+    if not before.damages:
+        return before
+    repair(folder, before, find_file, ExtractOptions(workers=workers), pretrained=pretrained)
+    audit = _audited(folder)
+    typer.echo(f"{name}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
+    return audit
 
 
 def _finder(videos: Path | None, shards: str | None, manifest: Path | None) -> "FindFile":

@@ -1,11 +1,10 @@
 """Bit-rot in a cache: every byte of it against the checksums that were written with it."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.data.cache import Cache, open_cache, read_attributes
+from unloc.data.cache import Cache, open_cache, read_attributes, read_checked
 from unloc.data.cache_writer import file_checksum, token_checksum
 from unloc.errors import CacheError
 
@@ -15,7 +14,7 @@ class Damage:
     """One folder or file of a cache that is not what was written."""
 
     place: str
-    """Relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `aliases.json`."""
+    """Relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `plan.json`."""
     reason: str
     broken: tuple[str, ...] = ()
     """Videos whose tokens are lost; of a shard whose table is damaged they cannot be told."""
@@ -38,7 +37,7 @@ def audit_cache(path: Path) -> Audit:
     Raises MissingError where there is no cache, CacheError where not even its fingerprint can be read.
     """
     open_cache(path)
-    damages = [*_damaged_groups(path), *_damaged_aliases(path)]
+    damages = [*_damaged_groups(path), *_damaged_notes(path)]
     num_videos = num_texts = 0
     rows: list[str] = []
     for folder in _shard_folders(path / "shards"):
@@ -70,12 +69,14 @@ def _damaged_groups(path: Path) -> list[Damage]:
     return damages
 
 
-def _damaged_aliases(path: Path) -> list[Damage]:
-    try:
-        Cache(path).aliases.items()
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return [Damage("aliases.json", "is no JSON object")]
-    return []
+def _damaged_notes(path: Path) -> list[Damage]:
+    damages = []
+    for name in ("aliases.json", "plan.json"):
+        try:
+            read_checked(path / name)
+        except CacheError:
+            damages.append(Damage(name, "is not what was written"))
+    return damages
 
 
 def _audit_videos(path: Path, folder: Path) -> tuple[list[Damage], list[str]]:

@@ -9,8 +9,8 @@
     CACHE/texts/00000/tokens         (rows, D), all tokens of each text from BOS to EOS
 
 Any Zarr v3 reader opens the arrays. Locally the shard file of an uncompressed array is its bytes and an index, so it
-is mapped into memory: a random batch costs about what one memmap would. Every `zarr.json` that unloc writes for a group
-carries a checksum over its own bytes.
+is mapped into memory: a random batch costs about what one memmap would. Every group's `zarr.json`, the plan and the
+aliases carry a checksum over their own bytes; `shards/zarr.json` holds a copy of the fingerprint.
 """
 
 import json
@@ -90,11 +90,31 @@ def read_attributes(group: Path) -> dict:
 
 
 def _damaged(file: Path) -> str:
-    return f"{file}: damaged; `unloc cache verify` tells what is broken"
+    return f"{file}: damaged; `unloc cache verify --repair` mends what can be mended"
+
+
+def read_checked(file: Path) -> dict:
+    """The values of a JSON file that `cache_writer.write_checked` wrote; none where there is no file.
+
+    Raises CacheError where it is not what was written. Files without a checksum are of an earlier version.
+    """
+    if not file.is_file():
+        return {}
+    raw = file.read_bytes()
+    try:
+        stated = json.loads(raw)
+        if not {"values", CHECKSUM_KEY} & stated.keys():
+            return stated
+        values, is_whole = stated["values"], stated[CHECKSUM_KEY] == group_checksum(raw)
+    except (ValueError, KeyError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise CacheError(_damaged(file))
+    return values
 
 
 def group_checksum(raw: bytes) -> str:
-    """crc32c over a group's metadata file in which the digits of its checksum are zeros."""
+    """crc32c over a metadata file in which the digits of its checksum are zeros."""
     head, mark, tail = raw.rpartition(_CHECKSUM_MARK)
     return f"{google_crc32c.value(head + mark + b'00000000' + tail[8:]):08x}"
 
@@ -133,8 +153,7 @@ class Cache:
     @cached_property
     def aliases(self) -> dict[str, str]:
         """Other ids of cached videos: two manifests may name one file differently."""
-        path = self.path / "aliases.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_checked(self.path / "aliases.json")
 
     @cached_property
     def _texts(self) -> dict[str, tuple[str, int, int]]:

@@ -47,10 +47,10 @@ def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
         return
     if path.exists() and not (path.is_dir() and all(map(_is_rest_of_creation, path.rglob("*")))):
         raise CacheError(f"{path}: is neither empty nor a cache; give a new folder")
-    for name in ("shards", "texts"):
-        (path / name).mkdir(parents=True, exist_ok=True)
-        write_atomically(path / name / "zarr.json", group_metadata({}))
     attributes = {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions}
+    for name, stated in (("shards", attributes), ("texts", {})):
+        (path / name).mkdir(parents=True, exist_ok=True)
+        write_atomically(path / name / "zarr.json", group_metadata(stated))
     write_atomically(path / "zarr.json", group_metadata(attributes))  # last: with it the cache is there
 
 
@@ -79,7 +79,16 @@ def fingerprint_hash(fingerprint: dict) -> str:
 def group_metadata(attributes: dict) -> str:
     """The `zarr.json` of a group, with a checksum over all its bytes as the last attribute."""
     stated = {"zarr_format": 3, "node_type": "group", "attributes": attributes | {CHECKSUM_KEY: "0" * 8}}
-    text = json.dumps(stated, ensure_ascii=False)  # indented it would be written by Python, ten times slower
+    return _with_checksum(json.dumps(stated, ensure_ascii=False))  # indented Python would write it, ten times slower
+
+
+def write_checked(path: Path, values: dict) -> None:
+    """Write values atomically as JSON with a checksum over all its bytes (`cache.read_checked`)."""
+    stated = {"values": values, CHECKSUM_KEY: "0" * 8}
+    write_atomically(path, _with_checksum(json.dumps(stated, ensure_ascii=False)))
+
+
+def _with_checksum(text: str) -> str:
     head, _, tail = text.rpartition("0" * 8)
     return head + group_checksum(text.encode()) + tail
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from functools import cache as remembered
 from pathlib import Path
 
-from unloc.data.cache import read_attributes
+from unloc.data.cache import read_attributes, read_checked
 from unloc.data.cache_writer import file_checksum, write_atomically
 from unloc.data.object_store import ObjectStore
 from unloc.errors import CacheError, MissingError
@@ -163,8 +163,7 @@ class Mirror(Home):
         return file.read_bytes() if file.is_file() else None
 
     def _plan(self) -> dict[str, list[str]]:
-        file = self.folder / "plan.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_checked(self.folder / "plan.json")
 
     def _ledger_is_ahead(self, remote_bytes: int) -> bool:
         file = self.folder / "ledger.jsonl"
