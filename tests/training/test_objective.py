@@ -48,6 +48,28 @@ def test_all_classes_as_pairs_give_the_loss_and_gradients_of_all_classes_at_once
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_bfloat16_changes_the_loss_by_its_rounding_alone_and_keeps_float32_sums_and_gradients(chunk):
+    recipe = recipe_from_dict(
+        {
+            "task": "tal",
+            "model": MODEL | {"max_texts_in_flight": chunk},
+            "targets": {"range_edges": [0, 4, float("inf")]},
+        }
+    )
+    torch.manual_seed(0)
+    model = UnLoc(recipe.model, 16, 16, 16)
+    class_texts = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.bool)
+    batch = collate([example(n) for n in range(2)], max_text_tokens=8, class_texts=class_texts)
+    exact = compute_losses(model, batch, recipe).total
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = compute_losses(model, batch, recipe).total
+    rounded.backward()
+    assert rounded.dtype == torch.float32 and rounded != exact
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
+    assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_chosen_classes_hold_those_present_and_no_class_twice():
     rng = np.random.default_rng(0)
     for _ in range(20):
