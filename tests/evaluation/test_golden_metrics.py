@@ -16,6 +16,7 @@ from unloc.evaluation.qvhighlights import official_report, qvhighlights_moments
 from unloc.evaluation.retrieval import moment_retrieval
 from unloc.evaluation.screening import screen_moments
 from unloc.evaluation.segmentation import PROTOCOLS, action_segmentation, frame_map, painted
+from unloc.evaluation.ties import tie_spans
 
 EXACT = 1e-7  # percent: 1e-9 as a fraction
 TAL = {
@@ -157,10 +158,12 @@ def test_moment_retrieval_equals_unloc(golden, name, protocol):
 def test_moment_retrieval_with_ties_ends_inside_the_span_of_unloc(golden, name):
     predictions, manifest, expected = mr_case(golden, name, "ties")
     found = moment_retrieval(predictions, manifest, "default")
-    official = by_unloc(expected["unloc_clamped_gt"])
+    official, spans = by_unloc(expected["unloc_clamped_gt"]), tie_spans(predictions, manifest, found, "default")
     for key, (low, high) in by_unloc(expected["unloc_range_over_random_orders"]).items():
         low, high = min(low, official[key]), max(high, official[key])
         assert 100 * low - EXACT <= found[key] <= 100 * high + EXACT, key
+        lowest, highest = spans.get(key, (found[key], found[key]))
+        assert lowest - EXACT <= 100 * low <= 100 * high <= highest + EXACT, key
 
 
 @pytest.mark.parametrize("name", MR)

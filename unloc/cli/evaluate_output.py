@@ -44,6 +44,8 @@ def print_report(report: dict) -> None:
     """The metrics beside every blind floor, aligned, with what must be known to compare them."""
     typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
     typer.echo(f"  ties: {report['tie_rule']}")
+    for name, (low, high) in report.get("tie_spans", {}).items():
+        typer.echo(f"    {name} would lie between {low:.2f} and {high:.2f} in other orders of equal scores")
     if "coverage" in report:
         _print_coverage(report)
     columns = {"ours": report["metrics"]} if "metrics" in report else {}

@@ -17,6 +17,7 @@ from unloc.evaluation.highlight import highlight_values
 from unloc.evaluation.matching import match_detections
 from unloc.evaluation.qvhighlights import LIGHTHOUSE_RANGES, official_report, qvhighlights_values
 from unloc.evaluation.rows import QueryValues
+from unloc.evaluation.ties import tie_spans
 
 Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
 TASK_PROTOCOLS = {
@@ -155,6 +156,7 @@ def evaluate(
     report = {
         **header(task, selected, split, protocol),
         "metrics": metrics,
+        "tie_spans": tie_spans(predictions, selected, metrics, protocol) if task == "mr" else {},
         "floors": floor_scores(task, manifest, split, train_split, protocol, predictions),
         "intervals": drawn,
         "coverage": covered,

@@ -139,7 +139,7 @@ def best_ratios(prediction: MomentPrediction | None, truth: np.ndarray, rules: R
     if prediction is None or not len(prediction.windows) or not len(truth):
         return best
     if rules.nms_overlap is None:
-        candidates, ratio = best_first(prediction.windows)[: max(RANKS)], _finite_ratio
+        candidates, ratio = best_first(prediction.windows)[: max(RANKS)], finite_ratio
     else:
         candidates, ratio = _first_after_nms(prediction.windows[:, :2], rules.nms_overlap), hull_ratio
     best[: len(candidates)] = np.fmax.reduce(ratio(candidates[:, None], truth[None]), axis=1)
@@ -151,7 +151,8 @@ def best_first(windows: np.ndarray) -> np.ndarray:
     return windows[np.lexsort((windows[:, 1] - windows[:, 0], windows[:, 2]))[::-1], :2]
 
 
-def _finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
+def finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of paired segments (…, 2); 0/0 is 0."""
     ratio = overlap_over_union(segments, others)
     return np.where(np.isfinite(ratio), ratio, 0.0)
 
@@ -170,6 +171,6 @@ def _first_after_nms(windows: np.ndarray, threshold: float) -> np.ndarray:
     left = np.ones(len(windows), dtype=bool)
     while len(kept) < max(RANKS) and left.any():
         kept.append(int(left.argmax()))
-        left &= _finite_ratio(windows, windows[kept[-1]]) <= threshold
+        left &= finite_ratio(windows, windows[kept[-1]]) <= threshold
         left[: kept[-1] + 1] = False
     return windows[kept]
