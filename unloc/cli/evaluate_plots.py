@@ -44,11 +44,11 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def _figure(columns: int, width: float) -> "tuple[Figure, list[Axes]]":
+def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure  # not pyplot, which would look for a screen
 
-    figure = Figure(figsize=(width, 3.2), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
@@ -56,7 +56,7 @@ def _figure(columns: int, width: float) -> "tuple[Figure, list[Axes]]":
 
 def draw_kinds(analysis: dict) -> "Figure":
     """The share of every kind among the G best detections of each label, the next G, and so on."""
-    figure, (axis,) = _figure(1, 6.4)
+    figure, (axis,) = _figure(1, 1, 6.4, 3.2)
     rows = analysis["counts_by_rank"]
     totals = [max(1, sum(row.values())) for row in rows]
     bottom = [0.0] * len(rows)
@@ -72,26 +72,25 @@ def draw_kinds(analysis: dict) -> "Figure":
 
 def draw_gains(analysis: dict) -> "Figure":
     """What mAP@0.50 would gain without each kind of false positive."""
-    figure, (axis,) = _figure(1, 5.0)
+    figure, (axis,) = _figure(1, 1, 5.6, 2.6)
     gains = analysis["gain_without"]
     axis.barh(list(gains), list(gains.values()), color=[COLOURS[kind] for kind in gains])
     axis.invert_yaxis()
-    axis.set(xlabel="points of mAP@0.50 gained without these false positives")
+    axis.set(xlabel="points of mAP@0.50 gained without them")
     return figure
 
 
 def draw_recall(analysis: dict) -> "Figure":
     """Recall at IoU 0.5 in the bins of every property, with the number of segments in each."""
-    figure, axes = _figure(len(analysis["recall"]), 13.0)
+    figure, axes = _figure(2, 2, 8.4, 5.6)
     for axis, (name, rows) in zip(axes, analysis["recall"].items(), strict=True):
         places = range(len(rows))
-        axis.bar(places, [_or_zero(row["recall"]) for row in rows], color="#c9d6e2", label="of the 10·n best")
-        at_once = [_or_zero(row["recall_at_1x"]) for row in rows]
-        axis.bar(places, at_once, color="#3c78b4", width=0.5, label="of the n best")
-        axis.set_xticks(places, [f"≥ {row['from']:g}\n({row['segments']})" for row in rows])
-        axis.set(title=TITLES[name], ylim=(0, 100))
-    axes[0].set_ylabel("% of segments found (in brackets: segments)")
-    axes[0].legend(frameon=False, loc="lower right")
+        found = axis.bar(places, [_or_zero(row["recall"]) for row in rows], color="#c9d6e2")
+        at_once = axis.bar(places, [_or_zero(row["recall_at_1x"]) for row in rows], color="#3c78b4", width=0.5)
+        axis.set_xticks(places, [f"≥ {row['from']:g}\n({row['segments']})" for row in rows], fontsize=7)
+        axis.set(title=TITLES[name], ylim=(0, 100), ylabel="% found")
+    labels = ("of the 10·n best", "of the n best (n segments of the label in the video; in brackets: segments)")
+    figure.legend([found, at_once], labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
