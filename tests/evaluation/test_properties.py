@@ -15,7 +15,7 @@ from unloc.evaluation.evaluator import TASK_PROTOCOLS, score
 from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.retrieval import hull_ratio, moment_retrieval
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 LABELS = ("Run", "Jump", "Swim")
 times = st.integers(0, 40).map(lambda tick: tick / 2)  # a coarse grid: exact thresholds, duplicates, zero lengths
 segments = st.tuples(times, times).map(sorted)
