@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unloc.errors import ConfigError
 from unloc.ops.decode import decode_segments
-from unloc.ops.losses import box_loss, diou_loss, iou_loss, l1_loss, l1_over_union_loss, parse_box_terms
+from unloc.ops.losses import box_loss, diou_loss, focal_loss, iou_loss, l1_loss, l1_over_union_loss, parse_box_terms
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import make_points
 from unloc.ops.segments import segment_iou
@@ -67,6 +67,21 @@ def test_a_segment_reaching_every_range_is_positive_near_its_centre_only(segment
     centre = sum(segment) / 2
     distance = (points.steps - centre).abs()[targets.relevance[0, 0]]
     assert (distance <= 3 * points.strides[targets.relevance[0, 0]] + 1e-4).all()
+
+
+def test_ranges_that_are_not_one_per_level_are_refused():
+    for edges in ([0.0, 4.0, math.inf], [*EDGES[:-1], 32.0, math.inf]):
+        with pytest.raises(ConfigError, match=rf"{len(edges) - 1} ranges for 4 pyramid levels; give one per level"):
+            localization_targets(torch.rand(1, 1, 2), torch.zeros(1, 1).long(), 1, make_points(128, 4), edges, 3.0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_saturated_logits_have_finite_losses_and_gradients(gamma):
+    logits = torch.tensor([-200.0, -20.0, 0.0, 20.0, 200.0], requires_grad=True)
+    for label in (0.0, 1.0):
+        loss = focal_loss(logits, torch.full_like(logits, label), 0.25, gamma).sum()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 
 
 def test_levels_that_do_not_line_up_are_refused():

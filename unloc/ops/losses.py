@@ -17,7 +17,7 @@ def focal_loss(
 ) -> Float[Tensor, "*shape"]:
     """Sigmoid focal loss per element: (alpha y + (1-alpha)(1-y)) (1-p_t)^gamma cross-entropy."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    wrong = 1.0 - (-cross_entropy).exp()
+    wrong = (1.0 - (-cross_entropy).exp()).clamp(min=1e-12)  # at 0 a power below 1 has no gradient
     return (alpha * labels + (1.0 - alpha) * (1.0 - labels)) * wrong.pow(gamma) * cross_entropy
 
 
