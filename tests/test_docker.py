@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -78,23 +79,40 @@ def test_the_cluster_file_is_one_that_ray_accepts():
     assert stated["docker"]["image"] == "unloc:cpu" and "--entrypoint=" in stated["docker"]["run_options"]
 
 
-@pytest.mark.slow
-def test_the_install_steps_of_the_cpu_image_run_in_a_clean_environment(tmp_path):
-    """Takes minutes and gigabytes: pip installs everything, from the files alone that the image gets."""
-    environment, build = tmp_path / "venv", tmp_path / "build"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def install(dockerfile, tmp_path, environment, **variables):
+    """Run the image's pip steps in a virtual environment, from the files alone that the image gets; then try unloc."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")} | variables
     clean["PATH"] = f"{environment / 'bin'}:{clean['PATH']}"
+    build = tmp_path / "build"
     build.mkdir()
-    for kind, rest in instructions(DOCKERFILES[0]):
+    for kind, rest in instructions(dockerfile):
         if kind == "COPY":
-            *sources, target = rest.split()
-            for name in sources:
+            for name in rest.split()[:-1]:
                 copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-                copy(ROOT / name, build / (Path(target) if (ROOT / name).is_dir() else name))
-        elif kind == "RUN" and rest.startswith("pip "):
-            step = rest.split(" && useradd")[0]
+                copy(ROOT / name, build / name)
+        for step in re.findall(r"pip install [^&]+", rest) if kind == "RUN" else ():
             done = subprocess.run(["bash", "-c", step], cwd=build, env=clean, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-2000:]
     for words in (["--version"], ["extract", "--help"], ["fit", "charades_b", "--print-config"]):
         subprocess.run([str(environment / "bin" / "unloc"), *words], cwd=tmp_path, env=clean, check=True)
+    where = [str(environment / "bin" / "python"), "-c", "import unloc, pipeline; print(unloc.__file__)"]
+    assert str(environment) in subprocess.run(where, cwd=tmp_path, env=clean, capture_output=True, text=True).stdout
+
+
+def test_the_install_steps_of_the_cuda_image_run_where_the_dependencies_are_lent(tmp_path):
+    """In a new environment that sees the packages of this one, so that pip has nothing to fetch."""
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    subprocess.run([str(environment / "bin" / "pip"), "uninstall", "-qy", "setuptools"], check=True)  # an old one
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    install(DOCKERFILES[1], tmp_path, environment, **pip)
+
+
+@pytest.mark.slow
+def test_the_install_steps_of_the_cpu_image_run_in_a_clean_environment(tmp_path):
+    """Takes minutes and gigabytes: pip fetches and installs everything."""
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    install(DOCKERFILES[0], tmp_path, environment)
