@@ -83,9 +83,17 @@ def test_bfloat16_embeddings_of_vit_b_32_have_a_cosine_above_0_9999():
 
 @pytest.mark.parametrize(("flag", "expected"), [("amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("", "float32")])
 def test_auto_follows_the_instructions_of_the_cpu(monkeypatch, flag, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, flag: True})
     assert resolve_dtype("auto") == expected
     assert resolve_dtype("float32") == "float32" and resolve_dtype("bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")])
+def test_of_a_machine_with_a_gpu_the_gpu_counts(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert resolve_dtype("auto") == expected
 
 
 def test_the_toy_tower_has_the_means_of_its_stages_and_says_what_it_has_not():

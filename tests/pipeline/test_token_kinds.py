@@ -54,6 +54,7 @@ def test_layers_and_kinds_are_named_in_the_fingerprint_and_come_back_from_it(tmp
 
 
 def test_auto_stands_in_the_fingerprint_as_what_it_was_here(tmp_path, video_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert cached(tmp_path / "a", video_folder, tower_dtype="auto").fingerprint["tower.dtype"] == "bfloat16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})

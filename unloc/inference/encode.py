@@ -55,9 +55,9 @@ class EncodeConfig:
         """Which frames are looked at."""
         return FrameSampling(fps=self.fps, num_frames=self.num_frames)
 
-    def wanted_tokens(self, device: str = "cpu") -> FrameTokens:
-        """What is asked of the image tower, `auto` being what is fast on the device."""
-        dtype = resolve_dtype(self.tower_dtype, device)
+    def wanted_tokens(self) -> FrameTokens:
+        """What is asked of the image tower, `auto` being what is fast on this machine."""
+        dtype = resolve_dtype(self.tower_dtype)
         return FrameTokens(kind=self.frame_token, projected=self.projected, num_layers=self.num_layers, dtype=dtype)
 
     @classmethod
@@ -93,7 +93,7 @@ class Encoder:
     """A tower with its preprocessing, ready to encode files and texts."""
 
     def __init__(self, config: EncodeConfig, device: str = "cpu") -> None:
-        wanted = config.wanted_tokens(device)
+        wanted = config.wanted_tokens()
         self.config, self.device = replace(config, tower_dtype=wanted.dtype), device
         self.tower: Tower = load_tower(config.tower, config.pretrained, wanted)
         self.tower.model.to(device)

@@ -47,15 +47,16 @@ class FrameTokens:
         return self.kind == "cls" and self.projected and self.num_layers == 1
 
 
-def resolve_dtype(name: str, device: str = "cpu") -> str:
+def resolve_dtype(name: str) -> str:
     """`auto` as the dtype that it is on this machine: bfloat16 where its multiplication is fast, else float32.
 
-    By facts of the hardware and not by trial: the dtype stands in the fingerprint and must not change from run to run.
+    Of a machine with a GPU the GPU counts. By facts of the hardware and not by trial: the dtype stands in the
+    fingerprint and must not change from run to run.
     """
     if name != "auto":
         return name
-    if device != "cpu":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if any(capabilities.get(key) for key in FAST_BFLOAT16) else "float32"
 
