@@ -51,10 +51,12 @@ def test_a_run_is_asked_for_the_classes_of_the_manifest_in_its_order(unloc, toke
     manifest, cache = token_world
     fit_recipe(recipe_for("tal", "train.epochs=1"), manifest, cache, tmp_path / "run", threads=1)
     loaded = load_manifest(manifest)
-    unseen = loaded.classes[:1]
+    unseen = loaded.classes[:1]  # of the three that it was trained on: a leak, which is told
     kept = loaded.instances[loaded.instances["label"].isin(unseen)]
     save_manifest(replace(loaded, classes=unseen, instances=kept), tmp_path / "unseen.jsonl")
     words = ("--manifest", tmp_path / "unseen.jsonl", "--cache", cache, "--split", "test", "--out", tmp_path / "out")
-    assert unloc("eval", tmp_path / "run", *words)[0] == 0
+    code, out, _ = unloc("eval", tmp_path / "run", *words)
+    assert code == 0 and f"zero-shot: 1 of the manifest's classes were seen in training {unseen[0]}" in out
+    assert list(report_of(tmp_path / "out")["classes_seen_in_training"]) == list(unseen)
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())["results"]
     assert {item["label"] for items in results.values() for item in items} == set(unseen)

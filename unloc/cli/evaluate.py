@@ -206,6 +206,7 @@ def _evaluate_run(
     run: Path, manifest: "Manifest", cache: str, scoring: dict, out: Path, device: str
 ) -> tuple[dict, object]:
     from unloc.data.cache import open_cache
+    from unloc.data.vocabulary import names_in_vocabulary
     from unloc.evaluation.evaluator import evaluate
     from unloc.inference.load import load_model, require_same_cache
     from unloc.inference.run import predict_split
@@ -217,11 +218,14 @@ def _evaluate_run(
     require_task(manifest, task)
     opened = open_cache(cache)
     require_same_cache(loaded.info.fingerprint, opened.fingerprint, cache)
-    loaded = _asked_for(loaded, manifest.classes)
-    found = predict_split(loaded, manifest.select(scoring["split"]), opened)
+    asked = _asked_for(loaded, manifest.classes)
+    found = predict_split(asked, manifest.select(scoring["split"]), opened)
     write_predictions(task, found, out.parent if out.suffix == ".json" else out)
     scoring = scoring | {"train_split": loaded.info.recipe.data.train_split}
-    return evaluate(task, found, manifest, **scoring), found
+    report = evaluate(task, found, manifest, **scoring)
+    if asked is not loaded:
+        report["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
+    return report, found
 
 
 def _asked_for(loaded: "LoadedModel", classes: tuple[str, ...]) -> "LoadedModel":

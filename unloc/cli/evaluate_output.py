@@ -48,6 +48,11 @@ def print_report(report: dict) -> None:
         typer.echo(f"    {name} would lie between {low:.2f} and {high:.2f} in other orders of equal scores")
     if "coverage" in report:
         _print_coverage(report)
+    if "classes_seen_in_training" in report:
+        seen = report["classes_seen_in_training"]
+        typer.echo(
+            f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}".rstrip()
+        )
     columns = {"ours": report["metrics"]} if "metrics" in report else {}
     missing = report.get("coverage", {}).get("metrics_without_missing")
     columns |= {"answered": missing} if missing else {}
