@@ -16,11 +16,14 @@ def shown_notes(name: str) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("note: %(message)s"))
-    logging.getLogger(name).addHandler(handler)
+    part = logging.getLogger(name)
+    part.addHandler(handler)
+    propagates, part.propagate = part.propagate, False  # open_clip gives the root logger a handler: twice told
     try:
         yield
     finally:
-        logging.getLogger(name).removeHandler(handler)
+        part.propagate = propagates
+        part.removeHandler(handler)
 
 
 @contextmanager
