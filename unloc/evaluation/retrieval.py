@@ -52,23 +52,22 @@ PROTOCOLS = {
 def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
     """The prediction of every query of the manifest, None where there is none.
 
-    By qid where qid and video agree with the manifest, else by video and sentence, in file order for repeats. Of
-    several predictions for one query the last counts.
+    By qid where qid and video agree with the manifest (as officially for QVHighlights, whatever the sentence), else by
+    video and sentence, in file order for repeats. Of several predictions for one query the last counts.
     """
     by_qid = {(item.qid, item.video_id): item for item in predictions}
     by_text: dict[tuple[str, str], list[MomentPrediction]] = defaultdict(list)
-    for item in predictions:
-        by_text[text_key(item.video_id, item.query)].append(item)
     queries = list(zip(*(manifest.queries[name].tolist() for name in ("qid", "video_id", "text")), strict=True))
+    known = {(qid, video_id) for qid, video_id, _ in queries}
+    for item in predictions:
+        if (item.qid, item.video_id) not in known:
+            by_text[text_key(item.video_id, item.query)].append(item)
     needed = Counter(text_key(video_id, text) for _, video_id, text in queries)
     waiting = {key: iter(by_text[key][-count:]) for key, count in needed.items()}
     aligned = []
     for qid, video_id, text in queries:
         item = by_qid.get((qid, video_id))
-        key = text_key(video_id, text)
-        if item is None or (item.query and text_key(video_id, item.query) != key):
-            item = next(waiting[key], None)
-        aligned.append(item)
+        aligned.append(next(waiting[text_key(video_id, text)], None) if item is None else item)
     return aligned
 
 

@@ -23,6 +23,7 @@ UNKNOWN_VIDEO = "unknown video: its detections count as wrong"
 UNKNOWN_LABEL = "unknown label: left out"
 NO_TRUTH = "label without ground truth in this split: not scored"
 UNKNOWN_QUERY = "unknown video or query: left out"
+OTHER_WORDS = "query in other words than annotated: matched by its qid"
 UNKNOWN_FRAMES = "unknown video: left out"
 REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
@@ -75,19 +76,19 @@ def screen_moments(
 ) -> list[MomentPrediction]:
     """Predictions of known queries, without windows or saliency whose numbers are not finite."""
     known = list(manifest.queries[["qid", "video_id", "text"]].itertuples(index=False))
-    by_qid, by_text = (
-        {(qid, video) for qid, video, _ in known},
-        Counter(text_key(video, text) for _, video, text in known),
-    )
+    by_qid = {(qid, video): text_key(video, text) for qid, video, text in known}
+    by_text = Counter(text_key(video, text) for _, video, text in known)
     kept, seen = [], Counter()
     for item in predictions:
-        key = text_key(item.video_id, item.query)
-        if (item.qid, item.video_id) not in by_qid and key not in by_text:
+        key, ident = text_key(item.video_id, item.query), (item.qid, item.video_id)
+        if ident not in by_qid and key not in by_text:
             problems.add(UNKNOWN_QUERY, _where(item))
             continue
-        ident = key if by_text[key] else (item.qid, item.video_id)
+        if ident in by_qid and item.query.strip() and key != by_qid[ident]:
+            problems.add(OTHER_WORDS, f"{_where(item)}, annotated {by_qid[ident][1]!r}")
+        allowed, ident = (1, ident) if ident in by_qid else (by_text[key], key)
         seen[ident] += 1
-        if seen[ident] > max(1, by_text[key]):
+        if seen[ident] > allowed:
             problems.add(REPEATED, _where(item))
         kept.append(_finite_moments(item, problems))
     answers = zip(known, align(kept, manifest), strict=True)
