@@ -6,8 +6,11 @@ one, and a repair that is killed is finished by `unloc extract` or by the next r
 """
 
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import google_crc32c
 
 from pipeline.extract import ExtractOptions, Progress, Summary, extract
 from pipeline.ledger import Failure, Plan, Staging, lease
@@ -15,8 +18,11 @@ from unloc.data.audit import Audit, Damage
 from unloc.data.cache import CHECKSUM_KEY, Cache, open_cache, read_attributes
 from unloc.data.cache_writer import (
     VideoTokens,
+    create_array,
+    file_checksum,
     fingerprint_differences,
     group_metadata,
+    layout,
     write_atomically,
     write_checked,
     write_text_shard,
@@ -126,6 +132,29 @@ def mend_root(path: Path) -> bool:
         _copy_metadata(path / "shards", path)
         return True
     return False
+
+
+def mend_array_metadata(path: Path) -> int:
+    """Write again what describes a shard's array, where only that is damaged: no token of it is lost. How many were."""
+    cache, mended = Cache(path), 0
+    for folder in sorted((path / "shards").glob("[0-9]*")):
+        table, file = _table(path, folder.name), folder / "frames" / "zarr.json"
+        stated = table["files"].get("frames/zarr.json") if table else None
+        if stated is None or (file.is_file() and file_checksum(file) == stated):
+            continue
+        rebuilt = _array_metadata(cache, [row["num_tokens"] for row in table["videos"]])
+        if f"{google_crc32c.value(rebuilt):08x}" == stated:
+            write_atomically(file, rebuilt.decode())
+            mended += 1
+    return mended
+
+
+def _array_metadata(cache: Cache, lengths: Sequence[int]) -> bytes:
+    fingerprint, (firsts, chunk) = cache.fingerprint, layout(lengths)
+    frame_dim = fingerprint.get("tower.frame_dim") or fingerprint["import.frame_dim"]
+    with tempfile.TemporaryDirectory() as folder:
+        create_array(Path(folder) / "x", (firsts[-1], len(fingerprint["views"]), frame_dim), chunk, cache.dtype)
+        return (Path(folder) / "x" / "zarr.json").read_bytes()
 
 
 def _copy_metadata(source: Path, target: Path) -> None:

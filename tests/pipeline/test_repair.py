@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.extract import ExtractOptions, extract
-from pipeline.repair import mend_root, repair
+from pipeline.repair import mend_array_metadata, mend_root, repair
 from unloc.data.audit import audit_cache
 from unloc.data.cache import open_cache, read_attributes
 from unloc.data.cache_writer import group_metadata, write_checked
@@ -176,3 +176,14 @@ def test_a_spoilt_ledger_stops_nothing(damaged, video_folder):
     ledger.write_bytes(b"\xff\xfe\n" + ledger.read_bytes())
     files = {path.stem: path for path in sorted(video_folder.glob("*.mp4"))}
     assert extract(damaged, CONFIG, IN_PROCESS, files, [], TEXTS).cached_before == 7
+
+
+def test_what_describes_an_array_is_written_again_without_decoding(clean, damaged, tmp_path):
+    for name in ("00000", "00002"):
+        whole = (clean / "shards" / name / "frames/zarr.json").read_bytes()
+        for at in (1, len(whole) // 2, None):
+            file = damaged / "shards" / name / "frames/zarr.json"
+            flip(file, at) if at else file.unlink()
+            assert audit_cache(damaged).damages
+            assert mend_array_metadata(damaged) == 1 and file.read_bytes() == whole
+    assert mend_array_metadata(damaged) == 0 and not audit_cache(damaged).damages

@@ -107,8 +107,7 @@ def write_atomically(path: Path, text: str) -> None:
 def write_video_shard(path: Path, name: str, videos: Sequence[VideoTokens], failed: Sequence[dict], dtype: str) -> None:
     """Write a shard of videos (in this order) and the rows of those that failed; it appears whole or not at all."""
     lengths = [len(video.tokens) for video in videos]
-    chunk = lengths[0] if lengths and len(set(lengths)) == 1 else CHUNK_ROWS
-    firsts = np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist()
+    firsts, chunk = layout(lengths)
     table = [
         video.meta | {"first_row": first, "num_tokens": length}
         for video, first, length in zip(videos, firsts, lengths, strict=False)
@@ -120,6 +119,12 @@ def write_video_shard(path: Path, name: str, videos: Sequence[VideoTokens], fail
             data[first : first + len(video.tokens)] = _as_stored(video, dtype)
         write_array(folder / "frames", data, chunk, dtype)
     _commit(folder, path / "shards" / name, {"videos": table, "failed": list(failed)})
+
+
+def layout(lengths: Sequence[int]) -> tuple[list[int], int]:
+    """First row of each video, and behind the last one the number of all rows; and the rows of a chunk."""
+    chunk = lengths[0] if lengths and len(set(lengths)) == 1 else CHUNK_ROWS
+    return np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist(), chunk
 
 
 def _as_stored(video: VideoTokens, dtype: str) -> np.ndarray:
@@ -185,19 +190,23 @@ def file_checksum(path: Path) -> str:
 
 def write_array(path: Path, data: np.ndarray, chunk_rows: int, dtype: str) -> None:
     """One uncompressed Zarr v3 array in one shard file, chunks in order; its attributes say how to read bfloat16."""
-    bits = {"bits_of": "bfloat16", "value": "the uint16 shifted left by 16 bits, read as float32"}
     with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.create_array(
-            store=str(path),
-            shape=data.shape,
-            dtype=data.dtype,
-            chunks=(chunk_rows, *data.shape[1:]),
-            shards=data.shape,
-            compressors=None,
-            filters=None,
-            attributes=bits if dtype == "bfloat16" else None,
-        )
-        array[...] = data
+        create_array(path, data.shape, chunk_rows, dtype)[...] = data
+
+
+def create_array(path: Path, shape: tuple[int, ...], chunk_rows: int, dtype: str) -> zarr.Array:
+    """Such an array without its data: nothing but its `zarr.json`."""
+    bits = {"bits_of": "bfloat16", "value": "the uint16 shifted left by 16 bits, read as float32"}
+    return zarr.create_array(
+        store=str(path),
+        shape=shape,
+        dtype=STORED_DTYPES[dtype],
+        chunks=(chunk_rows, *shape[1:]),
+        shards=shape,
+        compressors=None,
+        filters=None,
+        attributes=bits if dtype == "bfloat16" else None,
+    )
 
 
 def token_checksum(tokens: np.ndarray) -> str:
