@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from pipeline.worker_pool import WorkerPool, fused_worker
 from unloc.errors import UnlocError
 from unloc.inference.encode import EncodeConfig
 
+CONNECT_SECONDS = 10.0
 MAX_GROUP = 8  # videos handed to a fused worker at once: short ones share batches
 MAX_SPLIT_GROUP = 512  # and to an encoder with many decoders, which must not run dry
 
@@ -29,8 +31,9 @@ def connected(address: str | None, workers: int, encoders: int | None) -> Iterat
             num_cpus = cores_for(workers) + (local_accelerators() if encoders is None else encoders)
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         elif own:
+            _require_answer(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         words = " ".join(str(error).split())[:160]
         raise UnlocError(f"--address {address}: no Ray cluster there ({words}); start one: ray start --head") from None
     try:
@@ -38,6 +41,13 @@ def connected(address: str | None, workers: int, encoders: int | None) -> Iterat
     finally:
         if own:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raises OSError where nobody listens at host:port; Ray itself would wait a minute and then end the process."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def cores_for(workers: int) -> int:

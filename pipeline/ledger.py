@@ -49,6 +49,10 @@ class Failure:
     partial_allowed: bool = False
     """Was it tried with --allow-partial?"""
 
+    def __post_init__(self) -> None:
+        # A path may hold bytes that are no text; a ledger cannot.
+        object.__setattr__(self, "message", self.message.encode("utf-8", "backslashreplace").decode())
+
     def to_row(self) -> dict:
         """As it stands in a shard's table and in the ledger."""
         return {"status": FAILED, **vars(self)}

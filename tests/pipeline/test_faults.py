@@ -20,7 +20,7 @@ from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
 from unloc.data.audit import audit_cache
 from unloc.data.cache import open_cache
-from unloc.errors import CacheError, CoverageError
+from unloc.errors import CacheError, CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -224,3 +224,21 @@ def test_two_ids_of_one_file_are_decoded_once_and_share_its_tokens_or_its_failur
     assert len(cache) == 7 and cache["again_v3"].meta["video_id"] == "v3"
     again = extract(tmp_path / "cache", CONFIG, OPTIONS, both, [], [])
     assert (again.cached_before, again.cached_now, again.failed) == (14, 0, 2)
+
+
+def test_names_that_are_no_text_can_be_cached_and_can_fail(files, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    folder.mkdir()
+    good, bad = (folder / os.fsdecode(b"\xff.mp4"), folder / "bad.mp4")
+    good.write_bytes(files["v0"].read_bytes())
+    bad.write_bytes(b"no video" * 100)
+    done = extract(tmp_path / "cache", CONFIG, OPTIONS, {"good": good, "bad": bad}, [], [])
+    assert (done.cached_now, done.reasons) == (1, {"unreadable": 1})
+    assert open_cache(tmp_path / "cache").rows["good"]["file"] == r"\udcff.mp4"
+    assert "bad.mp4: cannot be opened" in done.failures[0]["message"].encode().decode()
+
+
+def test_an_address_where_nobody_answers_is_one_line_at_once(files, tmp_path):
+    options = ExtractOptions(workers=1, address="127.0.0.1:9")
+    with pytest.raises(UnlocError, match=r"--address 127.0.0.1:9: no Ray cluster there \(.*refused"):
+        extract(tmp_path / "cache", CONFIG, options, {"v0": files["v0"]}, [], [])

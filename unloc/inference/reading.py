@@ -86,7 +86,7 @@ class VideoReading:
         facts = self.facts
         return {
             "video_id": video_id,
-            "file": self.source.name,
+            "file": self.source.name.encode("utf-8", "backslashreplace").decode(),
             **file_identity(self.source),
             "content_sha256": self.content_sha256,
             "duration_seconds": facts.end_seconds,
