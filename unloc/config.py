@@ -218,7 +218,7 @@ class OptimConfig:
     lr: float = 0.1
     """Peak learning rate of fusion and heads."""
     tower_lr: float = 0.01
-    """Peak learning rate of towers and projections, where they train."""
+    """Peak learning rate of towers, where they train, and of project_frames and project_texts."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 0.0

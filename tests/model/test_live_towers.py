@@ -15,6 +15,7 @@ from unloc.model.end_to_end import EndToEnd, build_end_to_end, clip_architecture
 from unloc.model.live_towers import ClipTextTower, T5TextTower, VideoTower, t5_text_tower
 from unloc.model.towers import Tower
 from unloc.training.objective import compute_losses
+from unloc.training.optim import build_optimizer
 
 STEPS = 8
 LONG = "a " + "very " * 40 + "small cat jumps"
@@ -197,3 +198,17 @@ def test_t5_gives_one_token_per_piece_and_padding_changes_nothing():
     tokens = tower(ids, ids > 0)
     assert tokens.shape == (2, 5, 16) and tower.dim == 16
     torch.testing.assert_close(tokens[:1, :3], tower(ids[:1, :3], ids[:1, :3] > 0), atol=1e-5, rtol=1e-4)
+
+
+def test_towers_and_the_projections_that_stand_for_theirs_train_at_the_towers_rate(tower):
+    recipe = recipe_with({"train_image": True}, project_frames=True, project_texts=True)
+    model = build(tower, recipe)
+    optimizer = build_optimizer(model, recipe.optim)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    slow = {name for name, rate in rates.items() if rate == 0.01}
+    assert slow == {name for name in rates if name.startswith(("video_tower.", "core.video_pro", "core.text_pro"))}
+    assert {rates[name] for name in rates.keys() - slow} == {0.1}
+    plain = build_optimizer(build(tower, recipe_with({})).core, recipe.optim)  # projections that only fit widths
+    assert [group["lr"] for group in plain.param_groups] == [0.1, 0.1]

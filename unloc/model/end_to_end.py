@@ -55,6 +55,11 @@ class EndToEnd(nn.Module):
             texts = self.text_tower(texts, text_mask)
         return self.core(frames, frame_mask, texts, text_mask, pairing=pairing)
 
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """What trains at the towers' rate: the towers, and what stands for their projections."""
+        towers = [tower for tower in (self.video_tower, self.text_tower) if tower is not None]
+        return [*(p for tower in towers for p in tower.parameters()), *self.core.tower_parameters()]
+
     def train(self, mode: bool = True) -> "EndToEnd":
         """Frozen towers stay in evaluation mode."""
         super().train(mode)

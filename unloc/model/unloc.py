@@ -66,6 +66,12 @@ class UnLoc(nn.Module):
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07))
             self.logit_bias = nn.Parameter(torch.tensor(config.class_bias))
 
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """What trains at the towers' rate: projections that stand for CLIP's own (official)."""
+        config = self.config
+        parts = ((config.project_frames, self.video_projection), (config.project_texts, self.text_projection))
+        return [parameter for asked, part in parts if asked for parameter in part.parameters()]
+
     def forward(
         self,
         frames: Float[Tensor, "batch time frame_dim"],

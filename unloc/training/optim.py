@@ -7,15 +7,26 @@ import torch
 from torch import nn
 
 from unloc.config import OptimConfig
+from unloc.model.end_to_end import EndToEnd
+from unloc.model.unloc import UnLoc
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over two groups: weights, and biases and norms, which are never decayed."""
+def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW, each group at its peak rate: fusion and heads first, then towers and their projections.
+
+    Biases and norms are groups of their own, which are never decayed.
+    """
+    of_towers = {id(parameter) for parameter in model.tower_parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for lr, is_tower in ((config.lr, False), (config.tower_lr, True)):
+        part = [parameter for parameter in trained if (id(parameter) in of_towers) == is_tower]
+        for weight_decay, chosen in (
+            (config.weight_decay, [parameter for parameter in part if parameter.ndim > 1]),
+            (0.0, [parameter for parameter in part if parameter.ndim <= 1]),
+        ):
+            if chosen or not is_tower:
+                groups.append({"params": chosen, "weight_decay": weight_decay, "lr": lr})
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr)

@@ -96,6 +96,7 @@ class Trainer:
         self.model = build_model(self.info).to(self.device)
         self.averaged = self._averaged_model()
         self.optimizer = build_optimizer(self.model, recipe.optim)
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps_per_epoch = len(self._batches(0))
         self.total_steps = max(1, round(recipe.train.epochs * self.steps_per_epoch))
         self.factor = lr_factor(recipe.optim, self.steps_per_epoch, self.total_steps)
@@ -186,9 +187,8 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> Losses:
         self.model.train()
-        rate = self.recipe.optim.lr * self.factor(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * self.factor(self.step)
         bf16 = self.recipe.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
             losses = compute_losses(self.model, batch.to(self.device), self.recipe)
