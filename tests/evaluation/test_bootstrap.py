@@ -2,11 +2,21 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.evaluation.small import tal_detections, tal_manifest
 from unloc.data.predictions import FramePrediction
 from unloc.data.schema import build_manifest, instance_row, video_row
-from unloc.evaluation.bootstrap import WeightedPrecision, frame_intervals, percentiles, query_intervals, video_weights
+from unloc.evaluation.bootstrap import (
+    WeightedPrecision,
+    drawn_precision,
+    frame_intervals,
+    map_draws,
+    percentiles,
+    query_intervals,
+    video_weights,
+)
 from unloc.evaluation.detection import (
     ACTIVITYNET_THRESHOLDS,
     average_precision,
@@ -17,7 +27,13 @@ from unloc.evaluation.detection import (
 from unloc.evaluation.evaluator import intervals
 from unloc.evaluation.matching import match_detections
 from unloc.evaluation.rows import QueryValues
-from unloc.evaluation.segmentation import segmentation_metrics, video_frames
+from unloc.evaluation.segmentation import (
+    frame_counts,
+    segmentation_metrics,
+    uninterpolated_precision,
+    video_frames,
+    weighted_counts,
+)
 
 RNG = np.random.default_rng(0)
 VIDEOS = [f"v{number}" for number in range(6)]
@@ -121,5 +137,24 @@ def test_segmentation_weights_count_as_copies():
         for n, v in enumerate("ab")
     ]
     frames = video_frames(predictions, manifest)
-    weighted = segmentation_metrics(frames, np.array([2, 1]))
-    assert weighted == pytest.approx(segmentation_metrics([frames[0], frames[0], frames[1]]))
+    copied = segmentation_metrics([frames[0], frames[0], frames[1]])
+    weights = np.array([[2, 1], [0, 0], [1, 1]])
+    counts = weighted_counts(frame_counts(frames), weights[0])
+    assert counts == pytest.approx({name: copied[name] for name in counts})
+    draws = map_draws(frames, weights)
+    assert draws["mAP"][0] == pytest.approx(copied["mAP"]) and np.isnan(draws["mAP"][1])
+    assert draws["mAP"][2] == pytest.approx(segmentation_metrics(frames)["mAP"])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_drawn_precision_is_that_of_copied_videos_ties_and_all(rows, data):
+    positive, scores, owner = (np.array(column) for column in zip(*rows, strict=True))
+    weights = np.array(data.draw(st.lists(st.integers(0, 3), min_size=3, max_size=3)))
+    found = drawn_precision(positive, scores.astype(float), owner, np.stack([weights, np.ones(3, dtype=int)]))
+    copies_of = np.repeat(np.arange(len(rows)), weights[owner])
+    for value, kept in zip(found, (copies_of, np.arange(len(rows))), strict=True):
+        if positive[kept].any():
+            assert value == pytest.approx(uninterpolated_precision(positive[kept], scores[kept].astype(float)))
+        else:
+            assert np.isnan(value)

@@ -14,7 +14,13 @@ import numpy as np
 from unloc.evaluation.detection import DetectionProtocol, found_at_multiple, mean_precision, mean_recall
 from unloc.evaluation.matching import Matches
 from unloc.evaluation.rows import QueryValues
-from unloc.evaluation.segmentation import VideoFrames, frame_counts, segmentation_metrics, weighted_counts
+from unloc.evaluation.segmentation import (
+    VideoFrames,
+    frame_counts,
+    score_columns,
+    segmentation_metrics,
+    weighted_counts,
+)
 
 DRAWS = 1000
 MAP_DRAWS = 100  # of action segmentation's mAP, which sorts all frames for every class in every draw
@@ -57,9 +63,45 @@ def frame_intervals(frames: Sequence[VideoFrames], seed: int) -> dict[str, list[
     counts, weights, centre = frame_counts(frames), video_weights(len(frames), seed), segmentation_metrics(frames)
     intervals = percentiles([weighted_counts(counts, row) for row in weights], centre)
     if any(video.scores is not None for video in frames):
-        draws = [segmentation_metrics(frames, row) for row in weights[:MAP_DRAWS]]
-        intervals |= {name: ends for name, ends in percentiles(draws, centre).items() if name.startswith("mAP")}
+        intervals |= percentiles(map_draws(frames, weights[:MAP_DRAWS]), centre)
     return intervals
+
+
+def map_draws(frames: Sequence[VideoFrames], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """(draws,) mAP and mAP_all_classes in percent for weights (draws, videos)."""
+    labels = np.concatenate([video.truth for video in frames])
+    owner = np.repeat(np.arange(len(frames)), [len(video.truth) for video in frames])
+    columns = [
+        drawn_precision(labels == code, scores, owner, weights) for code, scores in enumerate(score_columns(frames))
+    ]
+    values = 100.0 * np.array(columns).reshape(-1, len(weights))
+    present, total = np.isfinite(values).sum(axis=0), np.nansum(values, axis=0)
+    with np.errstate(invalid="ignore"):
+        return {"mAP": total / present, "mAP_all_classes": total / np.float64(len(values))}
+
+
+def drawn_precision(positive: np.ndarray, scores: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(draws,) average precision of one class as `uninterpolated_precision`; NaN where no positive frame is drawn.
+
+    Frames are (frames,) with the video that owns each. Sorted once: each video's frames above the end of every tie with
+    a positive are counted, and a draw only weighs these counts.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(scores[order][1:] != scores[order][:-1], True)
+    ends = np.flatnonzero(last_of_tie)
+    ends = ends[np.unique(np.searchsorted(ends, np.flatnonzero(positive[order])))]
+    stretch = np.searchsorted(ends, np.arange(len(order)))  # which frames lie above which end; the rest are not needed
+    kept, shape = stretch < len(ends), (len(ends), weights.shape[1])
+    cell = (stretch * shape[1] + owner[order])[kept]
+    seen, true = (
+        np.bincount(cell, among[order][kept], minlength=shape[0] * shape[1]).reshape(shape)
+        for among in (np.ones(len(order)), positive.astype(np.float64))
+    )
+    gained = weights @ true.T
+    found, hits = weights @ np.cumsum(seen, axis=0).T, np.cumsum(gained, axis=1)
+    precision = np.divide(hits, found, out=np.zeros(found.shape), where=found > 0)
+    drawn = gained.sum(axis=1)
+    return np.divide((gained * precision).sum(axis=1), drawn, out=np.full(len(weights), np.nan), where=drawn > 0)
 
 
 def detection_intervals(

@@ -111,14 +111,11 @@ def _fitted_labels(item: FramePrediction, code: dict[str, int], num_frames: int)
     return labels
 
 
-def segmentation_metrics(frames: Sequence[VideoFrames], weights: np.ndarray | None = None) -> dict[str, float]:
-    """The metrics in percent with each video counted `weights` times (once by default)."""
-    weights = np.ones(len(frames)) if weights is None else weights
-    counts = frame_counts(frames)
-    metrics = weighted_counts(counts, weights)
+def segmentation_metrics(frames: Sequence[VideoFrames]) -> dict[str, float]:
+    """The metrics in percent."""
+    metrics = weighted_counts(frame_counts(frames), np.ones(len(frames)))
     if any(video.scores is not None for video in frames):
-        labels = np.concatenate([video.truth for video in frames])
-        metrics |= frame_map(labels, score_columns(frames), np.repeat(weights, [len(video.truth) for video in frames]))
+        metrics |= frame_map(np.concatenate([video.truth for video in frames]), score_columns(frames))
     return metrics
 
 
@@ -159,28 +156,26 @@ def score_columns(frames: Sequence[VideoFrames]) -> Iterable[np.ndarray]:
         yield np.concatenate(column)
 
 
-def frame_map(labels: np.ndarray, columns: Iterable[np.ndarray], weights: np.ndarray | None = None) -> dict[str, float]:
+def frame_map(labels: np.ndarray, columns: Iterable[np.ndarray]) -> dict[str, float]:
     """mAP over the classes that occur, and over all: absent ones count 0, as in new versions of scikit-learn.
 
     `columns` are the (frames,) scores of each class in turn.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
     values, num_classes = [], 0
     for code, scores in enumerate(columns):
         num_classes += 1
-        if weights[labels == code].any():
-            values.append(uninterpolated_precision(labels == code, scores, weights))
+        if (labels == code).any():
+            values.append(uninterpolated_precision(labels == code, scores))
     return {
         "mAP": 100.0 * float(np.mean(values)) if values else np.nan,
         "mAP_all_classes": 100.0 * float(np.sum(values)) / num_classes if num_classes else np.nan,
     }
 
 
-def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
+def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     """Average precision without interpolation, equal scores grouped (scikit-learn's definition)."""
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
-    true = np.cumsum((positive * weights)[order])[last_of_tie]
-    found = np.cumsum(weights[order])[last_of_tie]
-    precision = np.divide(true, found, out=np.zeros(len(true)), where=found > 0)
-    return float((np.diff(np.r_[0.0, true]) * precision).sum() / true[-1])
+    true = np.cumsum(positive[order])[last_of_tie]
+    precision = true / (last_of_tie + 1)
+    return float((np.diff(np.r_[0, true]) * precision).sum() / true[-1])
