@@ -83,19 +83,16 @@ def map_draws(frames: Sequence[VideoFrames], weights: np.ndarray) -> dict[str, n
 def drawn_precision(positive: np.ndarray, scores: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(draws,) average precision of one class as `uninterpolated_precision`; NaN where no positive frame is drawn.
 
-    Frames are (frames,) with the video that owns each. Sorted once: each video's frames above the end of every tie with
-    a positive are counted, and a draw only weighs these counts.
+    Frames are (frames,) with the video that owns each. Each video's frames from every positive's score up are counted
+    once, and a draw only weighs these counts.
     """
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.append(scores[order][1:] != scores[order][:-1], True)
-    ends = np.flatnonzero(last_of_tie)
-    ends = ends[np.unique(np.searchsorted(ends, np.flatnonzero(positive[order])))]
-    stretch = np.searchsorted(ends, np.arange(len(order)))  # which frames lie above which end; the rest are not needed
-    kept, shape = stretch < len(ends), (len(ends), weights.shape[1])
-    cell = (stretch * shape[1] + owner[order])[kept]
+    values = np.unique(scores[positive])
+    step = np.searchsorted(values, scores, side="right") - 1  # -1: below all positives, which never matters
+    kept, shape = step >= 0, (len(values), weights.shape[1])
+    cell = step[kept] * shape[1] + owner[kept]
     seen, true = (
-        np.bincount(cell, among[order][kept], minlength=shape[0] * shape[1]).reshape(shape)
-        for among in (np.ones(len(order)), positive.astype(np.float64))
+        np.bincount(cell, among[kept], minlength=shape[0] * shape[1]).reshape(shape)[::-1]
+        for among in (np.ones(len(scores)), positive.astype(np.float64))
     )
     gained = weights @ true.T
     found, hits = weights @ np.cumsum(seen, axis=0).T, np.cumsum(gained, axis=1)

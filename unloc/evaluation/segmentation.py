@@ -174,8 +174,7 @@ def frame_map(labels: np.ndarray, columns: Iterable[np.ndarray]) -> dict[str, fl
 
 def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     """Average precision without interpolation, equal scores grouped (scikit-learn's definition)."""
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
-    true = np.cumsum(positive[order])[last_of_tie]
-    precision = true / (last_of_tie + 1)
-    return float((np.diff(np.r_[0, true]) * precision).sum() / true[-1])
+    values, counts = np.unique(scores[positive], return_counts=True)
+    true = np.cumsum(counts[::-1])[::-1]
+    found = len(scores) - np.searchsorted(np.sort(scores), values)  # frames that score as much or more
+    return float((counts * true / found).sum() / true[0])
