@@ -33,10 +33,10 @@ def write_inputs(folder: Path, clips: list[Path], count: int) -> Path:
     return manifest
 
 
-def growth(watched: Watched, kind: str, start_up: float) -> tuple[float, float]:
-    """(MiB at a tenth of the work, last tenth over first in per cent) of the largest process of a kind."""
-    seen = [(when, sizes[kind]) for when, sizes in watched.memory if kind in sizes and when > start_up]
-    sizes = np.asarray([size for _, size in seen], dtype=float)
+def growth(watched: Watched, kind: str) -> tuple[float, float]:
+    """(MiB at a tenth of the work, last tenth over it in per cent) of the largest process of a kind."""
+    at_work = [sizes[kind] for _, sizes in watched.memory if "decoder" in sizes and kind in sizes]
+    sizes = np.asarray(at_work, dtype=float)
     tenth = max(1, len(sizes) // 10)
     early, late = np.median(sizes[tenth : 2 * tenth + 1]), np.median(sizes[-tenth:])
     return early / 2**20, 100 * (late / early - 1)
@@ -53,10 +53,7 @@ def measure(folder: Path, clips: list[Path], count: int, workers: int) -> None:
     start_up = summary["seconds_start_up"]
     each = 1000 * (summary["seconds_wall"] - start_up) / count
     told = "  ".join(
-        "{} {:.0f} MiB {:+.1f} %".format(
-            kind, *growth(watched, kind, start_up + watched.seconds - summary["seconds_wall"])
-        )
-        for kind in ("driver", "worker", "decoder")
+        "{} {:.0f} MiB {:+.1f} %".format(kind, *growth(watched, kind)) for kind in ("driver", "worker", "decoder")
     )
     print(f"{count:6d} videos  {each:6.1f} ms each  start-up {start_up:5.1f} s  {told}", flush=True)
 

@@ -1,6 +1,6 @@
 """Every file of a folder through `unloc extract`: cached, by which decoder and why, or the reason in the ledger.
 
-    python benchmarks/real_videos.py ../shared/videos/A [--frames 16] [--timeout 120] > benchmarks/results/videos_A.md
+    python benchmarks/real_videos.py [../shared/videos/A] [--frames 16] [--timeout 120] > benchmarks/results/videos_A.md
 
 That the frames are those of a sequential reference is tests/data/test_video_real.py.
 """
@@ -31,10 +31,13 @@ def write_manifest(folder: Path, out: Path) -> list[str]:
 def main() -> None:
     """Extract and print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("../shared/videos/A"))
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--timeout", type=float, default=120.0)
     arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        print(f"{arguments.folder} is not here: nothing to do")
+        return
     with tempfile.TemporaryDirectory() as name:
         manifest, cache_path = Path(name) / "m.jsonl", Path(name) / "cache"
         names = write_manifest(arguments.folder, manifest)
