@@ -14,22 +14,23 @@ from unloc.recipe_files import shipped_recipes
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_wheel_holds_recipes_and_the_tower_and_runs_from_another_folder(tmp_path):
+def test_the_wheel_holds_recipes_tower_and_checkpoints_and_runs_from_another_folder(tmp_path):
     build = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)
     wheel = tmp_path / done.stdout.split()[-1]
-    assert wheel.stat().st_size < 12e6
+    assert wheel.stat().st_size < 16e6
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = (
-        "import unloc, pipeline, unloc.recipe_files as r; from unloc.synth import toy_tower_files\n"
-        "print(unloc.__file__, 'synth_tal' in r.shipped_recipes(), all(p.is_file() for p in toy_tower_files()))"
+        "import unloc, pipeline, unloc.recipe_files as r; import unloc.synth as s\n"
+        "files = [*s.toy_tower_files(), *(s.toy_unloc_folder(t) / 'model.safetensors' for t in ('mr', 'tal', 'as'))]\n"
+        "print(unloc.__file__, 'synth_tal' in r.shipped_recipes(), all(p.is_file() for p in files))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
     )
-    file, recipe, tower = done.stdout.split()
-    assert file.startswith(str(tmp_path)) and recipe == "True" and tower == "True"
+    file, recipe, shipped = done.stdout.split()
+    assert file.startswith(str(tmp_path)) and recipe == "True" and shipped == "True"
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -59,7 +59,7 @@ def fit(
             overwrite=overwrite,
             device=device,
             threads=threads,
-            init=_start(init),
+            init=_start(init, resolved.task),
             on_step=on_step,
         )
     for key, value in metrics.items():
@@ -67,11 +67,11 @@ def fit(
     typer.echo(f"run: {work_dir}")
 
 
-def _start(init: str | None) -> Path | None:
-    """The folder that --init names; a folder called toy is `./toy`."""
+def _start(init: str | None, task: str) -> Path | None:
+    """The folder that --init names; a folder of one's own called toy is `./toy`."""
     from unloc.synth import toy_unloc_folder
 
-    return toy_unloc_folder() if init == "toy" else Path(init) if init is not None else None
+    return toy_unloc_folder(task) if init == "toy" else Path(init) if init is not None else None
 
 
 def _parameter_comment(recipe: "Recipe") -> str:

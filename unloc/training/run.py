@@ -100,9 +100,13 @@ def on_cached_tokens(recipe: Recipe, fingerprint: dict) -> tuple[Recipe, str]:
 
 
 def start_from(trainer: Trainer, init: Path) -> None:
-    """Copy the weights of another run where name and shape agree. Raises InputError where none do."""
+    """Copy the weights of another run where name and shape agree. Raises InputError where none do.
+
+    Its tokens may have been more or fewer a second, but are of the same tower. Raises FingerprintError otherwise.
+    """
     loaded = load_model(init)
-    require_same_cache(loaded.info.fingerprint, trainer.info.fingerprint, init)
+    sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
+    require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint, init)
     own, other = trainer.model.state_dict(), loaded.model.state_dict()
     taken = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
     if not taken:
