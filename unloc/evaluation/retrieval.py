@@ -6,8 +6,8 @@ raw              the same with the ground truth as annotated
 2d-tan-nms-0.45  the same with NMS at 0.45 (its Charades-STA pooling model)
 2d-tan-no-nms    the same without NMS
 
-Tie rule of the first two: of equal scores the longer window goes first, of equally long ones the later entry. UnLoc's
-own sort leaves ties to the numpy build; with this rule the golden sets end inside the span of its tie orders.
+Tie rule of the first two: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy
+sorts short lists stably. On CPUs where it does not, UnLoc's own figure is one order among many: `ties.tie_spans`.
 """
 
 from collections import Counter, defaultdict
@@ -146,8 +146,8 @@ def best_ratios(prediction: MomentPrediction | None, truth: np.ndarray, rules: R
 
 
 def best_first(windows: np.ndarray) -> np.ndarray:
-    """(N, 2) windows by falling score; of equal scores the longer first, of equally long ones the later entry."""
-    return windows[np.lexsort((windows[:, 1] - windows[:, 0], windows[:, 2]))[::-1], :2]
+    """(N, 2) windows by falling score; of equal scores the later entry first."""
+    return windows[np.argsort(windows[:, 2], kind="stable")[::-1], :2]
 
 
 def finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
