@@ -52,7 +52,7 @@ def test_a_cached_token_is_that_of_an_encode_in_this_process_to_the_bit(clean, v
     np.testing.assert_array_equal(np.moveaxis(open_cache(clean)["v3"].frames, 0, 1), encoded.tokens)
 
 
-def test_ray_workers_write_the_same_bytes_as_this_process(clean, video_folder, tmp_path):
+def test_ray_workers_write_the_same_bytes_as_this_process(clean, video_folder, one_ray, tmp_path):
     options = ExtractOptions(workers=2, shard_size=3, limits=Limits(recycle_videos=2))
     extract(tmp_path / "cache", CONFIG, options, files_of(video_folder), [], ["a red square", "a man walks"])
     assert token_bytes(tmp_path / "cache") == token_bytes(clean)
@@ -175,7 +175,7 @@ def run_until(folder, cache, workers, stop_after):
     return process.returncode
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_video_and_run_again_the_cache_is_that_of_an_undisturbed_run(clean, video_folder, tmp_path, seed):
     cache = tmp_path / "cache"
     for stop_after in random.Random(seed).sample(range(7), 2):
