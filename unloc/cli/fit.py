@@ -41,8 +41,7 @@ def fit(
 
     resolved = load_recipe(recipe, overrides or [])
     if print_config:
-        typer.echo(dump_recipe(resolved), nl=False)
-        typer.echo(_parameter_comment(resolved))
+        typer.echo(dump_recipe(resolved) + _parameter_comment(resolved))
         return
     if manifest is None or cache is None or work_dir is None:
         raise InputError("unloc fit: --manifest, --cache and --work-dir are needed (or --print-config)")
