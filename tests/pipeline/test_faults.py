@@ -112,14 +112,16 @@ def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does
 @pytest.mark.slow
 @pytest.mark.parametrize(("deed", "code"), [(kill_self, -signal.SIGKILL), (disk_full, 2), (interrupt, 130)])
 def test_at_every_single_write(files, clean, tmp_path, deed, code):
+    undisturbed = 0  # runs one after another that ended well: an error at a removal of rests may be passed over
     for number in range(1, MANY):
         cache = tmp_path / str(number)
         ended = run_disturbed(cache, files, number, deed)
-        if ended == 0:
+        assert ended in (code, 0), f"write {number}"
+        check_resumed(cache, files, clean)
+        undisturbed = undisturbed + 1 if ended == 0 else 0
+        if undisturbed == 4:
             assert number > 80, "the job writes more often than that"
             return
-        assert ended == code, f"write {number}"
-        check_resumed(cache, files, clean)
 
 
 @pytest.mark.parametrize("number", [21, 70])
