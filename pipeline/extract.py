@@ -1,8 +1,6 @@
 """The extraction job: which videos are due, their results into shards, and what is said at the end."""
 
-import errno
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,25 +8,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.aliases import add_aliases, split_by_file
+from pipeline.claim import disk_errors, held, own_cache, remove_rests, tidied_up
 from pipeline.cluster import connected, make_pool
 from pipeline.decode_child import Job
 from pipeline.decoding import Limits
-from pipeline.ledger import Failure, Ledger, Plan, Staging, failures_of, lease
+from pipeline.ledger import Failure, Ledger, Plan, Staging, failures_of
 from pipeline.summary import Summary
 from pipeline.workers import Result, in_process_results
 from unloc.data.cache import open_cache
 from unloc.data.cache_writer import (
     VideoTokens,
-    create_or_check,
-    fingerprint_hash,
     write_text_shard,
     write_video_shard,
 )
 from unloc.data.mirror import Home
 from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
-from unloc.errors import CacheError, CoverageError, FingerprintError
-from unloc.inference.encode import EncodeConfig, Encoder, recorded_versions
+from unloc.errors import CacheError, CoverageError
+from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
@@ -107,11 +104,11 @@ def run_job(
     started = time.perf_counter()
     encoder = Encoder(config)
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
-    with _disk_errors(cache_path):
-        home = _own_cache(home_of(cache_path), encoder.fingerprint)
+    with disk_errors(cache_path):
+        home = own_cache(home_of(cache_path), encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
-        with _held(home, encoder.fingerprint), _tidied_up(path):
-            _remove_rests(path)
+        with held(home, encoder.fingerprint), tidied_up(path):
+            remove_rests(path)
             summary.texts_now = _add_texts(path, encoder, texts)
             summary.seconds_start_up = time.perf_counter() - started
             unique, same = split_by_file(files)
@@ -122,67 +119,6 @@ def run_job(
             summary.write(path / "summary.json")
             home.publish()
     return summary
-
-
-def _own_cache(home: Home, fingerprint: dict) -> Home:
-    """The cache asked for, made if need be; where another fingerprint made it, one beside it that names ours."""
-    home.pull()
-    try:
-        create_or_check(home.folder, fingerprint, recorded_versions())
-    except FingerprintError as error:
-        other = beside(home, fingerprint)
-        logger.warning("%s; a new cache is at %s", str(error).split("; extract with")[0], other)
-        other.pull()
-        create_or_check(other.folder, fingerprint, recorded_versions())
-        return other
-    return home
-
-
-def beside(home: Home, fingerprint: dict) -> Home:
-    """Where tokens go if the cache asked for holds those of another tower or preprocessing."""
-    return home.beside(fingerprint_hash(fingerprint)[:8])
-
-
-@contextmanager
-def _held(home: Home, fingerprint: dict) -> Iterator[None]:
-    """Both leases, and the cache made or checked again now that nobody else writes; it is at its URL before a video."""
-    with home.lease():
-        create_or_check(home.folder, fingerprint, recorded_versions())
-        with lease(home.folder):
-            create_or_check(home.folder, fingerprint, recorded_versions())
-            home.publish()
-            yield
-
-
-def _remove_rests(path: Path) -> None:
-    """What a killed run was writing."""
-    for rest in [*path.glob("*/.*.part"), *path.glob(".*.part")]:
-        if rest.is_dir():
-            shutil.rmtree(rest)
-        else:
-            rest.unlink()
-
-
-@contextmanager
-def _tidied_up(path: Path) -> Iterator[None]:
-    """Half-written files are removed when the disk fails: they may be what fills it."""
-    try:
-        yield
-    except OSError:
-        _remove_rests(path)
-        raise
-
-
-@contextmanager
-def _disk_errors(path: Path | str) -> Iterator[None]:
-    """A full disk is said in one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            words = "no space left; what is finished is kept: free some, run the same again"
-            raise CacheError(f"{path}: {words}") from error
-        raise
 
 
 def _add_texts(path: Path, encoder: Encoder, texts: Sequence[str]) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.claim import beside
 from pipeline.cluster import cluster_size, connected, local_accelerators
 from pipeline.decode_child import Job
-from pipeline.extract import ExtractOptions, beside
+from pipeline.extract import ExtractOptions
 from pipeline.workers import in_process_results
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.extract import ExtractOptions, beside, extract
+from pipeline.claim import beside
+from pipeline.extract import ExtractOptions, extract
 from pipeline.forecast import forecast
 from unloc.data.remote import home_of
 from unloc.errors import CoverageError

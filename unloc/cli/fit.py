@@ -61,9 +61,7 @@ def fit(
             init=_start(init, resolved.task),
             on_step=on_step,
         )
-    for key, value in metrics.items():
-        typer.echo(f"{key:28} {value:8.2f}")
-    typer.echo(f"run: {work_dir}")
+    typer.echo("\n".join([*(f"{key:28} {value:8.2f}" for key, value in metrics.items()), f"run: {work_dir}"]))
 
 
 def _start(init: str | None, task: str) -> Path | None:

@@ -1,0 +1,77 @@
+"""Claiming a cache for writing: which folder, held by nobody else, cleared of what a killed run left."""
+
+import errno
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.ledger import lease
+from unloc.data.cache_writer import create_or_check, fingerprint_hash
+from unloc.data.mirror import Home
+from unloc.errors import CacheError, FingerprintError
+from unloc.inference.encode import recorded_versions
+
+logger = logging.getLogger(__name__)
+
+
+def own_cache(home: Home, fingerprint: dict) -> Home:
+    """The cache asked for, made if need be; where another fingerprint made it, one beside it that names ours."""
+    home.pull()
+    try:
+        create_or_check(home.folder, fingerprint, recorded_versions())
+    except FingerprintError as error:
+        other = beside(home, fingerprint)
+        logger.warning("%s; a new cache is at %s", str(error).split("; extract with")[0], other)
+        other.pull()
+        create_or_check(other.folder, fingerprint, recorded_versions())
+        return other
+    return home
+
+
+def beside(home: Home, fingerprint: dict) -> Home:
+    """Where tokens go if the cache asked for holds those of another tower or preprocessing."""
+    return home.beside(fingerprint_hash(fingerprint)[:8])
+
+
+@contextmanager
+def held(home: Home, fingerprint: dict) -> Iterator[None]:
+    """Both leases, and the cache made or checked again now that nobody else writes; it is at its URL before a video."""
+    with home.lease():
+        create_or_check(home.folder, fingerprint, recorded_versions())
+        with lease(home.folder):
+            create_or_check(home.folder, fingerprint, recorded_versions())
+            home.publish()
+            yield
+
+
+def remove_rests(path: Path) -> None:
+    """What a killed run was writing."""
+    for rest in [*path.glob("*/.*.part"), *path.glob(".*.part")]:
+        if rest.is_dir():
+            shutil.rmtree(rest)
+        else:
+            rest.unlink()
+
+
+@contextmanager
+def tidied_up(path: Path) -> Iterator[None]:
+    """Half-written files are removed when the disk fails: they may be what fills it."""
+    try:
+        yield
+    except OSError:
+        remove_rests(path)
+        raise
+
+
+@contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """A full disk is said in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            words = "no space left; what is finished is kept: free some, run the same again"
+            raise CacheError(f"{path}: {words}") from error
+        raise
