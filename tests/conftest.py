@@ -44,3 +44,18 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(7):
         render_video(folder / f"v{number}.mp4", num_frames=15 + 3 * number, seed=number)
     return folder
+
+
+@pytest.fixture
+def unloc(monkeypatch, capsys):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+
+    from unloc.cli import main
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["unloc", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return run

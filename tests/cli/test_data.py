@@ -4,24 +4,10 @@ import json
 
 import pytest
 
-from unloc.cli import main
 from unloc.data.schema import load_manifest
 
 ENTRY = {"duration": 10.0, "subset": "train", "annotations": [{"segment": [1, 2], "label": "cat"}]}
 OTHER = {"duration": 10.0, "subset": "test", "annotations": [{"segment": [8, 12], "label": "dog"}]}
-
-
-@pytest.fixture
-def unloc(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["unloc", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import zipfile
 import numpy as np
 import pytest
 
-from unloc.cli import main
 from unloc.data.nonsense import nonsense_names
 from unloc.data.schema import build_manifest, instance_row, query_row, save_manifest, video_row
 from unloc.errors import InputError
@@ -17,19 +16,6 @@ from unloc.errors import InputError
 TAL = "eval --manifest tal.jsonl --task tal --split test"
 MR = "eval --manifest mr.jsonl --task mr --split val"
 TRUTH = {"v1": ("Run", 10, 20), "v2": ("Jump", 0, 50), "v3": ("Run", 30, 90)}
-
-
-@pytest.fixture
-def unloc(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["unloc", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -6,22 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.training.test_trainer import recipe_for
-from unloc.cli import main
 from unloc.data.schema import load_manifest, save_manifest
 from unloc.training.run import fit_recipe
-
-
-@pytest.fixture
-def unloc(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["unloc", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def report_of(folder):
