@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline import decode_child
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import lease
@@ -16,6 +18,7 @@ from pipeline.verify import broken_videos, describe
 from unloc.data.cache import open_cache
 from unloc.errors import CacheError, CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.model.towers import Tower
 
 CONFIG = EncodeConfig(fps=5.0)
 IN_PROCESS = ExtractOptions(workers=0, shard_size=3)
@@ -56,6 +59,25 @@ def test_ray_workers_write_the_same_bytes_as_this_process(clean, video_folder, o
     options = ExtractOptions(workers=2, shard_size=3, limits=Limits(recycle_videos=2))
     extract(tmp_path / "cache", CONFIG, options, files_of(video_folder), [], ["a red square", "a man walks"])
     assert token_bytes(tmp_path / "cache") == token_bytes(clean)
+
+
+def test_a_worker_and_its_decoder_compute_on_one_thread_each(video_folder, tmp_path, monkeypatch):
+    seen, tower, reading = tmp_path / "seen", Tower.encode_images, decode_child.VideoReading
+
+    def note_threads(kind):
+        with seen.open("a") as handle:
+            handle.write(f"{kind} {torch.get_num_threads()}\n")
+
+    monkeypatch.setattr(Tower, "encode_images", lambda *given: note_threads("tower") or tower(*given))
+    monkeypatch.setattr(decode_child, "VideoReading", lambda *given: note_threads("decoder") or reading(*given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        extract(tmp_path / "cache", CONFIG, IN_PROCESS, files_of(video_folder), [], [])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen.read_text().splitlines()) == {"tower 1", "decoder 1"}
 
 
 def test_a_second_run_changes_nothing_and_new_videos_come_in_a_new_shard(video_folder, tmp_path):

@@ -20,6 +20,9 @@ from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
 from unloc.data.audit import audit_cache
 from unloc.data.cache import open_cache
+from unloc.data.locate import locate_in_shards
+from unloc.data.packing import pack_videos
+from unloc.data.schema import build_manifest, video_row
 from unloc.errors import CacheError, CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig
 
@@ -110,10 +113,22 @@ def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does
     check_resumed(cache, files, clean)
 
 
+@pytest.mark.parametrize("number", [33, 60])
+def test_killed_while_it_reads_tar_shards_and_run_again_nothing_differs(files, clean, tmp_path, number):
+    rows = [video_row(video_id, "test", None) for video_id in files]
+    manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
+    pattern = pack_videos(manifest, files, tmp_path / "shards", shard_bytes=40_000).pattern
+    members, missing = locate_in_shards(manifest, pattern)
+    assert "{" in pattern and not missing
+    assert run_disturbed(tmp_path / "cache", members, number, kill_self) == -signal.SIGKILL
+    check_resumed(tmp_path / "cache", members, clean)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("deed", "code"), [(kill_self, -signal.SIGKILL), (disk_full, 2), (interrupt, 130)])
 def test_at_every_single_write(files, clean, tmp_path, deed, code):
-    undisturbed = 0  # runs one after another that ended well: an error at a removal of rests may be passed over
+    undisturbed = 0  # runs one after another that ended well: an error is passed over at a removal of rests, and at
+    # the making of a folder that is already there
     for number in range(1, MANY):
         cache = tmp_path / str(number)
         ended = run_disturbed(cache, files, number, deed)
