@@ -127,8 +127,8 @@ def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray 
     return np.asarray([by_clip.get(int(clip), 0.0) for clip in clips], dtype=np.float32)
 
 
-class InstanceExamples:
-    """One example per video with all its instances: TAL."""
+class CoveredVideos:
+    """Every video that the cache covers, with its instances."""
 
     def __init__(self, manifest: Manifest, cache: Cache, config: DataConfig) -> None:
         self.cache, self.config = cache, config
@@ -139,6 +139,10 @@ class InstanceExamples:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+
+class InstanceExamples(CoveredVideos):
+    """One example per video with all its instances: TAL."""
 
     def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
         """The example of one video."""
@@ -183,18 +187,8 @@ def _instances_by_video(manifest: Manifest) -> tuple[dict[str, np.ndarray], dict
     return segments, classes
 
 
-class WindowExamples:
+class WindowExamples(CoveredVideos):
     """One example per video in training (a random window of it), one per window in evaluation: AS."""
-
-    def __init__(self, manifest: Manifest, cache: Cache, config: DataConfig) -> None:
-        self.cache, self.config = cache, config
-        videos = covered_videos(manifest, cache, config.coverage)
-        self.videos: list[str] = list(videos["video_id"])
-        self.durations: dict[str, float] = videos.set_index("video_id")["duration_seconds"].to_dict()
-        self._segments, self._classes = _instances_by_video(manifest)
-
-    def __len__(self) -> int:
-        return len(self.videos)
 
     def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
         """A random window of one video, or with no generator its first window."""
