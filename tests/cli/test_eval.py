@@ -115,7 +115,7 @@ def test_bad_detections_get_one_line_a_kind_with_count_and_first_place(unloc, fo
     for words in (
         "1 × unreadable entry: left out (first: bad.json: results['v2'][3]: lacks segment)",
         "2 × NaN or infinite score or time: left out (first: results['v1'][2]: 'Run' [0, 1] score nan)",
-        "1 × reversed segment: counts as wrong (first: results['v2'][2]",
+        "1 × reversed segment: scored as it stands (first: results['v2'][2]",
         "1 × unknown video: its detections count as wrong (first: results['nowhere'][0]",
         "1 × unknown label: left out (first: results['v1'][1]: 'Swim'",
         "1 × empty list: nothing predicted (first: bad.json: results['v3'])",
@@ -140,7 +140,7 @@ def test_bad_moments_get_one_line_a_kind_with_count_and_first_place(unloc, folde
         "1 × empty list: nothing predicted (first: bad.jsonl:1",
         "1 × duplicate id: of several predictions the last counts (first: bad.jsonl:2",
         "1 × NaN or infinite score or time: left out (first: bad.jsonl:2",
-        "1 × reversed segment: counts as wrong (first: bad.jsonl:2",
+        "1 × reversed segment: scored as it stands (first: bad.jsonl:2",
         "2 × unknown video or query: left out (first: bad.jsonl:3",
         "1 × missing query: counts as missed (first: v2: 'query 2')",
     ):

@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import SHARED
 from tests.evaluation.small import moments, query_manifest, same, tal_detections, tal_manifest
 from unloc.data.predictions import Problems
+from unloc.data.schema import build_manifest, query_row, video_row
 from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, average_precision, detection
 from unloc.evaluation.qvhighlights import THRESHOLDS, qvhighlights_moments
 from unloc.evaluation.retrieval import moment_retrieval
@@ -100,3 +101,19 @@ def test_a_query_scores_as_by_moment_detr(case):
             assert same(found[f"MR-full-R1@{threshold}"], case["moment_detr_R1"][threshold])
             assert same(found[f"MR-full-mAP@{threshold}"], case["moment_detr_mAP"][threshold])
         assert same(found["MR-full-mAP"], case["moment_detr_mAP"]["average"])
+
+
+@pytest.mark.parametrize(("window", "duration"), [([8.0, 7.0], 6.25), ([20.9, 12.0], 30.38), ([31.0, 32.7], 30.96)])
+def test_a_window_that_is_reversed_once_it_is_cut_counts_not_by_2d_tan_and_as_a_miss_elsewhere(window, duration):
+    rows = [video_row(name, "test", duration) for name in "vw"]
+    rows += [query_row("v", "test", "1", "a cat", [[0, 5]]), query_row("w", "test", "2", "a cat", [window])]
+    manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
+    found = [moments([[0, 5, 1.0]]), moments([[*window, 1.0]], qid="2", video_id="w")]
+    assert moment_retrieval(found, manifest, "2d-tan")["R1@0.5"] == 100.0
+    assert moment_retrieval(found, manifest)["R1@0.5"] == 50.0
+
+
+def test_a_reversed_detection_is_scored_as_it_stands_right_only_where_the_union_is_nothing_too():
+    manifest = tal_manifest({"v": [("Run", 0, 10)]})
+    assert detection(tal_detections({"v": [("Run", 10, 1, 0.9)]}), manifest)["mAP@avg"] == 0.0
+    assert detection(tal_detections({"v": [("Run", 10, 0, 0.9)]}), manifest)["mAP@avg"] == 100.0  # officially 0/0

@@ -83,12 +83,16 @@ def durations_of(manifest: Manifest) -> dict[str, float]:
 
 
 def truth_of(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:
-    """(N, 2) ground truth of every query, cut to its video where asked for and the length is known."""
-    durations = durations_of(manifest)
-    truth = []
+    """(N, 2) ground truth of every query, cut to its video where asked for and the length is known.
+
+    As officially starts are cut at 0 and ends at the length: a window after the end of its video comes out reversed.
+    """
+    durations, truth = durations_of(manifest) if clamp else {}, []
     for video_id, segments in zip(manifest.queries["video_id"].tolist(), manifest.queries["segments"], strict=True):
         windows = np.asarray(segments, dtype=np.float64).reshape(-1, 2)
-        truth.append(np.clip(windows, 0.0, durations[video_id]) if clamp and video_id in durations else windows)
+        if video_id in durations:
+            windows = np.column_stack([windows[:, 0].clip(min=0.0), windows[:, 1].clip(max=durations[video_id])])
+        truth.append(windows)
     return truth
 
 
@@ -128,7 +132,7 @@ def retrieval_values(
 
 
 def _counted(truth: list[np.ndarray], rules: RetrievalProtocol) -> np.ndarray:
-    """True for the queries that count: 2D-TAN's reader leaves out those with a reversed window."""
+    """True for the queries that count: 2D-TAN's reader leaves out those whose window is reversed once it is cut."""
     return np.array([rules.nms_overlap is None or not (w[:, 1] < w[:, 0]).any() for w in truth], dtype=bool)
 
 

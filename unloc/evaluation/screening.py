@@ -18,7 +18,7 @@ from unloc.errors import PredictionError
 from unloc.evaluation.retrieval import align, text_key
 
 NOT_FINITE = "NaN or infinite score or time: left out"
-REVERSED = "reversed segment: counts as wrong"
+REVERSED = "reversed segment: scored as it stands"
 UNKNOWN_VIDEO = "unknown video: its detections count as wrong"
 UNKNOWN_LABEL = "unknown label: left out"
 NO_TRUTH = "label without ground truth in this split: not scored"
