@@ -259,10 +259,12 @@ def test_saliency_and_frames_are_the_same_after_writing_and_reading(tmp_path):
     np.testing.assert_array_equal(read_moments(tmp_path / "p.zip")[0].saliency, clips.saliency)
     with zipfile.ZipFile(tmp_path / "p.zip") as archive:
         assert archive.namelist() == ["hl_test_submission.jsonl"]
-    frames = FramePrediction(video_id="v", fps=2.5, labels=["a", None], scores=np.array([[0.25, 1], [0.5, 0]]))
-    export_predictions(tmp_path / "f.jsonl", "as", [frames], "test")
-    read = read_frames(tmp_path / "f.jsonl")[0]
-    assert (read.fps, read.labels) == (2.5, ["a", None]) and (read.scores == frames.scores).all()
+    for scores in ([[0.25, 1], [0.5, 0]], [[1 / 3, 1 / 3 + 1e-12], [1e300, np.inf]]):
+        frames = FramePrediction(video_id="v", fps=2.5, labels=["a", None], scores=np.array(scores))
+        export_predictions(tmp_path / "f.jsonl", "as", [frames], "test")
+        read = read_frames(tmp_path / "f.jsonl")[0]
+        assert (read.fps, read.labels) == (2.5, ["a", None])
+        np.testing.assert_array_equal(read.scores, frames.scores)
 
 
 def test_the_activitynet_submission_states_its_version_and_external_data(tmp_path):

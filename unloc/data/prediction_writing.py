@@ -71,9 +71,7 @@ def _moment_lines(predictions: Sequence[MomentPrediction]) -> str:
 
 def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
     """JSON lines, and class scores beside them in `<stem>_scores.npz`, one array per video."""
-    scores = {
-        item.video_id: np.asarray(item.scores, dtype=np.float32) for item in predictions if item.scores is not None
-    }
+    scores = {item.video_id: _smallest(item.scores) for item in predictions if item.scores is not None}
     sidecar = path.with_name(f"{path.stem}_scores.npz")
     rows = [{"video_id": item.video_id, "fps": item.fps, "labels": item.labels} for item in predictions]
     if scores:
@@ -82,6 +80,13 @@ def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
         _write(sidecar, held.getvalue())
         rows = [row | {"scores_file": sidecar.name} for row in rows]
     _write(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
+
+
+def _smallest(scores: np.ndarray) -> np.ndarray:
+    """In float32 where that loses nothing: rounded scores would tie, and be ranked otherwise than before."""
+    with np.errstate(over="ignore"):
+        single = np.asarray(scores, dtype=np.float32)
+    return single if np.array_equal(single, scores, equal_nan=True) else np.asarray(scores)
 
 
 def write_csv(path: Path, predictions: pd.DataFrame | Sequence[MomentPrediction]) -> None:
