@@ -234,14 +234,17 @@ def test_intervals_hold_the_score_and_are_the_same_with_the_same_seed(unloc, fol
     assert code == 0 and "95 % of draws" in out
 
 
-def test_external_labels_are_stated_by_the_file_or_the_command(unloc, folder):
-    for used, options, stated in ((True, [], "by the file"), (False, ["--external-labels"], "by the file")):
+def test_external_labels_are_stated_by_the_file_the_command_or_nowhere(unloc, folder):
+    ours = ["--external-labels"]
+    said = [(True, [], True, "by the file"), (True, ours, True, "by the file"), (False, ours, True, "by the command")]
+    said += [(False, [], False, "by the file"), (None, ours, True, "by the command"), (None, [], False, "nowhere")]
+    for used, options, expected, stated in said:
         content = json.loads((folder / "tal.json").read_text()) | {"external_data": {"used": used}}
         (folder / "ext.json").write_text(json.dumps(content))
         _, out, _ = unloc(*TAL.split(), "--predictions", "ext.json", "--out", "m.json", *options)
         report = json.loads((folder / "m.json").read_text())
-        assert report["external_labels"] is True and report["external_labels_stated"] == stated
-        assert f"external labels: used, stated {stated}" in out
+        assert report["external_labels"] is expected and report["external_labels_stated"] == stated
+        assert f"external labels: {'used' if expected else 'none'}, stated {stated}" in out
 
 
 def test_floors_alone_need_no_predictions(unloc, folder):

@@ -137,8 +137,15 @@ def _score_file(
         typer.echo(f"  wrote {export}")
     report = evaluate(task, screened, manifest, **scoring | {"external_labels": external})
     told["predictions_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    stated = "by the file" if held.external_labels is not None else "by the command"
-    return report | {"predictions_format": held.format, "external_labels_stated": stated} | told, screened
+    told["external_labels_stated"] = _stated(held.external_labels, scoring["external_labels"])
+    return report | {"predictions_format": held.format} | told, screened
+
+
+def _stated(by_file: bool | None, by_command: bool) -> str:
+    """Where it is said whether labels of another model were used."""
+    if by_command and not by_file:
+        return "by the command"
+    return "nowhere" if by_file is None else "by the file"
 
 
 def _tell(problems: "Problems", path: Path, strict: bool) -> dict:
