@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from unloc.config_checks import (
     MAX_TEXT_TOKENS,
+    above_zero,
+    all_finite,
     at_least,
     between,
     check_range_edges,
@@ -207,6 +209,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         between("data", "max_text_tokens", self.max_text_tokens, 2, MAX_TEXT_TOKENS)
+        for key in ("crop_probability", "crop_min_fraction", "coverage"):
+            between("data", key, getattr(self, key), 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +239,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         one_of("optim", "name", self.name, ("sgd", "adamw"))
         one_of("optim", "schedule", self.schedule, ("constant", "cosine", "step"))
-        at_least("optim", "lr", self.lr, 0.0)
+        between("optim", "momentum", self.momentum, 0.0, 1.0)
+        for key in ("lr", "tower_lr", "weight_decay", "warmup_epochs", "clip_norm"):
+            at_least("optim", key, getattr(self, key), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,8 +268,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of("train", "negatives", self.negatives, ("batch", "own"))
         one_of("train", "precision", self.precision, ("fp32", "bf16"))
+        above_zero("train", "epochs", self.epochs)
+        above_zero("train", "eval_every_epochs", self.eval_every_epochs)
         at_least("train", "batch_size", self.batch_size, 1)
-        at_least("train", "classes_per_video", self.classes_per_video, 0)
+        between("train", "ema_decay", self.ema_decay, 0.0, 0.99999)
+        for key in ("classes_per_video", "seed"):
+            at_least("train", key, getattr(self, key), 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,6 +303,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         one_of("recipe", "task", self.task, ("mr", "tal", "as", "hd"))
+        for section in ("model", "loss", "decode", "data", "optim", "train"):  # of targets, infinity is meant
+            all_finite(section, getattr(self, section))
         check_variant(self)
 
 

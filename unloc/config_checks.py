@@ -1,8 +1,10 @@
 """What a recipe may say: single values, and which variants go together. Every refusal is one ConfigError."""
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from unloc.errors import ConfigError
@@ -27,6 +29,21 @@ def between(section: str, key: str, value: float, lowest: float, highest: float)
     """Refuse a number outside a closed range, and NaN."""
     if not lowest <= value <= highest:
         raise ConfigError(f"{section}.{key}: got {value}, expected {lowest} to {highest}")
+
+
+def above_zero(section: str, key: str, value: float) -> None:
+    """Refuse a number that is not above 0, and NaN."""
+    if not value > 0:
+        raise ConfigError(f"{section}.{key}: got {value}, expected a number above 0")
+
+
+def all_finite(section: str, config: Any) -> None:
+    """Refuse NaN and infinity among the numbers of a section."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ConfigError(f"{section}.{item.name}: got {value}, expected a finite number")
 
 
 def parse_box_terms(expression: str) -> list[tuple[float, str]]:
