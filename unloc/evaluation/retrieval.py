@@ -110,7 +110,7 @@ def moment_retrieval(
 def retrieval_values(
     predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str = "default"
 ) -> QueryValues:
-    """The same for every query: 1 or 0 for R@n, the IoU of the first window for mIoU."""
+    """The same for every query: 1 or 0 for R@n, the IoU of the first window for mIoU. Raises as `moment_retrieval`."""
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol: got {protocol!r} for moment retrieval, expected one of {', '.join(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]

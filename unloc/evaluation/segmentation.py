@@ -84,7 +84,10 @@ def action_segmentation(
 def video_frames(
     predictions: Sequence[FramePrediction], manifest: Manifest, protocol: str = "coin"
 ) -> list[VideoFrames]:
-    """Every video of the manifest; one without prediction at the frame rate of the first prediction."""
+    """Every video of the manifest; one without prediction at the frame rate of the first prediction.
+
+    Raises InputError for an unknown protocol.
+    """
     if protocol not in PROTOCOLS:
         raise InputError(f"--protocol: got {protocol!r} for as, expected one of {', '.join(PROTOCOLS)}")
     rule, by_video = PROTOCOLS[protocol], {item.video_id: item for item in predictions}

@@ -36,7 +36,8 @@ class UnLoc(nn.Module):
 
     `frame_dim` and `text_dim` are the channels of the tokens. Tokens as wide as the fusion enter as they are (CLIP's
     own projections then stand in for the official video and text projections) unless the config asks for a projection;
-    others pass a linear layer without bias. `localizes` False builds no displacement head (AS).
+    others pass a linear layer without bias. `localizes` False builds no displacement head (AS). Raises ConfigError
+    where the levels do not line up over `num_steps`, or fusion `none` is given no classes.
     """
 
     def __init__(
@@ -81,7 +82,10 @@ class UnLoc(nn.Module):
         *,
         pairing: str = "all",
     ) -> Outputs:
-        """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each)."""
+        """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each).
+
+        Raises InputError for texts of more than 128 tokens.
+        """
         num_frames = frames.shape[1]
         frames = self.positions(self.video_projection(frames))
         if self.config.fusion == "none":
