@@ -1,15 +1,20 @@
 import json
 import math
+import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from unloc.config import load_recipe, recipe_from_dict
 from unloc.data.cache import open_cache
-from unloc.data.schema import load_manifest
-from unloc.errors import ConfigError, FingerprintError, InputError, MissingError
+from unloc.data.schema import load_manifest, video_row
+from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
 from unloc.inference.load import load_model, require_same_cache
+from unloc.training import checkpoint
 from unloc.training.optim import lr_factor
 from unloc.training.run import fit_recipe
 from unloc.training.trainer import epoch_batches
@@ -65,8 +70,65 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(token_world, tmp
         fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, on_step=stop_at(19))
     resumed = fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, resume=True)
     assert resumed == whole
-    one, other = weights_of(tmp_path / "whole"), weights_of(tmp_path / "part")
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_same_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """The same weights under both links, and the same rows, each once."""
+    for name in ("best", "last"):
+        first, second = (load_file(run / "checkpoints" / name / "model.safetensors") for run in (one, other))
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("link", ["best", "last"])
+def test_a_kill_between_the_links_of_a_checkpoint_changes_nothing(token_world, tmp_path, monkeypatch, link):
+    manifest, cache = token_world
+    recipe = recipe_for("mr", "train.epochs=0.3", "train.eval_every_epochs=0.1")
+    fit_recipe(recipe, manifest, cache, tmp_path / "whole", threads=1)
+    done, point = [], checkpoint._point
+
+    def killed(path: Path, target: str) -> None:
+        done.append(path.name)
+        if done.count(link) == 2:
+            raise KeyboardInterrupt
+        point(path, target)
+
+    monkeypatch.setattr(checkpoint, "_point", killed)
+    with suppress(KeyboardInterrupt):  # the second best may never come
+        fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1)
+    monkeypatch.undo()
+    with (tmp_path / "part" / "metrics.jsonl").open("a") as rows:
+        rows.write('{"kind": "train", "st')
+    fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, resume=True)
+    assert_same_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_where_it_began(token_world, tmp_path):
+    manifest, cache = token_world
+    recipe = recipe_for("mr", "train.epochs=0.3")
+    fit_recipe(recipe, manifest, cache, tmp_path / "start", threads=1)
+    fit_recipe(recipe, manifest, cache, tmp_path / "whole", threads=1, init=tmp_path / "start")
+    shutil.copytree(tmp_path / "whole", tmp_path / "part", ignore=shutil.ignore_patterns("checkpoints"))
+    fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, resume=True)
+    assert_same_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def test_nothing_is_written_or_deleted_before_all_was_found(token_world, tmp_path):
+    manifest, cache = token_world
+    recipe = recipe_for("mr", "train.epochs=0.3")
+    run = tmp_path / "run"
+    fit_recipe(recipe, manifest, cache, run, threads=1)
+    before = weights_of(run)
+    with pytest.raises(MissingError, match="no checkpoint here"):
+        fit_recipe(recipe, manifest, cache, run, threads=1, overwrite=True, init=tmp_path / "nowhere")
+    assert weights_of(run).keys() == before.keys()
+    fit_recipe(recipe, manifest, cache, run, threads=1, overwrite=True, init=run)
+    text = Path(manifest).read_text() + json.dumps(video_row("absent", "val", 9.0)) + "\n"
+    (tmp_path / "more.jsonl").write_text(text)
+    with pytest.raises(CoverageError, match="first missing: absent"):
+        fit_recipe(recipe, tmp_path / "more.jsonl", cache, tmp_path / "other", threads=1)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(token_world, tmp_path):
@@ -90,9 +152,10 @@ def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
         fit_recipe(recipe_for("mr", "train.epochs=9"), manifest, cache, tmp_path / "run", threads=1, resume=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_text("precious")
-    with pytest.raises(InputError, match="not a run folder"):
-        fit_recipe(recipe, manifest, cache, tmp_path / "photos", threads=1, overwrite=True)
-    assert (tmp_path / "photos" / "me.jpg").exists()
+    for overwrite in (True, False):
+        with pytest.raises(InputError, match="not a run folder"):
+            fit_recipe(recipe, manifest, cache, tmp_path / "photos", threads=1, overwrite=overwrite)
+    assert [item.name for item in (tmp_path / "photos").iterdir()] == ["me.jpg"]
 
 
 def test_bad_input_is_named(token_world, tmp_path):
@@ -114,6 +177,23 @@ def test_a_model_refuses_a_cache_of_another_tower(token_world, tmp_path):
     require_same_cache(info.fingerprint, open_cache(cache).fingerprint, cache)
     with pytest.raises(FingerprintError, match=r"tower.name: model 'made up', cache 'ViT-B-16'"):
         require_same_cache(info.fingerprint, open_cache(cache).fingerprint | {"tower.name": "ViT-B-16"}, cache)
+
+
+def test_a_damaged_checkpoint_is_said_in_one_line(token_world, tmp_path):
+    manifest, cache = token_world
+    recipe = recipe_for("mr", "train.epochs=0.1")
+    fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
+    folder = (tmp_path / "run" / "checkpoints" / "last").resolve()
+    assert load_model(folder / "model.safetensors").info.step == 2
+    for name in ("model.safetensors", "checkpoint.json", "state.pt"):
+        whole = (folder / name).read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], b"{}"):
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(InputError, match=r"damaged|cannot be read|version") as raised:
+                load_model(tmp_path / "run")
+                fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1, resume=True)
+            assert "\n" not in str(raised.value)
+        (folder / name).write_bytes(whole)
 
 
 def test_batches_hold_every_example_once_and_no_video_twice():

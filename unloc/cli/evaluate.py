@@ -248,4 +248,7 @@ def _asked_for(loaded: "LoadedModel", classes: tuple[str, ...]) -> "LoadedModel"
 
 
 def _run_folder(run: Path) -> Path:
-    return run.parent.parent if run.parent.name == "checkpoints" else run
+    """The run that a run folder, one of its checkpoints or a file of that belongs to."""
+    folder = run.parent if run.is_file() else run
+    is_run = (folder / "recipe.yaml").is_file() or folder.parent.name != "checkpoints"
+    return folder if is_run else folder.parent.parent

@@ -48,7 +48,7 @@ def fit(
     from unloc.cli.progress import shown_notes, step_bar
     from unloc.training.run import fit_recipe
 
-    with shown_notes("unloc.training"), step_bar() as on_step:
+    with shown_notes("unloc"), step_bar() as on_step:
         metrics = fit_recipe(
             resolved,
             manifest,

@@ -101,7 +101,7 @@ def write_atomically(path: Path, text: str) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def write_video_shard(path: Path, name: str, videos: Sequence[VideoTokens], failed: Sequence[dict], dtype: str) -> None:
@@ -165,12 +165,12 @@ def _commit(folder: Path, target: Path, table: dict) -> None:
     checksums = {item.relative_to(folder).as_posix(): file_checksum(item) for item in files}
     (folder / "zarr.json").write_text(group_metadata({**table, "files": checksums}), encoding="utf-8")
     for item in [*folder.rglob("*"), folder]:
-        _flush(item)
+        flush(item)
     folder.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Make a file or a folder's names survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

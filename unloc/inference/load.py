@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unloc.config import Recipe, dump_recipe, recipe_from_dict
 from unloc.data.cache_writer import fingerprint_differences
-from unloc.errors import FingerprintError, InputError, MissingError
+from unloc.errors import FingerprintError, InputError, MissingError, UnlocError
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
 
@@ -77,18 +78,27 @@ def build_model(info: CheckpointInfo) -> UnLoc:
 
 
 def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model of a run folder (its best checkpoint, else its last) or of one checkpoint folder."""
+    """The model of a run folder (its best checkpoint, else its last), of one checkpoint folder or of a file in it.
+
+    Raises MissingError where there is none, InputError where it is damaged.
+    """
     folder = checkpoint_folder(Path(run))
-    values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-    info = CheckpointInfo.from_dict(values, where=str(folder))
-    model = build_model(info)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        info = CheckpointInfo.from_dict(values, where=str(folder))
+        model = build_model(info)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except UnlocError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        words = " ".join(str(error).split())[:120]
+        raise InputError(f"{folder}: damaged checkpoint ({words}); use another one, or train again") from None
     return LoadedModel(model.to(device).eval(), info)
 
 
 def checkpoint_folder(run: Path) -> Path:
     """Where the checkpoint of a run lies. Raises MissingError saying where it looked."""
-    candidates = [run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
+    candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
     for folder in candidates:
         if (folder / "checkpoint.json").is_file():
             return folder

@@ -6,15 +6,18 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
 
 from unloc.config import Recipe, dump_recipe
 from unloc.data.cache import open_cache
+from unloc.data.cache_writer import write_atomically
 from unloc.data.schema import Manifest, load_manifest
 from unloc.errors import ConfigError, InputError, MissingError
 from unloc.inference.load import load_model, require_same_cache
@@ -48,25 +51,23 @@ def fit_recipe(
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
-    require_data(loaded, recipe)  # before anything is written, or deleted by overwrite
+    require_data(loaded, recipe)
     recipe, note = on_cached_tokens(recipe, opened.fingerprint)
-    prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
-    handler = _log_to(run / "log.txt")
-    if note:
-        logger.warning(note)
-    try:
+    require_folder(run, recipe, resume=resume, overwrite=overwrite)
+    with _logged() as log_to:
+        if note:
+            logger.warning(note)
+        if resume and (run / "checkpoints").is_dir():
+            require_same_cache(_noted(run, "cache.json"), opened.fingerprint, cache)
+        # All that can be wrong is found before anything is written, or deleted by overwrite.
         trainer = Trainer(recipe, loaded, opened, run, device=device_, on_step=on_step)
-        if resume:
-            require_same_cache(json.loads((run / "cache.json").read_text(encoding="utf-8")), opened.fingerprint, cache)
-            trainer.resume()
-        else:
+        if not (resume and trainer.resume()):
+            init = init or _noted_init(run, resume)
             if init is not None:
                 start_from(trainer, init)
-            (run / "cache.json").write_text(json.dumps(opened.fingerprint, indent=1), encoding="utf-8")
+            make_folder(run, recipe, opened.fingerprint, init, overwrite=overwrite)
+        log_to(run / "log.txt")
         return trainer.fit()
-    finally:
-        logging.getLogger("unloc").removeHandler(handler)
-        handler.close()
 
 
 def require_data(manifest: Manifest, recipe: Recipe) -> None:
@@ -121,14 +122,19 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device: got {name!r}, expected cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device: {name} asked for, but torch sees no CUDA device here; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: got {name!r}, expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise InputError(f"--device: {name} asked for, but torch sees {seen} CUDA devices here; use cpu or another")
     return device
 
 
-def prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Create the run folder, or check that it may be gone on with."""
+def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Raise InputError unless the folder may become a run, be gone on with or be deleted; nothing is touched."""
     stated = run / "recipe.yaml"
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite: one goes on with the run, the other deletes it; give one")
     if resume:
         if not stated.is_file():
             raise InputError(f"{run}: nothing to resume (no recipe.yaml here); start without --resume")
@@ -137,22 +143,43 @@ def prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) 
                 f"{run}: was started with another recipe (see recipe.yaml); resume with the same overrides"
             )
         return
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--work-dir {run}: is a file; expected a folder to write")
+    # Only what is a run is written to or deleted: a mistyped --work-dir must not cost a folder of videos.
+    items = [item.name for item in run.iterdir() if not item.name.endswith(".part")] if run.exists() else []
+    if items and not {"recipe.yaml", "env.json"} & set(items):
+        raise InputError(
+            f"{run}: not empty and not a run folder (no recipe.yaml); nothing was touched, give a new folder"
+        )
     # Without these it stopped before its first step: nothing is lost by starting again.
-    began = any((run / name).exists() for name in ("metrics.jsonl", "checkpoints"))
-    if stated.exists() and began and not overwrite:
+    if stated.exists() and {"metrics.jsonl", "checkpoints"} & set(items) and not overwrite:
         raise InputError(f"{run}: holds a run already; --resume goes on with it, --overwrite deletes it")
+
+
+def make_folder(run: Path, recipe: Recipe, fingerprint: dict, init: Path | None, *, overwrite: bool) -> None:
+    """The folder with what describes the run; what was there goes, by overwrite, its recipe last."""
     if run.exists() and overwrite:
-        _delete_run(run)
+        for item in sorted(run.iterdir(), key=lambda item: item.name == "recipe.yaml"):
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     run.mkdir(parents=True, exist_ok=True)
-    stated.write_text(dump_recipe(recipe), encoding="utf-8")
-    (run / "env.json").write_text(json.dumps(environment(recipe.train.seed), indent=1), encoding="utf-8")
+    noted = environment(recipe.train.seed) | {"init": str(init) if init is not None else None}
+    write_atomically(run / "env.json", json.dumps(noted, indent=1))
+    write_atomically(run / "cache.json", json.dumps(fingerprint, indent=1))
+    write_atomically(run / "recipe.yaml", dump_recipe(recipe))
 
 
-def _delete_run(run: Path) -> None:
-    # Only ever deletes what looks like a run: a mistyped --work-dir must not cost a folder of videos.
-    if any(run.iterdir()) and not (run / "recipe.yaml").is_file():
-        raise InputError(f"{run}: not empty and not a run folder (no recipe.yaml); nothing was deleted")
-    shutil.rmtree(run)
+def _noted(run: Path, name: str) -> dict:
+    """What `make_folder` wrote. Raises InputError where it is gone or damaged."""
+    try:
+        return json.loads((run / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{run / name}: gone or damaged; start again with --overwrite") from None
+
+
+def _noted_init(run: Path, resume: bool) -> Path | None:
+    """Where a run began that was killed before its first checkpoint."""
+    stated = _noted(run, "env.json").get("init") if resume else None
+    return Path(stated) if stated else None
 
 
 def environment(seed: int) -> dict:
@@ -182,10 +209,24 @@ def _revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def _log_to(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("unloc")
+@contextmanager
+def _logged() -> Iterator[Callable[[Path], None]]:
+    """Keep what unloc logs; gives what names the file, which has it all from then on."""
+    held, root, files = MemoryHandler(1000, logging.CRITICAL + 1), logging.getLogger("unloc"), []
+
+    def log_to(path: Path) -> None:
+        files.append(logging.FileHandler(path, encoding="utf-8"))
+        files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        held.setTarget(files[0])
+        held.flush()
+        root.removeHandler(held)
+        root.addHandler(files[0])
+
     root.setLevel(logging.INFO)
-    root.addHandler(handler)
-    return handler
+    root.addHandler(held)
+    try:
+        yield log_to
+    finally:
+        for handler in (held, *files):
+            root.removeHandler(handler)
+            handler.close()

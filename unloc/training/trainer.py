@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unloc.config import Recipe
 from unloc.data.cache import Cache
+from unloc.data.cache_writer import write_atomically
 from unloc.data.collate import Batch, choose_classes, collate, collate_class_pairs
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.schema import Manifest
@@ -91,6 +92,8 @@ class Trainer:
         self.train_manifest = manifest.select(recipe.data.train_split)
         self.val_manifest = manifest.select(recipe.data.val_split) if recipe.data.val_split else None
         self.examples = build_examples(recipe, self.train_manifest, cache)
+        if self.val_manifest is not None:
+            build_examples(recipe, self.val_manifest, cache)  # what it lacks is told now, not after an epoch
         self.class_texts = ClassTexts(manifest.classes, cache, recipe.data) if self.task.text_kind == "class" else None
         self.info = self._describe(manifest)
         self.model = build_model(self.info).to(self.device)
@@ -131,15 +134,20 @@ class Trainer:
         self.model.load_state_dict(weights, strict=False)
         self.averaged = self._averaged_model()
 
-    def resume(self) -> None:
-        """Go on from the last checkpoint exactly as if the run had not been interrupted."""
+    def resume(self) -> bool:
+        """Go on from the last checkpoint exactly as if the run had not been interrupted; False where there is none."""
         state = load_state(self.run)
+        if state is None:
+            return False
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["torch_rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step, self.best = state["step"], state["best"]
+        return True
 
     def _state(self) -> dict:
         return {
@@ -147,6 +155,7 @@ class Trainer:
             "averaged": self.averaged.state_dict() if self.averaged is not None else {},
             "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
+            **({"cuda_rng": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}),
             "step": self.step,
             "best": self.best,
         }
@@ -156,7 +165,7 @@ class Trainer:
         every = max(1, round(self.recipe.train.eval_every_epochs * self.steps_per_epoch))
         started, first_step = time.perf_counter(), self.step
         metrics: dict[str, float] = dict(self.info.metrics)
-        with MetricsLog(self.run) as log:
+        with MetricsLog(self.run, self.step) as log:
             for batch in self._remaining_batches():
                 losses = self._train_step(batch)
                 rate = (self.step - first_step) / (time.perf_counter() - started)
@@ -224,10 +233,10 @@ class Trainer:
             metrics = validate(self.predictor, self.info, self.val_manifest, self.cache)
             log.write("val", self.step, metrics)
         score = metrics.get(self.task.headline, float(self.step))
-        names = ("last", "best") if score > self.best else ("last",)
+        is_best = score > self.best
         self.best = max(self.best, score)
         info = replace(self.info, step=self.step, metrics=metrics)
-        save_checkpoint(self.run, info, self.predictor.state_dict(), self._state(), names=names)
+        save_checkpoint(self.run, info, self.predictor.state_dict(), self._state(), is_best=is_best)
         shown = ", ".join(f"{key} {value:.2f}" for key, value in list(metrics.items())[:4])
         logger.info("step %d/%d: %s (best %s %.2f)", self.step, self.total_steps, shown, self.task.headline, self.best)
         return metrics
@@ -243,14 +252,18 @@ def require_task(manifest: Manifest, task: str) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard where it is installed (extra `track`)."""
+    """metrics.jsonl, and TensorBoard where it is installed (extra `track`); rows of steps to come are taken out."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, step: int) -> None:
+        self.run, self.step = run, step
 
     def __enter__(self) -> "MetricsLog":
-        self._file = (self.run / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = _tensorboard(self.run)
+        path = self.run / "metrics.jsonl"
+        if path.is_file():  # a killed run went on after its last checkpoint; those steps are done again
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            write_atomically(path, "".join(line for line in lines if _is_row_until(self.step, line)))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _tensorboard(self.run, self.step)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -267,10 +280,17 @@ class MetricsLog:
                 self._board.add_scalar(f"{kind}/{key}", value, step)
 
 
-def _tensorboard(run: Path) -> object | None:
+def _is_row_until(step: int, line: str) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):  # half a line
+        return False
+
+
+def _tensorboard(run: Path, step: int) -> object | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         logger.info("tensorboard is not installed (extra `track`): metrics go to metrics.jsonl only")
         return None
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
