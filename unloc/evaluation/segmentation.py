@@ -137,10 +137,10 @@ def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
 
 def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, float]:
     """frame_accuracy, F1 and edit in percent with each video counted `weights` times; NaN without any frame."""
-    total = float(weights @ counts["frames"])
+    total, num_videos = float(weights @ counts["frames"]), float(weights.sum())
     metrics = {"frame_accuracy": 100.0 * float(weights @ counts["correct"]) / total if total else np.nan}
     metrics |= {name: 100.0 * f1_of(weights @ table) for name, table in counts.items() if name.startswith("F1@")}
-    return metrics | {"edit": 100.0 * float(weights @ counts["edit"]) / weights.sum() if weights.sum() else np.nan}
+    return metrics | {"edit": 100.0 * float(weights @ counts["edit"]) / num_videos if num_videos else np.nan}
 
 
 def score_columns(frames: Sequence[VideoFrames]) -> Iterable[np.ndarray]:
