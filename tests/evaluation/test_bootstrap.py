@@ -113,6 +113,7 @@ def test_every_task_has_intervals_around_its_score():
     for protocol in ("activitynet", "thumos14", "unloc"):
         found = intervals("tal", detections, manifest, protocol, seed=0)
         scored = detection(detections, manifest, protocol)
+        assert set(found) == set(scored)
         assert all(low <= scored[name] + 1e-6 and scored[name] - 1e-6 <= high for name, (low, high) in found.items())
         assert "mAP@avg" in found and found["mAP@avg"][0] < found["mAP@avg"][1]
     rows = [video_row(v, "test", 10.0) for v in VIDEOS] + [instance_row(v, "test", "a", 2, 7) for v in VIDEOS]

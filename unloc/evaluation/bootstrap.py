@@ -116,7 +116,7 @@ def detection_intervals(
 
     def scored(weights: np.ndarray) -> dict[str, float]:
         values, present = scorer.values(weights)
-        draw = mean_precision(values[present], rules, num_classes=int(present.sum()) + absent_classes)
+        draw = mean_precision(values[present], rules, absent_classes)
         for multiple, flags in found.items():
             draw |= mean_recall(flags, matches, multiple, weights[matches.truth_video])
         return draw

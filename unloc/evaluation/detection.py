@@ -110,11 +110,7 @@ def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "act
     rules = protocol_named(protocol)
     matches = match_detections(detections, kept_truth(manifest.instances, rules), rules.thresholds)
     precision = class_precision(matches, rules)
-    num_averaged = len(matches.classes) + num_absent_classes(matches, manifest, rules)
-    metrics = mean_precision(precision.values, rules, num_classes=num_averaged)
-    if rules.divides_by_all_classes:
-        present = mean_precision(precision.values, rules, num_classes=len(matches.classes))
-        metrics |= {key.replace("mAP", "mAP_present_classes"): value for key, value in present.items()}
+    metrics = mean_precision(precision.values, rules, num_absent_classes(matches, manifest, rules))
     for multiple in rules.recall_multiples:
         found = found_at_multiple(matches, multiple)
         metrics |= mean_recall(found, matches, multiple, np.ones(len(matches.truth)))
@@ -131,12 +127,20 @@ def num_absent_classes(matches: Matches, manifest: Manifest, rules: DetectionPro
     return len(set(manifest.classes) - set(matches.classes) - matches.predicted_only)
 
 
-def mean_precision(values: np.ndarray, rules: DetectionProtocol, *, num_classes: int) -> dict[str, float]:
-    """mAP@t and mAP@avg in percent from per-class values (classes, thresholds); NaN without classes."""
-    mean = 100.0 * values.sum(axis=0) / num_classes if num_classes else np.full(len(rules.thresholds), np.nan)
-    metrics = {f"mAP@{threshold:.2f}": float(value) for threshold, value in zip(rules.thresholds, mean, strict=True)}
-    averaged = mean if rules.averaged is None else mean[list(rules.averaged)]
-    return metrics | {"mAP@avg": float(averaged.mean())}
+def mean_precision(values: np.ndarray, rules: DetectionProtocol, absent_classes: int) -> dict[str, float]:
+    """mAP@t and mAP@avg in percent from values (classes, thresholds) of the present classes; NaN without classes.
+
+    Where the protocol counts absent classes as 0, mAP_present_classes stands beside them.
+    """
+    counts = {"mAP": len(values) + absent_classes}
+    if rules.divides_by_all_classes:
+        counts["mAP_present_classes"] = len(values)
+    metrics = {}
+    for name, count in counts.items():
+        mean = 100.0 * values.sum(axis=0) / count if count else np.full(len(rules.thresholds), np.nan)
+        metrics |= {f"{name}@{threshold:.2f}": float(at) for threshold, at in zip(rules.thresholds, mean, strict=True)}
+        metrics[f"{name}@avg"] = float((mean if rules.averaged is None else mean[list(rules.averaged)]).mean())
+    return metrics
 
 
 def average_precision(detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> AveragePrecision:
