@@ -28,7 +28,19 @@ def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
         row = known.get((*file_identity(file).values(), file.name))
         if row is not None and file_hash(file) == row["content_sha256"]:
             new[video_id] = row["video_id"]
+    return _with_aliases(cache, new)
+
+
+def share_tokens(path: Path, same: dict[str, str]) -> Cache:
+    """Note every id as another name of the id that has its file now, where that one is cached; the cache then."""
+    cache = open_cache(path)
+    rows = {first: first if first in cache.rows else cache.aliases.get(first) for first in same.values()}
+    wanted = {video_id: rows[first] for video_id, first in same.items() if video_id not in cache and first in cache}
+    return _with_aliases(cache, wanted)
+
+
+def _with_aliases(cache: Cache, new: dict[str, str]) -> Cache:
     if not new:
         return cache
-    write_checked(path / "aliases.json", cache.aliases | new)
-    return open_cache(path)
+    write_checked(cache.path / "aliases.json", cache.aliases | new)
+    return open_cache(cache.path)

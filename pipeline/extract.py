@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.aliases import add_aliases, split_by_file
+from pipeline.aliases import add_aliases, share_tokens, split_by_file
 from pipeline.claim import disk_errors, held, own_cache, remove_rests, tidied_up
 from pipeline.cluster import connected, make_pool
 from pipeline.decode_child import Job
 from pipeline.decoding import Limits
-from pipeline.ledger import Failure, Ledger, Plan, Staging, failures_of
+from pipeline.ledger import CACHED, Failure, Ledger, Plan, Staging, failures_of
 from pipeline.summary import Summary
 from pipeline.workers import Result, in_process_results
 from unloc.data.cache import open_cache
@@ -52,6 +52,8 @@ class ExtractOptions:
     """Smallest share of videos that must end up cached."""
     retry_failed: bool = False
     """Try videos again that failed before and whose file has not changed."""
+    release: bool = True
+    """Take videos out of the plan that are not among the files, so that the shards that wait for them are written."""
 
 
 Progress = Callable[[int, int, int], None]
@@ -158,7 +160,7 @@ class _Job:
         shards = _OpenShards(self.plan.open_shards(self.cache), self.settled)
         for name in shards.take_complete():
             self._write_shard(name)
-        jobs = [Job(video_id, self.files[video_id]) for video_id in shards.unsettled]
+        jobs = [Job(video_id, self.files[video_id]) for video_id in shards.unsettled if video_id in self.files]
         self.on_progress(0, len(jobs), 0)
         with self._results(jobs) as results:
             for done, result in enumerate(results, start=1):
@@ -175,7 +177,7 @@ class _Job:
         if not same:
             return
         before = {video_id for video_id in same if video_id in self.cache}
-        cache = add_aliases(self.path, {video_id: self.files[first] for video_id, first in same.items()})
+        cache = share_tokens(self.path, same)
         failures = failures_of(cache)
         for video_id, first in same.items():
             if video_id not in cache:
@@ -189,17 +191,25 @@ class _Job:
         """Go on where an earlier run stopped: what it settled counts, what nobody settles now leaves the plan."""
         planned = [video_id for ids in self.plan.open_shards(self.cache).values() for video_id in ids]
         self.staging.keep_only(planned)
-        noted = self.ledger.cached_ids()
+        noted = self.ledger.last_rows()
         for video_id in planned:
             result = self.staging.get(video_id)
             if isinstance(result, Failure) and video_id in self.files and self._is_worth_a_try(result):
                 self.staging.drop([video_id])
             elif result is not None:
                 self.settled.add(video_id)
-                if isinstance(result, VideoTokens) and video_id not in noted:  # killed between the two writes
-                    self.ledger.write_cached(result.meta, len(result.tokens))
+                self._note_staged(video_id, result, noted.get(video_id, {}))
                 self._count_staged(video_id, result)
-        self.plan.release(self.cache, lambda video_id: video_id in self.files or video_id in self.settled)
+        if self.options.release:
+            self.plan.release(self.cache, lambda video_id: video_id in self.files or video_id in self.settled)
+
+    def _note_staged(self, video_id: str, result: Result, noted: dict) -> None:
+        """The ledger line of a staged result, if a kill came between the two."""
+        if isinstance(result, Failure):
+            if noted != result.to_row():
+                self.ledger.write(result.to_row())
+        elif noted.get("status") != CACHED:
+            self.ledger.write_cached(result.meta, len(result.tokens))
 
     def _count_staged(self, video_id: str, result: Result) -> None:
         if video_id not in self.files:

@@ -181,15 +181,15 @@ class Ledger:
         row = {key: meta.get(key) for key in ("video_id", "decoder", "seconds_decode", "seconds_encode")}
         self.write({"status": CACHED, **row, "num_tokens": num_tokens})
 
-    def cached_ids(self) -> set[str]:
-        """Videos that have a line saying that they are cached."""
+    def last_rows(self) -> dict[str, dict]:
+        """The last line of every video, without its time."""
         if not self.path.is_file():
-            return set()
-        found = set()
+            return {}
+        found = {}
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line that the disk has spoilt says nothing
                 row = json.loads(line)
-                found |= {row["video_id"]} if row["status"] == CACHED else set()
+                found[row["video_id"]] = {key: value for key, value in row.items() if key != "unix_time"}
         return found
 
 

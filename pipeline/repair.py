@@ -8,6 +8,7 @@ one, and a repair that is killed is finished by `unloc extract` or by the next r
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
@@ -45,7 +46,9 @@ def repair(
     pretrained: str | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Mend every damage of an audit. All that is needed is looked for before anything is touched.
+    """Mend every damage of an audit, and finish planned shards whose videos are found.
+
+    All that is needed is looked for before anything is touched.
 
     Raises MissingError where a video to extract has no file, CacheError where it has changed or where what is lost
     cannot be told, FingerprintError where the tower is not the one that made the cache.
@@ -56,7 +59,8 @@ def repair(
         raise FingerprintError(f"{path}: its tower cannot be had here; give its weights file with --pretrained")
     shards = [damage for damage in audit.damages if _is_shard(damage, "shards")]
     plan = {} if any(damage.place == "plan.json" for damage in audit.damages) else Plan(path).shards
-    files = _files_to_extract(path, shards, plan, find_file)
+    files = waiting_files(path, find_file) if plan else {}
+    files |= _files_to_extract(path, shards, plan, find_file)
     with lease(path):
         _mend_small_files(path, audit.damages)
         for damage in audit.damages:
@@ -64,7 +68,20 @@ def repair(
                 _encode_texts_again(path, Path(damage.place).name, encoder)
         for damage in shards:
             _release(path, damage)
-    return extract(path, config, options, files, [], [], on_progress)
+    return extract(path, config, replace(options, release=False), files, [], [], on_progress)
+
+
+def waiting(path: Path) -> list[str]:
+    """Videos that are planned and neither written nor staged: of an extraction, or a repair, that was stopped."""
+    there = {item.name for item in (path / "shards").iterdir()}  # their tables may be damaged
+    planned = [video_id for name, ids in Plan(path).shards.items() if name not in there for video_id in ids]
+    return [video_id for video_id in planned if Staging(path).get(video_id) is None]
+
+
+def waiting_files(path: Path, find_file: FindFile) -> dict[str, VideoFile]:
+    """The files of those that are found."""
+    found = {video_id: find_file(video_id, None) for video_id in waiting(path)}
+    return {video_id: file for video_id, file in found.items() if file is not None}
 
 
 def _is_shard(damage: Damage, kind: str) -> bool:
@@ -200,8 +217,8 @@ def _stage_intact(path: Path, name: str, table: dict, intact: set[str]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Out of sight in one step, then off the disk."""
-    hidden = folder.with_name(f".{folder.name}.broken")
+    """Out of sight in one step, then off the disk; of a kill between the two `remove_rests` takes what is left."""
+    hidden = folder.with_name(f".{folder.name}.broken.part")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden)

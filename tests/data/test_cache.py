@@ -1,10 +1,12 @@
 import pickle
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 import zarr
 
+from unloc.data import cache_writer
 from unloc.data.cache import open_cache
 from unloc.data.cache_writer import (
     VideoTokens,
@@ -136,6 +138,22 @@ def test_a_creation_that_was_killed_half_way_is_finished_by_the_next(tmp_path, r
         (path / f".zarr.json.{name}.part").write_text("{")
     create_or_check(path, FINGERPRINT, {})
     assert open_cache(path).fingerprint == FINGERPRINT
+
+
+def test_of_two_that_create_one_cache_the_later_finds_the_other_fingerprint(tmp_path, monkeypatch):
+    create = cache_writer._one_at_a_time
+
+    @contextmanager
+    def overtaken(folder):
+        monkeypatch.setattr(cache_writer, "_one_at_a_time", create)
+        create_or_check(folder, {"tower.name": "other"}, {})
+        with create(folder):
+            yield
+
+    monkeypatch.setattr(cache_writer, "_one_at_a_time", overtaken)
+    with pytest.raises(FingerprintError, match="'other'"):
+        create_or_check(tmp_path / "cache", {"tower.name": "one"}, {})
+    assert open_cache(tmp_path / "cache").fingerprint == {"tower.name": "other"}
 
 
 def test_a_fingerprint_with_tuples_is_the_one_with_lists_that_is_read_back(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from pipeline import decode_child
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
-from pipeline.ledger import lease
+from pipeline.ledger import Ledger, lease
 from pipeline.verify import broken_videos, describe
 from unloc.data.cache import open_cache
 from unloc.errors import CacheError, CoverageError
@@ -102,6 +102,32 @@ def test_another_id_of_the_same_file_is_not_decoded_again(video_folder, tmp_path
     assert (summary.cached_before, summary.cached_now) == (7, 0) and token_bytes(tmp_path / "cache") == before
     cache = open_cache(tmp_path / "cache")
     np.testing.assert_array_equal(cache["v_v3"].frames, cache["v3"].frames)
+
+
+def test_another_id_of_a_cached_file_that_was_touched_shares_its_tokens(video_folder, tmp_path):
+    file = tmp_path / "a.mp4"
+    file.write_bytes((video_folder / "v0.mp4").read_bytes())
+    extract(tmp_path / "cache", CONFIG, IN_PROCESS, {"a": file}, [], [])
+    os.utime(file, (1, 1))
+    summary = extract(tmp_path / "cache", CONFIG, IN_PROCESS, {"a": file, "v_a": file}, [], [])
+    assert summary.cached == 2 and open_cache(tmp_path / "cache").aliases == {"v_a": "a"}
+
+
+def test_a_failure_has_its_ledger_row_though_a_kill_came_between_the_two_writes(video_folder, tmp_path, monkeypatch):
+    (tmp_path / "bad.mp4").write_text("no video")
+    files = {"bad": tmp_path / "bad.mp4", "v0": video_folder / "v0.mp4"}
+
+    def killed(ledger: Ledger, row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "write", killed)
+        extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+    for _ in range(2):
+        with pytest.raises(CoverageError):
+            extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+    rows = [json.loads(line) for line in (tmp_path / "cache/ledger.jsonl").read_text().splitlines()]
+    assert sorted((row["video_id"], row["status"]) for row in rows) == [("bad", "failed"), ("v0", "cached")]
 
 
 def test_a_broken_video_is_a_ledger_row_and_fails_the_command_after_the_rest_is_done(video_folder, tmp_path):

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+import pipeline.repair
 from pipeline.extract import ExtractOptions, extract
-from pipeline.repair import mend_array_metadata, mend_root, repair
+from pipeline.repair import mend_array_metadata, mend_root, repair, waiting
+from tests.pipeline.comparison import check_equal
 from unloc.data.audit import audit_cache
 from unloc.data.cache import open_cache, read_attributes
 from unloc.data.cache_writer import group_metadata, write_checked
@@ -70,6 +72,35 @@ def test_only_the_broken_video_is_extracted_and_the_bytes_are_those_of_the_clean
     summary = mend(damaged, video_folder)
     assert summary.cached_now == 1
     assert array_bytes(damaged) == array_bytes(clean) and not audit_cache(damaged).damages
+
+
+def test_a_repair_that_was_killed_is_finished_by_the_next(clean, damaged, video_folder, monkeypatch):
+    for name in ("shards/00000", "shards/00001"):
+        flip(damaged / name / "frames/c/0/0/0", 10)
+    (damaged / "plan.json").unlink()  # of an earlier version, or lost
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline.repair, "extract", interrupt)
+        mend(damaged, video_folder)
+    assert waiting(damaged) == ["v0", "v3"] and not audit_cache(damaged).damages
+    flip(damaged / "shards/00002/frames/c/0/0/0", 10)
+    mend(damaged, video_folder)
+    assert not waiting(damaged)
+    check_equal(damaged, clean)
+
+
+def test_a_repair_leaves_the_plan_of_a_stopped_extraction_alone(clean, damaged, tmp_path, video_folder):
+    shutil.rmtree(damaged / "shards/00001")  # as if the extraction had been killed before it
+    shutil.rmtree(damaged / "shards/00002")
+    flip(damaged / "shards/00000/frames/c/0/0/0", 10)
+    shutil.copy(video_folder / "v0.mp4", tmp_path)
+    mend(damaged, tmp_path)
+    assert len(open_cache(damaged)) == 3 and waiting(damaged) == ["v3", "v4", "v5", "v6"]
+    extract(damaged, CONFIG, IN_PROCESS, {path.stem: path for path in sorted(video_folder.glob("*.mp4"))}, [], TEXTS)
+    check_equal(damaged, clean)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_every_flipped_bit_is_found_and_mended(clean, damaged, video_folder):

@@ -86,14 +86,14 @@ def _audited(folder: Path) -> "Audit":
 def _repaired(folder: Path, name: str, find_file: "FindFile", pretrained: str | None, workers: int) -> "Audit":
     """What an audit finds after all that can be mended was."""
     from pipeline.extract import ExtractOptions
-    from pipeline.repair import mend_array_metadata, mend_root, repair
+    from pipeline.repair import mend_array_metadata, mend_root, repair, waiting_files
 
     if mend_root(folder):
         typer.echo("broken: zarr.json: mended from its copy", err=True)
     if count := mend_array_metadata(folder):
         typer.echo(f"broken: frames/zarr.json of {count} shards: mended, no token of them was lost", err=True)
     before = _audited(folder)
-    if not before.damages:
+    if not before.damages and not waiting_files(folder, find_file):
         return before
     repair(folder, before, find_file, ExtractOptions(workers=workers), pretrained=pretrained)
     audit = _audited(folder)

@@ -1,10 +1,12 @@
 """Writing a cache: a new one with its fingerprint, shards of videos, shards of texts; each appears in one rename."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +49,31 @@ def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
         return
     if path.exists() and not (path.is_dir() and all(map(_is_rest_of_creation, path.rglob("*")))):
         raise CacheError(f"{path}: is neither empty nor a cache; give a new folder")
-    attributes = {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions}
+    path.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(path):
+        if not (path / "zarr.json").is_file():
+            _create(path, {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions})
+            return
+    create_or_check(path, fingerprint, versions)  # another process has just made it
+
+
+def _create(path: Path, attributes: dict) -> None:
     for name, stated in (("shards", attributes), ("texts", {})):
-        (path / name).mkdir(parents=True, exist_ok=True)
+        (path / name).mkdir(exist_ok=True)
         write_atomically(path / name / "zarr.json", group_metadata(stated))
     write_atomically(path / "zarr.json", group_metadata(attributes))  # last: with it the cache is there
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two processes that create one cache must not mix their fingerprints."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_rest_of_creation(item: Path) -> bool:
