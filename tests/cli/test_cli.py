@@ -75,7 +75,10 @@ def test_bad_input_to_extract_is_one_line(manifest, video_folder, tmp_path):
     fails("extract", manifest, "--videos", video_folder, *cache, "--fps", "-2", saying="--fps: got -2.0")
     fails("extract", manifest, "--videos", video_folder, *cache, "--split", "train", saying="it has: test")
     fails("extract", manifest, "--videos", video_folder, *cache, "--tower", "ViT-Z", saying="neither `toy` nor a model")
+    fails("extract", manifest, "--videos", video_folder, *cache, "--timeout", "inf", saying="--timeout")
     (tmp_path / "empty.jsonl").write_text("")
+    beyond = tmp_path / "empty.jsonl" / "cache"
+    fails("extract", manifest, "--videos", video_folder, "--cache", beyond, saying="Not a directory")
     fails("extract", tmp_path / "empty.jsonl", "--videos", video_folder, *cache, saying="is empty")
     assert not (tmp_path / "cache").exists()
 

@@ -137,6 +137,15 @@ def test_what_is_no_video_ends_in_its_reason(content, reason, tmp_path):
     assert pickle.loads(pickle.dumps(caught.value)).reason == reason
 
 
+@pytest.mark.parametrize("lacking", [100, 400])
+def test_a_file_cut_off_inside_an_index_at_its_end_is_truncated(whole, lacking, tmp_path):
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole["end"][:-lacking])
+    with pytest.raises(VideoError, match="cut off inside its index") as caught:
+        scan(path)
+    assert caught.value.reason == "truncated"
+
+
 def test_a_missing_file_ends_in_its_reason(tmp_path):
     with pytest.raises(VideoError, match="does not exist") as caught:
         scan(tmp_path / "nowhere.mp4")

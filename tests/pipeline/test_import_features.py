@@ -126,6 +126,8 @@ def test_a_frame_rate_that_contradicts_the_durations_is_refused(tmp_path, npz_fo
 
 def test_broken_files_are_failures_and_the_rest_is_there(tmp_path, npz_folder):
     (npz_folder / "broken.npz").write_bytes(b"PK no")
+    (npz_folder / "cut.npz").write_bytes((npz_folder / "a.npz").read_bytes()[:-40])
+    (npz_folder / "none.npz").write_bytes(b"")
     np.savez(npz_folder / "other.npz", features=features(5, dim=3))
     np.savez(npz_folder / "words.npz", features=np.array(["x", "y"]))
     np.savez(npz_folder / "large.npz", features=features(5) * 1e6)
@@ -133,6 +135,8 @@ def test_broken_files_are_failures_and_the_rest_is_there(tmp_path, npz_folder):
     reasons = {row["video_id"]: row["reason"] for row in done.failures}
     assert reasons == {
         "broken": "unreadable",
+        "cut": "unreadable",
+        "none": "unreadable",
         "other": "not_features",
         "words": "not_features",
         "large": "does_not_fit",

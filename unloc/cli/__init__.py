@@ -37,7 +37,7 @@ _UsageError = typer.BadParameter.__bases__[0]  # of typer's own click or of the 
 
 
 def main() -> None:
-    """Entry point: runs the app and turns every UnlocError and wrong usage into one line and exit code 2."""
+    """Entry point: runs the app; every UnlocError, wrong usage and refusing disk is one line and exit code 2."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -45,7 +45,16 @@ def main() -> None:
     except UnlocError as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read the output has had enough
+        sys.stdout = None
+        raise SystemExit(1) from None
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}; check the path, its rights and its disk", err=True)
         raise SystemExit(2) from None
     except _UsageError as error:
         _print_usage_error(error)

@@ -63,15 +63,17 @@ def _timing(
 
     if format_name not in FORMATS:
         raise InputError(f"FORMAT: got {format_name!r}, expected one of {', '.join(FORMATS)}")
-    if sum(map(bool, (clip_seconds, fps, even))) > 1:
+    if (clip_seconds is not None) + (fps is not None) + even > 1:
         raise InputError("timing: give one of --clip-seconds, --fps (with --stride and --window) and --even")
     if even:
         return Timing()
-    if fps:
+    if fps is not None:
+        if not fps > 0:
+            raise InputError(f"--fps: got {fps}, expected a positive number of frames per second")
         if format_name in WINDOWED and not (stride and window):
             raise InputError(f"--fps: {format_name} features need --stride and --window too, in frames")
         return Timing(spacing_seconds=(stride or 1) / fps, span_seconds=(window or 0) / fps)
-    clip_seconds = clip_seconds or CLIP_SECONDS.get(format_name)
+    clip_seconds = CLIP_SECONDS.get(format_name) if clip_seconds is None else clip_seconds
     if clip_seconds is None:
         raise InputError(f"timing: {format_name} files state no times; give --clip-seconds, --fps or --even")
     return Timing(spacing_seconds=clip_seconds, span_seconds=clip_seconds)

@@ -34,10 +34,14 @@ FrameToken = Annotated[str, Option("--frame-token", help="cls: the class token; 
 Projection = Annotated[bool, Option(help="Frame tokens behind CLIP's projection, or before it.")]
 LastK = Annotated[int, Option("--last-k", help="Frame tokens of the last K layers side by side.")]
 Coverage = Annotated[float, Option("--coverage", min=0, max=1, help="Smallest share to be cached for exit code 0.")]
-Timeout = Annotated[float, Option("--timeout", min=0.01, help="Longest seconds that one video may take to decode.")]
-Memory = Annotated[float, Option("--memory", min=0.05, help="Most GiB that decoding one video may take.")]
+Timeout = Annotated[
+    float, Option("--timeout", min=0.01, max=1e6, help="Longest seconds that one video may take to decode.")
+]
+Memory = Annotated[float, Option("--memory", min=0.05, max=1e6, help="Most GiB that decoding one video may take.")]
 RecycleAfter = Annotated[int, Option("--recycle-after", min=1, help="Videos after which a decoder is replaced.")]
-RecycleGrowth = Annotated[float, Option("--recycle-growth", min=0, help="GiB of growth after which it is replaced.")]
+RecycleGrowth = Annotated[
+    float, Option("--recycle-growth", min=0, max=1e6, help="GiB of growth after which it is replaced.")
+]
 ShardSize = Annotated[int, Option("--shard-size", min=1, help="Videos per shard.")]
 AllowPartial = Annotated[bool, Option("--allow-partial", help="Take what decodes of broken files.")]
 RetryFailed = Annotated[bool, Option("--retry-failed", help="Try failed videos again.")]

@@ -64,6 +64,8 @@ def open_cache(path: Path | str) -> "Cache":
         return open_remote(url)
     path = Path(path)
     if not (path / "zarr.json").is_file():
+        if path.exists():
+            raise MissingError(f"{path} is no cache: it has no zarr.json; name the folder that `unloc extract` wrote")
         raise MissingError(f"cache {path} does not exist; `unloc extract … --cache {path}` makes it")
     return Cache(path)
 

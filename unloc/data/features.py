@@ -14,9 +14,11 @@ import hashlib
 import io
 import math
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -173,7 +175,7 @@ def read_tokens(source: FeatureSource, *, transposed: bool) -> np.ndarray:
     """
     try:
         array = np.asarray(source.read())
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         words = f"cannot be read: {_on_one_line(error)}"
         raise VideoError(f"{source.path} ({source.name}): {words}", reason="unreadable") from None
     where = f"{source.path} ({source.name})"

@@ -7,6 +7,8 @@ import numpy as np
 
 from unloc.errors import InputError
 
+MAX_FPS, MAX_FRAMES = 1000, 1_000_000  # beyond is a slip, which would fill the memory
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSampling:
@@ -20,10 +22,10 @@ class FrameSampling:
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
             raise InputError("sampling: give either --fps or --frames, not both and not neither")
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise InputError(f"--fps: got {self.fps}, expected a positive number of frames per second")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise InputError(f"--frames: got {self.num_frames}, expected at least 1")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise InputError(f"--fps: got {self.fps}, expected a positive number of frames per second, to {MAX_FPS}")
+        if self.num_frames is not None and not 1 <= self.num_frames <= MAX_FRAMES:
+            raise InputError(f"--frames: got {self.num_frames}, expected 1 to {MAX_FRAMES}")
 
     def times(self, first_seconds: float, last_seconds: float, end_seconds: float) -> np.ndarray:
         """Wanted times in seconds, rising, for a video whose first and last frame begin at first and last.

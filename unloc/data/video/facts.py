@@ -141,6 +141,9 @@ def scan(path: Path) -> VideoFacts:
         if container.format.name == "avi":
             table = table.until_hole(path)
         if not table.is_shown.any():
+            missing = mp4_without_index(path) if "mov" in container.format.name else None
+            if missing:
+                raise VideoError(f"{path}: {missing}", reason="truncated")
             raise VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
         times = table.stamps * float(stream.time_base) - start_seconds(container)
         order = np.flatnonzero(table.is_shown)[np.argsort(times[table.is_shown], kind="stable")]
