@@ -64,8 +64,8 @@ def test_a_tower_that_cannot_be_counted_is_named():
             counts_of(OFFICIAL, TowerConfig(image="ViT-B-16", text="t5-base"), 128, 16)
 
 
-def printed_counts(recipe):
-    result = CliRunner().invoke(app, ["fit", recipe, "--print-config"])
+def printed_counts(recipe, *overrides):
+    result = CliRunner().invoke(app, ["fit", recipe, *overrides, "--print-config"])
     assert result.exit_code == 0
     lines = result.output.split("# parameters")[1].splitlines()[1:]
     counts = {line[1:22].strip(): int(line[22:].replace(",", "")) for line in lines}
@@ -104,6 +104,14 @@ def test_a_recipe_of_the_release_prints_its_official_total_and_parts_that_add_up
         towers = ("video_tower", "video_projection", "text_tower", "text_projection")
         assert [counts[part] for part in towers] == [85_896_960, 393_216, 63_134_720, 262_144]
         assert (counts["encoder"], counts["all heads"]) == (18_926_592, 6_305_291)
+
+
+def test_a_model_without_text_has_no_text_tower_and_no_projection_of_texts():
+    with_text = printed_counts("ablations/table2_clip_anet_tal")
+    for changes in ([], ["base=scenic/anet_tal_b"]):
+        counts = printed_counts("ablations/table2_no_text_anet_tal", *changes)
+        assert not {"text_tower", "text_projection"} & set(counts)
+    assert printed_counts("ablations/table2_no_text_anet_tal")["encoder"] == with_text["encoder"]
 
 
 def test_what_print_config_prints_stays_the_recipe(tmp_path):

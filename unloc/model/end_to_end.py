@@ -79,17 +79,19 @@ def build_end_to_end(
     num_classes: int | None = None,
     localizes: bool = True,
 ) -> EndToEnd:
-    """UnLoc over CLIP's image transformer and a text tower (`text_tower_of`).
+    """UnLoc over CLIP's image transformer and a text tower (`text_tower_of`), which fusion `none` does without.
 
     Trained projections start as CLIP's own, as officially; without them the towers apply CLIP's.
     """
+    text_tower = None if config.fusion == "none" else text_tower
     video_tower = VideoTower(clip.visual, towers.frame_token, num_steps, projected=not config.project_frames)
     text_dim = config.width if text_tower is None else text_tower.dim
     core = UnLoc(config, video_tower.dim, text_dim, num_steps, num_classes=num_classes, localizes=localizes)
-    starts = [(config.project_frames, core.video_projection, clip.visual.proj)]
-    starts.append((config.project_texts and towers.text == "clip", core.text_projection, clip.text_projection))
-    for trained, projection, start in starts:
-        if trained and projection.weight.shape == start.T.shape:
+    starts = [(core.video_projection, clip.visual.proj)] if config.project_frames else []
+    if config.project_texts and text_tower is not None and towers.text == "clip":
+        starts.append((core.text_projection, clip.text_projection))
+    for projection, start in starts:
+        if projection.weight.shape == start.T.shape:
             projection.weight.data.copy_(start.T)
     return EndToEnd(core, video_tower, text_tower, train_image=towers.train_image, train_text=towers.train_text)
 

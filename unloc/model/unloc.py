@@ -56,7 +56,8 @@ class UnLoc(nn.Module):
             raise ConfigError("model.fusion none: needs class names to be the outputs; this task's texts are sentences")
         self.config, self.num_classes = config, num_classes
         self.video_projection = _projection(frame_dim, config.width, always=config.project_frames)
-        self.text_projection = _projection(text_dim, config.width, always=config.project_texts)
+        if config.fusion != "none":
+            self.text_projection = _projection(text_dim, config.width, always=config.project_texts)
         self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, config.width)
         self.encoder = _encoder(config, localizes)
         num_outputs = num_classes if config.fusion == "none" else 1
@@ -70,8 +71,9 @@ class UnLoc(nn.Module):
     def tower_parameters(self) -> list[nn.Parameter]:
         """What trains at the towers' rate: projections that stand for CLIP's own (official)."""
         config = self.config
-        parts = ((config.project_frames, self.video_projection), (config.project_texts, self.text_projection))
-        return [parameter for asked, part in parts if asked for parameter in part.parameters()]
+        parts = [self.video_projection] if config.project_frames else []
+        parts += [self.text_projection] if config.project_texts and config.fusion != "none" else []
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def forward(
         self,
