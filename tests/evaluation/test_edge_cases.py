@@ -113,6 +113,14 @@ def test_a_window_that_is_reversed_once_it_is_cut_counts_not_by_2d_tan_and_as_a_
     assert moment_retrieval(found, manifest)["R1@0.5"] == 50.0
 
 
+def test_of_windows_without_length_2d_tan_keeps_one_alone():
+    predictions = [
+        moments([[5, 5, 0.9], [5, 5, 0.8], [3, 3, 0.7], [30, 40, 0.6], [50, 60, 0.5], [70, 80, 0.4], [0, 10, 0.3]])
+    ]
+    found = moment_retrieval(predictions, query_manifest([[0, 10]]), "2d-tan")
+    assert (found["R1@0.5"], found["R5@0.5"]) == (0.0, 100.0)
+
+
 def test_a_reversed_detection_is_scored_as_it_stands_right_only_where_the_union_is_nothing_too():
     manifest = tal_manifest({"v": [("Run", 0, 10)]})
     assert detection(tal_detections({"v": [("Run", 10, 1, 0.9)]}), manifest)["mAP@avg"] == 0.0

@@ -35,8 +35,8 @@ TIE_RULES = {
     },
     **dict.fromkeys(
         ("moment_detr", "lighthouse", "lighthouse-raw"),
-        "MR-: of equal scores the earlier entry goes first; HL-: of equal clips the first is the best, AP takes ties as "
-        f"one; the others: {LATER_FIRST}",
+        "MR-: of equal scores the earlier entry goes first; HL-: of equal clips the first is the best, AP takes ties "
+        f"as one; the others: {LATER_FIRST}",
     ),
 }
 FRAME_TIE_RULE = "mAP takes frames of equal score as one step; accuracy takes the labels of the file"

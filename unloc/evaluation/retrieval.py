@@ -169,11 +169,14 @@ def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _first_after_nms(windows: np.ndarray, threshold: float) -> np.ndarray:
-    """2D-TAN's candidates: the file's order, each kept unless it overlaps a kept one by more than the threshold."""
+    """2D-TAN's candidates: the file's order, each kept if its IoU with every kept one is at most the threshold.
+
+    0/0, of two windows of no length, is NaN, which is officially not at most anything.
+    """
     kept: list[int] = []
     left = np.ones(len(windows), dtype=bool)
     while len(kept) < max(RANKS) and left.any():
         kept.append(int(left.argmax()))
-        left &= finite_ratio(windows, windows[kept[-1]]) <= threshold
+        left &= overlap_over_union(windows, windows[kept[-1]]) <= threshold
         left[: kept[-1] + 1] = False
     return windows[kept]
