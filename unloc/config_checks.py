@@ -61,7 +61,7 @@ def parse_box_terms(expression: str) -> list[tuple[float, str]]:
 
 
 def check_range_edges(edges: Sequence[float]) -> None:
-    """Refuse edges that leave a level no range, or segments no level."""
+    """Refuse edges that leave a level no range, or short segments no level."""
     rising = all(low < high for low, high in itertools.pairwise(edges))
     if len(edges) < 2 or edges[0] != 0 or not rising:
         raise ConfigError(
