@@ -1,6 +1,7 @@
 """`unloc cache` as a user meets it."""
 
 import re
+import shutil
 import tarfile
 
 import fsspec
@@ -45,6 +46,14 @@ def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(cache, video_fold
     assert "broken: shards/00000: video v0" in done.stderr
     assert "mended 1 of 1 places" in done.stdout and "every checksum holds" in done.stdout
     assert file.read_bytes() == before
+
+
+def test_what_a_stopped_job_has_not_written_is_told_and_finished_by_a_repair(cache, video_folder):
+    before = (cache / "shards/00001/frames/c/0/0/0").read_bytes()
+    shutil.rmtree(cache / "shards/00001")
+    assert "1 videos are planned and not written" in unloc("cache", "verify", cache).stdout
+    unloc("cache", "verify", cache, "--repair", "--videos", video_folder)
+    assert (cache / "shards/00001/frames/c/0/0/0").read_bytes() == before
 
 
 def test_bit_rot_is_mended_from_tar_shards(cache, video_folder, tmp_path):

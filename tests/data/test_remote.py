@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -167,6 +168,28 @@ def test_a_reader_beside_a_writer_of_this_machine_sees_whole_shards_and_takes_no
         write_some(home.folder, [0, 1])
         require_whole(open_cache(url), range(6))
         assert (home.folder / "shards/00001/zarr.json").is_file()
+
+
+def test_a_writer_waits_for_a_reader_that_pulls_and_is_not_refused(url):
+    errors = []
+
+    def write() -> None:
+        try:
+            with Mirror(url).lease():
+                pass
+        except CacheError as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=write)
+
+    class Slow(Mirror):
+        def _synchronise(self) -> None:
+            writer.start()
+            writer.join(timeout=0.1)  # it is refused at once, or waits for this to end
+
+    Slow(url).pull()
+    writer.join()
+    assert not errors
 
 
 def test_a_shard_without_its_table_is_not_there(url, mirrors):

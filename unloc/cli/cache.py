@@ -65,10 +65,20 @@ def verify(
                 home.publish()
         else:
             audit = _audited(home.folder)
+        num_waiting = 0 if audit.damages else _num_waiting(home.folder)
     if audit.damages:
         way = "what is left cannot be mended" if repair else "mend it with --repair and --videos DIR or --shards TARS"
         raise CacheError(f"{cache}: {len(audit.damages)} places are broken; {way}")
     typer.echo(f"{cache}: {audit.num_videos} videos and {audit.num_texts} texts, every checksum holds")
+    if num_waiting:
+        typer.echo(f"{cache}: {num_waiting} videos are planned and not written; `unloc extract` goes on with them")
+
+
+def _num_waiting(folder: Path) -> int:
+    from pipeline.ledger import Plan
+    from unloc.data.cache import open_cache
+
+    return sum(map(len, Plan(folder).open_shards(open_cache(folder)).values()))
 
 
 def _audited(folder: Path) -> "Audit":

@@ -13,7 +13,9 @@ def pack(
     manifest: Annotated[Path, typer.Argument(help="Manifest whose videos are packed, in its order.")],
     videos: Annotated[Path, typer.Option("--videos", help="Folder with the video files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for videos-000000.tar and so on.")],
-    shard_gib: Annotated[float, typer.Option("--shard-gib", min=1e-6, help="Most GiB of videos in a shard.")] = 1.0,
+    shard_gib: Annotated[
+        float, typer.Option("--shard-gib", min=1e-6, max=1e6, help="Most GiB of videos in a shard.")
+    ] = 1.0,
     split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
 ) -> None:
     """Pack videos into WebDataset tar shards, which `unloc extract --shards` reads in place.

@@ -19,7 +19,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache as remembered
 from pathlib import Path
 
@@ -112,7 +112,9 @@ class Mirror(Home):
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Hold the URL for writing, up to date. Raises CacheError where another process holds it."""
-        with _held(_beside(self.folder, "lease"), wait=False) as free:
+        with ExitStack() as held:
+            with _held(_beside(self.folder, "pull"), wait=True):  # a reader that pulls holds the lease for a moment
+                free = held.enter_context(_held(_beside(self.folder, "lease"), wait=False))
             if not free:
                 raise CacheError(f"{self.url}: another process on this machine is writing this cache; wait for it")
             self._take_lock()
