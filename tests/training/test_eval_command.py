@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.training.test_trainer import recipe_for
+from unloc.data.prediction_reading import read_moments
 from unloc.data.schema import load_manifest, save_manifest
 from unloc.training.run import fit_recipe
 
@@ -46,3 +47,32 @@ def test_a_run_is_asked_for_the_classes_of_the_manifest_in_its_order(unloc, toke
     assert list(report_of(tmp_path / "out")["classes_seen_in_training"]) == list(unseen)
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())["results"]
     assert {item["label"] for items in results.values() for item in items} == set(unseen)
+
+
+def test_predictions_are_exported_also_of_a_hidden_split_and_floors_fitted_where_asked(unloc, token_world, tmp_path):
+    manifest, cache = token_world
+    run = tmp_path / "run"
+    fit_recipe(recipe_for("mr", "train.epochs=0.3"), manifest, cache, run, threads=1)
+    words = ("--manifest", manifest, "--cache", cache, "--split", "test", "--out", tmp_path / "m.json")
+    code, _, err = unloc("eval", run, *words, "--train-split", "test", "--export", tmp_path / "x.zip")
+    floors = json.loads((tmp_path / "m.json").read_text())["floors"]
+    assert unloc("eval", run, *words)[0] == 0 == code, err
+    assert floors["blind_constant"] != json.loads((tmp_path / "m.json").read_text())["floors"]["blind_constant"]
+    loaded = load_manifest(manifest)
+    hidden = loaded.queries.assign(segments=[[] for _ in range(len(loaded.queries))])
+    save_manifest(replace(loaded, queries=hidden), tmp_path / "hidden.jsonl")
+    words = ("--manifest", tmp_path / "hidden.jsonl", *words[2:])
+    code, out, err = unloc("eval", run, *words, "--export", tmp_path / "y.zip")
+    assert code == 2 and "are the annotations of this split hidden?" in err and f"wrote {tmp_path / 'y.zip'}" in out
+    same = [read_moments(tmp_path / name)[0].windows.tolist() for name in ("x.zip", "y.zip")]
+    assert same[0] == same[1] and len(same[0])
+    assert "--task tal, but" in unloc("eval", run, *words, "--task", "tal")[2]
+
+
+def test_a_baseline_writes_its_predictions_beside_the_report(unloc, token_world, tmp_path):
+    manifest, cache = token_world
+    words = ("--manifest", manifest, "--cache", cache, "--split", "test", "--task", "tal", "--external-labels")
+    code, out, err = unloc("eval", "--baseline", *words, "--out", tmp_path / "m.json")
+    written = json.loads((tmp_path / "predictions.json").read_text())
+    assert (code, err) == (0, "") and written["external_data"] == {"used": True} and "external labels: used" in out
+    assert json.loads((tmp_path / "m.json").read_text())["metrics"]

@@ -47,6 +47,8 @@ def evaluate_command(
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
     _require_one_source(run, predictions, baseline, floors_only, cache)
+    if export is not None and (floors_only or zero_shot is not None):
+        raise InputError("unloc eval: --export writes predictions; with --floors-only and --zero-shot there are none")
     loaded, scoring = _annotations(manifest, task, split, train_split, protocol)
     scored = scoring | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
     if zero_shot is not None or vocabulary or control:
@@ -57,10 +59,11 @@ def evaluate_command(
     elif predictions is not None:
         report, found = _score_file(predictions, loaded, task, scored, strict, export)
     elif baseline:
-        report, found = _evaluate_baseline(loaded, cache, task, scored, out)
+        report, found = _evaluate_baseline(loaded, cache, task, scored, (out, export))
     else:
         out = out or _run_folder(run) / "eval" / split
-        report, found = _evaluate_run(run, loaded, cache, scored, out, device)
+        scored |= {"train_split": train_split}
+        report, found = _evaluate_run(run, loaded, cache, task, scored, (out, export), device)
     if analyse:
         report["analysis"] = _analysis(report["task"], found, loaded.select(split))
     if out is not None:
@@ -186,50 +189,69 @@ def _score_zero_shot(
     return report | {"zero_shot": found} | told, detections
 
 
-def write_predictions(task: str, predictions: object, folder: Path) -> None:
-    """Predictions into a folder in the format of the task."""
-    from unloc.data.prediction_writing import write_detections, write_frames, write_moments
+def _write_predictions(task: str, predictions: object, scoring: dict, out: Path | None, export: Path | None) -> None:
+    """Predictions beside metrics.json in the format of the task, and in the one that --export asks for."""
+    from unloc.data.prediction_writing import export_predictions
 
-    writer = {"tal": write_detections, "as": write_frames, "mr": write_moments, "hd": write_moments}[task]
-    writer(folder / ("predictions.json" if task == "tal" else "predictions.jsonl"), predictions)
+    paths = []
+    if out is not None:
+        folder = out.parent if out.suffix == ".json" else out
+        paths.append(folder / ("predictions.json" if task == "tal" else "predictions.jsonl"))
+    if export is not None:
+        paths.append(export)
+    for path in paths:
+        export_predictions(path, task, predictions, scoring["split"], external_labels=scoring["external_labels"])
+        typer.echo(f"  wrote {path}")
 
 
 def _evaluate_baseline(
-    manifest: "Manifest", cache: str, task: str | None, scoring: dict, out: Path | None
+    manifest: "Manifest", cache: str, task: str | None, scoring: dict, written: tuple[Path | None, Path | None]
 ) -> tuple[dict, object]:
     from unloc.data.cache import open_cache
-    from unloc.evaluation.evaluator import evaluate
+    from unloc.evaluation.evaluator import evaluate, require_annotations
     from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments
 
-    task = _needed_task(task or manifest.tasks[0], "--baseline")
+    task, selected = _needed_task(task or manifest.tasks[0], "--baseline"), manifest.select(scoring["split"])
     predict = {"tal": baseline_detections, "as": baseline_frames}.get(task, baseline_moments)
-    found = predict(manifest.select(scoring["split"]), open_cache(cache))
-    if out is not None:
-        write_predictions(task, found, out)
+    found = predict(selected, open_cache(cache))
+    _write_predictions(task, found, scoring, *written)
+    require_annotations(task, selected, scoring["split"])
     return evaluate(task, found, manifest, **scoring), found
 
 
 def _evaluate_run(
-    run: Path, manifest: "Manifest", cache: str, scoring: dict, out: Path, device: str
+    run: Path,
+    manifest: "Manifest",
+    cache: str,
+    task: str | None,
+    scoring: dict,
+    written: tuple[Path, Path | None],
+    device: str,
 ) -> tuple[dict, object]:
+    """The report of a run. Of a split whose annotations are hidden the predictions are written before that is told."""
     from unloc.data.cache import open_cache
     from unloc.data.vocabulary import names_in_vocabulary
-    from unloc.evaluation.evaluator import evaluate
+    from unloc.evaluation.evaluator import default_train_split, evaluate, require_annotations
     from unloc.inference.load import load_model, require_same_cache
     from unloc.inference.run import predict_split
     from unloc.training.run import resolve_device
     from unloc.training.trainer import require_task
 
-    loaded = load_model(run, resolve_device(device))
-    task = loaded.info.recipe.task
-    require_task(manifest, task)
+    loaded, split = load_model(run, resolve_device(device)), scoring["split"]
+    recipe = loaded.info.recipe
+    if task not in (None, recipe.task):
+        raise InputError(f"unloc eval: --task {task}, but {run} was trained for {recipe.task}; leave --task out")
+    require_task(manifest, recipe.task)
     opened = open_cache(cache)
     require_same_cache(loaded.info.fingerprint, opened.fingerprint, cache)
     asked = _asked_for(loaded, manifest.classes)
-    found = predict_split(asked, manifest.select(scoring["split"]), opened)
-    write_predictions(task, found, out.parent if out.suffix == ".json" else out)
-    scoring = scoring | {"train_split": loaded.info.recipe.data.train_split}
-    report = evaluate(task, found, manifest, **scoring)
+    found = predict_split(asked, manifest.select(split), opened)
+    _write_predictions(recipe.task, found, scoring, *written)
+    require_annotations(recipe.task, manifest.select(split), split)
+    train_split = scoring["train_split"] or recipe.data.train_split
+    if train_split not in manifest.splits:
+        train_split = default_train_split(manifest, split)
+    report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split})
     if asked is not loaded:
         report["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
     return report, found

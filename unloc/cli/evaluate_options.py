@@ -23,9 +23,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the intervals'
 ExternalLabels = Annotated[
     bool, typer.Option("--external-labels", help="State that labels of another model were used.")
 ]
-Export = Annotated[
-    Path | None, typer.Option("--export", help="Write the predictions again: .json, .jsonl, .zip or .csv.")
-]
+Export = Annotated[Path | None, typer.Option("--export", help="Write the predictions: .json, .jsonl, .zip or .csv.")]
 Analyse = Annotated[bool, typer.Option("--analyse", help="Kinds of false positives, what is missed; plots into --out.")]
 ZeroShot = Annotated[
     Path | None, typer.Option("--zero-shot", help="Folder of class splits: score the unseen classes of each.")
