@@ -171,8 +171,8 @@ def _video_detections(
         problems.add(EMPTY, place)
     try:
         rows = np.array([[*item["segment"], item["score"]] for item in items], dtype=np.float64).reshape(-1, 3)
-        labels = [item["label"] for item in items]
-        if len(rows) == len(labels) and all(isinstance(label, str) for label in labels):
+        labels = [item["label"] for item in items if isinstance(item["segment"], list)]
+        if len(rows) == len(labels) == len(items) and all(isinstance(label, str) for label in labels):
             return labels, rows
     except (TypeError, KeyError, ValueError, OverflowError):
         pass  # one of them is at fault: found below, one by one
@@ -187,7 +187,7 @@ def _detection(place: str, item: object, problems: Problems | None) -> tuple[str
         _tell(problems, UNREADABLE, place, f"lacks {', '.join(missing)}")
         return None
     try:
-        start, end = map(_number, item["segment"])
+        start, end = map(_number, item["segment"] if isinstance(item["segment"], list) else ())
         row = [start, end, _number(item["score"])]
     except (TypeError, ValueError, OverflowError):
         reason = f"segment {_short(item['segment'])}, score {_short(item['score'])}: not two numbers and a number"
