@@ -167,4 +167,5 @@ def test_an_interrupt_is_one_line_and_code_130(unloc, folder, monkeypatch):
 
     monkeypatch.setattr("unloc.data.schema.load_manifest", interrupt)
     code, _, err = unloc("data", "check", "m.jsonl")
-    assert code == 130 and err.splitlines() == ["interrupted; what is finished is kept, the same command goes on"]
+    said = "interrupted; what is finished is kept, the same command goes on (fit: with --resume)"
+    assert code == 130 and err.splitlines() == [said]

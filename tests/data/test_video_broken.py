@@ -3,8 +3,10 @@
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from tests.data.rendered import Kind, read_counter, render
 from unloc.data.video import open_video, scan
@@ -144,6 +146,26 @@ def test_a_file_cut_off_inside_an_index_at_its_end_is_truncated(whole, lacking, 
     with pytest.raises(VideoError, match="cut off inside its index") as caught:
         scan(path)
     assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "disposition", "reason", "words"),
+    [
+        ("h264", "libx264", 0, "unreadable", "carry no time stamps"),
+        ("mp4", "mjpeg", Disposition.attached_pic, "no_video_stream", "only a picture"),
+    ],
+)
+def test_a_raw_stream_and_a_cover_are_named(suffix, codec, disposition, reason, words, tmp_path):
+    path = tmp_path / f"odd.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.disposition = disposition
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=words) as caught:
+        scan(path)
+    assert caught.value.reason == reason
 
 
 def test_a_missing_file_ends_in_its_reason(tmp_path):

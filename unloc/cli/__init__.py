@@ -60,7 +60,7 @@ def main() -> None:
         _print_usage_error(error)
         raise SystemExit(2) from None
     if code == 130:  # typer's answer to an interrupt
-        typer.echo("interrupted; what is finished is kept, the same command goes on", err=True)
+        typer.echo("interrupted; what is finished is kept, the same command goes on (fit: with --resume)", err=True)
     raise SystemExit(code)
 
 

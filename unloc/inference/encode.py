@@ -20,7 +20,7 @@ from unloc.inference.reading import ReadSpec, VideoReading
 from unloc.model.frame_tokens import FrameTokens, resolve_dtype
 from unloc.model.towers import Tower, load_tower
 
-RECORDED_VERSIONS = ("unloc", "torch", "open_clip_torch", "zarr", "decord", "av", "numpy")
+RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from unloc.data.video.truncation import ZERO_HOLE, first_bad_box, holds_zero_run, mp4_without_index, stated_bytes
 from unloc.errors import VideoError
@@ -125,6 +126,8 @@ def best_stream(container: av.container.InputContainer, path: Path) -> av.video.
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
         raise VideoError(f"{path}: has no video stream that can be decoded", reason="no_video_stream")
+    if stream.disposition & Disposition.attached_pic:
+        raise VideoError(f"{path}: has no video stream, only a picture beside the sound", reason="no_video_stream")
     return stream
 
 
@@ -141,10 +144,7 @@ def scan(path: Path) -> VideoFacts:
         if container.format.name == "avi":
             table = table.until_hole(path)
         if not table.is_shown.any():
-            missing = mp4_without_index(path) if "mov" in container.format.name else None
-            if missing:
-                raise VideoError(f"{path}: {missing}", reason="truncated")
-            raise VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
+            raise _nothing_shown(path, container.format.name, len(table.stamps) - table.num_discarded)
         times = table.stamps * float(stream.time_base) - start_seconds(container)
         order = np.flatnonzero(table.is_shown)[np.argsort(times[table.is_shown], kind="stable")]
         stated, rate = float(table.durations[order[-1]]) * float(stream.time_base), float(stream.average_rate or 0)
@@ -177,6 +177,16 @@ def scan(path: Path) -> VideoFacts:
             interlaced=_is_interlaced(stream),
             has_pts=table.has_pts,
         )
+
+
+def _nothing_shown(path: Path, format_name: str, num_without_time: int) -> VideoError:
+    missing = mp4_without_index(path) if "mov" in format_name else None
+    if missing:
+        return VideoError(f"{path}: {missing}", reason="truncated")
+    if num_without_time:
+        words = f"its {num_without_time} packets carry no time stamps, as in a raw stream; put it into a container"
+        return VideoError(f"{path}: {words} (ffmpeg -i IN -c copy OUT.mp4)", reason="unreadable")
+    return VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
 
 
 @dataclass(frozen=True)
