@@ -103,6 +103,10 @@ def test_impossible_shapes_are_clear_errors():
     long = torch.randn(1, MAX_TEXT_TOKENS + 1, 16)
     with pytest.raises(InputError, match="max_text_tokens"):
         build()(frames, frame_mask, long, torch.ones(1, MAX_TEXT_TOKENS + 1, dtype=torch.bool), pairing="all")
+    with pytest.raises(InputError, match="0 texts of 5 tokens; the model takes at least one"):
+        build()(frames, frame_mask, torch.zeros(0, 5, 16), torch.ones(0, 5, dtype=torch.bool), pairing="all")
+    with pytest.raises(ConfigError, match="got 14, expected a positive multiple of 4"):
+        build()(frames[:, :14], frame_mask[:, :14], long[:, :5], torch.ones(1, 5, dtype=torch.bool), pairing="all")
     with pytest.raises(ConfigError, match="as many layers"):
         ModelConfig(pyramid="fpn", num_layers=2, num_levels=3)
     with pytest.raises(ConfigError, match="1 to 4"):

@@ -144,3 +144,9 @@ def test_batched_soft_nms_equals_the_plain_loop_on_every_row(seed, num_points, r
 def test_soft_nms_of_nothing_above_the_threshold_keeps_nothing():
     kept = soft_nms(torch.zeros(2, 3, 2), torch.zeros(2, 3), sigma=0.3, score_threshold=0.001, max_detections=5)
     assert not kept.valid.any()
+
+
+def test_soft_nms_never_takes_nan_and_keeps_the_rest_of_the_row():
+    segments, scores = torch.tensor([[[0.0, 1.0], [0.0, 1.0], [5.0, 6.0]]]), torch.tensor([[torch.nan, 0.5, 0.7]])
+    kept = soft_nms(segments, scores, sigma=0.3, score_threshold=0.001, max_detections=5)
+    assert kept.index[kept.valid].tolist() == [2, 1] and kept.scores[kept.valid].tolist() == scores[0, [2, 1]].tolist()

@@ -14,7 +14,7 @@ from unloc.errors import ConfigError, InputError
 from unloc.model.fusion import FusionLayer, Positions
 from unloc.model.heads import ConvBlocks, DisplacementHead, LinearHead, RelevanceHead
 from unloc.model.pyramid import FeaturePyramidEncoder, PlainEncoder, SimplePyramidEncoder
-from unloc.ops.points import make_points
+from unloc.ops.points import require_levels
 
 MAX_SEQUENCES = 256  # fused at once without gradients: more neither runs faster nor is ever needed together
 
@@ -51,7 +51,7 @@ class UnLoc(nn.Module):
         localizes: bool = True,
     ) -> None:
         super().__init__()
-        make_points(num_steps, _num_levels(config))  # raises where the levels would not line up
+        require_levels(num_steps, _num_levels(config))
         if config.fusion == "none" and not num_classes:
             raise ConfigError("model.fusion none: needs class names to be the outputs; this task's texts are sentences")
         self.config, self.num_classes = config, num_classes
@@ -86,15 +86,18 @@ class UnLoc(nn.Module):
     ) -> Outputs:
         """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each).
 
-        Raises InputError for texts of more than 128 tokens.
+        Raises InputError for no texts or texts of more than 128 tokens, ConfigError where the pyramid's levels do not
+        line up over the frames.
         """
         num_frames = frames.shape[1]
+        require_levels(num_frames, _num_levels(self.config))
         frames = self.positions(self.video_projection(frames))
         if self.config.fusion == "none":
             return self._without_text(frames, frame_mask)
-        if texts.shape[1] > MAX_TEXT_TOKENS:
+        if not len(texts) or texts.shape[1] > MAX_TEXT_TOKENS:
             raise InputError(
-                f"texts of {texts.shape[1]} tokens; the model takes {MAX_TEXT_TOKENS}: data.max_text_tokens"
+                f"{len(texts)} texts of {texts.shape[1]} tokens; the model takes at least one, each of at most "
+                f"{MAX_TEXT_TOKENS}: data.max_text_tokens"
             )
         texts = self.text_projection(texts)
         if self.config.fusion == "late":

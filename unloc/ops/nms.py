@@ -31,11 +31,11 @@ def soft_nms(
     """Greedy Gaussian Soft-NMS of every row by itself.
 
     Take the best candidate (ties: the lower index), multiply the score of every other by exp(-IoU²/(2 sigma)), repeat
-    until `max_detections` are taken or no score is above `score_threshold`. Segments may be in any unit.
+    until `max_detections` are taken or no score is above `score_threshold` (>= 0). Segments may be in any unit.
     """
     rows, num_points = scores.shape
     num_kept = min(max_detections, num_points)
-    remaining = scores.clone()
+    remaining = scores.where(scores > score_threshold, -1.0)  # NaN, too, is never taken
     index = torch.zeros(rows, num_kept, dtype=torch.long, device=scores.device)
     kept = torch.zeros(rows, num_kept, dtype=scores.dtype, device=scores.device)
     start, end = segments[..., 0].contiguous(), segments[..., 1].contiguous()
