@@ -26,7 +26,6 @@ from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000
@@ -247,9 +246,8 @@ class _Job:
     def _is_worth_a_try(self, failure: Failure) -> bool:
         """Could a video that failed before fare better now?"""
         path = self.files[failure.video_id]
-        changed = file_identity(path) != {"file_bytes": failure.file_bytes, "file_mtime_ns": failure.file_mtime_ns}
         allowed_now = self.config.allow_partial and not failure.partial_allowed and failure.reason in CURED_BY_PARTIAL
-        return changed or allowed_now or self.options.retry_failed
+        return not failure.is_of(path) or allowed_now or self.options.retry_failed
 
     @contextmanager
     def _results(self, jobs: list[Job]) -> Iterator[Iterator[Result]]:
@@ -268,6 +266,7 @@ class _Job:
 
     def _settle(self, result: Result) -> str:
         if isinstance(result, Failure):
+            result = replace(result, partial_allowed=self.config.allow_partial)
             self.staging.put(result)
             self.note_failure(result)
             return result.video_id

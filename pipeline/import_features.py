@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.ledger import Failure, Plan, lease
+from pipeline.ledger import Failure, Plan, failures_of, lease
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import (
     VideoTokens,
@@ -162,9 +162,12 @@ def _write_videos(
     shard_size: int,
 ) -> None:
     cache, plan = open_cache(out), Plan(out)
-    planned = {video_id for ids in plan.shards.values() for video_id in ids}
+    planned = {video_id for ids in plan.open_shards(cache).values() for video_id in ids}
+    failed = {name: one for name, one in failures_of(cache).items() if name in chosen and one.is_of(chosen[name].path)}
     summary.there_before = sum(video_id in cache.rows for video_id in chosen)
-    plan.extend([video_id for video_id in chosen if video_id not in planned], shard_size)
+    summary.failures = [failure.to_row() for failure in failed.values()]
+    known = planned | failed.keys() | cache.rows.keys()
+    plan.extend([video_id for video_id in chosen if video_id not in known], shard_size)
     for name, ids in plan.open_shards(cache).items():
         if any(video_id not in chosen for video_id in ids):
             logger.warning("shard %s waits for videos of another import", name)

@@ -29,7 +29,9 @@ import numpy as np
 
 from unloc.data.cache import SHARD_NAME, Cache, read_checked
 from unloc.data.cache_writer import VideoTokens, write_atomically, write_checked
+from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError
+from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
 CACHED, FAILED = "cached", "failed"
@@ -52,6 +54,10 @@ class Failure:
     def __post_init__(self) -> None:
         # A path may hold bytes that are no text; a ledger cannot.
         object.__setattr__(self, "message", self.message.encode("utf-8", "backslashreplace").decode())
+
+    def is_of(self, file: VideoFile) -> bool:
+        """Has the file not changed since?"""
+        return file_identity(file) == {"file_bytes": self.file_bytes, "file_mtime_ns": self.file_mtime_ns}
 
     def to_row(self) -> dict:
         """As it stands in a shard's table and in the ledger."""

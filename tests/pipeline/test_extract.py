@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_a_failed_video_is_tried_again_when_its_file_has_changed(video_folder, t
     path.write_bytes((video_folder / "v0.mp4").read_bytes())
     summary = extract(tmp_path / "cache", CONFIG, allowed, {"late": path}, [], [])
     assert summary.cached_now == 1 and describe(tmp_path / "cache")["contents"]["videos failed"] == 0
+
+
+def test_what_allow_partial_could_not_read_is_not_tried_by_it_again(video_folder, tmp_path):
+    whole = (video_folder / "v0.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[:-200])  # inside the index at its end
+    files, partial = {"cut": tmp_path / "cut.mp4"}, replace(CONFIG, allow_partial=True)
+    for config in (CONFIG, partial, partial, CONFIG):
+        with pytest.raises(CoverageError, match="truncated"):
+            extract(tmp_path / "cache", config, IN_PROCESS, files, [], [])
+    assert len(open_cache(tmp_path / "cache").tables) == 2  # one try each
 
 
 def test_a_video_without_a_file_counts_against_the_coverage(video_folder, tmp_path):

@@ -142,6 +142,15 @@ def test_broken_files_are_failures_and_the_rest_is_there(tmp_path, npz_folder):
         "large": "does_not_fit",
     }
     assert sorted(open_cache(tmp_path / "c").rows) == ["a", "b"]
+    again = import_features(tmp_path / "c", npz_folder, config("univtg"))
+    assert (again.videos, again.there_before, len(again.failures)) == (
+        0,
+        2,
+        len(reasons),
+    )  # told again, not passed over
+    np.savez(npz_folder / "broken.npz", features=features(5))
+    mended = import_features(tmp_path / "c", npz_folder, config("univtg"))
+    assert (mended.videos, len(mended.failures)) == (1, len(reasons) - 1)
 
 
 def test_another_origin_or_timing_is_another_cache(tmp_path, npz_folder):
