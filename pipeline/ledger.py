@@ -192,7 +192,7 @@ class Ledger:
         if not self.path.is_file():
             return {}
         found = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError, KeyError, TypeError):  # a line that the disk has spoilt says nothing
                 row = json.loads(line)
                 found[row["video_id"]] = {key: value for key, value in row.items() if key != "unix_time"}

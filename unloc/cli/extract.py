@@ -181,6 +181,7 @@ def _table(lines: list[tuple[str, str]]) -> str:
 
 def _print_failures(failures: list[dict], rest_in: str) -> None:
     for row in failures[:SHOWN_FAILURES]:
-        typer.echo(f"failed: {row['video_id']}: {row['reason']}: {row['message']}", err=True)
+        words = f"failed: {row['video_id']}: {row['reason']}: {row['message']}"
+        typer.echo(" ".join(words.splitlines()), err=True)
     if len(failures) > SHOWN_FAILURES:
         typer.echo(f"and {len(failures) - SHOWN_FAILURES} more: {rest_in}", err=True)
