@@ -1,6 +1,6 @@
 """CPU seconds of `unloc extract` over the floor of its parts, and its frames/s over those of a plain script; one run.
 
-    taskset -c 2,3 python benchmarks/extract.py [--clips 8] [--seconds 10] [--frames 32] [--towers ViT-B-32 ViT-B-16]
+    taskset -c 2,3 python benchmarks/extract.py [--clips 16] [--frames 32] [--rounds 3] [--towers ViT-B-32 ViT-B-16]
 
 floor     CPU seconds of decoding alone + resizing alone + tower alone, each in one process on one thread at its best
 extract   CPU seconds of the whole tree of processes (driver, Ray, workers, decoders), less those of a run over one
@@ -108,37 +108,42 @@ def extract(inputs: Path, cache: Path, words: list[str]) -> Watched:
 
 
 def compare(tower: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Figures of one tower."""
+    """Figures of one tower: every quantity the smallest of the rounds, in each of which all are measured in turn."""
     weights, cores = random_weights(folder, tower), len(os.sched_getaffinity(0))
     videos = sorted((folder / "all" / "videos").iterdir())
+    frames = len(videos) * arguments.frames
     config = EncodeConfig(tower=tower, pretrained=str(weights), num_frames=arguments.frames, tower_dtype="auto")
     words = ["--tower", tower, "--pretrained", weights, "--frames", arguments.frames, "--dtype", "auto"]
-    parts = cpu_seconds_of_parts(config, videos)
-    floor, frames = sum(parts.values()), len(videos) * arguments.frames
-    told = "  ".join(f"{name} {value:.1f}" for name, value in parts.items())
-    print(f"\n{tower}: {frames} frames; floor {floor:.1f} CPU s ({told}), {cores} cores", flush=True)
-    runs = {"fused": [*words, "--workers", cores], "split": [*words, "--workers", cores - 1, "--encoders", 1]}
-    for name, options in runs.items():
-        start_up = extract(folder / "tiny", folder / f"{tower}-{name}-tiny", options)
-        whole = extract(folder / "all", folder / f"{tower}-{name}", options)
-        cpu, wall = (whole.total_cpu_seconds - start_up.total_cpu_seconds, whole.seconds - start_up.seconds)
+    ways = {"fused": [*words, "--workers", cores], "split": [*words, "--workers", cores - 1, "--encoders", 1]}
+    parts, runs, plain = [], {name: [] for name in ways}, 0.0
+    for number in range(arguments.rounds):
+        parts.append(cpu_seconds_of_parts(config, videos))
+        for name, options in ways.items():
+            start_up = extract(folder / "tiny", folder / f"{tower}-{name}-tiny{number}", options)
+            whole = extract(folder / "all", folder / f"{tower}-{name}{number}", options)
+            runs[name].append((start_up.total_cpu_seconds, whole.total_cpu_seconds, start_up.seconds, whole.seconds))
+        plain = max(plain, plain_frames_per_second(tower, weights, folder, arguments.frames, videos[:PLAIN_CLIPS]))
+    best = {name: min(each[name] for each in parts) for name in parts[0]}
+    floor, told = sum(best.values()), "  ".join(f"{name} {value:.1f}" for name, value in best.items())
+    print(f"\n{tower}: {frames} frames; floor {floor:.1f} CPU s ({told}), {cores} cores")
+    for name, measured in runs.items():
+        start_cpu, whole_cpu, start_wall, whole_wall = map(min, zip(*measured, strict=True))
+        cpu, wall = whole_cpu - start_cpu, whole_wall - start_wall
         print(
             f"  {name}: {cpu:.1f} CPU s = {cpu / floor:.2f} x floor; {wall:.1f} s wall = {wall / floor * cores:.2f} x "
-            f"floor / cores; {frames / wall:.1f} frames/s; start-up {start_up.seconds:.1f} s, "
-            f"{start_up.total_cpu_seconds:.1f} CPU s",
-            flush=True,
+            f"floor / cores; {frames / wall:.1f} frames/s; start-up {start_wall:.1f} s, {start_cpu:.1f} CPU s; "
+            f"{frames / wall / plain:.1f} times as fast as plain"
         )
-        if name == "fused":
-            plain = plain_frames_per_second(tower, weights, folder, arguments.frames, videos[:PLAIN_CLIPS])
-            print(f"  plain: {plain:.1f} frames/s; fused is {frames / wall / plain:.1f} times as fast", flush=True)
+    print(f"  plain: {plain:.1f} frames/s", flush=True)
 
 
 def main() -> None:
     """Render, then measure each tower."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--towers", nargs="+", default=["ViT-B-32", "ViT-B-16"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
