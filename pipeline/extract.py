@@ -131,6 +131,12 @@ def _add_texts(path: Path, encoder: Encoder, texts: Sequence[str]) -> int:
     return len(new)
 
 
+def is_worth_a_try(failure: Failure, file: VideoFile, config: EncodeConfig, options: ExtractOptions) -> bool:
+    """Could a video that failed before fare better now?"""
+    allowed_now = config.allow_partial and not failure.partial_allowed and failure.reason in CURED_BY_PARTIAL
+    return not failure.is_of(file) or allowed_now or options.retry_failed
+
+
 class _Job:
     """One run over the videos that are due."""
 
@@ -244,10 +250,7 @@ class _Job:
             logger.warning("%s: %s is another file than the one that was cached; its tokens are kept", video_id, path)
 
     def _is_worth_a_try(self, failure: Failure) -> bool:
-        """Could a video that failed before fare better now?"""
-        path = self.files[failure.video_id]
-        allowed_now = self.config.allow_partial and not failure.partial_allowed and failure.reason in CURED_BY_PARTIAL
-        return not failure.is_of(path) or allowed_now or self.options.retry_failed
+        return is_worth_a_try(failure, self.files[failure.video_id], self.config, self.options)
 
     @contextmanager
     def _results(self, jobs: list[Job]) -> Iterator[Iterator[Result]]:

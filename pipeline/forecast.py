@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.claim import beside
 from pipeline.cluster import cluster_size, connected, local_accelerators
 from pipeline.decode_child import Job
-from pipeline.extract import ExtractOptions
+from pipeline.extract import ExtractOptions, is_worth_a_try
+from pipeline.ledger import failures_of
 from pipeline.workers import in_process_results
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences
@@ -34,6 +35,8 @@ class Forecast:
 
     videos: int
     cached_before: int
+    failed_before: int
+    """Failed before and would not be tried again."""
     missing: int
     hours_of_video: float
     """Durations from the manifest; where it states none, from the bytes of the file and those of the sample."""
@@ -59,7 +62,7 @@ class Forecast:
         """A table of (name, words) for people."""
         who = f"{self.workers} workers" + (f", {self.encoders} encoders" if self.encoders else "")
         return [
-            ("videos", f"{self.videos} to do, {self.cached_before} cached before, {self.missing} without a file"),
+            ("videos", f"{self.videos} to do, {self.cached_before} cached before, {self._told_failed()}"),
             ("hours", f"{self.hours_of_video:.2f} of video"),
             ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second with {who})"),
             ("wall time", f"{self.seconds_wall / 3600:.2f} h ({self.seconds_wall:.0f} s, start-up included)"),
@@ -67,6 +70,9 @@ class Forecast:
             ("disk", f"{self.bytes / 1e6:.1f} MB in {self.files} files"),
             ("sample", f"{self.sampled} videos, {self.sampled_frames} frames; {len(self.failures)} failed"),
         ]
+
+    def _told_failed(self) -> str:
+        return f"{self.failed_before} failed before (not tried again), {self.missing} without a file"
 
 
 def forecast(
@@ -87,7 +93,13 @@ def forecast(
     encoder = Encoder(config, "cuda" if has_gpu and local_accelerators() else "cpu")
     seconds_load = time.perf_counter() - started
     cache = _cache_there(home_of(cache_path), encoder.fingerprint)
-    due = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
+    uncached = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
+    failed = {} if cache is None else failures_of(cache)
+    due = {
+        video_id: path
+        for video_id, path in uncached.items()
+        if video_id not in failed or is_worth_a_try(failed[video_id], path, config, options)
+    }
     new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
     sample, failures = _sample(encoder, options, due)
     seconds = _total_seconds(due, sample, durations)
@@ -98,7 +110,8 @@ def forecast(
     busy = _wall_seconds(decode, encode, workers, encoders)
     return Forecast(
         videos=len(due),
-        cached_before=len(files) - len(due),
+        cached_before=len(files) - len(uncached),
+        failed_before=len(uncached) - len(due),
         missing=len(missing),
         hours_of_video=sum(seconds.values()) / 3600,
         frames=frames,

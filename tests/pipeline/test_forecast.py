@@ -61,6 +61,18 @@ def test_nothing_due_is_planned_as_nothing(video_folder, tmp_path):
     assert (told.videos, told.frames, told.bytes, told.sampled) == (0, 0, 0, 0)
 
 
+def test_what_failed_before_is_planned_only_where_the_job_would_try_it_again(video_folder, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video" * 1000)
+    lenient, files = ExtractOptions(workers=0, coverage=0.0), {"v0": video_folder / "v0.mp4", "broken": broken}
+    extract(tmp_path / "cache", CONFIG, lenient, files, [], [])
+    told = forecast(tmp_path / "cache", CONFIG, lenient, files, [], [], {})
+    assert (told.videos, told.cached_before, told.failed_before) == (0, 1, 1)
+    broken.write_bytes((video_folder / "v1.mp4").read_bytes())
+    told = forecast(tmp_path / "cache", CONFIG, lenient, files, [], [], {})
+    assert (told.videos, told.failed_before) == (1, 0)
+
+
 def test_a_folder_of_broken_files_is_said_before_anything_starts(tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 1000)
