@@ -94,12 +94,7 @@ def forecast(
     seconds_load = time.perf_counter() - started
     cache = _cache_there(home_of(cache_path), encoder.fingerprint)
     uncached = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
-    failed = {} if cache is None else failures_of(cache)
-    due = {
-        video_id: path
-        for video_id, path in uncached.items()
-        if video_id not in failed or is_worth_a_try(failed[video_id], path, config, options)
-    }
+    due = _without_settled_failures(uncached, cache, config, options)
     new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
     sample, failures = _sample(encoder, options, due)
     seconds = _total_seconds(due, sample, durations)
@@ -119,13 +114,31 @@ def forecast(
         seconds_wall=busy + seconds_load + (RAY_SECONDS + seconds_load if workers else 0.0),
         gpu_hours=encode / 3600 if has_gpu else 0.0,
         bytes=_video_bytes(config, sample, len(due), frames) + _text_bytes(encoder, new_texts),
-        files=FILES_OF_CACHE + FILES_OF_SHARD * (-(-len(due) // options.shard_size) + bool(new_texts)),
+        files=_num_files(cache, len(due), options.shard_size, bool(new_texts)),
         workers=workers,
         encoders=encoders,
         sampled=len(sample),
         sampled_frames=sum(len(video.tokens) for video in sample),
         failures=failures,
     )
+
+
+def _without_settled_failures(
+    files: dict[str, VideoFile], cache: Cache | None, config: EncodeConfig, options: ExtractOptions
+) -> dict[str, VideoFile]:
+    """The files without those that failed before and that the job would not try again."""
+    failed = {} if cache is None else failures_of(cache)
+    return {
+        video_id: file
+        for video_id, file in files.items()
+        if video_id not in failed or is_worth_a_try(failed[video_id], file, config, options)
+    }
+
+
+def _num_files(cache: Cache | None, num_videos: int, shard_size: int, has_new_texts: bool) -> int:
+    """Files that are not there yet."""
+    of_cache = FILES_OF_CACHE if cache is None else 0
+    return of_cache + FILES_OF_SHARD * (-(-num_videos // shard_size) + has_new_texts)
 
 
 def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:

@@ -58,7 +58,7 @@ def test_what_is_cached_is_not_planned_in_the_cache_asked_for_or_in_the_one_besi
 def test_nothing_due_is_planned_as_nothing(video_folder, tmp_path):
     extract(tmp_path / "cache", CONFIG, OPTIONS, files_of(video_folder), [], TEXTS)
     told = forecast(tmp_path / "cache", CONFIG, OPTIONS, files_of(video_folder), [], TEXTS, {})
-    assert (told.videos, told.frames, told.bytes, told.sampled) == (0, 0, 0, 0)
+    assert (told.videos, told.frames, told.bytes, told.files, told.sampled) == (0, 0, 0, 0, 0)
 
 
 def test_what_failed_before_is_planned_only_where_the_job_would_try_it_again(video_folder, tmp_path):
