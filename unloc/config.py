@@ -57,7 +57,7 @@ class ModelConfig:
     """One head for all levels, with a scale and shift per level, or a head per level."""
     displacements: str = "per_text"
     """per_text: every class or caption its own (paper §3.4); shared: one pair for all classes, from features averaged
-    over them (class tasks). Late fusion shares them whatever is said here."""
+    over them (class tasks), which learns the shortest segment at each point. Late fusion always shares them."""
     project_frames: bool = False
     """A linear layer without bias over frame tokens of any width (official: tokens before CLIP's own projection, this
     layer starting from it); false: only where they are not as wide as the fusion."""
@@ -170,9 +170,9 @@ class DecodeConfig:
     nms_sigma: float = 0.3
     """Gaussian Soft-NMS: an overlap of IoU u keeps exp(-u^2 / (2 sigma)) of the score."""
     max_detections: int = 100
-    """Predictions kept per query, or per video over all classes."""
+    """Predictions kept per query (MR, HD), or per video over all its classes (TAL)."""
     nms_per_class: bool = False
-    """Soft-NMS within each class instead of over all classes (TAL)."""
+    """TAL: Soft-NMS within each class instead of over all classes; `max_detections` holds per video either way."""
     background_logit: float = 0.0
     """AS: a step whose best logit is at or below this is background."""
 
@@ -192,6 +192,9 @@ class DataConfig:
     """Split that selects the best checkpoint; empty: none."""
     num_steps: int = 128
     """Level-0 steps T of one example."""
+    frame_pick: str = "nearest"
+    """MR, TAL, HD: which cached frame a step takes. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N for step
+    i of T, as the official code counts."""
     max_text_tokens: int = 32
     """Text tokens kept (EOS survives truncation)."""
     prompts: bool = False
@@ -208,6 +211,7 @@ class DataConfig:
     """Smallest share of a split's videos that must be in the cache; what is missing is named either way."""
 
     def __post_init__(self) -> None:
+        one_of("data", "frame_pick", self.frame_pick, ("nearest", "floor"))
         between("data", "max_text_tokens", self.max_text_tokens, 2, MAX_TEXT_TOKENS)
         for key in ("crop_probability", "crop_min_fraction", "coverage"):
             between("data", key, getattr(self, key), 0.0, 1.0)
@@ -240,6 +244,11 @@ class OptimConfig:
         one_of("optim", "name", self.name, ("sgd", "adamw"))
         one_of("optim", "schedule", self.schedule, ("constant", "cosine", "step"))
         between("optim", "momentum", self.momentum, 0.0, 1.0)
+        if self.schedule == "step" and not self.step_epochs:
+            raise ConfigError(
+                "optim.schedule: step multiplies the rate at optim.step_epochs, which names no epoch; name some, such "
+                "as optim.step_epochs=[10,15], or take optim.schedule=constant"
+            )
         for key in ("lr", "tower_lr", "weight_decay", "warmup_epochs", "clip_norm"):
             at_least("optim", key, getattr(self, key), 0.0)
 

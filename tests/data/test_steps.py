@@ -33,6 +33,28 @@ def test_linspace_over_as_many_tokens_as_steps_takes_each_once():
     assert grid.seconds_per_step == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "num_steps"), [(1179, 128), (300, 128), (37, 128), (128, 128), (151, 144), (1, 4)]
+)
+def test_floor_takes_the_frame_that_the_official_sampling_counts_to(num_tokens, num_steps):
+    times = np.floor(np.arange(num_tokens) * 2.5) / 25  # frames of a 25 fps video shown at 10 per second: uneven
+    grid, chosen = linspace_steps(times, num_steps, pick="floor")
+    last = num_tokens - 1
+    assert chosen.tolist() == [step * last // (num_steps - 1) for step in range(num_steps)]
+    nearest_grid, nearest = linspace_steps(times, num_steps)
+    assert grid == nearest_grid and (nearest >= chosen - 1).all()
+    assert (nearest != chosen).any() == (num_tokens not in (128, 1))
+
+
+def test_floor_of_a_stretch_or_a_jittered_step_is_the_last_frame_before_it():
+    times = np.arange(100) * 0.1
+    grid, chosen = linspace_steps(times, 20, stretch=(2.05, 5.0), pick="floor")
+    wanted = grid.to_seconds(np.arange(20))
+    assert (times[chosen] <= wanted + 1e-5).all() and (times[chosen + 1] > wanted).all()
+    _, jittered = linspace_steps(times, 20, rng=np.random.default_rng(0), pick="floor")
+    assert jittered.min() >= 0 and (jittered != linspace_steps(times, 20, pick="floor")[1]).any()
+
+
 def test_a_short_video_repeats_tokens_and_a_single_token_still_has_a_grid():
     _, chosen = linspace_steps(np.array([0.0, 1.0]), 4)
     assert chosen.tolist() == [0, 0, 1, 1]

@@ -5,6 +5,8 @@ import torch
 
 from unloc.config import LossConfig, ModelConfig, load_recipe, recipe_from_dict
 from unloc.errors import ConfigError, InputError
+from unloc.model.heads import ConvBlocks
+from unloc.model.pyramid import DepthwiseConv
 from unloc.model.unloc import MAX_TEXT_TOKENS, UnLoc, parameter_counts
 
 TINY = ModelConfig(width=16, num_heads=2, mlp_width=32, num_layers=3, num_levels=3, num_head_convs=2)
@@ -125,3 +127,25 @@ def test_the_official_base_fusion_and_heads_have_their_parameter_counts():
     counts = parameter_counts(model)
     assert counts["encoder"] == 18_926_592
     assert counts["relevance_head"] + counts["displacement_head"] == 6_305_291
+
+
+# -- initialisation ---------------------------------------------------------------------------------------------------
+
+
+def initialised(name: str) -> tuple[torch.Tensor, float]:
+    """Some weights of one kind of layer, enough to measure, and the standard deviation that flax gives it."""
+    torch.manual_seed(0)
+    block, level = ConvBlocks(64, 3, 8, 0.0), DepthwiseConv(20000, 2)
+    return {
+        "head": (torch.cat([conv.weight.detach().flatten() for conv in block.convs]), (1 / (3 * 64)) ** 0.5),
+        "last": (ConvBlocks(512, 1, 64, 0.0).linear.weight.detach().flatten(), (2 / (512 + 64)) ** 0.5),
+        "pyramid": (level.conv.weight.detach().flatten(), (1 / 3) ** 0.5),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["head", "last", "pyramid"])
+def test_layers_of_head_and_pyramid_start_as_in_flax_cut_at_two_deviations(name):
+    weights, std = initialised(name)
+    assert weights.std().item() == pytest.approx(std, rel=0.02)
+    limit = 2 * std / 0.87962566
+    assert 0.98 * limit < weights.abs().max().item() <= limit

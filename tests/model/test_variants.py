@@ -174,6 +174,8 @@ BAD = [
     (["train.ema_decay=1"], r"train\.ema_decay: got 1\.0, expected 0\.0 to 0\.99999"),
     (["train.seed=-1"], r"train\.seed: got -1, expected at least 0"),
     (["model.class_bias=.nan"], r"model\.class_bias: got nan, expected a finite number"),
+    (["optim.schedule=step"], r"optim\.schedule: step multiplies the rate at optim\.step_epochs, which names no epoch"),
+    (["data.frame_pick=ceil"], r"data\.frame_pick: got 'ceil', expected one of nearest, floor"),
     (["towers.train_image=true"], r"towers\.train_image: true, but towers\.image names no tower"),
     (["towers.frame_token=mean"], r"towers\.frame_token: got 'mean', expected one of cls, gap"),
 ]

@@ -13,7 +13,7 @@ from unloc.ops.losses import box_loss, diou_loss, focal_loss, iou_loss, l1_loss,
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import make_points
 from unloc.ops.segments import segment_iou
-from unloc.ops.targets import localization_targets
+from unloc.ops.targets import Targets, localization_targets, shared_displacements
 
 EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
 segment = st.tuples(st.floats(0, 127), st.floats(0.5, 120)).map(lambda pair: (pair[0], min(pair[0] + pair[1], 127.5)))
@@ -67,6 +67,20 @@ def test_a_segment_reaching_every_range_is_positive_near_its_centre_only(segment
     centre = sum(segment) / 2
     distance = (points.steps - centre).abs()[targets.relevance[0, 0]]
     assert (distance <= 3 * points.strides[targets.relevance[0, 0]] + 1e-4).all()
+
+
+@pytest.mark.parametrize("rows_per_video", [1, 3])
+def test_classes_that_share_displacements_all_learn_the_shortest_segment_at_a_point(rows_per_video):
+    points = make_points(16, 1)
+    segments = torch.tensor([[[0.0, 12.0], [4.0, 8.0], [1.0, 6.0]]])
+    targets = localization_targets(segments, torch.tensor([[0, 1, 2]]), 3, points, [0.0, math.inf], math.inf)
+    if rows_per_video == 3:  # every class a row of its own
+        targets = Targets(targets.relevance.transpose(0, 1), targets.displacements.transpose(0, 1))
+    shared = shared_displacements(targets, rows_per_video)
+    assert torch.equal(shared.relevance, targets.relevance)
+    at_five = shared.displacements.reshape(3, 16, 2)[:, 5]
+    assert at_five.tolist() == [[1.0, 3.0]] * 3  # classes 0, 1 and 2 are there; class 1 is the shortest
+    assert shared.displacements.reshape(3, 16, 2)[0, 10].tolist() == [10.0, 2.0]  # class 0 alone
 
 
 def test_ranges_that_are_not_one_per_level_are_refused():

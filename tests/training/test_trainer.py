@@ -214,6 +214,10 @@ def test_schedules_warm_up_from_zero_and_end_where_they_should():
     assert factors()(0) == 0.0 and factors()(10) == 0.5 and factors()(20) == factors()(99) == 1.0
     cosine = factors(schedule="cosine")
     assert cosine(20) == 1.0 and math.isclose(cosine(60), 0.5) and cosine(100) < 1e-9
+    uneven = factors(warmup_epochs=2.75)  # 27.5 steps: officially the length of the warm-up is not rounded
+    assert (uneven(27), uneven(28)) == (27 / 27.5, 1.0)
+    late_cosine = factors(warmup_epochs=2.75, schedule="cosine")
+    assert late_cosine(28) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5 / 73)), abs=1e-12)
     steps = factors(schedule="step", step_epochs=[5.0, 8.0])
     assert [steps(50), steps(51), math.isclose(steps(81), 0.01)] == [1.0, 0.1, True]
 

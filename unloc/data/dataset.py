@@ -88,6 +88,7 @@ class QueryExamples:
             self.config.num_steps,
             stretch=random_stretch(tokens, segments, self.config, rng),
             rng=rng if self.config.jitter else None,
+            pick=self.config.frame_pick,
         )
         return Example(
             video_id=row["video_id"],
@@ -152,7 +153,11 @@ class InstanceExamples(CoveredVideos):
         classes = self._classes.get(video_id, np.zeros(0, dtype=np.int64))
         stretch = random_stretch(tokens, np.zeros((0, 2)), self.config, rng)
         grid, chosen = linspace_steps(
-            tokens.times_seconds, self.config.num_steps, stretch=stretch, rng=rng if self.config.jitter else None
+            tokens.times_seconds,
+            self.config.num_steps,
+            stretch=stretch,
+            rng=rng if self.config.jitter else None,
+            pick=self.config.frame_pick,
         )
         if stretch is not None:
             segments, classes = clip_segments(segments, classes, stretch)

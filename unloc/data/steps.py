@@ -1,8 +1,8 @@
 """Level-0 steps of one example: which cached tokens it sees, and how steps and seconds map onto each other.
 
 The map is affine: seconds = start_seconds + step * seconds_per_step. Two ways to choose tokens:
-`linspace` spreads T steps evenly over a stretch of the video (paper §4.2; official `linspace` sampling) and takes the
-nearest cached token of each; `window` takes T consecutive tokens and masks what lies beyond the end (AS, paper §4.2).
+`linspace` spreads T steps evenly over a stretch of the video (paper §4.2; official `linspace` sampling) and takes one
+cached token for each; `window` takes T consecutive tokens and masks what lies beyond the end (AS, paper §4.2).
 """
 
 from dataclasses import dataclass
@@ -40,11 +40,14 @@ def linspace_steps(
     *,
     stretch: tuple[float, float] | None = None,
     rng: np.random.Generator | None = None,
+    pick: str = "nearest",
 ) -> tuple[TimeGrid, np.ndarray]:
     """T steps evenly over the tokens' times, or over a stretch (start, end) of them.
 
-    Returns the grid and, for each step, the index of its token: the nearest in time, or with `rng` the nearest to a
-    random time within half a step (training jitter). Short videos repeat tokens instead of padding (official).
+    Returns the grid and, for each step, the index of its token; with `rng` that of a random time within half a step
+    (training jitter). `pick` nearest: the token nearest in time. `pick` floor: token floor(i (N-1) / (T-1)) of the N of
+    the video for step i, as the official code counts stored frames, up to one token early. Short videos repeat tokens
+    instead of padding (official).
     """
     start, end = stretch or (float(times_seconds[0]), float(times_seconds[-1]))
     spacing = (end - start) / max(num_steps - 1, 1)
@@ -53,7 +56,12 @@ def linspace_steps(
     wanted = start + spacing * np.arange(num_steps)
     if rng is not None:
         wanted = wanted + spacing * rng.uniform(-0.5, 0.5, num_steps)
-    return TimeGrid(start, spacing), nearest_index(times_seconds, wanted)
+    grid = TimeGrid(start, spacing)
+    if pick == "nearest":
+        return grid, nearest_index(times_seconds, wanted)
+    if stretch is None and rng is None:  # by count: the times of real frames are not exactly even
+        return grid, np.linspace(0, len(times_seconds) - 1, num_steps).astype(np.int64)
+    return grid, np.clip(np.searchsorted(times_seconds, wanted + 1e-6, side="right") - 1, 0, len(times_seconds) - 1)
 
 
 def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.ndarray:

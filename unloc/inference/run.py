@@ -134,13 +134,16 @@ def predict_detections(
 
 
 def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> Iterator[tuple[int, np.ndarray]]:
-    """(class index, [start, end, score]) of one video's (C, P, 2) segments after Soft-NMS.
+    """(class index, [start, end, score]) of one video's (C, P, 2) segments after Soft-NMS: at most `max_detections` of
+    all classes, best first.
 
-    Over all classes together by default, as the official code does; within each class with `nms_per_class`.
+    Soft-NMS runs over all classes together by default, as the official code does; within each class with
+    `nms_per_class`.
     """
     if config.nms_per_class:
-        for label, windows in enumerate(kept_windows(segments, scores, config)):
-            yield from ((label, window) for window in windows)
+        per_class = enumerate(kept_windows(segments, scores, config))
+        found = [(label, window) for label, windows in per_class for window in windows]
+        yield from sorted(found, key=lambda item: -item[1][2])[: config.max_detections]
         return
     candidates = torch.nonzero(scores > config.score_threshold)
     if not len(candidates):

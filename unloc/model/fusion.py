@@ -10,6 +10,16 @@ from torch import Tensor, nn
 NORM_EPSILON = 1e-6  # flax's default, which the official fusion and heads use (CLIP's own norms use 1e-5)
 
 
+@torch.no_grad()
+def init_truncated_normal_(weight: Float[Tensor, "..."], variance: float) -> None:
+    """Fill with a normal distribution cut at two of its standard deviations, of the given variance after the cut.
+
+    This is flax's `truncated_normal` initialiser; torch's own cuts at absolute values.
+    """
+    std = math.sqrt(variance) / 0.87962566103423978  # the standard deviation of a unit normal cut at ±2
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
 def sinusoid_positions(length: int, width: int) -> Float[Tensor, "length width"]:
     """Fixed positions: channel 2i is sin(p·w_i), 2i+1 is cos(p·w_i), w_i = 10000^(-2i/width)."""
     steps = torch.arange(length, dtype=torch.float32)[:, None]

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from unloc.model.fusion import NORM_EPSILON
+from unloc.model.fusion import NORM_EPSILON, init_truncated_normal_
 
 
 class ConvBlocks(nn.Module):
@@ -20,9 +20,9 @@ class ConvBlocks(nn.Module):
         self.convs = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(num_convs))
         self.linear = nn.Linear(width, num_outputs)
         for conv in self.convs:
-            nn.init.trunc_normal_(conv.weight, std=(1 / (3 * width)) ** 0.5 / 0.87962566)  # LeCun normal
+            init_truncated_normal_(conv.weight, 1 / (3 * width))  # LeCun normal
             nn.init.zeros_(conv.bias)
-        nn.init.xavier_normal_(self.linear.weight)
+        init_truncated_normal_(self.linear.weight, 2 / (width + num_outputs))  # Xavier normal
         nn.init.constant_(self.linear.bias, bias)
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unloc.model.fusion import NORM_EPSILON
+from unloc.model.fusion import NORM_EPSILON, init_truncated_normal_
 
 Mask = Bool[Tensor, "batch length"] | None
 Projections = Float[Tensor, "batch length three_widths"] | None
@@ -36,7 +36,7 @@ class DepthwiseConv(nn.Module):
         self.stride = stride
         self.conv = nn.Conv1d(width, width, 3, stride=stride, groups=width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        nn.init.trunc_normal_(self.conv.weight, std=(1 / 3) ** 0.5 / 0.87962566)  # LeCun normal, fan-in 3
+        init_truncated_normal_(self.conv.weight, 1 / 3)  # LeCun normal: a depthwise convolution has fan-in 3
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, tokens: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch out width"]:

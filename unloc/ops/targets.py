@@ -55,6 +55,19 @@ def localization_targets(
     return Targets(relevance[:, :num_texts].bool(), displacements)
 
 
+def shared_displacements(targets: Targets, rows_per_video: int = 1) -> Targets:
+    """Targets for a model with one pair of displacements for all classes: at each point that of the shortest segment
+    which is positive there, whatever its class (ActionFormer, Zhang et al. 2022). Relevance stays per class.
+
+    `rows_per_video` neighbouring rows of the batch are of one video.
+    """
+    positive = targets.relevance.unflatten(0, (-1, rows_per_video)).flatten(1, 2)
+    displacements = targets.displacements.unflatten(0, (-1, rows_per_video)).flatten(1, 2)
+    shortest = displacements.sum(-1).where(positive, torch.inf).argmin(dim=1)[:, None, :, None]
+    shared = torch.take_along_dim(displacements, shortest, dim=1).expand_as(displacements)
+    return Targets(targets.relevance, shared.reshape(targets.displacements.shape))
+
+
 def _in_range(
     farthest: Float[Tensor, "batch segments points"], points: Points, range_edges: Sequence[float]
 ) -> Bool[Tensor, "batch segments points"]:

@@ -10,7 +10,7 @@ from unloc.data.collate import Batch
 from unloc.model.unloc import Outputs
 from unloc.ops.losses import box_loss, focal_loss, sigmoid_loss, sum_over
 from unloc.ops.points import Points, make_points
-from unloc.ops.targets import Targets, localization_targets
+from unloc.ops.targets import Targets, localization_targets, shared_displacements
 from unloc.tasks import task_named
 from unloc.training.distributed import Texts, gathered_texts, own_texts, process_mean
 
@@ -61,6 +61,8 @@ def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Re
     targets = batch_targets(batch, points, recipe, None if own_only else texts)
     valid = point_mask(batch.frame_mask, num_levels)
     if task_named(recipe.task).text_kind == "class":  # summed over classes, each position counted once (§3.1)
+        if recipe.model.displacements == "shared" or recipe.model.fusion == "late":
+            targets = shared_displacements(targets, batch.rows_per_video)
         weights = valid[:, None]
         return pair_losses(outputs, targets, weights, weights.sum() / batch.rows_per_video, recipe.loss)
     if own_only:

@@ -35,16 +35,17 @@ def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim
 def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
     """The factor on the peak rate at each step (from 0): linear warm-up from 0, then the schedule.
 
-    The first step has rate 0 with warm-up, as in the official code.
+    The first step has rate 0 with warm-up, as in the official code; the length of the warm-up need not be a whole
+    number of steps.
     """
-    warmup = int(config.warmup_epochs * steps_per_epoch)
+    warmup = config.warmup_epochs * steps_per_epoch
     drops = [epoch * steps_per_epoch for epoch in config.step_epochs]
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / warmup
         if config.schedule == "cosine":
-            progress = (step - warmup) / max(total_steps - warmup, 1)
+            progress = (step - warmup) / max(total_steps - int(warmup), 1)
             return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
         if config.schedule == "step":
             return 0.1 ** sum(step > drop for drop in drops)
