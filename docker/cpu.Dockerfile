@@ -23,7 +23,7 @@ COPY manifests ./manifests
 COPY pipeline ./pipeline
 COPY unloc ./unloc
 # hadolint ignore=DL3013
-RUN pip install ".[s3,hdf5,track]" && useradd --create-home --uid 10001 unloc
+RUN pip install ".[s3,hdf5,track,cluster]" && useradd --create-home --uid 10001 unloc
 
 USER 10001
 WORKDIR /home/unloc

@@ -1,6 +1,6 @@
 # unloc on NVIDIA GPUs. PyTorch's wheels bring CUDA's libraries; of the base image only what finds the driver is used.
 #   docker build -f docker/cuda.Dockerfile -t unloc:cuda .
-#   docker run --gpus all unloc:cuda doctor
+#   docker run --rm --gpus all --entrypoint python unloc:cuda -c 'import torch; print(torch.cuda.get_device_name())'
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 
 ENV PIP_NO_CACHE_DIR=1 \
@@ -22,7 +22,7 @@ COPY manifests ./manifests
 COPY pipeline ./pipeline
 COPY unloc ./unloc
 # hadolint ignore=DL3013
-RUN pip install ".[s3,hdf5,track]" && useradd --create-home --uid 10001 unloc
+RUN pip install ".[s3,hdf5,track,cluster]" && useradd --create-home --uid 10001 unloc
 
 USER 10001
 WORKDIR /home/unloc

@@ -30,7 +30,7 @@ def synth(
 ) -> None:
     """Render the synthetic world: videos, and annotations in the official formats.
 
-    Example: unloc data synth data/world --videos 60 --seed 0
+    Example: unloc data synth data/world --videos 20 --seed 0
     """
     import os
 

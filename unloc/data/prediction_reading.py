@@ -50,13 +50,14 @@ class PredictionFile:
 
 
 def read_predictions(
-    path: Path, task: str, *, split: str | None = None, problems: Problems | None = None
+    path: Path | str, task: str, *, split: str | None = None, problems: Problems | None = None
 ) -> PredictionFile:
     """Predictions of a file for a task. Of several files in a zip the one that names the split is read.
 
     Raises MissingError where the file is not there, PredictionError with the place of what cannot be read, or where the
     file holds another format than the task reads.
     """
+    path = Path(path)
     text, packed = unpacked_text(path, split)
     found = _format_of(path, text)
     if found not in READABLE[task]:
@@ -75,17 +76,17 @@ def read_predictions(
     return PredictionFile(format=found + packed, predictions=predictions, external_labels=external)
 
 
-def read_detections(path: Path) -> pd.DataFrame:
+def read_detections(path: Path | str) -> pd.DataFrame:
     """An ActivityNet submission (or csv) as a table. Raises as `read_predictions`."""
     return read_predictions(path, "tal").predictions
 
 
-def read_moments(path: Path) -> list[MomentPrediction]:
+def read_moments(path: Path | str) -> list[MomentPrediction]:
     """A QVHighlights submission (or csv). Raises as `read_predictions`."""
     return read_predictions(path, "mr").predictions
 
 
-def read_frames(path: Path) -> list[FramePrediction]:
+def read_frames(path: Path | str) -> list[FramePrediction]:
     """AS predictions with their sidecar of scores. Raises as `read_predictions`."""
     return read_predictions(path, "as").predictions
 

@@ -1,0 +1,222 @@
+"""Every code block of README, docs/, docker/ and the recipes' page, and every `--help` example, is run here.
+
+The commands run as they are printed, in a folder that holds the files they name, made from a small rendered world.
+What a test cannot have is replaced by the words of `STAND_INS`; what runs in Docker or on a cluster is parsed.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from unloc.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
+PAGES += ["docker/README.md", "manifests/recipes/README.md"]
+# The sizes of the paper take hours on two cores.
+TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=1"
+STAND_INS = {
+    "--tower ViT-B-16 --pretrained openai": "--tower toy --workers 0",  # no weights can be fetched here
+    "/mnt/unloc/": "",
+    "{000000..000127}": "000000",
+    "s3://bucket/cache": "bucket-cache",
+    "3MSZA": "v_synth5_00003",
+}
+
+
+def blocks(page):
+    """(language, text, line) of every fenced block."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield found[1], found[2], text[: found.start()].count("\n") + 2
+
+
+def command_lines(text):
+    """The lines of a block, continued ones joined, without comments."""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+def commands_of(command=None, words=("unloc",)):
+    """(words, command) of every leaf of the command line."""
+    command = command or typer.main.get_command(app)
+    if not hasattr(command, "commands"):
+        yield words, command
+        return
+    for name, child in command.commands.items():
+        yield from commands_of(child, (*words, name))
+
+
+def help_examples():
+    """A case for every command, with the examples of its help text."""
+    for words, command in commands_of():
+        examples = re.findall(r"Example: (unloc .*?)(?:\n\s*\n|$)", command.help or "", re.DOTALL)
+        yield pytest.param(words, [" ".join(e.split()) for e in examples], id=" ".join(words[1:]))
+
+
+def unloc_part(words):
+    """The words of the unloc command that a line runs, also through docker or ray; None where it runs none."""
+    if words[0] == "unloc":
+        return words
+    if words[:3] == ["ray", "job", "submit"]:
+        return words[words.index("--") + 1 :]
+    if words[:2] == ["docker", "run"]:
+        image = next(i for i, word in enumerate(words) if word.startswith("unloc:"))
+        return ["unloc", *words[image + 1 :]]
+    return None
+
+
+def parse(words):
+    """Raise click's error where the command line would refuse the words."""
+    command, context = typer.main.get_command(app), None
+    words = list(words)
+    while True:
+        context = command.make_context(words[0], words[1:], parent=context)
+        if not hasattr(command, "commands"):
+            return
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        words = [name, *rest]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is_and_its_commands_parse(page):
+    for language, text, line in blocks(page):
+        assert language in ("bash", "python", "json", "text", "yaml"), f"{page}:{line}: a block without a language"
+        if language == "bash":
+            for words in command_lines(text):
+                assert words[0] in ("unloc", "make", "docker", "ray", "pip"), f"{page}:{line}: {words[0]}"
+                if (part := unloc_part(words)) is not None:
+                    parse(part)
+
+
+def test_make_targets_that_the_pages_name_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        for language, text, line in blocks(page):
+            for words in command_lines(text) if language == "bash" else ():
+                assert words[0] != "make" or words[1] in targets, f"{page}:{line}: make {words[1]}"
+
+
+def write_class_split(manifest, folder):
+    """A split of the manifest's classes by which one training video shows seen classes only."""
+    classes, *rows = map(json.loads, manifest.read_text().splitlines())
+    instances = [row for row in rows if row["kind"] == "instance"]
+    first = next(row["video_id"] for row in instances if row["split"] == "training")
+    seen = {row["label"] for row in instances if row["video_id"] == first}
+    for side, labels in (("train", seen), ("test", set(classes["classes"]) - seen)):
+        path = Path(folder, side, "split_0.list")
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"{label}\n" for label in sorted(labels)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with every file that the pages and the help texts name, made by the command line itself."""
+    from typer.testing import CliRunner
+
+    folder = tmp_path_factory.mktemp("documented")
+
+    def run(line):
+        done = CliRunner().invoke(app, shlex.split(line), catch_exceptions=False)
+        assert done.exit_code == 0, f"{line}: {done.output}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run("data synth world --videos 12 --seed 5")
+        official = Path("world/annotations")
+        for path in [official / "activitynet.json", *official.glob("charades_sta/*"), *official.glob("qvhighlights/*")]:
+            shutil.copy(path, path.name)
+        Path("data").mkdir()
+        for name in ("videos", "data/videos"):
+            Path(name).symlink_to(folder / "world/videos")
+        run("data convert activitynet --annotations activitynet.json --out activitynet.jsonl")
+        run("data convert activitynet-captions --annotations world/annotations/activitynet_captions --out mr.jsonl")
+        charades = " ".join(map(str, Path().glob("[cC]harades*")))
+        run(f"data convert charades-sta --annotations {charades} --out charades.jsonl")
+        write_class_split(Path("activitynet.jsonl"), "train_50_test_50/ActivityNet")
+        write_class_split(Path("activitynet.jsonl"), "zero_shot/train_50_test_50")
+        for name in ("anet.jsonl", "data/tal.jsonl"):
+            shutil.copy("activitynet.jsonl", name)
+        for name in ("m.jsonl", "data/mr.jsonl"):
+            shutil.copy("mr.jsonl", name)
+        for manifest in ("mr.jsonl", "activitynet.jsonl", "charades.jsonl"):
+            run(f"extract {manifest} --videos videos --cache token_cache --tower toy --fps 4 --workers 0")
+        shutil.copytree("token_cache", "data/cache")
+        Path("i3d").mkdir()
+        for video in Path("videos").iterdir():
+            np.save(f"i3d/{video.stem}.npy", np.zeros((20, 8), dtype=np.float32))
+        for part, split in (("1", "train"), ("2", "val")):
+            cache = f"data/cache-machine{part} --split {split}"
+            run(f"extract mr.jsonl --videos videos --cache {cache} --fps 4 --workers 0")
+        run(f"fit synth_mr {TINY} --manifest charades.jsonl --cache token_cache --work-dir trained")
+        baseline = "eval --baseline --task tal --cache token_cache --split validation"
+        run(f"{baseline} --manifest activitynet.jsonl --export anet.json")
+        shutil.copy("anet.json", "predictions.json")
+        run("data zero-shot activitynet.jsonl --lists zero_shot/train_50_test_50 --split validation --out splits")
+        run("extract splits/split_0/nonsense.jsonl --videos videos --cache token_cache --fps 4 --workers 0")
+        run(f"{baseline} --manifest splits/split_0/nonsense.jsonl --export nonsense.json")
+        Path("zs50_predictions").mkdir()
+        shutil.copy("anet.json", "zs50_predictions/split_0.json")
+        labels = sorted(json.loads(Path("activitynet.jsonl").read_text().splitlines()[0])["classes"])
+        names = "".join(f"{index},{name}\n" for index, name in enumerate(labels[:5]))
+        Path("kinetics_400_labels.csv").write_text("id,name\n" + names)
+    return folder
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch):
+    """A copy of the world that a test may write into, as the current folder."""
+    folder = tmp_path / "here"
+    shutil.copytree(world, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def stood_in(line):
+    for words, stand_in in STAND_INS.items():
+        line = line.replace(words, stand_in)
+    return line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_the_page_runs(page, here, unloc):
+    """In the order of the page, so that a block may read what one before it wrote."""
+    text = (ROOT / page).read_text()
+    if "--cache cache" in text and "unloc extract" not in text:
+        shutil.copytree("token_cache", "cache")
+    if "unloc eval runs/charades" in text and "unloc fit" not in text:
+        shutil.copytree("trained", "runs/charades")
+    for language, text, line in blocks(page):
+        if language == "python":
+            exec(compile(stood_in(text), f"{page}:{line}", "exec"), {})
+        for words in command_lines(stood_in(text)) if language == "bash" else ():
+            if words[0] == "unloc":
+                smaller = TINY.split() if words[1] == "fit" and "--print-config" not in words else ()
+                code, _, errors = unloc(*words[1:], *smaller)
+                assert code == 0, f"{page}:{line}: {shlex.join(words)}\n{errors}"
+
+
+@pytest.mark.parametrize(("command", "examples"), list(help_examples()))
+def test_the_example_of_every_help_text_runs(command, examples, here, unloc):
+    assert examples, f"{' '.join(command)} --help has no example"
+    for example in examples:
+        words = shlex.split(example)
+        assert tuple(words[: len(command)]) == command
+        code, _, errors = unloc(*words[1:])
+        assert code == 0, f"{example}\n{errors}"
+
+
+def test_the_manifest_that_the_page_of_data_prints_is_one(here):
+    from unloc.data.schema import load_manifest
+
+    (text,) = [text for language, text, _ in blocks("docs/data.md") if language == "json"]
+    Path("printed.jsonl").write_text(text)
+    assert load_manifest(Path("printed.jsonl")).tasks == ("mr", "tal")

@@ -1,0 +1,81 @@
+"""`ray job submit` as docker/README.md prints it, to a local cluster of one node that asks for Ray's token."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unloc.data.cache import open_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def documented_line():
+    """The words of the submission, continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "docker" / "README.md").read_text())
+    (line,) = re.findall(r"^ray job submit .*$", text, re.MULTILINE)
+    return shlex.split(line, comments=True)
+
+
+@pytest.fixture
+def head(tmp_path):
+    """(dashboard address, environment) of a running head node whose token lies in a home of its own."""
+    pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed: pip install 'unloc[cluster]'")
+    temp = Path(f"/tmp/unloc-job-{os.getpid()}")  # Ray's sockets need a short path
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(temp), "PATH": path}
+    environment |= {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    dashboard, client, agent = free_ports(3)
+    temp.mkdir()
+    start = f"start --head --block --port=0 --num-cpus=2 --disable-usage-stats --dashboard-port={dashboard}"
+    start += f" --ray-client-server-port={client} --dashboard-agent-listen-port={agent}"
+    with (tmp_path / "head.log").open("w") as log:
+        node = subprocess.Popen([RAY, *start.split()], env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(timeout=60)
+        subprocess.run(["rm", "-rf", str(temp)], check=True)
+
+
+def test_the_documented_job_submission_extracts_and_its_log_is_readable(head, video_folder, tmp_path):
+    address, environment = head
+    manifest = tmp_path / "mr.jsonl"
+    manifest.write_text(
+        '{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}\n'
+        '{"kind": "video", "video_id": "v0", "split": "test", "duration_seconds": 1.5}\n'
+        '{"kind": "query", "video_id": "v0", "split": "test", "qid": "1", "text": "a cat", "segments": [[0, 1]]}\n'
+    )
+    pack = ["data", "pack", str(manifest), "--videos", str(video_folder), "--out", str(tmp_path / "shards")]
+    subprocess.run([sys.executable, "-m", "unloc", *pack], env=environment, check=True, capture_output=True)
+    words = documented_line()
+    assert words[:4] == ["ray", "job", "submit", "--address"]
+    line = shlex.join([RAY, *words[1:4], address, *words[5:]]).replace("/mnt/unloc", str(tmp_path))
+    line = line.replace("{000000..000127}", "000000").replace("s3://bucket/cache", str(tmp_path / "cache"))
+    line = line.replace("--tower ViT-B-16 --pretrained openai", "--tower toy")
+    deadline = time.monotonic() + 120
+    while (done := subprocess.run(shlex.split(line), env=environment, capture_output=True, text=True)).returncode:
+        said = done.stdout + done.stderr
+        assert "Failed to connect" in said and time.monotonic() < deadline, said  # until the dashboard listens
+        time.sleep(1)
+    assert "v0" in open_cache(tmp_path / "cache")
