@@ -142,7 +142,6 @@ def world(tmp_path_factory):
         charades = " ".join(map(str, Path().glob("[cC]harades*")))
         run(f"data convert charades-sta --annotations {charades} --out charades.jsonl")
         write_class_split(Path("activitynet.jsonl"), "train_50_test_50/ActivityNet")
-        write_class_split(Path("activitynet.jsonl"), "zero_shot/train_50_test_50")
         for name in ("anet.jsonl", "data/tal.jsonl"):
             shutil.copy("activitynet.jsonl", name)
         for name in ("m.jsonl", "data/mr.jsonl"):
@@ -160,7 +159,7 @@ def world(tmp_path_factory):
         baseline = "eval --baseline --task tal --cache token_cache --split validation"
         run(f"{baseline} --manifest activitynet.jsonl --export anet.json")
         shutil.copy("anet.json", "predictions.json")
-        run("data zero-shot activitynet.jsonl --lists zero_shot/train_50_test_50 --split validation --out splits")
+        run("data zero-shot activitynet.jsonl --lists train_50_test_50/ActivityNet --split validation --out splits")
         run("extract splits/split_0/nonsense.jsonl --videos videos --cache token_cache --fps 4 --workers 0")
         run(f"{baseline} --manifest splits/split_0/nonsense.jsonl --export nonsense.json")
         Path("zs50_predictions").mkdir()

@@ -246,7 +246,7 @@ def zero_shot(
 
     nonsense.jsonl is unseen.jsonl with made-up class names: what a model scores on it, it does not owe to the names.
 
-    Example: unloc data zero-shot anet.jsonl --lists zero_shot/train_50_test_50 --split validation --out data/anet_50
+    Example: unloc data zero-shot anet.jsonl --lists train_50_test_50/ActivityNet --split validation --out data/zs50
     """
     from unloc.data.class_splits import read_class_splits, seen_manifest, unseen_manifest
     from unloc.data.nonsense import nonsense_manifest
