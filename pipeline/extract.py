@@ -25,6 +25,7 @@ from unloc.data.mirror import Home
 from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, CoverageError
+from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ def run_job(
     disk is full or the bucket keeps failing.
     """
     started = time.perf_counter()
-    encoder = Encoder(config)
+    in_process = options.workers == 0 and options.encoders != 0
+    encoder = Encoder(config, resolve_device("auto" if in_process else "cpu"))
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
     with disk_errors(cache_path):
         home = own_cache(home_of(cache_path), encoder.fingerprint)

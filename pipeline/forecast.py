@@ -22,6 +22,7 @@ from unloc.data.mirror import Home
 from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import CoverageError
+from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
@@ -90,7 +91,7 @@ def forecast(
     """
     started = time.perf_counter()
     workers, encoders, has_gpu = _sizes(options)
-    encoder = Encoder(config, "cuda" if has_gpu and local_accelerators() else "cpu")
+    encoder = Encoder(config, resolve_device("auto" if has_gpu else "cpu"))
     seconds_load = time.perf_counter() - started
     cache = _cache_there(home_of(cache_path), encoder.fingerprint)
     uncached = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}

@@ -18,6 +18,7 @@ from pipeline.decode_child import Broken, Ended, Job
 from pipeline.decoding import Event, GuardedDecoder, Limits, Retried
 from pipeline.worker_pool import last_line, own_error
 from pipeline.workers import Assembler, Result, encode_jobs
+from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.reading import ReadSpec
 
@@ -31,7 +32,7 @@ def split_worker(
 ) -> Callable[[], ray.actor.ActorHandle]:
     """Starts encoders that each have this many decoders."""
     actor = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=0)(EncodeWorker)
-    return lambda: actor.remote(config, limits, num_decoders, "cuda" if on_gpu else "cpu")
+    return lambda: actor.remote(config, limits, num_decoders, on_gpu)
 
 
 class DecodeWorker:
@@ -49,8 +50,8 @@ class DecodeWorker:
 class EncodeWorker:
     """A Ray actor that encodes what its decoders send it."""
 
-    def __init__(self, config: EncodeConfig, limits: Limits, num_decoders: int, device: str) -> None:
-        encoder = Encoder(config, device)
+    def __init__(self, config: EncodeConfig, limits: Limits, num_decoders: int, on_gpu: bool) -> None:
+        encoder = Encoder(config, resolve_device("cuda" if on_gpu else "cpu"))
         self.assembler = Assembler(encoder)
         self.decoders = RemoteDecoders(encoder.read_spec, limits, num_decoders)
 

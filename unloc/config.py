@@ -269,14 +269,15 @@ class TrainConfig:
     """MR: batch: every caption against every video of the batch (official); own: its own video only."""
     classes_per_video: int = 0
     """TAL, AS: class names fused with each video per step, its own first, then random others; 0: all (official)."""
-    precision: str = "fp32"
-    """fp32 or bf16 (autocast)."""
+    precision: str = "auto"
+    """fp32 (with TF32 on CUDA), bf16 (autocast) or auto: bf16 on CUDA devices where it is fast, else fp32. Evaluation
+    computes in it too."""
     seed: int = 0
     """Seed of weights, order and sampling."""
 
     def __post_init__(self) -> None:
         one_of("train", "negatives", self.negatives, ("batch", "own"))
-        one_of("train", "precision", self.precision, ("fp32", "bf16"))
+        one_of("train", "precision", self.precision, ("auto", "fp32", "bf16"))
         above_zero("train", "epochs", self.epochs)
         above_zero("train", "eval_every_epochs", self.eval_every_epochs)
         at_least("train", "batch_size", self.batch_size, 1)

@@ -40,7 +40,7 @@ def evaluate_command(
     vocabulary: options.Vocabulary = None,
     control: options.Control = None,
     out: options.Out = None,
-    device: options.Device = "cpu",
+    device: options.Device = "auto",
 ) -> None:
     """Metrics of a split in metrics.json and as a table, beside what blind constants score.
 
@@ -232,12 +232,13 @@ def _evaluate_run(
     from unloc.data.cache import open_cache
     from unloc.data.vocabulary import names_in_vocabulary
     from unloc.evaluation.evaluator import default_train_split, evaluate, require_annotations
+    from unloc.inference.device import described, resolve_device
     from unloc.inference.load import load_model, require_same_cache
     from unloc.inference.run import predict_split
-    from unloc.training.run import resolve_device
     from unloc.training.trainer import require_task
 
-    loaded, split = load_model(run, resolve_device(device)), scoring["split"]
+    where = resolve_device(device)
+    loaded, split = load_model(run, where), scoring["split"]
     recipe = loaded.info.recipe
     if task not in (None, recipe.task):
         raise InputError(f"unloc eval: --task {task}, but {run} was trained for {recipe.task}; leave --task out")
@@ -252,6 +253,7 @@ def _evaluate_run(
     if train_split not in manifest.splits:
         train_split = default_train_split(manifest, split)
     report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split})
+    report |= described(where, recipe.train.precision)
     if asked is not loaded:
         report["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
     return report, found

@@ -35,4 +35,4 @@ Control = Annotated[
     Path | None, typer.Option("--control", help="Predictions for nonsense class names (with --zero-shot).")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder (or metrics.json) to write.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, …")]
+Device = Annotated[str, typer.Option("--device", help="auto (CUDA if there is one), cpu, cuda:1, …")]

@@ -27,7 +27,7 @@ def fit(
         typer.Option("--init", help="Run whose weights to start from, where they fit; toy: the one shipped."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all cores.")] = 0,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved recipe and its parameter counts, and stop.")

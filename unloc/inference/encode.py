@@ -92,7 +92,7 @@ class EncodeConfig:
 class Encoder:
     """A tower with its preprocessing, ready to encode files and texts."""
 
-    def __init__(self, config: EncodeConfig, device: str = "cpu") -> None:
+    def __init__(self, config: EncodeConfig, device: torch.device | str = "cpu") -> None:
         wanted = config.wanted_tokens()
         self.config, self.device = replace(config, tower_dtype=wanted.dtype), device
         self.tower: Tower = load_tower(config.tower, config.pretrained, wanted)

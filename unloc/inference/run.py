@@ -13,6 +13,7 @@ from unloc.data.collate import Batch, Example, collate
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
 from unloc.data.schema import CLIP_SECONDS, Manifest
+from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
 from unloc.inference.texts import ClassTexts
 from unloc.model.unloc import Outputs, UnLoc
@@ -41,7 +42,7 @@ def predict_moments(model: UnLoc, recipe: Recipe, examples: QueryExamples, batch
     predictions = []
     for indices in chunks(range(len(examples)), batch_size):
         batch = collate([examples.example(i) for i in indices], max_text_tokens=recipe.data.max_text_tokens)
-        outputs = forward(model, batch, pairing="own")
+        outputs = forward(model, batch, recipe, pairing="own")
         windows = decode_moments(outputs, batch.examples, recipe)
         for row, example in enumerate(batch.examples):
             query = examples.queries.iloc[example.query_index]
@@ -57,10 +58,13 @@ def predict_moments(model: UnLoc, recipe: Recipe, examples: QueryExamples, batch
     return predictions
 
 
-def forward(model: UnLoc, batch: Batch, *, pairing: str) -> Outputs:
-    """The model's outputs of a batch, moved to its device."""
-    batch = batch.to(next(model.parameters()).device)
-    return model(batch.frames, batch.frame_mask, batch.texts, batch.text_mask, pairing=pairing)
+def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:
+    """The model's float32 outputs of a batch, on its device and in the recipe's precision."""
+    device = next(model.parameters()).device
+    batch = batch.to(device)
+    with computing(device, recipe.train.precision):
+        outputs = model(batch.frames, batch.frame_mask, batch.texts, batch.text_mask, pairing=pairing)
+    return outputs.at_least_float32()
 
 
 def decode_moments(outputs: Outputs, examples: Sequence[Example], recipe: Recipe) -> list[np.ndarray]:
@@ -168,7 +172,7 @@ def class_outputs(
     total: Outputs | None = None
     for prompt in range(texts.num_averaged):
         batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens, class_texts=texts.prompt(prompt))
-        outputs = forward(model, batch, pairing="all")
+        outputs = forward(model, batch, recipe, pairing="all")
         total = outputs if total is None else _added(total, outputs)
     share = 1.0 / texts.num_averaged
     displacements = None if total.displacements is None else total.displacements * share

@@ -120,9 +120,9 @@ class Tower:
         """All valid tokens (K, D) of each text, from BOS to EOS, float32. Too long texts keep their EOS."""
         encoded = []
         for text in texts:  # one by one, for the same reason as BATCH
-            ids = self.tokenizer([text], context_length=self.spec.context_length)
+            ids = self.tokenizer([text], context_length=self.spec.context_length).to(self.model.text_projection.device)
             last = int(ids.argmax(dim=-1))  # EOS has the highest id; attention is causal: what follows is not needed
-            encoded.append(self._text_tokens(ids[:, : last + 1])[0].float())
+            encoded.append(self._text_tokens(ids[:, : last + 1])[0].float().cpu())
         return encoded
 
     def _text_tokens(self, ids: Tensor) -> Tensor:

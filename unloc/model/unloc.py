@@ -30,6 +30,11 @@ class Outputs:
     saliency: Float[Tensor, "batch texts time"] | None
     """Saliency logits per level-0 step where there is a saliency head."""
 
+    def at_least_float32(self) -> "Outputs":
+        """For sums over points and for decoding, also where the model ran in bfloat16."""
+        values = (self.relevance, self.displacements, self.saliency)
+        return Outputs(*(None if v is None else v.to(torch.promote_types(v.dtype, torch.float32)) for v in values))
+
 
 class UnLoc(nn.Module):
     """Fusion, pyramid and heads over the tokens of two towers.

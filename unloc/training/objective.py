@@ -35,7 +35,7 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
     """Forward pass and losses of one batch. With several processes, captions are paired with the videos of all."""
     pairing, task = pairing_of(recipe), task_named(recipe.task)
     texts = gathered_texts(batch) if pairing == "all" and task.text_kind == "query" else own_texts(batch)
-    outputs = at_least_float32(model(batch.frames, batch.frame_mask, texts.tokens, texts.mask, pairing=pairing))
+    outputs = model(batch.frames, batch.frame_mask, texts.tokens, texts.mask, pairing=pairing).at_least_float32()
     if not task.localizes:
         labels = step_labels(batch, outputs.relevance.shape[1])
         loss = segmentation_loss(outputs.relevance, labels, batch.frame_mask, batch.rows_per_video, recipe.loss)
@@ -45,12 +45,6 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
     if outputs.saliency is not None and batch.saliency is not None:
         parts["saliency"] = recipe.loss.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
     return Losses(sum(parts.values()), parts)
-
-
-def at_least_float32(outputs: Outputs) -> Outputs:
-    """Sums over all points need float32 also where the model ran in bfloat16."""
-    values = (outputs.relevance, outputs.displacements, outputs.saliency)
-    return Outputs(*(None if v is None else v.to(torch.promote_types(v.dtype, torch.float32)) for v in values))
 
 
 def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe) -> dict[str, Tensor]:

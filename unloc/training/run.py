@@ -20,6 +20,7 @@ from unloc.data.cache import open_cache
 from unloc.data.cache_writer import write_atomically
 from unloc.data.schema import Manifest, load_manifest
 from unloc.errors import ConfigError, InputError, MissingError
+from unloc.inference.device import described, resolve_device
 from unloc.inference.load import load_model, require_same_cache
 from unloc.training.trainer import Progress, Trainer, require_task
 
@@ -35,7 +36,7 @@ def fit_recipe(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int = 0,
     init: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
@@ -65,7 +66,7 @@ def fit_recipe(
             init = init or _noted_init(run, resume)
             if init is not None:
                 start_from(trainer, init)
-            make_folder(run, recipe, opened.fingerprint, init, overwrite=overwrite)
+            make_folder(run, recipe, opened.fingerprint, init, device_, overwrite=overwrite)
         log_to(run / "log.txt")
         return trainer.fit()
 
@@ -116,20 +117,6 @@ def start_from(trainer: Trainer, init: Path) -> None:
     logger.info("init from %s: %d of %d tensors taken", init, len(taken), len(own))
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of that name. Raises InputError where torch does not have it."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device: got {name!r}, expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device: got {name!r}, expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count() or "no"
-        raise InputError(f"--device: {name} asked for, but torch sees {seen} CUDA devices here; use cpu or another")
-    return device
-
-
 def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Raise InputError unless the folder may become a run, be gone on with or be deleted; nothing is touched."""
     stated = run / "recipe.yaml"
@@ -156,13 +143,16 @@ def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) 
         raise InputError(f"{run}: holds a run already; --resume goes on with it, --overwrite deletes it")
 
 
-def make_folder(run: Path, recipe: Recipe, fingerprint: dict, init: Path | None, *, overwrite: bool) -> None:
+def make_folder(
+    run: Path, recipe: Recipe, fingerprint: dict, init: Path | None, device: torch.device, *, overwrite: bool
+) -> None:
     """The folder with what describes the run; what was there goes, by overwrite, its recipe last."""
     if run.exists() and overwrite:
         for item in sorted(run.iterdir(), key=lambda item: item.name == "recipe.yaml"):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     run.mkdir(parents=True, exist_ok=True)
-    noted = environment(recipe.train.seed) | {"init": str(init) if init is not None else None}
+    used = described(device, recipe.train.precision) | {"threads": torch.get_num_threads()}
+    noted = environment(recipe.train.seed) | used | {"init": str(init) if init is not None else None}
     write_atomically(run / "env.json", json.dumps(noted, indent=1))
     write_atomically(run / "cache.json", json.dumps(fingerprint, indent=1))
     write_atomically(run / "recipe.yaml", dump_recipe(recipe))

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from unloc.data.collate import Batch, choose_classes, collate, collate_class_pai
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
+from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo, build_model
 from unloc.inference.texts import ClassTexts
 from unloc.tasks import task_named
@@ -198,8 +198,7 @@ class Trainer:
         self.model.train()
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * self.factor(self.step)
-        bf16 = self.recipe.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+        with computing(self.device, self.recipe.train.precision):
             losses = compute_losses(self.model, batch.to(self.device), self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
