@@ -37,6 +37,7 @@ def uneven_times(num_frames: int = 75) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(rng.choice([7, 33, 40, 120, 700], num_frames - 1))])
 
 
+FIXED_RATE_CODECS = ("mpeg1video", "mpeg2video")
 X264 = {"preset": "veryfast", "crf": "18"}
 KINDS = {
     "h264_b_frames": Kind(".mp4", options=X264 | {"g": "12", "bf": "3"}),
@@ -103,9 +104,9 @@ def render(path: Path, kind: Kind, *, display_rotation: int | None = None, aspec
         stream = container.add_stream(kind.codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = *SIZE, kind.pixel_format
         stream.options = kind.options
-        if kind.codec in ("mpeg4", "mjpeg", "mpeg2video", "libvpx", "libvpx-vp9"):
+        if not kind.codec.startswith(("libx26", "libsvtav1")):
             stream.bit_rate = 3_000_000
-        fixed_rate = kind.suffix == ".avi" or kind.codec == "mpeg2video"
+        fixed_rate = kind.suffix in (".avi", ".mpg", ".wmv", ".ogv") or kind.codec in FIXED_RATE_CODECS
         base = Fraction(1, 25) if fixed_rate else Fraction(1, 1000)
         stream.codec_context.time_base = stream.time_base = base
         stream.codec_context.thread_count = 1

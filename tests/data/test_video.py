@@ -10,7 +10,7 @@ import unloc.data.video.pyav_reader as pyav_reader
 from tests.data.rendered import KINDS, Kind, counter_image, read_counter, render
 from unloc.data.video import open_video, scan
 from unloc.data.video.decord_reader import unsound_by_facts
-from unloc.data.video.pyav_reader import PyAVReader, in_time_order
+from unloc.data.video.pyav_reader import PyAVReader
 from unloc.errors import InputError, VideoError
 
 CUT_BY_EDIT_LIST = "h264_negative_start"
@@ -167,10 +167,3 @@ def test_stored_pixels_are_kept_and_their_shape_is_a_fact(tmp_path):
     reader, facts, _ = open_video(path)
     assert facts.sample_aspect_ratio == 2
     assert next(iter(reader.frames_at(np.zeros(1)))).image.shape == (80, 128, 3)
-
-
-def test_swapped_time_stamps_are_put_in_order_and_sound_ones_left_alone():
-    swapped = [(1.0, "a"), (2.0, "b"), (4.0, "c"), (3.0, "d"), (5.0, "e")]
-    assert list(in_time_order(iter(swapped))) == [(1.0, "a"), (2.0, "b"), (3.0, "c"), (4.0, "d"), (5.0, "e")]
-    sound = [(float(n), n) for n in range(6)]
-    assert list(in_time_order(iter(sound))) == sound

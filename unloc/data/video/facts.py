@@ -12,13 +12,17 @@ from typing import ClassVar
 
 import av
 import numpy as np
+from av.codec.codec import Properties
 from av.stream import Disposition
 
+from unloc.data.video.mpeg4 import VopCounter
 from unloc.data.video.truncation import ZERO_HOLE, first_bad_box, holds_zero_run, mp4_without_index, stated_bytes
 from unloc.errors import VideoError
 
+FEW = 0.5  # share of packets with a time stamp below which frames are counted
 LEAP = 4.0  # typical distances of frames; B-frames in the file's order leap less, as a rule, and hold no hole
 TAIL_BYTES = 1 << 20  # looked at behind the last packet that was found
+UNTIMED_CONTAINERS = ("avi", "asf")  # they count packets in decoding order, or say it of H.264 with B-frames
 ZERO_RUN = 48  # bytes; longer than any run of zeros at a packet's border seen in sound files
 
 
@@ -39,7 +43,7 @@ class VideoFacts:
     """Width over height of a stored pixel. Frames keep the stored pixels, as open_clip's transform and all published
     features take them; this says which videos a player would stretch."""
     packet_stamps: np.ndarray
-    """(num_packets,) presentation time stamps in the file's order; decoding ones where has_pts is false."""
+    """(num_packets,) time stamps in the file's order; what they mean say `has_pts` and `stamps_in_output_order`."""
     packet_bytes: np.ndarray
     """(num_packets,) their sizes."""
     key_indices: np.ndarray
@@ -75,7 +79,10 @@ class VideoFacts:
     interlaced: bool
     """True where the stream's field order is not progressive."""
     has_pts: bool
-    """False where packets carry no presentation times."""
+    """False where some packets carry no presentation times."""
+    stamps_in_output_order: bool
+    """True where a packet's stamp is not the time of its own frame: AVI and ASF count packets, MPEG-4 packs B-frames.
+    The stamps, sorted, are then the times of the frames in the order in which a decoder gives them."""
 
     @property
     def first_seconds(self) -> float:
@@ -149,6 +156,8 @@ def scan(path: Path) -> VideoFacts:
         order = np.flatnonzero(table.is_shown)[np.argsort(times[table.is_shown], kind="stable")]
         stated, rate = float(table.durations[order[-1]]) * float(stream.time_base), float(stream.average_rate or 0)
         context = stream.codec_context
+        reorders = bool(int(context.codec.properties) & Properties.REORDER.value)
+        contradicts_itself = bool(reorders and context.has_b_frames and (np.diff(table.stamps) > 0).all())
         return VideoFacts(
             path=path,
             container=container.format.name,
@@ -176,6 +185,10 @@ def scan(path: Path) -> VideoFacts:
             rate_from_header=rate,
             interlaced=_is_interlaced(stream),
             has_pts=table.has_pts,
+            stamps_in_output_order=table.counts_frames
+            or (reorders and container.format.name in UNTIMED_CONTAINERS)
+            or contradicts_itself
+            or table.num_packed > 0,
         )
 
 
@@ -201,22 +214,47 @@ class _PacketTable:
     is_shown: np.ndarray
     num_discarded: int
     num_damaged: int
+    num_packed: int
     has_pts: bool
+    counts_frames: bool
     COLUMNS: ClassVar = ("stamps", "durations", "sizes", "places", "is_key", "is_shown")
 
     @classmethod
     def read(cls, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> "_PacketTable":
         """Demux the stream once."""
-        rows, num_discarded, num_damaged, has_pts = [], 0, 0, True
+        rows, num_discarded, num_damaged = [], 0, 0
+        slots = _Mpeg4Slots(stream.codec_context) if stream.codec_context.name == "mpeg4" else None
         for packet in packets_of(container, stream):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            has_pts &= packet.pts is not None
             num_discarded += packet.is_discard
             num_damaged += is_damaged(packet)
-            shown = stamp is not None and not packet.is_discard
-            rows.append((stamp or 0, packet.duration or 0, packet.size, _place(packet), packet.is_keyframe, shown))
-        stamps, durations, sizes, places, is_key, is_shown = np.asarray(rows, dtype=np.int64).reshape(-1, 6).T
-        return cls(stamps, durations, sizes, places, is_key > 0, is_shown > 0, num_discarded, num_damaged, has_pts)
+            shown = not packet.is_discard and (slots is None or slots.shows(packet))
+            stamps = (packet.pts or 0, packet.dts or 0, packet.pts is not None, packet.dts is not None)
+            rows.append(
+                (*stamps, packet.duration or 0, packet.size, _place(packet), packet.is_keyframe, shown),
+            )
+        table = np.asarray(rows, dtype=np.int64).reshape(-1, 9).T
+        (pts, dts), (has_pts, has_dts), (durations, sizes, places) = table[:2], table[2:4] > 0, table[4:7]
+        is_key, is_shown = table[7:] > 0
+        is_timed, counts_frames = has_pts, False
+        if not has_pts.all() and has_dts.all():
+            pts, is_timed, counts_frames = dts, has_dts, True
+        elif stream.codec_context.name != "h264" or not has_pts[:1].all() or (~has_pts[1:] & ~has_pts[:-1]).any():
+            pts, is_timed = _filled(pts, dts, has_pts, stream)
+            counts_frames = bool(has_pts.mean() < FEW)
+        # What is left without a stamp, alone behind a packet that has one, is the second field of an H.264 frame.
+        return cls(
+            stamps=pts,
+            durations=durations,
+            sizes=sizes,
+            places=places,
+            is_key=is_key,
+            is_shown=is_shown & is_timed,
+            num_discarded=num_discarded,
+            num_damaged=num_damaged,
+            num_packed=0 if slots is None else slots.num_packed,
+            has_pts=bool(has_pts.all()),
+            counts_frames=counts_frames,
+        )
 
     def until_hole(self, path: Path) -> "_PacketTable":
         """Of AVI, which has no times but the count of its packets: those before a hole, for after it they are wrong."""
@@ -226,6 +264,46 @@ class _PacketTable:
                 rows = {name: getattr(self, name)[: index + 1] for name in self.COLUMNS}
                 return replace(self, **rows)
         return self
+
+
+class _Mpeg4Slots:
+    """Which packets of an MPEG-4 stream stand for a moment in which a new frame is shown."""
+
+    def __init__(self, context: av.video.codeccontext.VideoCodecContext) -> None:
+        self.vops = VopCounter(bytes(context.extradata or b""))
+        self.stamps: set[int] = set()
+        self.ahead, self.num_packed = 0, 0
+
+    def shows(self, packet: av.Packet) -> bool:
+        """Does it bring a frame, or stand where one that came packed is shown?"""
+        num_frames, stamp = self.vops.count(bytes(packet)), packet.pts if packet.pts is not None else packet.dts
+        is_new = stamp is None or stamp not in self.stamps
+        self.stamps.add(stamp)
+        if num_frames == 0 and self.ahead == 0:
+            return False  # the frame before stays on screen
+        self.ahead += num_frames - is_new
+        self.num_packed += num_frames > is_new
+        return is_new
+
+
+def _filled(
+    pts: np.ndarray, dts: np.ndarray, has_pts: np.ndarray, stream: av.video.stream.VideoStream
+) -> tuple[np.ndarray, np.ndarray]:
+    """(stamps, which are known) where some are missing, or nearly all, as an MPEG program stream states H.264.
+
+    Between those that are known; where they are few, at the stated rate as long as those agree with it.
+    """
+    if has_pts.all() or not has_pts.any():
+        return pts, has_pts
+    places, known = np.arange(len(pts)), np.flatnonzero(has_pts)
+    times = np.interp(places, known, dts[known])
+    if has_pts.mean() >= FEW:
+        return np.where(has_pts, pts, np.round(times)).astype(np.int64), np.ones_like(has_pts)
+    if stream.average_rate:
+        step = 1 / (float(stream.average_rate) * float(stream.time_base))
+        steady = dts[known[0]] + (places - known[0]) * step
+        times = steady if np.abs(steady - times)[: known[-1] + 1].max() < LEAP * step else times
+    return np.round(times - times[0] + pts[known[0]]).astype(np.int64), np.ones_like(has_pts)
 
 
 def _place(packet: av.Packet) -> int:

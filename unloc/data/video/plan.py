@@ -44,10 +44,10 @@ def shown_at(wanted_seconds: np.ndarray, frame_times: np.ndarray) -> np.ndarray:
 
 def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | None:
     """The plan; None where the packets' facts do not say which frames they become, so that all must be decoded."""
-    if not (facts.has_pts and facts.num_discarded == 0 and facts.num_repeated == 0 and facts.num_damaged == 0):
+    if not facts.has_pts or facts.stamps_in_output_order:
         return None
-    if facts.container == "avi" and (np.diff(facts.packet_stamps) < 0).any():
-        return None  # packed B-frames: their frames come out under each other's time stamps
+    if facts.num_discarded or facts.num_repeated or facts.num_damaged:
+        return None
     stamps, order = facts.packet_stamps, np.argsort(facts.packet_stamps)
     targets = order[shown_at(wanted_seconds, facts.packet_times)]
     positions: dict[int, list[int]] = {}
@@ -58,7 +58,9 @@ def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | Non
         first = _key_before(facts, packet_index)
         if first is None:
             return None
-        stretches.append(Stretch(first, packet_index))
+        # An H.264 frame may be two packets, one for each field.
+        last = min(packet_index + (facts.codec == "h264"), facts.num_packets - 1)
+        stretches.append(Stretch(first, last))
     return DecodePlan(positions, _merged(stretches), _can_skip_unreferenced(facts))
 
 

@@ -5,8 +5,6 @@ without the non-reference frames that nobody wants. That way is checked as it go
 whole with its own time stamp, else everything still wanted is read again by decoding every frame in order.
 """
 
-import heapq
-from collections import deque
 from collections.abc import Iterator
 
 import av
@@ -18,7 +16,7 @@ from unloc.data.video.report import DecodeReport, check_losses, check_whole
 from unloc.errors import VideoError
 
 SEEK_BYTES = 4_000_000  # a longer stretch that nobody needs is jumped over in the file, not read
-MAX_SWAPPED = 2  # frames; how far packed B-frames carry a time stamp from its place
+MAX_SWAPPED = 2  # frames; how far a packed B-frame carries the stamp of a key frame from its place
 
 
 class _NotAsPlannedError(Exception):
@@ -82,14 +80,15 @@ class PyAVReader:
             stream.codec_context.thread_count = 1  # one core a worker; also, some streams differ by thread type
             frames = self._frames(container, stream)
             last = -np.inf
-            for time_seconds, frame in in_time_order(self._timed(frames, start_seconds(container))):
+            timed = self._in_output_order if self.facts.stamps_in_output_order else self._stamped
+            for time_seconds, frame in timed(frames, start_seconds(container)):
                 if time_seconds <= last:
                     continue  # a repeated time stamp is not a new moment
                 last = time_seconds
                 self.report.add(time_seconds, is_corrupt=bool(frame.is_corrupt))
                 yield time_seconds, frame
 
-    def _timed(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    def _stamped(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """With times in seconds; where a frame has none, one frame's length after the frame before it."""
         spacing, time_seconds = 1.0 / (self.facts.rate_from_header or 25.0), None
         for frame in frames:
@@ -98,6 +97,24 @@ class PyAVReader:
             else:
                 time_seconds = 0.0 if time_seconds is None else time_seconds + spacing
             yield time_seconds, frame
+
+    def _in_output_order(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """With the sorted times of the packets, one after another.
+
+        A key frame is not shown before the packets that precede its own, so at each the frames lost on the way to it
+        are left out.
+        """
+        times, place = self.facts.packet_times, 0
+        slack = MAX_SWAPPED if self.facts.codec == "mpeg4" else 0
+        for frame in frames:
+            if frame.key_frame and frame.pts is not None:
+                own = float(frame.pts * frame.time_base) - origin
+                before = int(np.searchsorted(times, own - TIME_TOLERANCE))
+                place = before if before > place + slack else place
+            if place == len(times):
+                return  # frames beyond those that the packets announce have no time
+            yield float(times[place]), frame
+            place += 1
 
     def _frames(
         self, container: av.container.InputContainer, stream: av.video.stream.VideoStream
@@ -141,10 +158,13 @@ class _PlannedDecode:
     def _stretch(self, packets: "_CountedPackets", stretch: Stretch) -> Iterator[ShownFrame]:
         context, skip = packets.stream.codec_context, self.plan.skip_unreferenced
         start = int(self.facts.packet_stamps[stretch.first])
+        second_field_is_due = False
         try:
             for packet in packets.take(stretch.last):
                 if skip:
-                    context.skip_frame = "DEFAULT" if packet.pts in self.due else "NONREF"
+                    is_due = packet.pts in self.due
+                    context.skip_frame = "DEFAULT" if is_due or second_field_is_due else "NONREF"
+                    second_field_is_due = is_due
                 yield from self._wanted(packet.decode(), start)
             yield from self._wanted(context.decode(None), start)
             context.flush_buffers()
@@ -203,19 +223,6 @@ class _CountedPackets:
 def _chain(first: av.Packet, others: Iterator[av.Packet]) -> Iterator[av.Packet]:
     yield first
     yield from others
-
-
-def in_time_order(timed: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoders give frames in the order they are shown in; packed B-frames in AVI swap their time stamps only."""
-    times: list[float] = []
-    frames: deque[av.VideoFrame] = deque()
-    for time_seconds, frame in timed:
-        heapq.heappush(times, time_seconds)
-        frames.append(frame)
-        if len(frames) > MAX_SWAPPED:
-            yield heapq.heappop(times), frames.popleft()
-    while frames:
-        yield heapq.heappop(times), frames.popleft()
 
 
 def is_intra(frame: av.VideoFrame) -> bool:

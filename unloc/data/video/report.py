@@ -9,6 +9,7 @@ from unloc.errors import VideoError
 
 LOST_SHARE_ALLOWED = 0.10  # of frames, lost to broken packets, before a video counts as broken
 HOLE_LEAP = 4.0  # typical distances; in a holed file a frame is taken to be shown no longer
+SECOND_FIELD = 0.75  # frames; the second field of a frame comes half a frame after the first
 NEAR = 1e-3  # seconds; a frame and its packet state the same time
 
 
@@ -76,7 +77,7 @@ def check_losses(facts: VideoFacts, report: DecodeReport, *, ended: bool) -> Non
     """
     last = report.times[-1]
     due = facts.packet_times if ended else facts.packet_times[facts.packet_times <= last]
-    lost = is_lost(due, np.asarray(report.times))
+    lost = lost_packets(facts, report, due)
     if lost.mean() <= LOST_SHARE_ALLOWED:
         return
     raise VideoError(
@@ -86,14 +87,23 @@ def check_losses(facts: VideoFacts, report: DecodeReport, *, ended: bool) -> Non
     )
 
 
-def is_lost(packet_times: np.ndarray, frame_times: np.ndarray) -> np.ndarray:
-    """For each packet's time: was no frame decoded there?"""
+def lost_packets(facts: VideoFacts, report: DecodeReport, packet_times: np.ndarray) -> np.ndarray:
+    """For each packet's time: was no frame decoded there?
+
+    Cameras and broadcasts code the two fields of an H.264 frame as two packets. The second is not lost: it decodes
+    without an error, and its time is half a frame after the first.
+    """
+    frame_times = np.asarray(report.times)
     if not len(frame_times):
         return np.ones(len(packet_times), dtype=bool)
-    right = np.clip(np.searchsorted(frame_times, packet_times), 0, len(frame_times) - 1)
-    left = np.maximum(right - 1, 0)
-    nearest = np.minimum(np.abs(frame_times[right] - packet_times), np.abs(frame_times[left] - packet_times))
-    return nearest > NEAR
+    after = np.searchsorted(frame_times, packet_times + NEAR)
+    since = packet_times - frame_times[np.maximum(after - 1, 0)]
+    lost = np.abs(since) > NEAR
+    if facts.codec == "h264" and len(frame_times) > 1:
+        second_fields = lost & (since > 0) & (since < SECOND_FIELD * np.median(np.diff(frame_times)))
+        if report.num_errors < second_fields.sum() / 2:
+            lost &= ~second_fields
+    return lost
 
 
 def covered_seconds(facts: VideoFacts, report: DecodeReport) -> float:
@@ -108,4 +118,4 @@ def covered_seconds(facts: VideoFacts, report: DecodeReport) -> float:
     if not report.times:
         return float(shown_for.sum())
     read = facts.packet_times <= report.times[-1] + NEAR
-    return float(shown_for[~is_lost(facts.packet_times, np.asarray(report.times)) | ~read].sum())
+    return float(shown_for[~lost_packets(facts, report, facts.packet_times) | ~read].sum())
