@@ -73,6 +73,25 @@ def vop_type(chunk: bytes) -> int:
     return chunk[chunk.index(VOP) + 4] >> 6
 
 
+def write_two_sizes(path: Path, codec: str, pixel_format: str) -> Path:
+    """Ten frames of 128x80, then ten of 256x160, in one stream at 25 frames a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 80, pixel_format
+        for half in (0, 1):
+            encoder = av.CodecContext.create(codec, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = 128 << half, 80 << half, pixel_format
+            encoder.time_base, encoder.bit_rate, encoder.thread_count = Fraction(1, 25), 1_000_000, 1
+            encoder.options = {"tune": "zerolatency"} if codec == "libx264" else {"lag-in-frames": "0"}
+            for number in range(11):
+                image = av.VideoFrame(encoder.width, encoder.height, pixel_format)
+                image.pts, image.time_base = 10 * half + number, encoder.time_base
+                for packet in encoder.encode(image if number < 10 else None):
+                    packet.stream, packet.time_base = stream, encoder.time_base
+                    container.mux(packet)
+    return path
+
+
 class Bits:
     """A bit string as H.264 writes it (ITU-T H.264 §7.2, §9.1)."""
 

@@ -1,5 +1,6 @@
 """Every reader gives the frame that is shown at the wanted time: read off counters in rendered files."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import unloc.data.video.pyav_reader as pyav_reader
 from tests.data.rendered import KINDS, Kind, counter_image, read_counter, render
+from tests.data.streams import write_two_sizes
 from unloc.data.video import open_video, scan
 from unloc.data.video.decord_reader import unsound_by_facts
 from unloc.data.video.pyav_reader import PyAVReader
@@ -159,6 +161,62 @@ def test_frames_are_turned_upright(tmp_path, degrees):
     expected = np.rot90(counter_image(3), degrees // 90).astype(float)
     assert image.shape == expected.shape
     assert np.abs(image - expected).mean() < 12, "another turn differs by far more"
+
+
+HALF = 1 << 15
+MATRICES = {  # (a, b, c, d) → counterclockwise quarter turns
+    "all zeros": ((0, 0, 0, 0), 0),
+    "identity": ((2 * HALF, 0, 0, 2 * HALF), 0),
+    "singular": ((2 * HALF, 0, 0, 0), 0),
+    "45 degrees": ((46341, 46341, -46341, 46341), 0),
+    "93 degrees": ((-3430, 65446, -65446, -3430), 0),
+    "91 degrees": ((-1144, 65526, -65526, -1144), 3),
+    "90 degrees, enlarged": ((0, 4 * HALF, -4 * HALF, 0), 3),
+    "270 degrees": ((0, -2 * HALF, 2 * HALF, 0), 1),
+    "180 degrees": ((-2 * HALF, 0, 0, -2 * HALF), 2),
+    "a mirror": ((-2 * HALF, 0, 0, 2 * HALF), 0),
+    "a mirror upside down": ((2 * HALF, 0, 0, -2 * HALF), 0),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_only_a_display_matrix_that_rotates_by_quarters_turns_frames(tmp_path, name, decoder):
+    (a, b, c, d), turns = MATRICES[name]
+    kind = Kind(".mp4", options={"preset": "veryfast", "g": "5"}, num_frames=10)
+    path = render(tmp_path / "turned.mp4", kind, display_rotation=90)
+    content, before = path.read_bytes(), struct.pack(">5i", 0, -2 * HALF, 0, 2 * HALF, 0)
+    assert content.count(before) == 1
+    path.write_bytes(content.replace(before, struct.pack(">5i", a, b, 0, c, d)))
+    try:
+        reader, facts, _ = open_video(path, decoder)
+    except VideoError as error:
+        assert decoder == "decord" and error.reason == "unsound"
+        return
+    image = next(iter(reader.frames_at(np.asarray([facts.packet_times[3]])))).image
+    expected = np.rot90(counter_image(3), turns).astype(float)
+    assert image.shape == expected.shape and np.abs(image - expected).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixel_format"),
+    [
+        (".mkv", "libx264", "yuv420p"),
+        (".webm", "libvpx", "yuv420p"),
+        (".webm", "libvpx-vp9", "yuv420p"),
+        (".avi", "mjpeg", "yuvj420p"),
+    ],
+)
+def test_a_stream_whose_frame_size_changes_is_read_by_pyav_and_refused_for_decord(
+    tmp_path, suffix, codec, pixel_format
+):
+    path = write_two_sizes(tmp_path / f"sizes{suffix}", codec, pixel_format)
+    reader, facts, _ = open_video(path)
+    shapes = [shown.image.shape for shown in reader.frames_at(facts.packet_times)]
+    assert shapes == [(80, 128, 3)] * 10 + [(160, 256, 3)] * 10
+    with pytest.raises(VideoError, match="128x80 and 256x160") as caught:
+        open_video(path, "decord")
+    assert caught.value.reason == "unsound"
 
 
 def test_stored_pixels_are_kept_and_their_shape_is_a_fact(tmp_path):

@@ -139,6 +139,40 @@ def test_what_is_no_video_ends_in_its_reason(content, reason, tmp_path):
     assert pickle.loads(pickle.dumps(caught.value)).reason == reason
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile other.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:8\n#EXTINF:8,\nother.mp4\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static'></MPD>\n",
+        "a note about the video\n" * 40,
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".txt", ".sdp", ".mpd"])
+def test_a_text_is_no_video_and_opens_no_other_file(whole, content, suffix, tmp_path):
+    (tmp_path / "other.mp4").write_bytes(whole["front"])
+    path = tmp_path / f"list{suffix}"
+    path.write_text(content)
+    with pytest.raises(VideoError, match="is a text") as caught:
+        scan(path)
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_name_that_reads_as_a_pattern_opens_that_file_only(whole, tmp_path):
+    (tmp_path / "frame%03d.mp4").write_bytes(whole["front"])
+    assert scan(tmp_path / "frame%03d.mp4").num_packets == 200
+    with av.open(str(tmp_path / "x%d.png"), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+    (tmp_path / "x%d.png").write_bytes((tmp_path / "x1.png").read_bytes())
+    with pytest.raises(VideoError) as caught:
+        scan(tmp_path / "x%d.png")
+    assert caught.value.reason == "unreadable"
+
+
 @pytest.mark.parametrize("lacking", [100, 400])
 def test_a_file_cut_off_inside_an_index_at_its_end_is_truncated(whole, lacking, tmp_path):
     path = tmp_path / "cut.mp4"

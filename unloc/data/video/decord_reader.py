@@ -6,10 +6,12 @@ packet that is shown, and its time stamps must be those of the packets, up to th
 
 from collections.abc import Iterator
 
+import av
 import decord
 import numpy as np
 
-from unloc.data.video.facts import ShownFrame, VideoFacts
+from unloc.data.video.facts import ShownFrame, VideoFacts, best_stream, open_container
+from unloc.data.video.orientation import is_exact_turn
 from unloc.data.video.plan import TIME_TOLERANCE, shown_at
 from unloc.data.video.report import DecodeReport, check_whole
 from unloc.errors import VideoError
@@ -50,6 +52,29 @@ def unsound_by_facts(facts: VideoFacts) -> str | None:
     return None
 
 
+def unsound_by_frames(facts: VideoFacts) -> str | None:
+    """The same, from frames: it scales all to the first one's size, and turns by other matrices than a rotation's.
+
+    Only VP9 changes size off a key frame.
+    """
+    sizes = set()
+    with open_container(facts.path) as container:
+        stream = best_stream(container, facts.path)
+        stream.codec_context.thread_count = 1
+        if facts.codec != "vp9":
+            stream.codec_context.skip_frame = "NONKEY"
+        try:
+            for frame in container.decode(stream):
+                if not is_exact_turn(frame):
+                    return "its display matrix is not a rotation by quarter turns"
+                sizes.add(f"{frame.width}x{frame.height}")
+                if len(sizes) > 1:
+                    return f"the frame size changes ({' and '.join(sorted(sizes))})"
+        except av.error.FFmpegError as error:
+            return f"a frame does not decode ({' '.join(str(error).split())[:80]})"
+    return None
+
+
 class DecordReader:
     """Reads one video once, in order, on one thread."""
 
@@ -62,7 +87,7 @@ class DecordReader:
         """
         self.facts, self.allow_partial, self.report = facts, allow_partial, DecodeReport()
         check_whole(facts, allow_partial=allow_partial)
-        reason = unsound_by_facts(facts) or self._open()
+        reason = unsound_by_facts(facts) or unsound_by_frames(facts) or self._open()
         if reason:
             raise VideoError(
                 f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav", reason="unsound"

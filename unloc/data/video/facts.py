@@ -20,6 +20,12 @@ from unloc.data.video.truncation import ZERO_HOLE, first_bad_box, holds_zero_run
 from unloc.errors import VideoError
 
 FEW = 0.5  # share of packets with a time stamp below which frames are counted
+FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,flv,live_flv,kux,asf,ogg,nut,mxf,rm,ivf,dv,gxf,wtv,nuv,nsv,pva,dhav,swf,smk,bink,flic,"
+    "roq,gif,apng,webp,yuv4mpegpipe,mjpeg,mpjpeg,m4v,mpegvideo,h263,h264,hevc,vvc,obu,av1,vc1,vc1test,cavsvideo,dirac"
+)
+# A playlist, a session description or a name like %d.png would make the library open other files, even over a network.
+ONE_FILE = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 LEAP = 4.0  # typical distances of frames; B-frames in the file's order leap less, as a rule, and hold no hole
 TAIL_BYTES = 1 << 20  # looked at behind the last packet that was found
 UNTIMED_CONTAINERS = ("avi", "asf")  # they count packets in decoding order, or say it of H.264 with B-frames
@@ -120,12 +126,20 @@ def open_container(path: Path) -> av.container.InputContainer:
         raise VideoError(f"{path}: file is empty", reason="empty_file")
     try:
         # Some real files carry metadata that is not UTF-8; it is not ours to refuse them for that.
-        return av.open(f"file:{path}", metadata_errors="replace")
+        return av.open(f"file:{path}", metadata_errors="replace", options=ONE_FILE)
     except (av.error.FFmpegError, ValueError, OSError) as error:
+        if _is_text(path):
+            raise VideoError(f"{path}: is a text (a list of files?), not a video", reason="unreadable") from None
         missing = mp4_without_index(path)
         if missing:
             raise VideoError(f"{path}: {missing}", reason="truncated") from None
         raise VideoError(f"{path}: cannot be opened as a video ({_words(error)})", reason="unreadable") from None
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as handle:
+        head = handle.read(256)
+    return all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
 
 
 def best_stream(container: av.container.InputContainer, path: Path) -> av.video.stream.VideoStream:

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from unloc.data.video.facts import ShownFrame, VideoFacts, best_stream, open_container, packets_of, start_seconds
+from unloc.data.video.orientation import quarter_turns
 from unloc.data.video.plan import TIME_TOLERANCE, DecodePlan, Stretch, make_plan
 from unloc.data.video.report import DecodeReport, check_losses, check_whole
 from unloc.errors import VideoError
@@ -231,7 +232,7 @@ def is_intra(frame: av.VideoFrame) -> bool:
 
 
 class RgbConverter:
-    """Frames to (H, W, 3) uint8, turned upright by the rotation that the file states (mirrors are left alone)."""
+    """Frames to (H, W, 3) uint8, turned upright as the file asks."""
 
     def __init__(self) -> None:
         self.reformatter = av.video.reformatter.VideoReformatter()  # kept: building its tables costs more than using it
@@ -239,5 +240,5 @@ class RgbConverter:
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """The image."""
         image = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
-        quarter_turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+        turns = quarter_turns(frame)
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
