@@ -8,18 +8,36 @@ import ctypes
 import os
 import resource
 import signal
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 
 from unloc.data.tar_shards import VideoFile, on_disk
 from unloc.errors import VideoError
-from unloc.inference.reading import ReadSpec, ResizedFrame, VideoReading
+from unloc.inference.reading import CHANGED, ReadSpec, ResizedFrame, VideoReading, file_identity, file_version
 
 FRAMES_PER_MESSAGE = 16
+PULSE_SECONDS = 0.1  # of silence after which a reading says that it gets on
+MAX_CHANGES = 3  # times that a file may change under its decoder
+MACHINE = "machine"  # reason of a Broken that says nothing about the video: its file, or a temporary one, failed here
+DECODING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    av.error.FFmpegError,
+)
 PR_SET_PDEATHSIG = 1
 
 
@@ -70,6 +88,33 @@ class Broken:
     reason: str
     message: str
     attempts: int = 1
+    identity: dict | None = None
+    """`file_identity` of what did not decode; None where its process did not live to say it."""
+
+
+@dataclass(frozen=True)
+class Retried:
+    """The video begins again, because its decoder died or its file changed; frames sent before are void."""
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The video is being read; nothing of it is ready."""
+
+
+Message = Opened | Frames | Ended | Broken | Retried | Alive
+
+
+class _Pulse:
+    """Says now and then that the process gets on; called from within the reading, so a hang is silent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.last = connection, time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self.last > PULSE_SECONDS:
+            self.connection.send(Alive())
+            self.last = time.monotonic()
 
 
 def run_child(connection: Connection, stderr: int, spec: ReadSpec, memory_bytes: int) -> None:
@@ -80,10 +125,13 @@ def run_child(connection: Connection, stderr: int, spec: ReadSpec, memory_bytes:
     os.dup2(stderr, 2)
     torch.set_num_threads(1)
     _limit_memory(memory_bytes)
+    pulse = _Pulse(connection)
     try:
         connection.send(Ready(_memory("VmRSS")))
         while True:
-            _decode(connection, connection.recv(), spec)
+            for message in _messages(connection.recv(), spec, pulse):
+                connection.send(message)
+                pulse.last = time.monotonic()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has gone, or wants no more
 
@@ -103,39 +151,58 @@ def _memory(field: str) -> int:
     return 0
 
 
-def _decode(connection: Connection, job: Job, spec: ReadSpec) -> None:
+def _messages(job: Job, spec: ReadSpec, on_progress: Callable[[], None]) -> Iterator[Message]:
+    """All that is to say of a job. A file that changes while it is read is read again."""
+    for _ in range(MAX_CHANGES):
+        identity, version = _identity(job.path), file_version(job.path)
+        last: Message
+        try:
+            with on_disk(job.path) as path:
+                reading = VideoReading(path, spec, job.path, on_progress)
+                yield Opened(len(reading.wanted_seconds))
+                yield from _batches(reading, on_progress)
+                last = Ended(reading.row(job.video_id), _memory("VmRSS"))
+        except DECODING_ERRORS as error:
+            last = Broken(*_reason(job, error), identity=identity)
+        if file_version(job.path) == version:
+            yield last
+            return
+        yield Retried()
+    words = f"the file changed while it was decoded, {MAX_CHANGES} times; run again when it is whole"
+    yield Broken(CHANGED, f"{job.path}: {words}", MAX_CHANGES, identity)
+
+
+def _identity(file: VideoFile) -> dict:
     try:
-        _send_frames(connection, job, spec)
-    except VideoError as error:
-        connection.send(Broken(error.reason, str(error)))
-    except (BrokenPipeError, ConnectionResetError):
-        raise
-    except OSError as error:
-        connection.send(Broken("unreadable", f"{job.path}: cannot be read ({error.strerror or error})"))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise
-        words = "decoding took more memory than one video may (--memory)"
-        connection.send(Broken("out_of_memory", f"{job.path}: {words}"))
+        return file_identity(file)
+    except OSError:
+        return {}
 
 
-def _send_frames(connection: Connection, job: Job, spec: ReadSpec) -> None:
-    with on_disk(job.path) as path:
-        _send_frames_at(path, connection, job, spec)
+def _reason(job: Job, error: Exception) -> tuple[str, str]:
+    """(reason, message) of what a decoder raised."""
+    words = " ".join(str(error).split())[:200] or "no word"
+    if isinstance(error, VideoError):
+        return error.reason, str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in words):
+        return "out_of_memory", f"{job.path}: decoding took more memory than one video may (--memory)"
+    if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
+        at = f" at {error.filename}" if error.filename and str(error.filename) != str(job.path) else ""
+        return MACHINE, f"{job.path}: cannot be read ({error.strerror or error}{at})"
+    return "decode_error", f"{job.path}: its decoder failed ({type(error).__name__}: {words})"
 
 
-def _send_frames_at(path: Path, connection: Connection, job: Job, spec: ReadSpec) -> None:
-    reading = VideoReading(path, spec, job.path)
-    connection.send(Opened(len(reading.wanted_seconds)))
+def _batches(reading: VideoReading, on_progress: Callable[[], None]) -> Iterator[Frames]:
+    """Its frames, some at a time."""
     some: list[ResizedFrame] = []
     for frame in reading.frames():
+        on_progress()
         some.append(frame)
         if len(some) == FRAMES_PER_MESSAGE:
-            connection.send(_together(some))
+            yield _together(some)
             some = []
     if some:
-        connection.send(_together(some))
-    connection.send(Ended(reading.row(job.video_id), _memory("VmRSS")))
+        yield _together(some)
 
 
 def _together(frames: list[ResizedFrame]) -> Frames:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.decode_child import Broken, Ended, Frames, Job, Opened, Ready, run_child
+from pipeline.decode_child import Alive, Broken, Ended, Frames, Job, Message, Opened, Ready, Retried, run_child
 from unloc.errors import UnlocError
 from unloc.inference.reading import ReadSpec
 
@@ -29,18 +29,14 @@ class Limits:
     """What one video may cost, and how long one process may live."""
 
     timeout_seconds: float = 600.0
-    """Longest wait for a video's frames, together; time in which they wait to be encoded does not count."""
+    """Longest silence: seconds without a sign that a video is read. Time in which frames wait to be encoded does not
+    count, and a long video may take as long as it needs."""
     memory_bytes: int = 4 << 30
     """Most memory that decoding a video may take."""
     recycle_videos: int = 500
     """Videos after which the process is replaced."""
     recycle_bytes: int = 1 << 30
     """Growth in resident memory after which it is replaced."""
-
-
-@dataclass(frozen=True)
-class Retried:
-    """The video's decoder died; it begins again, and frames sent before are void."""
 
 
 Event = Opened | Frames | Ended | Broken | Retried
@@ -105,10 +101,13 @@ class GuardedDecoder:
     def _next_event(self, job: Job) -> Event:
         started = time.monotonic()
         try:
-            event = self._child.receive(self.limits.timeout_seconds - self._waited)
+            event = self._child.receive(self.limits.timeout_seconds)
+            while isinstance(event, Alive):
+                event = self._child.receive(self.limits.timeout_seconds)
         except _HungError:
             self.close()
-            return self._after_kill(job, "timeout", f"not decoded within {self.limits.timeout_seconds:g} s (--timeout)")
+            words = f"its decoder made no progress for {self.limits.timeout_seconds:g} s (--timeout)"
+            return self._after_kill(job, "timeout", words)
         except (EOFError, OSError):
             reason, words = self._child.cause_of_death()
             self._child = None
@@ -150,9 +149,9 @@ class _Child:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(job)
 
-    def receive(self, timeout_seconds: float) -> Ready | Event:
+    def receive(self, timeout_seconds: float) -> Ready | Message:
         """The next message. Raises _HungError after the timeout, EOFError or OSError where the process has died."""
-        if not self.connection.poll(max(0.0, timeout_seconds)):
+        if not self.connection.poll(timeout_seconds):
             raise _HungError
         message = self.connection.recv()
         if isinstance(message, Ended):

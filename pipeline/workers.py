@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from pipeline.decode_child import Broken, Ended, Frames, Job, Opened
@@ -24,7 +25,10 @@ def id_of(result: Result) -> str:
 
 def failure_of(job: Job, reason: str, message: str, attempts: int = 1) -> Failure:
     """A failure with what tells later whether the file has changed."""
-    identity = file_identity(job.path) if job.path.is_file() else {}
+    try:
+        identity = file_identity(job.path)
+    except OSError:
+        identity = {}
     return Failure(job.video_id, reason, message, attempts, **identity)
 
 
@@ -48,7 +52,8 @@ class Assembler:
                 batcher.end(video_id, event.row)
             case Broken():
                 batcher.drop(video_id)
-                yield failure_of(self.jobs.pop(video_id), event.reason, event.message, event.attempts)
+                failure = failure_of(self.jobs.pop(video_id), event.reason, event.message, event.attempts)
+                yield replace(failure, **(event.identity or {}))
             case _:
                 batcher.drop(video_id)
         yield from self._finished()

@@ -2,20 +2,25 @@
 
 import ctypes
 import faulthandler
+import hashlib
 import os
 import re
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 
 import pipeline.decode_child as decode_child
 from pipeline.decode_child import Broken, Ended, Frames, Job, Opened
 from pipeline.decoding import GuardedDecoder, Limits, Retried
+from tests.conftest import render_video
+from unloc.data.video import facts, pyav_reader
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import VideoReading
+from unloc.inference.reading import VideoReading, file_identity
 
 LIMITS = Limits(timeout_seconds=20.0, memory_bytes=1 << 30)
 
@@ -45,6 +50,14 @@ def be_killed() -> None:
 
 def swallow() -> None:
     bytearray(8 << 30)
+
+
+def index_error() -> None:
+    raise IndexError("Out of bound indices: [36]")
+
+
+def end_of_file() -> None:
+    raise av.error.EOFError(541478725, "End of file")
 
 
 def leave() -> None:
@@ -121,9 +134,117 @@ def test_a_second_death_quarantines_the_video_and_the_next_one_is_decoded(decode
 def test_a_hang_is_ended_at_its_timeout_and_the_next_video_is_decoded(decode, deed):
     started = time.monotonic()
     events, _ = decode(deed, "after", limits=Limits(timeout_seconds=2.0))
-    assert events[deed][-1].reason == "timeout" and "not decoded within 2 s (--timeout)" in events[deed][-1].message
+    assert events[deed][-1].reason == "timeout" and "no progress for 2 s (--timeout)" in events[deed][-1].message
     assert kinds(events["after"]) == WHOLE
     assert time.monotonic() - started > 4.0
+
+
+def test_frames_that_flow_do_not_time_out_however_long_they_take_together(spec, monkeypatch, video_folder):
+    class Slow(VideoReading):
+        def frames(self):
+            for frame in super().frames():
+                time.sleep(0.2)
+                yield frame
+
+    monkeypatch.setattr(decode_child, "VideoReading", Slow)
+    with GuardedDecoder(spec, Limits(timeout_seconds=1.5)) as decoder:
+        events = [event for _, event in decoder.events([Job("v6", video_folder / "v6.mp4")])]
+    assert isinstance(events[-1], Ended) and events[-1].row["seconds_waiting"] > 1.5
+    assert Retried not in kinds(events)
+
+
+@pytest.mark.parametrize("stage", ["scan", "in_order", "by_plan"])
+def test_a_long_reading_of_which_no_frame_is_wanted_yet_does_not_time_out(monkeypatch, tmp_path, stage):
+    path = render_video(tmp_path / "long.mp4", num_frames=40)
+    module, name = {
+        "scan": (facts, "is_damaged"),
+        "in_order": (pyav_reader.PyAVReader, "_stamped"),
+        "by_plan": (pyav_reader._CountedPackets, "_next"),
+    }[stage]
+    real = getattr(module, name)
+
+    def slow(*arguments):
+        result = real(*arguments)
+        if stage != "in_order":
+            time.sleep(0.05)
+            return result
+        return (time.sleep(0.05) or item for item in result)
+
+    monkeypatch.setattr(module, name, slow)
+    if stage == "in_order":
+        monkeypatch.setattr(pyav_reader, "make_plan", lambda *_: None)
+    spec = Encoder(EncodeConfig(num_frames=2)).read_spec
+    with GuardedDecoder(spec, Limits(timeout_seconds=1.0)) as decoder:
+        events = [event for _, event in decoder.events([Job("long", path)])]
+    assert isinstance(events[-1], Ended) and events[-1].row["seconds_waiting"] > 1.0
+    assert Retried not in kinds(events)
+
+
+@pytest.mark.parametrize(
+    ("deed", "words"), [("index_error", "IndexError: Out of bound indices"), ("end_of_file", "EOFError: .*End of file")]
+)
+def test_what_a_decoder_raises_is_the_failure_of_its_video_in_its_words(decode, deed, words):
+    events, pids = decode(deed, "after")
+    assert events[deed][-1].reason == "decode_error" and re.search(words, events[deed][-1].message)
+    assert kinds(events["after"]) == WHOLE and len(pids) == 1
+
+
+@pytest.mark.parametrize("how", ["replaced", "rewritten", "same_size_and_time"])
+def test_a_file_that_changes_while_it_is_decoded_is_decoded_again_and_its_row_is_of_one_file(
+    spec, monkeypatch, video_folder, tmp_path, how
+):
+    path, other = tmp_path / "v.mp4", video_folder / "v6.mp4"
+    path.write_bytes((video_folder / "v0.mp4").read_bytes())
+
+    class Changing(VideoReading):
+        num_changed = 0
+
+        def frames(self):
+            frames = super().frames()
+            yield next(frames)
+            if Changing.num_changed == 0:
+                Changing.num_changed += 1
+                before = path.stat()
+                if how == "rewritten":
+                    path.write_bytes(other.read_bytes())
+                else:
+                    (tmp_path / "new").write_bytes(other.read_bytes())
+                    (tmp_path / "new").replace(path)
+                if how == "same_size_and_time":
+                    os.truncate(path, before.st_size) if path.stat().st_size > before.st_size else None
+                    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            yield from frames
+
+    monkeypatch.setattr(decode_child, "VideoReading", Changing)
+    monkeypatch.setattr(decode_child, "FRAMES_PER_MESSAGE", 1)
+    whole = GuardedDecoder(replace(spec, allow_partial=True), LIMITS)
+    with whole as decoder:
+        events = [event for _, event in decoder.events([Job("v", path)])]
+    assert Retried in kinds(events)
+    if isinstance(events[-1], Ended):
+        assert events[-1].row["content_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert events[-1].row["file_bytes"] == path.stat().st_size
+    else:
+        assert events[-1].identity == file_identity(path)
+
+
+def test_a_file_that_never_stops_changing_is_a_failure_that_the_next_run_tries_again(
+    spec, monkeypatch, video_folder, tmp_path
+):
+    path = tmp_path / "v.mp4"
+    path.write_bytes((video_folder / "v0.mp4").read_bytes())
+
+    class Growing(VideoReading):
+        def frames(self):
+            yield from super().frames()
+            with path.open("ab") as handle:
+                handle.write(b"\0\0\0\x08free")
+
+    monkeypatch.setattr(decode_child, "VideoReading", Growing)
+    with GuardedDecoder(spec, LIMITS) as decoder:
+        *_, last = (event for _, event in decoder.events([Job("v", path)]))
+    assert (last.reason, last.attempts) == ("changed", 3)
+    assert last.identity["file_bytes"] < path.stat().st_size
 
 
 def test_memory_beyond_the_limit_is_the_reason_without_a_kill(decode):

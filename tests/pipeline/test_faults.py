@@ -230,7 +230,7 @@ def test_a_video_over_its_time_again_and_again_is_quarantined_and_not_tried_by_t
     again = extract(tmp_path / "cache", CONFIG, options, some, [], [])
     assert (again.failed_before, again.reasons) == (1, {"timeout": 1})
     assert Counter(tries.read_text().split()) == {"v0": 2}
-    with pytest.raises(CoverageError, match=r"v0: timeout: .*not decoded within 0.3 s \(--timeout\), 2 times"):
+    with pytest.raises(CoverageError, match=r"v0: timeout: .*no progress for 0.3 s \(--timeout\), 2 times"):
         extract(tmp_path / "cache", CONFIG, ExtractOptions(workers=0), some, [], [])
 
 

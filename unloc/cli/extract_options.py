@@ -35,7 +35,8 @@ Projection = Annotated[bool, Option(help="Frame tokens behind CLIP's projection,
 LastK = Annotated[int, Option("--last-k", help="Frame tokens of the last K layers side by side.")]
 Coverage = Annotated[float, Option("--coverage", min=0, max=1, help="Smallest share to be cached for exit code 0.")]
 Timeout = Annotated[
-    float, Option("--timeout", min=0.01, max=1e6, help="Longest seconds that one video may take to decode.")
+    float,
+    Option("--timeout", min=0.01, max=1e6, help="Longest seconds that a decoder may make no progress."),
 ]
 Memory = Annotated[float, Option("--memory", min=0.05, max=1e6, help="Most GiB that decoding one video may take.")]
 RecycleAfter = Annotated[int, Option("--recycle-after", min=1, help="Videos after which a decoder is replaced.")]

@@ -16,9 +16,13 @@ from unloc.data.preprocess import PreprocessSpec
 from unloc.data.sampling import FrameSampling
 from unloc.data.tar_shards import VideoFile
 from unloc.data.video import open_video
-from unloc.data.video.facts import ShownFrame
+from unloc.data.video.facts import Progress, ShownFrame, no_report
 from unloc.data.video.report import covered_seconds, is_truncated
 from unloc.data.views import CENTRE, ViewMaker, has_crops
+from unloc.errors import VideoError
+
+CHANGED = "changed"  # reason of a video whose file was another one at the end than at the start
+HASH_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +51,20 @@ class ResizedFrame:
 class VideoReading:
     """One file, read once: `frames`, and when they have all come, `row`."""
 
-    def __init__(self, path: Path, spec: ReadSpec, source: VideoFile | None = None) -> None:
+    def __init__(
+        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: Progress = no_report
+    ) -> None:
         """Opens the file, which is a copy of `source` where that lies in a tar file.
 
         Raises VideoError with a reason where it cannot be read.
         """
         started = time.perf_counter()
-        self.source, self.spec = source or path, spec
+        self.path, self.source, self.spec, self.on_progress = path, source or path, spec, on_progress
+        self.version = file_version(path)
         self.views = ViewMaker(spec.views, spec.preprocess, self.content_sha256 if has_crops(spec.views) else "")
-        self.reader, self.facts, self.reason = open_video(path, spec.decoder, allow_partial=spec.allow_partial)
+        self.reader, self.facts, self.reason = open_video(
+            path, spec.decoder, allow_partial=spec.allow_partial, on_progress=on_progress
+        )
         facts = self.facts
         self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         self.times_seconds = np.zeros(len(self.wanted_seconds))
@@ -63,8 +72,8 @@ class VideoReading:
 
     @cached_property
     def content_sha256(self) -> str:
-        """Of the file, read once."""
-        return file_hash(self.source)
+        """Of the file that is decoded, read once."""
+        return file_hash(self.path, self.on_progress)
 
     def frames(self) -> Iterator[ResizedFrame]:
         """Every wanted frame once, mostly in order. Raises VideoError where too little decodes."""
@@ -82,9 +91,12 @@ class VideoReading:
             yield ResizedFrame(shown.positions, shown.time_seconds, pixels)
 
     def row(self, video_id: str) -> dict:
-        """What the cache keeps of the video beside its tokens."""
+        """What the cache keeps of the video beside its tokens.
+
+        Raises VideoError (reason `changed`) where the file is not the one any more that was opened.
+        """
         facts = self.facts
-        return {
+        row = {
             "video_id": video_id,
             "file": self.source.name.encode("utf-8", "backslashreplace").decode(),
             **file_identity(self.source),
@@ -104,6 +116,9 @@ class VideoReading:
             "seconds_decode": round(self.seconds_decode, 4),
             "seconds_preprocess": round(self.seconds_preprocess, 4),
         }
+        if file_version(self.path) != self.version:
+            raise VideoError(f"{self.source}: the file changed while it was decoded; run again", reason=CHANGED)
+        return row
 
 
 def file_identity(file: VideoFile) -> dict:
@@ -112,7 +127,20 @@ def file_identity(file: VideoFile) -> dict:
     return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
 
 
-def file_hash(file: VideoFile) -> str:
+def file_version(path: Path) -> tuple[int, ...] | None:
+    """What no change of a file leaves as it was: size, times of writing and of any change; None where it is not."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def file_hash(file: VideoFile, on_progress: Progress = no_report) -> str:
     """sha256 of the file's content."""
+    digest = hashlib.sha256()
     with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        while block := handle.read(HASH_BLOCK):
+            digest.update(block)
+            on_progress()
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ time stamps are those of the packets. Of the two, PyAV is the faster on every ki
 from pathlib import Path
 
 from unloc.data.video.decord_reader import DecordReader, unsound_by_facts
-from unloc.data.video.facts import VideoFacts, scan
+from unloc.data.video.facts import Progress, VideoFacts, no_report, scan
 from unloc.data.video.pyav_reader import PyAVReader
 from unloc.errors import InputError
 
@@ -17,7 +17,9 @@ DECODERS = ("auto", "decord", "pyav")
 Reader = DecordReader | PyAVReader
 
 
-def open_video(path: Path, decoder: str = "auto", *, allow_partial: bool = False) -> tuple[Reader, VideoFacts, str]:
+def open_video(
+    path: Path, decoder: str = "auto", *, allow_partial: bool = False, on_progress: Progress = no_report
+) -> tuple[Reader, VideoFacts, str]:
     """A reader of the file, its facts, and why this decoder reads it.
 
     Raises VideoError with a reason where the file cannot be read or the decoder asked for is unsound there, InputError
@@ -25,10 +27,10 @@ def open_video(path: Path, decoder: str = "auto", *, allow_partial: bool = False
     """
     if decoder not in DECODERS:
         raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(DECODERS)}")
-    facts = scan(path)
+    facts = scan(path, on_progress)
     if decoder == "decord":
-        return DecordReader(facts, allow_partial=allow_partial), facts, "asked for"
-    reader = PyAVReader(facts, allow_partial=allow_partial)
+        return DecordReader(facts, allow_partial=allow_partial, on_progress=on_progress), facts, "asked for"
+    reader = PyAVReader(facts, allow_partial=allow_partial, on_progress=on_progress)
     return reader, facts, "asked for" if decoder == "pyav" else why_pyav(facts)
 
 

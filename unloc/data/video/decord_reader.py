@@ -10,7 +10,7 @@ import av
 import decord
 import numpy as np
 
-from unloc.data.video.facts import ShownFrame, VideoFacts, best_stream, open_container
+from unloc.data.video.facts import Progress, ShownFrame, VideoFacts, best_stream, no_report, open_container
 from unloc.data.video.orientation import is_exact_turn
 from unloc.data.video.plan import TIME_TOLERANCE, shown_at
 from unloc.data.video.report import DecodeReport, check_whole
@@ -52,7 +52,7 @@ def unsound_by_facts(facts: VideoFacts) -> str | None:
     return None
 
 
-def unsound_by_frames(facts: VideoFacts) -> str | None:
+def unsound_by_frames(facts: VideoFacts, on_progress: Progress) -> str | None:
     """The same, from frames: it scales all to the first one's size, and turns by other matrices than a rotation's.
 
     Only VP9 changes size off a key frame.
@@ -65,6 +65,7 @@ def unsound_by_frames(facts: VideoFacts) -> str | None:
             stream.codec_context.skip_frame = "NONKEY"
         try:
             for frame in container.decode(stream):
+                on_progress()
                 if not is_exact_turn(frame):
                     return "its display matrix is not a rotation by quarter turns"
                 sizes.add(f"{frame.width}x{frame.height}")
@@ -80,14 +81,15 @@ class DecordReader:
 
     name = "decord"
 
-    def __init__(self, facts: VideoFacts, *, allow_partial: bool = False) -> None:
+    def __init__(self, facts: VideoFacts, *, allow_partial: bool = False, on_progress: Progress = no_report) -> None:
         """Open and check. Raises VideoError (reason `unsound`) where decord's frames could be wrong ones.
 
         allow_partial is part of the readers' interface; decord itself gives all frames or none.
         """
         self.facts, self.allow_partial, self.report = facts, allow_partial, DecodeReport()
+        self.on_progress = on_progress
         check_whole(facts, allow_partial=allow_partial)
-        reason = unsound_by_facts(facts) or unsound_by_frames(facts) or self._open()
+        reason = unsound_by_facts(facts) or unsound_by_frames(facts, on_progress) or self._open()
         if reason:
             raise VideoError(
                 f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav", reason="unsound"
@@ -115,6 +117,7 @@ class DecordReader:
         shown = shown_at(wanted_seconds, times)
         position = 0
         for index in range(int(shown[-1]) + 1):
+            self.on_progress()
             try:
                 frame = self._reader.next()
             except (*DECORD_ERRORS, StopIteration) as error:

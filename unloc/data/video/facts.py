@@ -4,7 +4,7 @@ Time zero is the container's start, the clock of the ffmpeg command line: second
 stream that begins later keeps its offset.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +30,14 @@ LEAP = 4.0  # typical distances of frames; B-frames in the file's order leap les
 TAIL_BYTES = 1 << 20  # looked at behind the last packet that was found
 UNTIMED_CONTAINERS = ("avi", "asf")  # they count packets in decoding order, or say it of H.264 with B-frames
 ZERO_RUN = 48  # bytes; longer than any run of zeros at a packet's border seen in sound files
+
+
+Progress = Callable[[], None]
+"""Called now and then while a file is read, so that a long reading is told from one that hangs."""
+
+
+def no_report() -> None:
+    """A Progress that nobody follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,11 +165,11 @@ def start_seconds(container: av.container.InputContainer) -> float:
     return (container.start_time or 0) / av.time_base
 
 
-def scan(path: Path) -> VideoFacts:
+def scan(path: Path, on_progress: Progress = no_report) -> VideoFacts:
     """Read all packets once, decode none. Raises VideoError with a reason where there is nothing to decode."""
     with open_container(path) as container:
         stream = best_stream(container, path)
-        table = _PacketTable.read(container, stream)
+        table = _PacketTable.read(container, stream, on_progress)
         if container.format.name == "avi":
             table = table.until_hole(path)
         if not table.is_shown.any():
@@ -234,11 +242,14 @@ class _PacketTable:
     COLUMNS: ClassVar = ("stamps", "durations", "sizes", "places", "is_key", "is_shown")
 
     @classmethod
-    def read(cls, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> "_PacketTable":
+    def read(
+        cls, container: av.container.InputContainer, stream: av.video.stream.VideoStream, on_progress: Progress
+    ) -> "_PacketTable":
         """Demux the stream once."""
         rows, num_discarded, num_damaged = [], 0, 0
         slots = _Mpeg4Slots(stream.codec_context) if stream.codec_context.name == "mpeg4" else None
         for packet in packets_of(container, stream):
+            on_progress()
             num_discarded += packet.is_discard
             num_damaged += is_damaged(packet)
             shown = not packet.is_discard and (slots is None or slots.shows(packet))

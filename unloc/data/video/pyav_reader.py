@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from unloc.data.video.facts import ShownFrame, VideoFacts, best_stream, open_container, packets_of, start_seconds
+from unloc.data.video.facts import (
+    Progress,
+    ShownFrame,
+    VideoFacts,
+    best_stream,
+    no_report,
+    open_container,
+    packets_of,
+    start_seconds,
+)
 from unloc.data.video.orientation import quarter_turns
 from unloc.data.video.plan import TIME_TOLERANCE, DecodePlan, Stretch, make_plan
 from unloc.data.video.report import DecodeReport, check_losses, check_whole
@@ -29,8 +38,8 @@ class PyAVReader:
 
     name = "pyav"
 
-    def __init__(self, facts: VideoFacts, *, allow_partial: bool = False) -> None:
-        self.facts, self.allow_partial = facts, allow_partial
+    def __init__(self, facts: VideoFacts, *, allow_partial: bool = False, on_progress: Progress = no_report) -> None:
+        self.facts, self.allow_partial, self.on_progress = facts, allow_partial, on_progress
         self.report = DecodeReport()
         check_whole(facts, allow_partial=allow_partial)
 
@@ -44,7 +53,7 @@ class PyAVReader:
         plan = make_plan(self.facts, wanted_seconds)
         if plan is not None:
             try:
-                for shown in _PlannedDecode(self.facts, plan).frames():
+                for shown in _PlannedDecode(self.facts, plan, self.on_progress).frames():
                     delivered.update(shown.positions)
                     yield shown
             except _NotAsPlannedError:
@@ -122,12 +131,15 @@ class PyAVReader:
     ) -> Iterator[av.VideoFrame]:
         packets = container.demux(stream)
         while True:
+            self.on_progress()
             try:
                 packet = next(packets)
                 frames = packet.decode()
             except StopIteration:
                 return
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
                 self.report.add_error()
                 if self.report.num_errors > self.facts.num_packets + 16:
                     return  # the demuxer itself repeats its error for ever
@@ -138,8 +150,8 @@ class PyAVReader:
 class _PlannedDecode:
     """One pass over the stretches of a plan. Raises _NotAsPlannedError as soon as something is not as planned."""
 
-    def __init__(self, facts: VideoFacts, plan: DecodePlan) -> None:
-        self.facts, self.plan = facts, plan
+    def __init__(self, facts: VideoFacts, plan: DecodePlan, on_progress: Progress) -> None:
+        self.facts, self.plan, self.on_progress = facts, plan, on_progress
         self.due = dict(plan.positions)
         self.to_rgb = RgbConverter()
 
@@ -149,7 +161,7 @@ class _PlannedDecode:
             stream = best_stream(container, self.facts.path)
             stream.codec_context.thread_count = 1
             self.origin, self.time_base = start_seconds(container), stream.time_base
-            packets = _CountedPackets(self.facts, container, stream)
+            packets = _CountedPackets(self.facts, container, stream, self.on_progress)
             for stretch in self.plan.stretches:
                 packets.skip_to(stretch.first)
                 yield from self._stretch(packets, stretch)
@@ -169,7 +181,9 @@ class _PlannedDecode:
                 yield from self._wanted(packet.decode(), start)
             yield from self._wanted(context.decode(None), start)
             context.flush_buffers()
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             raise _NotAsPlannedError from None
 
     def _wanted(self, frames: list[av.VideoFrame], start: int) -> Iterator[ShownFrame]:
@@ -186,9 +200,13 @@ class _CountedPackets:
     """The stream's packets with their place among those that were scanned."""
 
     def __init__(
-        self, facts: VideoFacts, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+        self,
+        facts: VideoFacts,
+        container: av.container.InputContainer,
+        stream: av.video.stream.VideoStream,
+        on_progress: Progress,
     ) -> None:
-        self.facts, self.container, self.stream = facts, container, stream
+        self.facts, self.container, self.stream, self.on_progress = facts, container, stream, on_progress
         self.packets, self.next_index = packets_of(container, stream), 0
 
     def skip_to(self, index: int) -> None:
@@ -204,6 +222,7 @@ class _CountedPackets:
             yield self._next()
 
     def _next(self) -> av.Packet:
+        self.on_progress()
         packet = next(self.packets, None)
         if packet is None or packet.pts != self.facts.packet_stamps[self.next_index]:
             raise _NotAsPlannedError
