@@ -127,7 +127,8 @@ def test_bad_detections_get_one_line_a_kind_with_count_and_first_place(unloc, fo
 
 
 def test_bad_moments_get_one_line_a_kind_with_count_and_first_place(unloc, folder):
-    rows = [answer(1, pred_relevant_windows=[]), answer(1, pred_relevant_windows=[[0, 10, float("nan")], [9, 2, 0.5]])]
+    windows = [[0, 10, float("nan")], [9, 2, 0.5], [0, 10, 0.4]]
+    rows = [answer(1, pred_relevant_windows=[]), answer(1, pred_relevant_windows=windows)]
     rows += [answer(7, vid="v1", query="never asked"), answer(8, vid="v9")]
     write_mr(folder / "bad.jsonl", rows)
     with (folder / "bad.jsonl").open("a") as file:
@@ -174,7 +175,7 @@ def test_predictions_that_say_strange_things_stay_on_one_line(unloc, folder):
         (f"{TAL} --predictions tal.json --protocol coco", "'coco' for tal, expected one of activitynet, thumos14"),
         (f"{TAL} --predictions tal.json --train-split tran", "it has: train, test"),
         (f"{TAL} --predictions tal.json --export x.zip", "predictions of tal are written as .json or .csv"),
-        (f"{TAL} --predictions tal.json --export tal.json", "is the file of predictions itself"),
+        (f"{TAL} --predictions tal.json --export tal.json", "is an input of this evaluation"),
         (f"{TAL} --predictions tal.json --vocabulary k.txt", "belong to --zero-shot"),
         (f"{TAL} --predictions tal.json --zero-shot nowhere", "folder nowhere does not exist"),
         (f"{MR} --predictions mr.json --zero-shot lists", "scores --predictions of --task tal"),

@@ -1,6 +1,7 @@
 """Which prediction answers which query, and what is told of those that answer none."""
 
 import numpy as np
+import pytest
 
 from tests.evaluation.small import moments
 from unloc.data.predictions import Problems
@@ -48,9 +49,45 @@ def test_the_answer_to_one_qid_never_answers_another_with_the_same_words():
     assert kinds(found) == (2, ["duplicate id", "missing query"])
 
 
-def test_a_qid_of_another_video_does_not_count():
-    assert starts([answer(1, qid="3")]) == [1.0, None, None]  # by its words
-    assert kinds([answer(1, qid="3", query="a dog")]) == (0, ["unknown video or query", "missing query"])
+def test_a_known_qid_beside_another_video_counts_by_the_qid_and_is_told():
+    found = [answer(1, qid="3")]  # video v and its sentence, but the qid of video w
+    assert starts(found) == [None, None, 1.0]
+    assert kinds(found)[1][0] == "qid with another video than annotated"
+    assert kinds([answer(1, qid="9", query="a dog")]) == (0, ["unknown video or query", "missing query"])
+
+
+def test_a_qid_that_the_annotations_use_twice_needs_its_video():
+    rows = [video_row(name, "test", 20.0) for name in "vw"]
+    rows += [query_row(name, "test", "1", f"in {name}", [[0, 5]]) for name in "vw"]
+    manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
+    found = [moments([[start, 9, 1.0]], video_id=name) for name, start in (("w", 2), ("v", 1))]
+    assert [item.windows[0, 0] for item in align(found, manifest)] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([1.0] * 10, None),
+        ([1.0] * 5, "saliency at half the rate of one score per 2 s clip"),
+        ([1.0] * 20, "saliency at double the rate of one score per 2 s clip"),
+        ([1.0] * 14, "more or fewer saliency scores than the video has 2 s clips"),
+        (None, "no pred_saliency_scores"),
+    ],
+)
+def test_saliency_of_another_rate_or_none_is_told_where_it_is_scored(scores, said):
+    item = moments([[0, 5, 1.0]], query="a cat", saliency=None if scores is None else np.array(scores))
+    for rated in (True, False):
+        problems = Problems()
+        screen_moments([item], MANIFEST, problems, rated=rated)
+        found = [kind.split(":")[0] for kind in problems.counts if "saliency" in kind]
+        assert found == ([said] if said and rated else [])
+
+
+def test_windows_that_are_not_by_falling_score_are_told_with_their_number():
+    rising, falling = [[0, 5, 0.1], [5, 9, 0.9]], [[0, 5, 0.9], [5, 9, 0.9], [1, 2, 0.1]]
+    problems = Problems()
+    screen_moments([moments(rising), moments(falling, qid="2"), moments(rising, qid="3")], MANIFEST, problems)
+    assert {kind.split(":")[0]: number for kind, number in problems.counts.items()}["windows not by falling score"] == 2
 
 
 def test_windows_that_are_no_numbers_are_left_out_one_by_one():

@@ -1,12 +1,13 @@
 """`unloc eval RUN`: what it writes scores the same as a file, and asks the model for the manifest's classes."""
 
 import json
+import zipfile
 from dataclasses import replace
 
 import pytest
 
 from tests.training.test_trainer import recipe_for
-from unloc.data.prediction_reading import read_moments
+from unloc.data.prediction_reading import read_predictions
 from unloc.data.schema import load_manifest, save_manifest
 from unloc.training.run import fit_recipe
 
@@ -63,9 +64,14 @@ def test_predictions_are_exported_also_of_a_hidden_split_and_floors_fitted_where
     save_manifest(replace(loaded, queries=hidden), tmp_path / "hidden.jsonl")
     words = ("--manifest", tmp_path / "hidden.jsonl", *words[2:])
     code, out, err = unloc("eval", run, *words, "--export", tmp_path / "y.zip")
-    assert code == 2 and "are the annotations of this split hidden?" in err and f"wrote {tmp_path / 'y.zip'}" in out
-    same = [read_moments(tmp_path / name)[0].windows.tolist() for name in ("x.zip", "y.zip")]
-    assert same[0] == same[1] and len(same[0])
+    assert (code, err) == (0, "") and "nothing is scored" in out and f"wrote {tmp_path / 'y.zip'}" in out
+    for split in ("val", "test"):  # the server takes both in one zip
+        files = [read_predictions(tmp_path / name, "mr", split=split) for name in ("x.zip", "y.zip")]
+        same = [file.predictions[0].windows.tolist() for file in files]
+        assert same[0] == same[1] and len(same[0]) and f"hl_{split}_submission.jsonl" in files[0].format
+    assert zipfile.ZipFile(tmp_path / "x.zip").namelist() == ["hl_test_submission.jsonl", "hl_val_submission.jsonl"]
+    code, _, err = unloc("eval", run, *words[:-1], tmp_path / "none")
+    assert code == 2 and "are the annotations of this split hidden?" in err and not (tmp_path / "none").exists()
     assert "--task tal, but" in unloc("eval", run, *words, "--task", "tal")[2]
 
 

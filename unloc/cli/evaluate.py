@@ -1,7 +1,7 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
-import hashlib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,13 @@ import typer
 
 from unloc.cli import app
 from unloc.cli import evaluate_options as options
-from unloc.cli.evaluate_output import print_report, write_report
-from unloc.errors import InputError, PredictionError
+from unloc.cli.evaluate_output import plot_paths, print_report, report_path, write_report
+from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from unloc.data.predictions import Problems
     from unloc.data.schema import Manifest
+    from unloc.evaluation.evaluator import Predictions
+    from unloc.evaluation.outputs import Outputs
     from unloc.inference.load import LoadedModel
 
 
@@ -34,6 +35,8 @@ def evaluate_command(
     intervals: options.Intervals = False,
     seed: options.Seed = 0,
     external_labels: options.ExternalLabels = False,
+    without: options.Without = None,
+    only: options.Only = None,
     export: options.Export = None,
     analyse: options.Analyse = False,
     zero_shot: options.ZeroShot = None,
@@ -46,29 +49,56 @@ def evaluate_command(
 
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
+    from unloc.evaluation.files import provenance
+    from unloc.evaluation.outputs import Outputs
+
     _require_one_source(run, predictions, baseline, floors_only, cache)
     if export is not None and (floors_only or zero_shot is not None):
         raise InputError("unloc eval: --export writes predictions; with --floors-only and --zero-shot there are none")
-    loaded, scoring = _annotations(manifest, task, split, train_split, protocol)
-    scored = scoring | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
-    if zero_shot is not None or vocabulary or control:
-        lists = {"lists": zero_shot, "vocabularies": vocabulary or [], "control": control}
-        report, found = _score_zero_shot(predictions, loaded, task, scored, strict, lists)
-    elif floors_only:
-        report, found = _floors_only(loaded, task, scoring), None
-    elif predictions is not None:
-        report, found = _score_file(predictions, loaded, task, scored, strict, export)
-    elif baseline:
-        report, found = _evaluate_baseline(loaded, cache, task, scored, (out, export))
-    else:
+    if run is not None:
         out = out or _run_folder(run) / "eval" / split
-        scored |= {"train_split": train_split}
-        report, found = _evaluate_run(run, loaded, cache, task, scored, (out, export), device)
+    lists = [*(without or []), *(only or [])]
+    outputs = Outputs(filter(None, [manifest, predictions, control, *(vocabulary or []), *lists]))
+    if out is not None:
+        outputs.claim(report_path(out), "--out")
+        for plot in plot_paths(out) if analyse else ():
+            outputs.claim(plot, "--analyse")
+    loaded, scoring, keep = _annotations(manifest, split, train_split, protocol, without or [], only or [])
+    asked = _Asked(manifest=loaded, task=task, cache=cache, out=out, export=export, outputs=outputs)
+    scored = scoring | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
+    if predictions is not None:
+        zero = {"lists": zero_shot, "vocabularies": vocabulary or [], "control": control}
+        report, found = _score_file(predictions, asked, scored, strict, keep, zero)
+    elif zero_shot is not None or vocabulary or control:
+        raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
+    elif floors_only:
+        report, found = _floors_only(asked, scoring), None
+    elif baseline:
+        report, found = _evaluate_baseline(asked, scored)
+    else:
+        report, found = _evaluate_run(run, asked, scored | {"train_split": train_split}, device)
+    if report is None:
+        typer.echo(f"split {split!r} has no annotations to score {task or loaded.tasks[0]} with: nothing is scored")
+        return
+    report |= provenance(manifest, lists)
     if analyse:
         report["analysis"] = _analysis(report["task"], found, loaded.select(split))
     if out is not None:
-        write_report(report, out)
+        with outputs.writing():
+            write_report(report, out)
     print_report(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the command line asks for, whatever the predictions come from."""
+
+    manifest: "Manifest"
+    task: str | None
+    cache: str | None
+    out: Path | None
+    export: Path | None
+    outputs: "Outputs"
 
 
 def _require_one_source(
@@ -81,22 +111,35 @@ def _require_one_source(
 
 
 def _annotations(
-    path: Path | None, task: str | None, split: str, train_split: str | None, protocol: str | None
-) -> tuple["Manifest", dict]:
-    """The manifest, with something to score the task with in the split, and the options that say by what to score."""
+    path: Path | None,
+    split: str,
+    train_split: str | None,
+    protocol: str | None,
+    without: list[Path],
+    only: list[Path],
+) -> tuple["Manifest", dict, Callable[[str], bool]]:
+    """The manifest without the videos left out of the split, the options that say by what to score, and which videos
+    are scored.
+    """
     from unloc.data.schema import load_manifest
-    from unloc.evaluation.evaluator import default_train_split, require_annotations
+    from unloc.data.video_lists import listed_filter, restricted
+    from unloc.evaluation.evaluator import default_train_split
 
     if path is None:
         raise InputError("unloc eval: --manifest is needed: it holds the annotations")
     manifest = load_manifest(path)
     manifest.select(train_split)
-    require_annotations(task, manifest.select(split), split)
+    before, keep = len(manifest.select(split).videos), listed_filter(without, only)
+    if without or only:
+        manifest = restricted(manifest, keep, split)
+        if split not in manifest.splits:
+            raise InputError(f"--without, --only: no video of split {split!r} is left of {before}; are these its ids?")
+        typer.echo(f"{before - len(manifest.select(split).videos)} of {before} videos are left out on both sides")
     train_split = train_split or default_train_split(manifest, split)
-    return manifest, {"split": split, "train_split": train_split, "protocol": protocol}
+    return manifest, {"split": split, "train_split": train_split, "protocol": protocol}, keep
 
 
-def _analysis(task: str, predictions: object, selected: "Manifest") -> dict:
+def _analysis(task: str, predictions: "Predictions | None", selected: "Manifest") -> dict:
     from unloc.evaluation.analysis import analyse
 
     if predictions is None:
@@ -112,149 +155,139 @@ def _needed_task(task: str | None, option: str) -> str:
     return task_named(task).name
 
 
-def _floors_only(manifest: "Manifest", task: str | None, options: dict) -> dict:
+def _can_be_scored(asked: _Asked, task: str, split: str) -> bool:
+    """Whether the split has annotations for the task. Raises InputError where not and nothing is exported either."""
+    from unloc.evaluation.evaluator import has_annotations, require_annotations
+
+    if asked.export is None:
+        require_annotations(task, asked.manifest.select(split), split)
+    return has_annotations(task, asked.manifest.select(split))
+
+
+def _floors_only(asked: _Asked, scoring: dict) -> dict:
     from unloc.evaluation.evaluator import floors_report
 
-    return floors_report(_needed_task(task, "--floors-only"), manifest, **options)
+    task = _needed_task(asked.task, "--floors-only")
+    _can_be_scored(asked, task, scoring["split"])
+    return floors_report(task, asked.manifest, **scoring)
 
 
 def _score_file(
-    path: Path, manifest: "Manifest", task: str | None, scoring: dict, strict: bool, export: Path | None
-) -> tuple[dict, object]:
-    from unloc.data.prediction_reading import read_predictions
-    from unloc.data.prediction_writing import export_predictions
-    from unloc.data.predictions import Problems
-    from unloc.evaluation.evaluator import evaluate
-    from unloc.evaluation.screening import screen_predictions
+    path: Path, asked: _Asked, scoring: dict, strict: bool, keep: Callable[[str], bool], zero: dict
+) -> tuple[dict | None, "Predictions | None"]:
+    from unloc.evaluation.files import PredictionFiles, refuse_bad, score_file, score_zero_shot
 
-    task, problems = _needed_task(task, "--predictions"), Problems()
-    held = read_predictions(path, task, split=scoring["split"], problems=problems)
-    screened = screen_predictions(task, held.predictions, manifest.select(scoring["split"]), problems)
-    typer.echo(f"{path}: {held.format}")
-    told = _tell(problems, path, strict)
-    external = scoring["external_labels"] or bool(held.external_labels)
-    if export is not None:
-        if export.resolve() == path.resolve():
-            raise InputError(f"--export {export} is the file of predictions itself; name another")
-        export_predictions(export, task, held.predictions, scoring["split"], external_labels=external)
-        typer.echo(f"  wrote {export}")
-    report = evaluate(task, screened, manifest, **scoring | {"external_labels": external})
-    told["predictions_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    told["external_labels_stated"] = _stated(held.external_labels, scoring["external_labels"])
-    return report | {"predictions_format": held.format} | told, screened
-
-
-def _stated(by_file: bool | None, by_command: bool) -> str:
-    """Where it is said whether labels of another model were used."""
-    if by_command and not by_file:
-        return "by the command"
-    return "nowhere" if by_file is None else "by the file"
-
-
-def _tell(problems: "Problems", path: Path, strict: bool) -> dict:
-    """Print what is wrong with the predictions, one line a kind, and return it. Raises PredictionError if strict."""
-    if strict and problems.counts:
-        raise PredictionError(f"{path}: bad predictions (--strict): {'; '.join(problems.lines())}")
-    for line in problems.lines():
-        typer.echo(f"  bad predictions: {line}")
-    return {"bad_predictions": {kind: [number, problems.first[kind]] for kind, number in problems.counts.items()}}
-
-
-def _score_zero_shot(
-    path: Path | None, manifest: "Manifest", task: str | None, scoring: dict, strict: bool, lists: dict
-) -> tuple[dict, object]:
-    """The report of all class splits; beside it that of all classes where one file serves every split."""
-    from unloc.cli.evaluate_zero_shot import screened_detections, single_share, zero_shot_report
-    from unloc.data.predictions import Problems
-    from unloc.evaluation.evaluator import evaluate, header
-
-    if lists["lists"] is None:
+    task, split = _needed_task(asked.task, "--predictions"), scoring["split"]
+    files = PredictionFiles(task=task, manifest=asked.manifest, split=split, keep=keep)
+    if zero["lists"] is None and any(zero.values()):
         raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
-    if path is None or _needed_task(task, "--zero-shot") != "tal":
+    if zero["lists"] is not None and task != "tal":
         raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
-    problems, selected = Problems(), manifest.select(scoring["split"])
-    detections = None if path.is_dir() else screened_detections(path, selected, problems)
-    source = path if detections is None else detections
-    found = zero_shot_report(source, manifest, scoring, **lists, problems=problems)
-    told = _tell(problems, path, strict)
-    if detections is not None:
-        report = evaluate("tal", detections, manifest, **scoring)
+    scored = _can_be_scored(asked, task, split)
+    paths = _claim_predictions(asked, task, beside_report=False)
+    given = report = None
+    if zero["lists"] is not None:
+        report, found = score_zero_shot(path, files, scoring, **zero)
     else:
-        share = single_share(found, path)
-        report = header("tal", selected, scoring["split"], scoring["protocol"]) | {
-            "metrics": share["mean"],
-            "floors": share.get("floors", {}),
-            "external_labels": scoring["external_labels"],
-        }
-    return report | {"zero_shot": found} | told, detections
+        given, found = files.read(path)
+        if scored:
+            report = score_file(path, found, files, scoring)
+    if strict:
+        refuse_bad(path, files.problems)
+    typer.echo(f"{path}: {', '.join(dict.fromkeys(file.format for file in files.held.values()))}")
+    for line in files.problems.lines():
+        typer.echo(f"  bad predictions: {line}")
+    if asked.export is not None:
+        external = scoring["external_labels"] or bool(files.external_labels())
+        _write(asked, paths, task, given, split, external)
+    return report, found
 
 
-def _write_predictions(task: str, predictions: object, scoring: dict, out: Path | None, export: Path | None) -> None:
-    """Predictions beside metrics.json in the format of the task, and in the one that --export asks for."""
-    from unloc.data.prediction_writing import export_predictions
+def _write(
+    asked: _Asked, paths: list[Path], task: str, found: "Predictions", split: str, external_labels: bool
+) -> None:
+    """Write the predictions of a split into claimed files."""
+    from unloc.data.prediction_writing import export_predictions, missing_submissions
 
-    paths = []
-    if out is not None:
-        folder = out.parent if out.suffix == ".json" else out
-        paths.append(folder / ("predictions.json" if task == "tal" else "predictions.jsonl"))
-    if export is not None:
-        paths.append(export)
+    with asked.outputs.writing():
+        for path in paths:
+            export_predictions(path, task, found, split, external_labels=external_labels)
     for path in paths:
-        export_predictions(path, task, predictions, scoring["split"], external_labels=scoring["external_labels"])
         typer.echo(f"  wrote {path}")
+        if path.suffix.lower() == ".zip":
+            for name in missing_submissions(path):
+                typer.echo(f"    lacks {name}, which the server takes too: export that split to the same file")
 
 
-def _evaluate_baseline(
-    manifest: "Manifest", cache: str, task: str | None, scoring: dict, written: tuple[Path | None, Path | None]
-) -> tuple[dict, object]:
+def _claim_predictions(asked: _Asked, task: str, *, beside_report: bool = True) -> list[Path]:
+    """The files that predictions go to: beside metrics.json, and the one that --export names."""
+    paths = []
+    if asked.out is not None and beside_report:
+        name = "predictions.json" if task == "tal" else "predictions.jsonl"
+        paths.append(asked.outputs.claim(report_path(asked.out).with_name(name), "--out"))
+    if asked.export is not None:
+        paths.append(asked.outputs.claim(asked.export, "--export"))
+    for path in paths if task == "as" else ():
+        asked.outputs.claim(path.with_name(f"{path.stem}_scores.npz"), "class scores beside")
+    return paths
+
+
+def _evaluate_baseline(asked: _Asked, scoring: dict) -> tuple[dict | None, "Predictions"]:
     from unloc.data.cache import open_cache
-    from unloc.evaluation.evaluator import evaluate, require_annotations
+    from unloc.evaluation.evaluator import evaluate
     from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments
 
-    task, selected = _needed_task(task or manifest.tasks[0], "--baseline"), manifest.select(scoring["split"])
+    task, split = _needed_task(asked.task or asked.manifest.tasks[0], "--baseline"), scoring["split"]
+    scored, paths = _can_be_scored(asked, task, split), _claim_predictions(asked, task)
     predict = {"tal": baseline_detections, "as": baseline_frames}.get(task, baseline_moments)
-    found = predict(selected, open_cache(cache))
-    _write_predictions(task, found, scoring, *written)
-    require_annotations(task, selected, scoring["split"])
-    return evaluate(task, found, manifest, **scoring), found
+    found = predict(asked.manifest.select(split), open_cache(asked.cache))
+    _write(asked, paths, task, found, split, scoring["external_labels"])
+    return evaluate(task, found, asked.manifest, **scoring) | _written(paths) if scored else None, found
 
 
-def _evaluate_run(
-    run: Path,
-    manifest: "Manifest",
-    cache: str,
-    task: str | None,
-    scoring: dict,
-    written: tuple[Path, Path | None],
-    device: str,
-) -> tuple[dict, object]:
-    """The report of a run. Of a split whose annotations are hidden the predictions are written before that is told."""
+def _written(paths: list[Path]) -> dict:
+    from unloc.evaluation.files import file_sha256
+
+    return {"predictions_sha256": file_sha256(paths[0])} if paths else {}
+
+
+def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple[dict | None, "Predictions"]:
+    """The report of a run; of a split whose annotations are hidden only the predictions, where they are exported."""
     from unloc.data.cache import open_cache
+    from unloc.data.prediction_writing import SUBMITTED_SPLITS
     from unloc.data.vocabulary import names_in_vocabulary
-    from unloc.evaluation.evaluator import default_train_split, evaluate, require_annotations
+    from unloc.evaluation.evaluator import default_train_split, evaluate
     from unloc.inference.device import described, resolve_device
     from unloc.inference.load import load_model, require_same_cache
     from unloc.inference.run import predict_split
     from unloc.training.trainer import require_task
 
     where = resolve_device(device)
-    loaded, split = load_model(run, where), scoring["split"]
+    loaded, manifest, split = load_model(run, where), asked.manifest, scoring["split"]
     recipe = loaded.info.recipe
-    if task not in (None, recipe.task):
-        raise InputError(f"unloc eval: --task {task}, but {run} was trained for {recipe.task}; leave --task out")
+    if asked.task not in (None, recipe.task):
+        raise InputError(f"unloc eval: --task {asked.task}, but {run} was trained for {recipe.task}; leave --task out")
     require_task(manifest, recipe.task)
-    opened = open_cache(cache)
-    require_same_cache(loaded.info.fingerprint, opened.fingerprint, cache)
-    asked = _asked_for(loaded, manifest.classes)
-    found = predict_split(asked, manifest.select(split), opened)
-    _write_predictions(recipe.task, found, scoring, *written)
-    require_annotations(recipe.task, manifest.select(split), split)
+    scored, paths = _can_be_scored(asked, recipe.task, split), _claim_predictions(asked, recipe.task)
+    opened = open_cache(asked.cache)
+    require_same_cache(loaded.info.fingerprint, opened.fingerprint, asked.cache)
+    model = _asked_for(loaded, manifest.classes)
+    found = predict_split(model, manifest.select(split), opened)
+    _write(asked, paths, recipe.task, found, split, scoring["external_labels"])
+    if asked.export is not None and asked.export.suffix.lower() == ".zip":
+        for other in SUBMITTED_SPLITS:
+            part = manifest.select(other) if other in manifest.splits and other != split else None
+            if part is not None and all(video_id in opened for video_id in part.videos["video_id"]):
+                more = predict_split(model, part, opened)
+                _write(asked, [asked.export], recipe.task, more, other, scoring["external_labels"])
+    if not scored:
+        return None, found
     train_split = scoring["train_split"] or recipe.data.train_split
     if train_split not in manifest.splits:
         train_split = default_train_split(manifest, split)
-    report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split})
+    report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split}) | _written(paths)
     report |= described(where, recipe.train.precision)
-    if asked is not loaded:
+    if model is not loaded:
         report["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
     return report, found
 

@@ -23,6 +23,11 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the intervals'
 ExternalLabels = Annotated[
     bool, typer.Option("--external-labels", help="State that labels of another model were used.")
 ]
+Without = Annotated[
+    list[Path] | None,
+    typer.Option("--without", help="List of blocked videos, left out on both sides."),
+]
+Only = Annotated[list[Path] | None, typer.Option("--only", help="List of the only videos to score.")]
 Export = Annotated[Path | None, typer.Option("--export", help="Write the predictions: .json, .jsonl, .zip or .csv.")]
 Analyse = Annotated[bool, typer.Option("--analyse", help="Kinds of false positives, what is missed; plots into --out.")]
 ZeroShot = Annotated[

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from unloc.cli.evaluate_plots import write_plots
+from unloc.cli.evaluate_plots import PLOTS, write_plots
 from unloc.errors import InputError
 
 SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
@@ -18,7 +18,7 @@ def write_report(report: dict, out: Path) -> None:
     The file is written whole or not at all; an undefined figure and the open end of a bin are null.
     Raises InputError where it cannot be written.
     """
-    path = out if out.suffix == ".json" else out / "metrics.json"
+    path = report_path(out)
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +30,16 @@ def write_report(report: dict, out: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
+
+
+def report_path(out: Path) -> Path:
+    """The file that --out names, or metrics.json in the folder that it names."""
+    return out if out.suffix == ".json" else out / "metrics.json"
+
+
+def plot_paths(out: Path) -> list[Path]:
+    """The plots of an analysis beside the report."""
+    return [report_path(out).parent / "analysis" / name for name in PLOTS]
 
 
 def _without_nan(value: object) -> object:

@@ -25,6 +25,9 @@ TITLES = {
 }
 
 
+PLOTS = ("false_positives.svg", "gains.svg", "recall.svg")
+
+
 def write_plots(analysis: dict, folder: Path) -> list[Path]:
     """Three SVG files below the folder. Raises InputError where matplotlib is not installed."""
     try:
@@ -33,15 +36,11 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
         raise InputError("--analyse draws with matplotlib, which is not installed: pip install matplotlib") from None
     # The same analysis gives the same bytes: no date, fixed ids; text stays text.
     with matplotlib.rc_context({"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}):
-        figures = {
-            "false_positives.svg": draw_kinds(analysis),
-            "gains.svg": draw_gains(analysis),
-            "recall.svg": draw_recall(analysis),
-        }
+        figures = (draw_kinds(analysis), draw_gains(analysis), draw_recall(analysis))
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
+        for name, figure in zip(PLOTS, figures, strict=True):
             figure.savefig(folder / name, format="svg", metadata={"Date": None})
-    return [folder / name for name in figures]
+    return [folder / name for name in PLOTS]
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":

@@ -4,6 +4,7 @@ Without `problems` an entry that cannot be read is an error; with them it is tol
 """
 
 import csv
+import difflib
 import io
 import json
 import re
@@ -31,6 +32,7 @@ READABLE = {
 }
 FIRST_KEY = re.compile(r'"(results|qid|vid|pred_relevant_windows|pred_saliency_scores|video_id|fps|labels)"\s*:')
 LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
+MOMENT_KEYS = {"mr": ("pred_relevant_windows",), "hd": ("pred_relevant_windows", "pred_saliency_scores")}
 MOST_FPS = 1000.0
 CUT_OFF = "line that is not JSON (cut off?): left out"
 UNREADABLE = "unreadable entry: left out"
@@ -70,7 +72,7 @@ def read_predictions(
     elif found == WINDOW_CSV:
         predictions = _csv_moments(path, text, problems)
     elif found == QVHIGHLIGHTS:
-        predictions = _moments(path, text, problems)
+        predictions = _moments(path, text, problems, MOMENT_KEYS[task])
     else:
         predictions = _frames(path, text, problems)
     return PredictionFile(format=found + packed, predictions=predictions, external_labels=external)
@@ -227,9 +229,13 @@ def _json_lines(path: Path, text: str, problems: Problems | None) -> Iterator[tu
             _tell(problems, UNREADABLE, f"{path}:{number}", f"expected an object, got {type(row).__name__}")
 
 
-def _moments(path: Path, text: str, problems: Problems | None) -> list[MomentPrediction]:
+def _moments(path: Path, text: str, problems: Problems | None, keys: tuple[str, ...]) -> list[MomentPrediction]:
     predictions = []
     for place, row in _json_lines(path, text, problems):
+        for key in keys:
+            similar = difflib.get_close_matches(key, row, n=1, cutoff=0.7) if key not in row else []
+            if similar and problems is not None:
+                problems.add(f"key {similar[0]!r} looks like {key}: not read", place)
         if "vid" not in row or ("qid" not in row and "query" not in row):
             _tell(problems, UNREADABLE, place, f"needs vid, and qid or query; it has {', '.join(row) or 'nothing'}")
             continue

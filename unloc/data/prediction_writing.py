@@ -19,6 +19,7 @@ import pandas as pd
 from unloc.data.predictions import DETECTION_COLUMNS, FramePrediction, MomentPrediction
 from unloc.errors import InputError
 
+SUBMITTED_SPLITS = ("val", "test")  # of QVHighlights, in one zip
 WINDOW_COLUMNS = ["qid", "video_id", "query", "start_seconds", "end_seconds", "score"]
 
 
@@ -50,11 +51,26 @@ def write_moments(path: Path, predictions: Sequence[MomentPrediction]) -> None:
 
 
 def write_moments_zip(path: Path, predictions: Sequence[MomentPrediction], split: str) -> None:
-    """A zip with the lines under the name that QVHighlights' server expects for the split (val or test)."""
+    """A zip with the lines under the name that QVHighlights' server expects for the split (val or test).
+
+    The server takes both splits in one zip: what a zip that exists holds of other splits stays in it.
+    """
+    members = {f"hl_{split}_submission.jsonl": _moment_lines(predictions).encode("utf-8", "backslashreplace")}
+    if path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()} | members
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"hl_{split}_submission.jsonl", _moment_lines(predictions))
+        for name in sorted(members):
+            archive.writestr(name, members[name])
     _write(path, held.getvalue())
+
+
+def missing_submissions(path: Path) -> list[str]:
+    """The files that QVHighlights' server expects in a zip and that it lacks."""
+    with zipfile.ZipFile(path) as archive:
+        held = archive.namelist()
+    return [name for name in (f"hl_{split}_submission.jsonl" for split in SUBMITTED_SPLITS) if name not in held]
 
 
 def _moment_lines(predictions: Sequence[MomentPrediction]) -> str:

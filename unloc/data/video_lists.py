@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,9 @@ _ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name
 
 
 def read_video_list(path: Path) -> frozenset[str]:
-    """The ids of a list: JSON (a list, or an object keyed by id), a csv with a column of ids, or text, id first a line.
+    """The ids of a list: JSON, a csv with a column of ids, or text, id first a line.
+
+    JSON is a list of ids, an object keyed by id, or an object of lists of ids (as one list a split).
 
     ActivityNet's `v_` before an id is taken off, and ids that stand twice count once. Raises MissingError where the
     file is absent, ManifestError where it is no such list.
@@ -41,6 +43,9 @@ def _bare(video_id: str) -> str:
 def _of_json(path: Path) -> list[str]:
     content = read_json(path, Repairs())
     ids = list(content) if isinstance(content, dict | list) else []
+    if isinstance(content, dict) and ids and all(isinstance(one, list) for one in content.values()):
+        nested = [video_id for one in content.values() for video_id in one]
+        ids = nested if nested and all(isinstance(video_id, str) for video_id in nested) else ids
     if not ids or not all(isinstance(video_id, str) for video_id in ids):
         raise ManifestError(f"{path}: expected a list of video ids or an object keyed by them")
     return ids
@@ -54,19 +59,34 @@ def _of_csv(path: Path) -> list[str]:
     return [row[column] for row in reader if row[column]]
 
 
+def listed_filter(without: Iterable[Path], only: Iterable[Path]) -> Callable[[str], bool]:
+    """Whether a video is in all lists of `only` and in none of `without`; `v_` before an id does not count."""
+    blocked, kept = ([read_video_list(path) for path in paths] for paths in (without, only))
+
+    def keep(video_id: str) -> bool:
+        bare = _bare(video_id)
+        return all(bare in ids for ids in kept) and not any(bare in ids for ids in blocked)
+
+    return keep
+
+
 def without_videos(manifest: Manifest, video_ids: Collection[str]) -> Manifest:
     """The manifest without these videos and what is annotated in them; `v_` before an id does not count."""
     listed = frozenset(map(_bare, video_ids))
-    return _filtered(manifest, lambda video_id: _bare(video_id) not in listed)
+    return restricted(manifest, lambda video_id: _bare(video_id) not in listed)
 
 
 def only_videos(manifest: Manifest, video_ids: Collection[str]) -> Manifest:
     """The manifest with these videos only and what is annotated in them; `v_` before an id does not count."""
     listed = frozenset(map(_bare, video_ids))
-    return _filtered(manifest, lambda video_id: _bare(video_id) in listed)
+    return restricted(manifest, lambda video_id: _bare(video_id) in listed)
 
 
-def _filtered(manifest: Manifest, keep: Callable[[str], bool]) -> Manifest:
-    tables = {key: getattr(manifest, key) for key in ("videos", "queries", "instances")}
-    kept = {key: table[table["video_id"].map(keep).astype(bool)] for key, table in tables.items()}
-    return replace(manifest, **{key: table.reset_index(drop=True) for key, table in kept.items()})
+def restricted(manifest: Manifest, keep: Callable[[str], bool], split: str | None = None) -> Manifest:
+    """The manifest with those videos that are kept and what is annotated in them; with `split` the others stay."""
+    parts = {}
+    for name in ("videos", "queries", "instances"):
+        table = getattr(manifest, name)
+        kept = table["video_id"].map(keep).astype(bool) | (split is not None and table["split"] != split)
+        parts[name] = table[kept].reset_index(drop=True)
+    return replace(manifest, **parts)

@@ -107,6 +107,13 @@ def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "act
     Beside them, where the protocol has them: recall@kx@t, and mAP_present_classes where mAP counts absent classes as 0.
     Without any ground truth the figures are NaN: there is nothing to find. Raises InputError for an unknown protocol.
     """
+    return detection_by_class(detections, manifest, protocol)[0]
+
+
+def detection_by_class(
+    detections: pd.DataFrame, manifest: Manifest, protocol: str = "activitynet"
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """(the metrics of `detection`, AP@t and AP@avg of every class in percent)."""
     rules = protocol_named(protocol)
     matches = match_detections(detections, kept_truth(manifest.instances, rules), rules.thresholds)
     precision = class_precision(matches, rules)
@@ -114,7 +121,13 @@ def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "act
     for multiple in rules.recall_multiples:
         found = found_at_multiple(matches, multiple)
         metrics |= mean_recall(found, matches, multiple, np.ones(len(matches.truth)))
-    return metrics
+    names = [f"AP@{threshold:.2f}" for threshold in rules.thresholds]
+    averaged = slice(None) if rules.averaged is None else list(rules.averaged)
+    by_class = {
+        label: dict(zip(names, values.tolist(), strict=True)) | {"AP@avg": float(values[averaged].mean())}
+        for label, values in zip(precision.classes, 100.0 * precision.values, strict=True)
+    }
+    return metrics, by_class
 
 
 def num_absent_classes(matches: Matches, manifest: Manifest, rules: DetectionProtocol) -> int:

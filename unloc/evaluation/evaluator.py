@@ -11,7 +11,7 @@ from unloc.evaluation import retrieval, segmentation
 from unloc.evaluation.bootstrap import detection_intervals, frame_intervals, query_intervals
 from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.detection import PROTOCOLS as DETECTION_PROTOCOLS
-from unloc.evaluation.detection import detection, kept_truth, num_absent_classes, protocol_named
+from unloc.evaluation.detection import detection, detection_by_class, kept_truth, num_absent_classes, protocol_named
 from unloc.evaluation.floors import background_floors, detection_floors, frame_floors, moment_floors
 from unloc.evaluation.highlight import highlight_values
 from unloc.evaluation.matching import match_detections
@@ -57,17 +57,21 @@ def default_train_split(manifest: Manifest, split: str) -> str | None:
     return names[0] if names else None
 
 
-def require_annotations(task: str | None, selected: Manifest, split: str) -> None:
+def has_annotations(task: str, selected: Manifest) -> bool:
+    """Whether the split holds something to score the task with."""
+    if task == "hd":
+        return _is_rated(selected)
+    return bool(selected.queries["segments"].map(len).sum()) if task == "mr" else len(selected.instances) > 0
+
+
+def require_annotations(task: str, selected: Manifest, split: str) -> None:
     """Raise InputError where the split holds nothing to score the task with: hidden, or of another task."""
-    queries, has = selected.queries, {}
-    has["tal"] = has["as"] = len(selected.instances) > 0
-    has["mr"] = bool(queries["segments"].map(len).sum()) if len(queries) else False
-    has["hd"] = _is_rated(selected)
-    if task in has and not has[task]:
+    if not has_annotations(task, selected):
         wanted = {"mr": "queries with segments", "hd": "queries with ratings"}.get(task, "labelled segments")
         raise InputError(
             f"split {split!r} of manifest {selected.name!r} has no {wanted} to score {task} with; "
-            f"the manifest serves {', '.join(selected.tasks)}; are the annotations of this split hidden?"
+            f"the manifest serves {', '.join(selected.tasks)}; are the annotations of this split hidden? "
+            "--export FILE writes predictions without scoring them"
         )
 
 
@@ -146,7 +150,11 @@ def evaluate(
     """
     selected = manifest.select(split)
     protocol = checked_protocol(task, selected, protocol)
-    metrics = score(task, predictions, selected, protocol)
+    by_class: dict[str, dict[str, float]] = {}
+    if task == "tal":
+        metrics, by_class = detection_by_class(predictions, selected, protocol)
+    else:
+        metrics = score(task, predictions, selected, protocol)
     covered = coverage(selected, predictions, task)
     unanswered = len(covered["missing"]) or covered.get("queries_predicted") != covered.get("queries_annotated")
     if unanswered:
@@ -156,6 +164,7 @@ def evaluate(
     report = {
         **header(task, selected, split, protocol),
         "metrics": metrics,
+        "per_class": by_class,
         "tie_spans": tie_spans(predictions, selected, metrics, protocol) if task == "mr" else {},
         "floors": floor_scores(task, manifest, split, train_split, protocol, predictions),
         "intervals": drawn,

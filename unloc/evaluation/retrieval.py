@@ -49,25 +49,51 @@ PROTOCOLS = {
 }
 
 
+class QueryKeys:
+    """What a prediction must share with a query of the manifest to answer it: its qid, else its video and sentence.
+
+    A known qid decides alone, as officially for QVHighlights, whatever video or sentence stands beside it. Only where
+    the manifest gives one qid to queries of several videos the video must be right too.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        columns = (manifest.queries[name].tolist() for name in ("qid", "video_id", "text"))
+        self.queries = list(zip(*columns, strict=True))
+        """(qid, video, sentence) of every query."""
+        self.counts = Counter(text_key(video_id, text) for _, video_id, text in self.queries)
+        """How often each (video, sentence) is asked."""
+        self._videos: dict[str, set[str]] = defaultdict(set)
+        for qid, video_id, _ in self.queries:
+            self._videos[qid].add(video_id)
+
+    def by_qid(self, qid: str, video_id: str) -> tuple[str, ...] | None:
+        """The key of a known qid, None for an unknown one."""
+        videos = self._videos.get(qid, ())
+        if len(videos) == 1:
+            return (qid,)
+        return (qid, video_id, "") if video_id in videos else None
+
+    def of(self, item: MomentPrediction) -> tuple[str, ...] | None:
+        """The key of what a prediction answers; None where it answers nothing."""
+        key = text_key(item.video_id, item.query)
+        return self.by_qid(item.qid, item.video_id) or (key if key in self.counts else None)
+
+
 def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
     """The prediction of every query of the manifest, None where there is none.
 
-    By qid where qid and video agree with the manifest (as officially for QVHighlights, whatever the sentence), else by
-    video and sentence, in file order for repeats. Of several predictions for one query the last counts.
+    By `QueryKeys`; repeats of a sentence are answered in file order. Of several predictions for one query the last
+    counts.
     """
-    by_qid = {(item.qid, item.video_id): item for item in predictions}
-    by_text: dict[tuple[str, str], list[MomentPrediction]] = defaultdict(list)
-    queries = list(zip(*(manifest.queries[name].tolist() for name in ("qid", "video_id", "text")), strict=True))
-    known = {(qid, video_id) for qid, video_id, _ in queries}
+    keys = QueryKeys(manifest)
+    answers: dict[tuple[str, ...] | None, list[MomentPrediction]] = defaultdict(list)
     for item in predictions:
-        if (item.qid, item.video_id) not in known:
-            by_text[text_key(item.video_id, item.query)].append(item)
-    needed = Counter(text_key(video_id, text) for _, video_id, text in queries)
-    waiting = {key: iter(by_text[key][-count:]) for key, count in needed.items()}
+        answers[keys.of(item)].append(item)
+    waiting = {key: iter(answers[key][-count:]) for key, count in keys.counts.items()}
     aligned = []
-    for qid, video_id, text in queries:
-        item = by_qid.get((qid, video_id))
-        aligned.append(next(waiting[text_key(video_id, text)], None) if item is None else item)
+    for qid, video_id, text in keys.queries:
+        given = answers.get(keys.by_qid(qid, video_id))
+        aligned.append(given[-1] if given else next(waiting[text_key(video_id, text)], None))
     return aligned
 
 

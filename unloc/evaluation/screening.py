@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from unloc.data.predictions import FramePrediction, MomentPrediction, Problems
-from unloc.data.schema import Manifest
+from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
-from unloc.evaluation.retrieval import align, text_key
+from unloc.evaluation.mismatch import unit_problem
+from unloc.evaluation.retrieval import QueryKeys, align, durations_of, text_key
 
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"
@@ -24,6 +25,14 @@ UNKNOWN_LABEL = "unknown label: left out"
 NO_TRUTH = "label without ground truth in this split: not scored"
 UNKNOWN_QUERY = "unknown video or query: left out"
 OTHER_WORDS = "query in other words than annotated: matched by its qid"
+OTHER_VIDEO = "qid with another video than annotated: matched by its qid"
+UNSORTED = "windows not by falling score: moment_detr and 2d-tan take the first of the list, other protocols the best"
+NO_SALIENCY = "no pred_saliency_scores: all clips rank alike"
+SALIENCY_LENGTHS = {
+    0.5: "saliency at half the rate of one score per 2 s clip: padded with zeros, as officially",
+    2.0: "saliency at double the rate of one score per 2 s clip: cut, as officially",
+    None: "more or fewer saliency scores than the video has 2 s clips: cut, or padded with zeros, as officially",
+}
 UNKNOWN_FRAMES = "unknown video: left out"
 REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
@@ -36,8 +45,11 @@ def screen_predictions(
     task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest, problems: Problems
 ) -> pd.DataFrame | list:
     """The predictions of a task that can be scored on the (selected) manifest."""
-    screen = {"tal": screen_detections, "as": screen_frames}.get(task, screen_moments)
-    return screen(predictions, manifest, problems)
+    if task == "tal":
+        return screen_detections(predictions, manifest, problems)
+    if task == "as":
+        return screen_frames(predictions, manifest, problems)
+    return screen_moments(predictions, manifest, problems, rated=task == "hd")
 
 
 def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Problems) -> pd.DataFrame:
@@ -50,6 +62,8 @@ def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Pr
     unknown = ~detections["label"].isin(manifest.classes)
     _tell_rows(problems, UNKNOWN_LABEL, detections, unknown)
     _tell_rows(problems, NO_TRUTH, detections, ~unknown & ~detections["label"].isin(manifest.instances["label"]))
+    lengths = detections["video_id"].map(durations_of(manifest)).to_numpy(dtype=np.float64)
+    _tell_units(problems, numbers[~bad, :2], lengths[~bad])
     predicted = set(detections["video_id"])
     _tell_missing(problems, MISSING_VIDEO, [name for name in manifest.videos["video_id"] if name not in predicted])
     return detections[~(bad | unknown.to_numpy())].reset_index(drop=True)
@@ -71,29 +85,57 @@ def _tell_missing(problems: Problems, kind: str, names: Sequence[str]) -> None:
         problems.add(kind, names[0], len(names))
 
 
+def _tell_units(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
+    kind = unit_problem(segments, durations)
+    if kind:
+        problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
+
+
 def screen_moments(
-    predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems
+    predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems, *, rated: bool = False
 ) -> list[MomentPrediction]:
-    """Predictions of known queries, without windows or saliency whose numbers are not finite."""
-    known = list(manifest.queries[["qid", "video_id", "text"]].itertuples(index=False))
-    by_qid = {(qid, video): text_key(video, text) for qid, video, text in known}
-    by_text = Counter(text_key(video, text) for _, video, text in known)
-    kept, seen = [], Counter()
+    """Predictions of known queries, without windows or saliency whose numbers are not finite.
+
+    `rated`: saliency is scored too, so what is wrong with it is told.
+    """
+    keys, durations = QueryKeys(manifest), durations_of(manifest)
+    annotated = {keys.by_qid(qid, video): (video, text) for qid, video, text in keys.queries}
+    kept, seen, lengths = [], Counter(), []
     for item in predictions:
-        key, ident = text_key(item.video_id, item.query), (item.qid, item.video_id)
-        if ident not in by_qid and key not in by_text:
+        key = keys.of(item)
+        if key is None:
             problems.add(UNKNOWN_QUERY, _where(item))
             continue
-        if ident in by_qid and item.query.strip() and key != by_qid[ident]:
-            problems.add(OTHER_WORDS, f"{_where(item)}, annotated {by_qid[ident][1]!r}")
-        allowed, ident = (1, ident) if ident in by_qid else (by_text[key], key)
-        seen[ident] += 1
-        if seen[ident] > allowed:
+        video_id, text = annotated.get(key, (item.video_id, item.query))
+        if video_id != item.video_id:
+            problems.add(OTHER_VIDEO, f"{_where(item)}, annotated {video_id}")
+        if item.query.strip() and text_key(video_id, item.query) != text_key(video_id, text):
+            problems.add(OTHER_WORDS, f"{_where(item)}, annotated {text!r}")
+        seen[key] += 1
+        if seen[key] > keys.counts.get(key, 1):
             problems.add(REPEATED, _where(item))
         kept.append(_finite_moments(item, problems))
-    answers = zip(known, align(kept, manifest), strict=True)
+        duration = durations.get(video_id, np.nan)
+        lengths.append(np.full(len(kept[-1].windows), duration))
+        if rated:
+            _tell_saliency(item, duration, problems)
+    if kept:
+        _tell_units(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
+    answers = zip(keys.queries, align(kept, manifest), strict=True)
     _tell_missing(problems, MISSING_QUERY, [f"{video}: {text!r}" for (_, video, text), item in answers if item is None])
     return kept
+
+
+def _tell_saliency(item: MomentPrediction, duration: float, problems: Problems) -> None:
+    """Tell saliency that is missing or has another number of scores than the video has clips of 2 s."""
+    if item.saliency is None:
+        problems.add(NO_SALIENCY, _where(item))
+        return
+    found, clips = len(item.saliency), duration / CLIP_SECONDS
+    if np.isnan(clips) or int(clips) <= found <= np.ceil(clips):
+        return
+    rate = next((rate for rate in (0.5, 2.0) if abs(found - rate * clips) <= 1 < abs(found - clips)), None)
+    problems.add(SALIENCY_LENGTHS[rate], f"{_where(item)}: {found} scores in {duration:g} s")
 
 
 def _where(item: MomentPrediction) -> str:
@@ -107,6 +149,8 @@ def _finite_moments(item: MomentPrediction, problems: Problems) -> MomentPredict
     problems.add(REVERSED, _where(item), int(reversed_.sum()))
     if not len(item.windows):
         problems.add(EMPTY, _where(item))
+    if (np.diff(item.windows[finite, 2]) > 0).any():
+        problems.add(UNSORTED, _where(item))
     saliency = item.saliency
     if saliency is not None and not np.isfinite(saliency).all():
         problems.add("NaN or infinite saliency: the whole list is left out", _where(item))

@@ -1,0 +1,184 @@
+"""`unloc eval --predictions`: what does not match is refused with a hint, and no file of others is overwritten."""
+
+import hashlib
+import json
+
+import pytest
+
+from tests.cli.test_eval import MR, TAL, TRUTH, answer, folder, metrics_of, write_mr, write_tal  # noqa: F401
+
+HD, AS = MR.replace("mr --", "hd --"), TAL.replace("tal --", "as --")
+
+
+def shifted(change):
+    """The true detections with changed ids, labels and times."""
+    return dict(change(video, label, start, end) for video, (label, start, end) in TRUTH.items())
+
+
+@pytest.mark.parametrize(
+    ("found", "hint"),
+    [
+        (shifted(lambda v, c, a, b: (f"v_{v}", (c, a, b))), "ids match after removing v_"),
+        (
+            shifted(lambda v, c, a, b: (f"{v}.mp4", (c, a, b))),
+            "ids match after removing the folder and the file ending",
+        ),
+        (shifted(lambda v, c, a, b: (v, (c.upper(), a, b))), "class names match after folding case"),
+        (shifted(lambda v, c, a, b: (v, (c, a / 100, b / 100))), "segments look like fractions of the video"),
+        (shifted(lambda v, c, a, b: (v, (c, a * 25 + 300, b * 25 + 300))), "segments look like frames"),
+        (shifted(lambda v, c, a, b: (v, (c, a * 1000, b * 1000))), "segments look like milliseconds"),
+        ({"t1": ("Run", 0, 50)}, "they are videos of split train"),
+        ({"x": ("Run", 0, 50)}, "none of the 1 video ids (first 'x') is in split 'test' of manifest 'small'"),
+        ({"v1": ("Run", 50, 60), "v3": ("Run", 0, 5)}, "no prediction reaches an annotated segment"),
+        ({}, "there are no predictions in it"),
+    ],
+)
+def test_predictions_of_which_nothing_matches_are_an_error_with_a_hint(unloc, folder, found, hint):  # noqa: F811
+    write_tal(folder / "p.json", found)
+    code, _, err = unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")
+    assert code == 2 and err.startswith("error: p.json: nothing matches") and hint in err and err.count("\n") == 1
+    assert not (folder / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "change", "hint"),
+    [
+        (MR, {"vid": "v_v1", "qid": "a"}, "ids match after removing v_"),
+        (MR, {"query": "QUERY 1", "qid": "a"}, "queries match after folding case"),
+        (MR, {"pred_relevant_windows": [[0, 0.5, 0.9]]}, "segments look like fractions of the video"),
+        (MR, {"pred_relevant_windows": [[250, 500, 0.9]]}, "segments look like frames"),
+        (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None, "vid": "x", "qid": "a"}, "none of the 1"),
+    ],
+)
+def test_moments_of_which_nothing_matches_are_an_error_with_a_hint(unloc, folder, words, change, hint):  # noqa: F811
+    write_mr(folder / "p.jsonl", [answer(1, **change)])
+    code, _, err = unloc(*words.split(), "--predictions", "p.jsonl")
+    assert code == 2 and "nothing matches" in err and hint in err and err.count("\n") == 1
+
+
+def test_frames_with_other_class_names_are_an_error_with_a_hint(unloc, folder):  # noqa: F811
+    (folder / "p.jsonl").write_text((folder / "as.jsonl").read_text().replace("Run", "run").replace("Jump", "JUMP"))
+    code, _, err = unloc(*AS.split(), "--predictions", "p.jsonl")
+    assert code == 2 and "class names match after folding case" in err
+
+
+def test_what_matches_in_part_is_scored_and_its_unit_told(unloc, folder):  # noqa: F811
+    write_tal(folder / "p.json", {"v1": TRUTH["v1"], "v2": ("Jump", 0, 5000), "v3": ("Run", 3000, 9000)})
+    code, out, _ = unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")
+    told = json.loads((folder / "m.json").read_text())["bad_predictions"]
+    assert code == 0 and metrics_of(folder / "m.json")["mAP@0.50"] > 0 and "segments look like" in out
+    assert [count for kind, (count, _) in told.items() if "segments look like" in kind] == [3]
+
+
+def test_a_misspelled_key_is_told_with_its_number_and_missing_saliency_too(unloc, folder):  # noqa: F811
+    rows = [answer(1), answer(2)]
+    rows[1]["pred_saliency_score"] = rows[1].pop("pred_saliency_scores")
+    write_mr(folder / "p.jsonl", rows)
+    code, out, _ = unloc(*HD.split(), "--predictions", "p.jsonl")
+    assert code == 0 and "1 × key 'pred_saliency_score' looks like pred_saliency_scores" in out
+    assert "1 × no pred_saliency_scores" in out
+    assert "bad predictions" not in unloc(*MR.split(), "--predictions", "p.jsonl")[1]  # which scores no saliency
+
+
+def test_metrics_json_says_what_it_was_made_from(unloc, folder):  # noqa: F811
+    write_tal(folder / "p.json", {"v1": TRUTH["v1"], "v2": ("Jump", 0, 40)})
+    assert unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")[0] == 0
+    report = json.loads((folder / "m.json").read_text())
+    for key, name in (("annotations_sha256", "tal.jsonl"), ("predictions_sha256", "p.json")):
+        assert report[key] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert set(report["versions"]) >= {"unloc", "python", "numpy", "pandas"}
+    by_class = report["per_class"]
+    assert by_class["Run"] == dict.fromkeys(by_class["Run"], 50.0) and by_class["Jump"]["AP@0.80"] == 100.0
+    for name, value in report["metrics"].items():
+        assert value == pytest.approx(sum(row[name[1:]] for row in by_class.values()) / len(by_class))
+    assert unloc(*MR.split(), "--predictions", "mr.json", "--out", "n.json")[0] == 0
+    assert json.loads((folder / "n.json").read_text())["per_class"] == {}
+
+
+@pytest.mark.parametrize("option", ["--out", "--export"])
+@pytest.mark.parametrize("target", ["tal.jsonl", "lists.txt", "notes.json", "linked.json"])
+def test_no_input_and_no_file_of_others_is_overwritten(unloc, folder, option, target):  # noqa: F811
+    (folder / "lists.txt").write_text("v3\n")
+    (folder / "notes.json").write_text('{"task": "tal", "metrics": {}}')
+    (folder / "linked.json").symlink_to("tal.json")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    if option == "--export" and not target.endswith(".json"):
+        (folder / f"{target}.json").hardlink_to(folder / target)
+        target = f"{target}.json"
+    elif option == "--out" and not target.endswith(".json"):
+        (folder / "taken").mkdir()
+        (folder / "taken" / "metrics.json").symlink_to(folder / target)
+        target = "taken"
+    words = ("--predictions", "tal.json", "--without", "lists.txt", option, target)
+    code, _, err = unloc(*TAL.split(), *words)
+    assert code == 2 and err.count("\n") == 1 and "name another file" in err
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_an_evaluation_replaces_what_an_evaluation_wrote_until_someone_changes_it(unloc, folder):  # noqa: F811
+    words = (*TAL.split(), "--predictions", "tal.json", "--out", "found", "--export", "again.json")
+    assert [unloc(*words)[0] for _ in range(2)] == [0, 0]
+    assert "is another output" in unloc(*words[:-1], "found/metrics.json")[2]
+    assert "is an input" in unloc(*TAL.split(), "--predictions", "again.json", "--export", "again.json")[2]
+    changed = (folder / "again.json").read_text() + " "
+    (folder / "again.json").write_text(changed)
+    code, _, err = unloc(*words)
+    assert code == 2 and "did not write it" in err and (folder / "again.json").read_text() == changed
+
+
+def test_zero_shot_states_labels_format_and_hash_as_any_evaluation(unloc, folder):  # noqa: F811
+    content = json.loads((folder / "tal.json").read_text()) | {"external_data": {"used": True}}
+    (folder / "used.json").write_text(json.dumps(content))
+    words = (*TAL.split(), "--predictions", "used.json", "--out", "m.json")
+    stated = []
+    for more in ((), ("--zero-shot", "lists")):
+        code, out, _ = unloc(*words, *more)
+        report = json.loads((folder / "m.json").read_text())
+        assert code == 0 and report["external_labels"] is True and "external labels: used, stated by the file" in out
+        stated.append({key: report[key] for key in ("predictions_sha256", "predictions_format")})
+    assert stated[0] == stated[1]
+    for number, video in enumerate(("v2", "v1")):
+        write_tal(folder / f"preds/split_{number}.json", {video: TRUTH[video]})
+    assert unloc(*words[:-3], "preds", "--zero-shot", "lists", "--out", "m.json")[0] == 0
+    report = json.loads((folder / "m.json").read_text())
+    assert report["external_labels_stated"] == "by the file" and len(report["predictions_sha256"]) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["v_v3\n", '["v3"]', '{"v3": {"reason": "gone"}}', '{"testing": ["v3"], "none": []}']
+)
+def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content):  # noqa: F811
+    (folder / ("l.txt" if content[0] == "v" else "l.json")).write_text(content)
+    write_tal(folder / "p.json", TRUTH | {"v3": ("Run", 0, 1)})
+    scores = {}
+    for option in ("--without", "--only"):
+        code, out, _ = unloc(*TAL.split(), "--predictions", "p.json", option, *folder.glob("l.*"), "--out", "m.json")
+        report = json.loads((folder / "m.json").read_text()) if code == 0 else {}
+        scores[option] = report.get("metrics", {}).get("mAP@0.50")
+        if code == 0:
+            assert report["num_videos"] == 2 and "unknown video" not in out and report["video_lists"]
+    assert scores == {"--without": 100.0, "--only": None}  # of v3 alone nothing is found
+
+
+@pytest.mark.parametrize(
+    ("lists", "num_videos", "expected"),
+    [
+        (lambda real: ([], [real / "video_info_new.csv"]), 4728, 35.15413690660169),
+        (lambda real: ([real / "blocked_api_a2net.json"], []), 4680, 35.17429277060223),
+    ],
+)
+def test_blocked_videos_leave_both_sides_as_in_the_official_code(shared, lists, num_videos, expected):
+    from unloc.data.converters import convert
+    from unloc.data.video_lists import listed_filter, restricted
+    from unloc.evaluation.evaluator import evaluate
+    from unloc.evaluation.files import PredictionFiles
+
+    real = shared / "annotations" / "activitynet_1.3"
+    manifest = convert("activitynet", [real / "activity_net.v1-3.rebuilt.json"], "validation")
+    keep = listed_filter(*lists(real))
+    manifest = restricted(manifest, keep, "validation")
+    files = PredictionFiles(task="tal", manifest=manifest, split="validation", keep=keep)
+    perf = shared / "golden" / "metrics" / "perf" / "activitynet13_val_4926x100_predictions.json.gz"
+    _, screened = files.read(perf)
+    report = evaluate("tal", screened, manifest, "validation")
+    assert report["num_videos"] == num_videos and report["metrics"]["mAP@avg"] == pytest.approx(expected, abs=1e-9)
