@@ -253,7 +253,7 @@ def test_names_that_are_no_text_can_be_cached_and_can_fail(files, tmp_path):
     done = extract(tmp_path / "cache", CONFIG, OPTIONS, {"good": good, "bad": bad}, [], [])
     assert (done.cached_now, done.reasons) == (1, {"unreadable": 1})
     assert open_cache(tmp_path / "cache").rows["good"]["file"] == r"\udcff.mp4"
-    assert "bad.mp4: cannot be opened" in done.failures[0]["message"].encode().decode()
+    assert "bad.mp4: is a text" in done.failures[0]["message"].encode().decode()
 
 
 def test_an_address_where_nobody_answers_is_one_line_at_once(files, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 
 from unloc.data.preprocess import PreprocessSpec
 from unloc.data.sampling import FrameSampling
-from unloc.data.tar_shards import VideoFile
+from unloc.data.tar_shards import TarMember, VideoFile
 from unloc.data.video import open_video
 from unloc.data.video.facts import Progress, ShownFrame, no_report
 from unloc.data.video.report import covered_seconds, is_truncated
@@ -127,10 +127,13 @@ def file_identity(file: VideoFile) -> dict:
     return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
 
 
-def file_version(path: Path) -> tuple[int, ...] | None:
-    """What no change of a file leaves as it was: size, times of writing and of any change; None where it is not."""
+def file_version(file: VideoFile) -> tuple[int, ...] | None:
+    """What no change of a file leaves as it was: size, times of writing and of any change; None where it is not.
+
+    Of a video in a tar file, those of the tar file.
+    """
     try:
-        stat = path.stat()
+        stat = (file.tar if isinstance(file, TarMember) else file).stat()
     except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
