@@ -59,11 +59,28 @@ def test_a_broken_recipe_is_one_line_that_names_file_and_key(tmp_path, text, err
     [
         ("model.widht=3", "override: unknown key model.widht; did you mean"),
         ("model=[", r"override: model=\[: expected"),
+        ("optim.lr=fast", r"^override: optim\.lr: .*fast"),
+        ("model.width=wide", r"^override: model\.width: .*wide"),
+        ("train.batch_size=null", r"^override: train\.batch_size: "),
     ],
 )
 def test_a_broken_override_is_told_apart_from_the_file(override, words):
     with pytest.raises(ConfigError, match=words):
         load_recipe("synth_mr", [override])
+
+
+def test_a_wrong_type_in_a_file_names_the_file_that_has_it(tmp_path):
+    path = write(tmp_path, parent="optim: {lr: fast}", child="base: parent.yaml\ntask: mr\n")
+    with pytest.raises(ConfigError, match=r"parent\.yaml: optim\.lr: .*fast"):
+        load_recipe(path, ["optim.momentum=0.5"])
+
+
+@pytest.mark.parametrize("spelling", ["data.val_split=", "data.val_split=null", "data.val_split=''"])
+def test_no_validation_split_is_spelled_as_an_empty_value_or_null(spelling, tmp_path):
+    recipe = load_recipe("synth_mr", [spelling])
+    assert recipe.data.val_split == "" and recipe == load_recipe("synth_mr", ["data.val_split="])
+    path = write(tmp_path, own="base: synth_mr\ndata: {val_split: null}\ntowers: {name: }\n")
+    assert (load_recipe(path).data.val_split, load_recipe(path).towers.name) == ("", "")
 
 
 def test_shipped_names_and_files_lead_to_each_other():

@@ -24,7 +24,9 @@ from unloc.config_checks import (
 )
 from unloc.config_values import built, dotted_values, merged_values
 from unloc.errors import ConfigError
-from unloc.recipe_files import recipe_name, recipe_path, stated_values
+from unloc.recipe_files import recipe_name, recipe_path, shipped_recipes, stated_values
+
+MAX_EPOCHS = 1_000_000.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +83,10 @@ class ModelConfig:
         one_of("model", "pyramid", self.pyramid, ("simple", "fpn", "none"))
         one_of("model", "head", self.head, ("conv", "linear"))
         one_of("model", "displacements", self.displacements, ("per_text", "shared"))
-        for key in ("width", "num_heads", "mlp_width", "num_layers", "num_levels"):
-            at_least("model", key, getattr(self, key), 1)
-        at_least("model", "max_texts_in_flight", self.max_texts_in_flight, 0)
+        most = {"width": 16384, "num_heads": 1024, "mlp_width": 65536, "num_layers": 128, "num_levels": 12}
+        for key, limit in most.items():
+            between("model", key, getattr(self, key), 1, limit)
+        between("model", "max_texts_in_flight", self.max_texts_in_flight, 0, 1_000_000)
         between("model", "num_head_convs", self.num_head_convs, 1, 4)
         between("model", "dropout", self.dropout, 0.0, 0.99)
         if self.pyramid == "fpn" and self.num_levels > self.num_layers:
@@ -98,28 +101,29 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerConfig:
-    """Image and text tower (UnLoc §3.1, Tables 2 and 4; spec §1.2-1.3)."""
+    """Image and text tower (UnLoc §3.1, Tables 2 and 4)."""
 
-    image: str = ""
+    name: str = ""
     """open_clip's name, such as ViT-B-16 or ViT-L-14; empty: whichever made the cache."""
-    text: str = "clip"
-    """clip: the text tower of the same CLIP; t5-small, t5-base: unpaired (Table 2, extra `t5`); none: embeddings are
-    given, there is no tower (official Large TAL and COIN)."""
+    pretrained: str = ""
+    """Its weights: open_clip's tag, or the name of a weights file; empty: whichever made the cache."""
+    text_name: str = "clip"
+    """clip: the text tower of the same CLIP; t5-small, t5-base: unpaired (Table 2, extra `t5`)."""
     frame_token: str = "cls"
     """cls: the class token, a learnable one per frame; gap: mean of the patch tokens (official Large)."""
-    train_image: bool = False
-    """Finetune the image tower (Table 4); frozen towers' tokens may come from a cache."""
-    train_text: bool = False
-    """Finetune the text tower (Table 4)."""
+    image: str = "cached"
+    """What becomes of the image tower (Table 4). finetune: it trains; frozen: it does not, and its tokens may come from
+    a cache; cached: only its tokens are there, whatever the paper does with it."""
+    text: str = "cached"
+    """The same of the text tower (cached also: official Large TAL and COIN, which are given embeddings)."""
 
     def __post_init__(self) -> None:
-        one_of("towers", "text", self.text, ("clip", "t5-small", "t5-base", "none"))
+        one_of("towers", "text_name", self.text_name, ("clip", "t5-small", "t5-base"))
         one_of("towers", "frame_token", self.frame_token, ("cls", "gap"))
-        if not self.image and (self.train_image or self.train_text):
-            key = "train_image" if self.train_image else "train_text"
-            raise ConfigError(f"towers.{key}: true, but towers.image names no tower; give one, such as ViT-B-16")
-        if self.train_text and self.text == "none":
-            raise ConfigError("towers.train_text: true, but towers.text is none: there is no text tower to train")
+        for key in ("image", "text"):
+            one_of("towers", key, getattr(self, key), ("cached", "frozen", "finetune"))
+            if getattr(self, key) == "finetune" and not self.name:
+                raise ConfigError(f"towers.{key}: finetune, but towers.name names no tower; give one, such as ViT-B-16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +183,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         between("decode", "score_threshold", self.score_threshold, 0.0, 1.0)
         at_least("decode", "nms_sigma", self.nms_sigma, 1e-6)
-        at_least("decode", "max_detections", self.max_detections, 1)
+        between("decode", "max_detections", self.max_detections, 1, 100_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,9 +193,13 @@ class DataConfig:
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
-    """Split that selects the best checkpoint; empty: none."""
+    """Split that selects the best checkpoint; empty or null: none, the last one counts."""
     num_steps: int = 128
     """Level-0 steps T of one example."""
+    num_frames: int | None = None
+    """Frames per video, evenly from the first to the last, that the cache must hold (paper §4.1.2: 128); null: any."""
+    fps: float | None = None
+    """Frames per second that the cache must hold (paper §4.1.2: 2 for AS; official 10 or 1); null: any."""
     frame_pick: str = "nearest"
     """MR, TAL, HD: which cached frame a step takes. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N for step
     i of T, as the official code counts."""
@@ -212,6 +220,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of("data", "frame_pick", self.frame_pick, ("nearest", "floor"))
+        if self.num_frames is not None and self.fps is not None:
+            raise ConfigError(
+                f"data.fps: {self.fps} beside data.num_frames {self.num_frames}; a cache has one or the other, set one "
+                "of them to null"
+            )
+        between("data", "num_steps", self.num_steps, 1, 65536)
+        between("data", "num_frames", 1 if self.num_frames is None else self.num_frames, 1, 1_000_000)
+        between("data", "fps", 1.0 if self.fps is None else self.fps, 1e-6, 1000.0)
         between("data", "max_text_tokens", self.max_text_tokens, 2, MAX_TEXT_TOKENS)
         for key in ("crop_probability", "crop_min_fraction", "coverage"):
             between("data", key, getattr(self, key), 0.0, 1.0)
@@ -249,8 +265,9 @@ class OptimConfig:
                 "optim.schedule: step multiplies the rate at optim.step_epochs, which names no epoch; name some, such "
                 "as optim.step_epochs=[10,15], or take optim.schedule=constant"
             )
-        for key in ("lr", "tower_lr", "weight_decay", "warmup_epochs", "clip_norm"):
+        for key in ("lr", "tower_lr", "weight_decay", "clip_norm"):
             at_least("optim", key, getattr(self, key), 0.0)
+        between("optim", "warmup_epochs", self.warmup_epochs, 0.0, MAX_EPOCHS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,10 +297,11 @@ class TrainConfig:
         one_of("train", "precision", self.precision, ("auto", "fp32", "bf16"))
         above_zero("train", "epochs", self.epochs)
         above_zero("train", "eval_every_epochs", self.eval_every_epochs)
-        at_least("train", "batch_size", self.batch_size, 1)
+        between("train", "epochs", self.epochs, 0.0, MAX_EPOCHS)
+        between("train", "batch_size", self.batch_size, 1, 1_000_000)
         between("train", "ema_decay", self.ema_decay, 0.0, 0.99999)
-        for key in ("classes_per_video", "seed"):
-            at_least("train", key, getattr(self, key), 0)
+        between("train", "classes_per_video", self.classes_per_video, 0, 1_000_000)
+        between("train", "seed", self.seed, 0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,7 +309,7 @@ class Recipe:
     """One training job."""
 
     name: str = "unnamed"
-    """Name of the recipe (the file's stem)."""
+    """Name of the recipe (the file's stem); `+text_cached` follows where it finetunes a tower and this run does not."""
     task: str = "mr"
     """mr, tal, as or hd."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -327,8 +345,28 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     path = recipe_path(name_or_path)
     changes = dotted_values(overrides)
     base = changes.pop("base", None)
-    merged = merged_values(Recipe, [*stated_values(path, base), ("override", changes)])
-    return recipe_from_dict({"name": recipe_name(path)} | merged, where=str(path))
+    layers = [*stated_values(path, base), ("override", changes)]
+    merged = {"name": recipe_name(path)} | merged_values(Recipe, layers)
+    merged["name"] += "".join(f"+{tower}_{state}" for tower, state in untrained_towers(layers).items())
+    return recipe_from_dict(merged, where=str(path))
+
+
+def untrained_towers(layers: Sequence[tuple[object, dict]]) -> dict[str, str]:
+    """Towers that a recipe finetunes and that a file of one's own or an override does not: `{"text": "cached"}`.
+
+    What such a run reaches is not the row of the paper's table; its name says so. A shipped recipe on another (Table 4)
+    is a row of its own.
+    """
+    shipped, found = set(shipped_recipes().values()), {}
+    for tower in ("image", "text"):
+        finetuned, state = False, ""
+        for where, values in layers:
+            if tower in values.get("towers", {}):
+                state = values["towers"][tower]
+                finetuned = state == "finetune" or (finetuned and where not in shipped)
+        if finetuned and state != "finetune":
+            found[tower] = state
+    return found
 
 
 def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:

@@ -10,6 +10,8 @@ from typing import Any
 from unloc.errors import ConfigError
 
 BOX_TERMS = ("l1", "l1_over_union", "iou", "diou", "center_offset_squared")
+MAX_PARAMETERS = 4_000_000_000  # 16 GB of weights; UnLoc-L has 0.06 billion beside its towers
+MAX_BATCH_VALUES = 2**34  # 64 GiB of float32 frame tokens in one batch
 MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLIP's own limit is 77
 
 
@@ -89,6 +91,7 @@ def check_variant(recipe: Any) -> None:
         if impossible:
             raise ConfigError(message)
     _check_levels(recipe)
+    _check_memory(recipe)
 
 
 def _check_levels(recipe: Any) -> None:
@@ -104,4 +107,24 @@ def _check_levels(recipe: Any) -> None:
         raise ConfigError(
             f"data.num_steps: got {recipe.data.num_steps}, expected a positive multiple of {coarsest} for "
             f"{levels} levels"
+        )
+
+
+def _check_memory(recipe: Any) -> None:
+    """Refuse sizes that are possible each by itself but not together, before memory is asked for."""
+    model, num_steps = recipe.model, recipe.data.num_steps
+    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
+    blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * model.width**2
+    parameters = model.num_layers * layer + blocks + (num_steps + MAX_TEXT_TOKENS) * model.width
+    if parameters > MAX_PARAMETERS:
+        raise ConfigError(
+            f"model.width: {model.width}, with mlp_width {model.mlp_width} and num_layers {model.num_layers}, makes "
+            f"{parameters / 1e9:.1f} billion parameters, expected at most {MAX_PARAMETERS / 1e9:.0f}; lower one of them"
+        )
+    batch = recipe.train.batch_size * num_steps * model.width
+    if batch > MAX_BATCH_VALUES:
+        raise ConfigError(
+            f"train.batch_size: {recipe.train.batch_size} examples of data.num_steps {num_steps} need "
+            f"{batch * 4 / 2**30:,.0f} GiB for their frames alone, expected at most {MAX_BATCH_VALUES * 4 // 2**30}; "
+            "lower one of them"
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -22,39 +22,44 @@ def dotted_values(overrides: Sequence[str]) -> dict:
 
 
 def merged_values(cls: type, layers: Sequence[tuple[object, dict]]) -> dict:
-    """Values of layers (where they stand, values), later over earlier. Raises ConfigError for keys unknown to `cls`."""
+    """Values of layers (where they stand, values), later over earlier.
+
+    Each layer is checked by itself, so that the message names the one that is wrong. Raises ConfigError for keys
+    unknown to `cls` and for wrong types.
+    """
     for where, values in layers:
-        _refuse_unknown(cls, values, where=str(where))
+        _typed(cls, values, where=str(where))
     return OmegaConf.to_container(OmegaConf.merge(*(values for _, values in layers)))
 
 
 def built(cls: type, values: dict, *, where: str) -> Any:
     """A dataclass of dataclasses from nested dictionaries. Raises ConfigError for unknown keys and wrong types."""
-    _refuse_unknown(cls, values, where=where)
+    return OmegaConf.to_object(_typed(cls, values, where=where))
+
+
+def _typed(cls: type, values: dict, *, where: str) -> DictConfig:
+    known = _known(cls, values, where=where)
     try:
         schema = OmegaConf.structured(cls)
-        OmegaConf.set_readonly(schema, False)
-        return OmegaConf.to_object(_merge_writable(schema, values))
+        for section in (schema, *filter(OmegaConf.is_config, schema.values())):
+            OmegaConf.set_readonly(section, False)
+        return OmegaConf.merge(schema, known)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "?"
         raise ConfigError(f"{where}: {key}: {str(error).splitlines()[0]}") from None
 
 
-def _merge_writable(schema: Any, values: dict) -> Any:
-    for value in schema.values():
-        if OmegaConf.is_config(value):
-            OmegaConf.set_readonly(value, False)
-    return OmegaConf.merge(schema, values)
-
-
-def _refuse_unknown(cls: type, values: dict, *, where: str, prefix: str = "") -> None:
-    known = {item.name: item for item in fields(cls)}
+def _known(cls: type, values: dict, *, where: str, prefix: str = "") -> dict:
+    """The values, in which an empty text (`key=`, `key=null`) is the empty string. Refuses keys unknown to `cls`."""
+    known, found = {item.name: item for item in fields(cls)}, {}
     for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
+        found[key] = "" if value is None and known[key].type is str else value
         if is_dataclass(known[key].type):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {prefix}{key}: got {value!r}, expected a section of keys")
-            _refuse_unknown(known[key].type, value, where=where, prefix=f"{prefix}{key}.")
+            found[key] = _known(known[key].type, value, where=where, prefix=f"{prefix}{key}.")
+    return found

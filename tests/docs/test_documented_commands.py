@@ -23,6 +23,7 @@ PAGES += ["docker/README.md", "manifests/recipes/README.md"]
 TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=1"
 STAND_INS = {
     "--tower ViT-B-16 --pretrained openai": "--tower toy --workers 0",  # no weights can be fetched here
+    "fit charades_b towers.text=cached": "fit charades_b towers.text=cached towers.name=toy data.num_frames=null",
     "/mnt/unloc/": "",
     "{000000..000127}": "000000",
     "s3://bucket/cache": "bucket-cache",

@@ -83,7 +83,10 @@ RECIPE = {
 
 
 def recipe_with(towers, **model):
-    return recipe_from_dict(RECIPE | {"model": RECIPE["model"] | model, "towers": {"image": "tiny"} | towers})
+    return recipe_from_dict(
+        RECIPE
+        | {"model": RECIPE["model"] | model, "towers": {"name": "tiny", "image": "frozen", "text": "frozen"} | towers}
+    )
 
 
 def batch_of(frames, texts, text_mask):
@@ -119,11 +122,10 @@ def losses_and_gradients(model, batch, recipe):
     return losses.total.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("train_image", "train_text"), list(itertools.product([False, True], repeat=2)))
-def test_gradients_reach_a_tower_only_where_table_4_finetunes_it(tower, train_image, train_text):
-    recipe = recipe_with(
-        {"train_image": train_image, "train_text": train_text}, project_frames=True, project_texts=True
-    )
+@pytest.mark.parametrize(("image", "text"), list(itertools.product(["frozen", "finetune"], repeat=2)))
+def test_gradients_reach_a_tower_only_where_table_4_finetunes_it(tower, image, text):
+    recipe = recipe_with({"image": image, "text": text}, project_frames=True, project_texts=True)
+    train_image, train_text = image == "finetune", text == "finetune"
     model = build(tower, recipe)
     batch = batch_of(images(), *model.text_tower.tokenize(["a cat jumps", "a dog runs away"]))
     _, gradients = losses_and_gradients(model, batch, recipe)
@@ -172,12 +174,12 @@ def test_frozen_and_live_equal_tokens_that_the_extraction_made(tower):
 
 
 def test_towers_that_do_not_exist_or_cannot_train_are_one_clear_error():
-    with pytest.raises(ConfigError, match=r"towers\.train_image: true, but towers\.image names no tower"):
-        TowerConfig(train_image=True)
-    with pytest.raises(ConfigError, match=r"towers\.train_text: true, but towers\.text is none"):
-        TowerConfig(image="ViT-B-16", text="none", train_text=True)
-    with pytest.raises(ConfigError, match=r"towers\.text: got 'bert', expected one of clip"):
-        TowerConfig(text="bert")
+    with pytest.raises(ConfigError, match=r"towers\.image: finetune, but towers\.name names no tower"):
+        TowerConfig(image="finetune")
+    with pytest.raises(ConfigError, match=r"towers\.text: got 'none', expected one of cached"):
+        TowerConfig(name="ViT-B-16", text="none")
+    with pytest.raises(ConfigError, match=r"towers\.text_name: got 'bert', expected one of clip"):
+        TowerConfig(text_name="bert")
     with pytest.raises(TowerError, match="pools in its own way"):
         VideoTower(torch.nn.Linear(2, 2), "cls", 4, projected=True)
     with pytest.raises(TowerError, match="expected toy or a plain CLIP"):
@@ -186,7 +188,7 @@ def test_towers_that_do_not_exist_or_cannot_train_are_one_clear_error():
 
 def test_without_transformers_t5_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(TowerError, match=r"towers\.text t5-small: needs transformers.*pip install 'unloc\[t5\]'"):
+    with pytest.raises(TowerError, match=r"towers\.text_name t5-small: needs transformers.*pip install 'unloc\[t5\]'"):
         t5_text_tower("t5-small", 16)
 
 
@@ -201,7 +203,7 @@ def test_t5_gives_one_token_per_piece_and_padding_changes_nothing():
 
 
 def test_towers_and_the_projections_that_stand_for_theirs_train_at_the_towers_rate(tower):
-    recipe = recipe_with({"train_image": True}, project_frames=True, project_texts=True)
+    recipe = recipe_with({"image": "finetune"}, project_frames=True, project_texts=True)
     model = build(tower, recipe)
     optimizer = build_optimizer(model, recipe.optim)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

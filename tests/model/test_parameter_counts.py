@@ -13,9 +13,10 @@ from unloc.model.end_to_end import counted_parameters
 OFFICIAL = {"text_tokens": "eos", "project_frames": True, "project_texts": True}
 LARGE = OFFICIAL | {"width": 768, "num_heads": 12, "mlp_width": 3072}
 GIVEN = {"project_texts": False}
-BASE_TOWER, LARGE_TOWER = TowerConfig(image="ViT-B-16"), TowerConfig(image="ViT-L-14")
-GAP_TOWER = TowerConfig(image="ViT-L-14", frame_token="gap")
-GAP_WITHOUT_TEXT = TowerConfig(image="ViT-L-14", frame_token="gap", text="none")
+FROZEN = {"image": "frozen", "text": "frozen"}
+BASE_TOWER, LARGE_TOWER = TowerConfig(name="ViT-B-16", **FROZEN), TowerConfig(name="ViT-L-14", **FROZEN)
+GAP_TOWER = TowerConfig(name="ViT-L-14", frame_token="gap", **FROZEN)
+GAP_WITHOUT_TEXT = TowerConfig(name="ViT-L-14", frame_token="gap", image="frozen", text="cached")
 # name: fusion and heads, towers, level-0 steps, text tokens, total
 CONFIGS = {
     "TAL-B": (OFFICIAL | {"num_head_convs": 4}, BASE_TOWER, 128, 16, 174_918_923),
@@ -51,17 +52,17 @@ def test_every_part_of_the_official_base_model_has_its_official_number():
 @pytest.mark.parametrize(("text", "millions"), [("t5-small", 147.1), ("t5-base", 221.5)])
 def test_models_with_unpaired_text_towers_are_as_large_as_in_table_2(text, millions):
     pytest.importorskip("transformers", reason="the extra `t5` is not installed")
-    towers = TowerConfig(image="ViT-B-16", text=text)
+    towers = TowerConfig(name="ViT-B-16", text_name=text, **FROZEN)
     assert round(counts_of(OFFICIAL | {"num_head_convs": 4}, towers, 128, 16)["total"] / 1e6, 1) == millions
 
 
 def test_a_tower_that_cannot_be_counted_is_named():
     for image in ("RN50", "ViT-B-17", "coca_ViT-B-32"):
-        with pytest.raises(TowerError, match=r"towers\.image: got"):
-            counts_of(OFFICIAL, TowerConfig(image=image), 128, 16)
+        with pytest.raises(TowerError, match=r"towers\.name: got"):
+            counts_of(OFFICIAL, TowerConfig(name=image), 128, 16)
     if importlib.util.find_spec("transformers") is None:
         with pytest.raises(TowerError, match=r"pip install 'unloc\[t5\]'"):
-            counts_of(OFFICIAL, TowerConfig(image="ViT-B-16", text="t5-base"), 128, 16)
+            counts_of(OFFICIAL, TowerConfig(name="ViT-B-16", text_name="t5-base", **FROZEN), 128, 16)
 
 
 def printed_counts(recipe, *overrides):

@@ -1,11 +1,12 @@
 """Every variant of the paper's tables builds and runs; every pair that contradicts itself is one clear error."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
-from unloc.config import ModelConfig, load_recipe, recipe_from_dict
+from unloc.config import ModelConfig, Recipe, load_recipe, recipe_from_dict
 from unloc.errors import ConfigError
 from unloc.model.unloc import MAX_SEQUENCES, UnLoc
 
@@ -128,7 +129,7 @@ BAD = [
     (["model.pyramid=bifpn"], r"model\.pyramid: got 'bifpn'"),
     (["model.displacements=none"], r"model\.displacements: got 'none'"),
     (["model.num_head_convs=0"], r"model\.num_head_convs: got 0, expected 1 to 4"),
-    (["model.num_layers=0"], r"model\.num_layers: got 0, expected at least 1"),
+    (["model.num_layers=0"], r"model\.num_layers: got 0, expected 1 to 128"),
     (["model.width=30"], r"model\.width: 30 is not a multiple of model\.num_heads 4"),
     (["model.dropout=1.5"], r"model\.dropout: got 1\.5, expected 0\.0 to 0\.99"),
     (["model.max_texts_in_flight=-1"], r"model\.max_texts_in_flight: got -1"),
@@ -172,11 +173,12 @@ BAD = [
     (["train.epochs=.nan"], r"train\.epochs: got nan, expected a number above 0"),
     (["train.eval_every_epochs=0"], r"train\.eval_every_epochs: got 0\.0, expected a number above 0"),
     (["train.ema_decay=1"], r"train\.ema_decay: got 1\.0, expected 0\.0 to 0\.99999"),
-    (["train.seed=-1"], r"train\.seed: got -1, expected at least 0"),
+    (["train.seed=-1"], r"train\.seed: got -1, expected 0 to 4294967295"),
     (["model.class_bias=.nan"], r"model\.class_bias: got nan, expected a finite number"),
     (["optim.schedule=step"], r"optim\.schedule: step multiplies the rate at optim\.step_epochs, which names no epoch"),
     (["data.frame_pick=ceil"], r"data\.frame_pick: got 'ceil', expected one of nearest, floor"),
-    (["towers.train_image=true"], r"towers\.train_image: true, but towers\.image names no tower"),
+    (["data.fps=2", "data.num_frames=128"], r"data\.fps: 2\.0 beside data\.num_frames 128"),
+    (["towers.image=finetune"], r"towers\.image: finetune, but towers\.name names no tower"),
     (["towers.frame_token=mean"], r"towers\.frame_token: got 'mean', expected one of cls, gap"),
 ]
 
@@ -186,6 +188,37 @@ def test_a_recipe_that_contradicts_itself_is_one_clear_line(overrides, words):
     with pytest.raises(ConfigError, match=words) as raised:
         load_recipe("synth_mr", overrides)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
+
+
+WHOLE_NUMBERS = [
+    f"{section}.{item.name}"
+    for section in ("model", "decode", "data", "train")
+    for item in dataclasses.fields(getattr(Recipe(), section))
+    if item.type in (int, int | None)
+]
+
+
+@pytest.mark.parametrize("key", WHOLE_NUMBERS)
+@pytest.mark.parametrize("value", ["1e12", "1000000000000", "99999999999999999999999999", "-1000000000000"])
+def test_a_size_beyond_all_memory_is_refused_before_memory_is_asked_for(key, value):
+    assert len(WHOLE_NUMBERS) >= 13
+    with pytest.raises(ConfigError) as raised:
+        load_recipe("synth_mr", [f"{key}={value}"])
+    assert key in str(raised.value) or "multiple" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.width=16384", "model.mlp_width=65536", "model.num_layers=128"], r"model\.width: .*billion parameters"),
+        (["data.num_steps=65536", "train.batch_size=1000000"], r"train\.batch_size: 1000000 .*GiB"),
+        (["train.epochs=1e300"], r"train\.epochs: got 1e\+300"),
+        (["optim.warmup_epochs=1e300"], r"optim\.warmup_epochs: got 1e\+300"),
+    ],
+)
+def test_sizes_that_are_too_large_together_are_refused(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        load_recipe("synth_mr", overrides)
 
 
 def test_good_neighbours_of_the_bad_pairs_load():

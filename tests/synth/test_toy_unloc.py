@@ -50,7 +50,7 @@ def world_of(folder, fingerprint):
 
 def test_a_run_starts_from_the_shipped_weights_at_another_frame_rate_but_not_with_another_tower(tmp_path):
     start = toy_unloc_folder("mr")
-    recipe = load_recipe("synth_mr", ["optim.lr=0", "train.epochs=1"])
+    recipe = load_recipe("synth_mr", ["optim.lr=0", "train.epochs=1", "train.batch_size=1"])
     shipped = load_model(start)
     made_by = shipped.info.fingerprint
     (tmp_path / "same").mkdir()

@@ -1,26 +1,31 @@
 """Every shipped recipe: what it says of itself, one step of it, and what a mistaken one leaves behind."""
 
+import itertools
+import json
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
 from tests.training.recipe_headers import ABLATIONS, NAMES, PAPER, header, loaded, numbers, stated
+from unloc.cli import app
 from unloc.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from unloc.data.collate import Example, collate
 from unloc.data.schema import load_manifest, save_manifest
 from unloc.data.steps import TimeGrid
-from unloc.errors import ConfigError, UnlocError
+from unloc.errors import ConfigError, FingerprintError, UnlocError
 from unloc.inference.load import CheckpointInfo, build_model
 from unloc.recipe_files import shipped_recipes
 from unloc.tasks import task_named
 from unloc.training.objective import compute_losses
 from unloc.training.optim import build_optimizer
-from unloc.training.run import fit_recipe
+from unloc.training.run import fit_recipe, require_cache_of
 
 FRAME_DIM, TEXT_DIM, NUM_CLASSES = 12, 10, 3
 
@@ -32,7 +37,10 @@ FRAME_DIM, TEXT_DIM, NUM_CLASSES = 12, 10, 3
 def test_a_header_names_table_row_command_metric_and_whose_values_it_follows(name):
     lines = header(name)
     assert re.match(r"Table [1-7], |Beside Table [23] |Not in the paper: ", lines[0])
-    assert re.match(rf"unloc fit {name} --manifest \S+\.jsonl --cache cache --work-dir RUN$", stated(name, "Command:"))
+    towers = loaded(name).towers
+    options = "".join(f" towers.{key}=cached" for key in ("image", "text") if getattr(towers, key) == "finetune")
+    command = rf"unloc fit {name}{options} --manifest \S+\.jsonl --cache cache --work-dir RUN$"
+    assert re.match(command if towers.text_name == "clip" else "none as yet: ", stated(name, "Command:"))
     metric = {"mr": r"R1@0\.5 \d", "tal": r"mAP@0\.50 \d", "as": r"(frame_accuracy|mAP) \d"}[loaded(name).task]
     assert re.search(metric, stated(name, "Expected:")) or name == "thumos14_b"
     assert any(line.startswith(("From the paper:", "From the code:")) for line in lines)
@@ -165,23 +173,154 @@ def test_a_mistaken_manifest_or_split_neither_leaves_nor_deletes_a_run(token_wor
     assert (run / "metrics.jsonl").is_file()
 
 
-def test_a_run_on_a_cache_says_that_its_towers_are_frozen_and_keeps_the_recipe_it_followed(token_world, tmp_path):
+# -- what a recipe says against what a cache holds --------------------------------------------------------------------
+
+SIZES = ["model.width=8", "model.num_heads=2", "model.mlp_width=8", "model.num_layers=1", "data.num_steps=16"]
+SIZES += ["train.epochs=0.1", "train.batch_size=8"]
+
+
+def said_fingerprint(recipe: Recipe) -> dict:
+    """Of the cache that a recipe names."""
+    towers, data = recipe.towers, recipe.data
+    fingerprint = {"tower.name": towers.name, "tower.pretrained": "openai", "tower.frame_token": towers.frame_token}
+    return fingerprint | {"sampling.num_frames": data.num_frames, "sampling.fps": data.fps}
+
+
+def command_options(name: str) -> list[str]:
+    return re.findall(r"\S+=\S+", stated(name, "Command:"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_t5_" not in name])
+def test_the_command_of_a_header_runs_on_the_cache_that_the_recipe_names_and_its_name_tells_what_is_cached(name):
+    recipe, followed = loaded(name), loaded(name, *command_options(name))
+    require_cache_of(followed, said_fingerprint(recipe), "cache")
+    cached = [key for key in ("image", "text") if getattr(recipe.towers, key) == "finetune"]
+    assert followed.name == name + "".join(f"+{key}_cached" for key in cached)
+    if cached:
+        with pytest.raises(ConfigError, match=" ".join(f"towers.{key}=cached" for key in cached)):
+            require_cache_of(recipe, said_fingerprint(recipe), "cache")
+    assert recipe.data.num_frames or recipe.data.fps
+
+
+def test_the_commands_of_the_readme_fit_each_other():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    commands = {verb: re.search(rf"^unloc {verb} .*", readme, re.M)[0].split() for verb in ("extract", "fit", "eval")}
+    value = {verb: dict(itertools.pairwise(words)) for verb, words in commands.items()}
+    recipe = load_recipe(commands["fit"][2], [word for word in commands["fit"] if "=" in word])
+    made = {"tower.name": value["extract"]["--tower"], "tower.pretrained": value["extract"]["--pretrained"]}
+    made |= {"tower.frame_token": "cls", "sampling.num_frames": int(value["extract"]["--frames"])}
+    require_cache_of(recipe, made, "cache")
+    assert recipe.data.val_split != value["eval"]["--split"]  # what is reported selected nothing
+
+
+def test_the_four_rows_of_table_4_stay_four():
+    rows = [name for name in ABLATIONS if re.search(r"table4_.*_anet_tal", name)]
+    followed = [loaded(name, *command_options(name)) for name in rows]
+    assert len({recipe.name for recipe in followed}) == 4
+    frozen = [recipe for recipe in followed if "cached" not in recipe.name]
+    assert [(recipe.towers.image, recipe.towers.text) for recipe in frozen] == [("frozen", "frozen")]
+
+
+@pytest.mark.parametrize(
+    ("held", "options"),
+    [
+        ({"tower.name": "toy"}, ["towers.name=toy"]),
+        ({"tower.frame_token": "gap"}, ["towers.frame_token=gap"]),
+        ({"sampling.num_frames": 64}, ["data.num_frames=64"]),
+        ({"sampling.num_frames": None, "sampling.fps": 4.0}, ["data.num_frames=null", "data.fps=4.0"]),
+        (
+            {"tower.name": "ViT-L-14", "tower.frame_token": "gap", "sampling.num_frames": 160},
+            ["towers.name=ViT-L-14", "towers.frame_token=gap", "data.num_frames=160"],
+        ),
+    ],
+)
+def test_a_cache_of_another_tower_or_sampling_is_refused_with_every_key_and_the_options_that_name_it(held, options):
+    recipe = loaded("anet_captions_b", "towers.text=cached")
+    fingerprint = said_fingerprint(recipe) | held
+    with pytest.raises(FingerprintError) as raised:
+        require_cache_of(recipe, fingerprint, "cache")
+    assert all(key in str(raised.value) for key in held) and str(raised.value).endswith(": " + " ".join(options))
+    named = loaded("anet_captions_b", "towers.text=cached", *options)
+    require_cache_of(named, fingerprint, "cache")
+    assert named != recipe
+
+
+def test_features_of_others_can_be_named_too():
+    recipe = loaded("charades_b")
+    with pytest.raises(FingerprintError) as raised:
+        require_cache_of(recipe, {"origin": "peer"}, "cache")
+    options = str(raised.value).rpartition(": ")[2].split()
+    require_cache_of(loaded("charades_b", *options), {"origin": "peer"}, "cache")
+
+
+def test_weights_are_compared_where_the_recipe_names_them():
+    recipe = loaded("charades_b", "towers.text=cached", "towers.pretrained=laion2b")
+    with pytest.raises(FingerprintError, match=r"tower\.pretrained: recipe 'laion2b', cache 'openai'"):
+        require_cache_of(recipe, said_fingerprint(recipe), "cache")
+
+
+def test_a_tower_that_a_recipe_of_ones_own_leaves_untrained_is_in_the_name(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: charades_b\ntowers: {text: cached}\n")
+    (tmp_path / "child.yaml").write_text("base: mine.yaml\ntowers: {text: finetune}\n")
+    assert load_recipe(str(tmp_path / "mine.yaml")).name == "mine+text_cached"
+    assert load_recipe(str(tmp_path / "child.yaml")).name == "child"
+    assert load_recipe(str(tmp_path / "child.yaml"), ["towers.text=frozen"]).name == "child+text_frozen"
+    resolved = load_recipe(str(tmp_path / "mine.yaml"))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(resolved))
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == resolved  # once, not twice
+
+
+def test_a_recipe_that_finetunes_is_refused_on_a_cache_and_leaves_nothing(token_world, tmp_path):
     manifest, cache_path = token_world
-    sizes = ["model.width=8", "model.num_heads=2", "model.mlp_width=8", "model.num_layers=1", "data.num_steps=16"]
-    recipe = load_recipe("charades_b", [*sizes, "train.epochs=0.1", "train.batch_size=8"])
-    assert recipe.towers.train_text
-    fit_recipe(recipe, manifest, cache_path, tmp_path / "run", threads=1)
-    towers = load_recipe(str(tmp_path / "run" / "recipe.yaml")).towers
-    assert (towers.train_image, towers.train_text, towers.image) == (False, False, "made up")
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert (
-        "tokens of a cache: towers.train_text False (recipe: True), towers.image 'made up' (recipe: 'ViT-B-16')" in log
-    )
-    fit_recipe(recipe, manifest, cache_path, tmp_path / "run", threads=1, resume=True)
+    run, options = tmp_path / "run", ["towers.name=made up", "data.num_frames=null"]
+    with pytest.raises(ConfigError, match=r"adding: towers\.text=cached$"):
+        fit_recipe(load_recipe("charades_b", [*SIZES, *options]), manifest, cache_path, run)
+    assert not run.exists()
+    recipe = load_recipe("charades_b", [*SIZES, *options, "towers.text=cached"])
+    fit_recipe(recipe, manifest, cache_path, run, threads=1)
+    kept = load_recipe(str(run / "recipe.yaml"))
+    assert kept == recipe and kept.name == "charades_b+text_cached"
+    fit_recipe(recipe, manifest, cache_path, run, threads=1, resume=True)
+
+
+def test_metrics_and_report_of_a_run_say_which_towers_were_cached(token_world, tmp_path):
+    manifest, cache_path = token_world
+    options = ["towers.name=made up", "data.num_frames=null", "towers.text=cached", "data.val_split=val"]
+    fit_recipe(load_recipe("charades_b", [*SIZES, *options]), manifest, cache_path, tmp_path / "run", threads=1)
+    shown = {}
+    for split in ("val", "test"):
+        words = ["--manifest", str(manifest), "--cache", str(cache_path), "--split", split]
+        result = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), *words])
+        assert result.exit_code == 0, result.output
+        shown[split] = result.output
+        metrics = json.loads((tmp_path / "run" / "eval" / split / "metrics.json").read_text())
+        assert metrics["recipe"]["name"] == "charades_b+text_cached"
+        assert metrics["recipe"]["towers"]["image"] == "frozen" and metrics["recipe"]["towers"]["text"] == "cached"
+        assert metrics["recipe"]["checkpoint_selected_on"] == "val"
+        assert "charades_b+text_cached" in result.output and "text cached" in result.output
+    assert "selected the checkpoint" in shown["val"] and "selected the checkpoint" not in shown["test"]
 
 
 def test_a_text_tower_that_no_cache_holds_is_refused(token_world, tmp_path):
     recipe = load_recipe("ablations/table2_t5_small_anet_mr", ["data.val_split=val"])
-    with pytest.raises(ConfigError, match=r"towers\.text: got t5-small, a cache holds CLIP's text tokens only"):
+    with pytest.raises(
+        ConfigError, match=r"towers\.text_name: got t5-small, but a cache holds CLIP's text tokens only"
+    ):
         fit_recipe(recipe, *token_world, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_in_batch_negatives_are_said_to_be_the_codes_by_docs_and_headers(shared):
+    said = " ".join((shared / "reference" / "paper.txt").read_text().split())
+    assert "for MR is the number of captions associated with this video" in said
+    root = Path(__file__).resolve().parents[2]
+    assert (
+        "the paper pairs a video with its own captions; negatives across the batch are the code's"
+        in (root / "docs" / "model.md").read_text()
+    )
+    for name in NAMES:
+        lines = [line for line in header(name) if "every caption against every video of the batch" in line]
+        assert all(re.match(r"Where they differ, the code:|Differs from the paper:", line) for line in lines), name
+        own_header = "base:" not in shipped_recipes()[name].read_text()
+        if own_header and loaded(name).task == "mr":
+            assert len(lines) == (loaded(name).train.negatives == "batch"), name

@@ -170,6 +170,38 @@ def test_bad_input_is_named(token_world, tmp_path):
         fit_recipe(recipe_for("mr", "data.num_steps=30"), manifest, cache, tmp_path / "d", threads=1)
 
 
+def test_a_training_split_that_does_not_fill_a_batch_is_refused(token_world, tmp_path):
+    manifest, cache = token_world
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 64, .*'train' has 40 videos .*train\.batch_size=40"):
+        fit_recipe(recipe_for("tal", "train.batch_size=64"), manifest, cache, tmp_path / "run", threads=1)
+    assert not (tmp_path / "run").exists()
+    fit_recipe(recipe_for("tal", "train.batch_size=40", "train.epochs=1"), manifest, cache, tmp_path / "run", threads=1)
+
+
+@pytest.mark.parametrize("overrides", [["model.width=32"], ["model.num_layers=1"], ["model.num_layers=3"]])
+def test_a_start_of_another_shape_is_refused_with_what_does_not_fit(token_world, tmp_path, overrides):
+    manifest, cache = token_world
+    fit_recipe(recipe_for("mr", "train.epochs=0.1"), manifest, cache, tmp_path / "start", threads=1)
+    for task in ("mr", "tal"):
+        recipe = recipe_for(task, "train.epochs=0.1", *overrides)
+        with pytest.raises(InputError, match=r"tensors do not fit.*encoder\.layers\.\d\.\w+\.weight \(") as raised:
+            fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1, init=tmp_path / "start")
+        assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_heads_may_differ_from_those_of_another_task_and_what_was_taken_is_told(token_world, tmp_path, caplog):
+    manifest, cache = token_world
+    fit_recipe(recipe_for("mr", "train.epochs=0.1"), manifest, cache, tmp_path / "start", threads=1)
+    deeper = ["model.num_head_convs=2", "train.epochs=0.1"]
+    with pytest.raises(InputError, match=r"relevance_head\.blocks\.0\.convs\.1\.weight \(16x16x3, none\)"):
+        fit_recipe(recipe_for("mr", *deeper), manifest, cache, tmp_path / "a", threads=1, init=tmp_path / "start")
+    fit_recipe(recipe_for("hd", *deeper), manifest, cache, tmp_path / "b", threads=1, init=tmp_path / "start")
+    (told,) = [record.getMessage() for record in caplog.records if "tensors taken" in record.getMessage()]
+    assert "saliency_head.linear.weight (1x16, none)" in told and "encoder.layers" not in told
+    own = len(load_model(tmp_path / "b").model.state_dict())
+    assert f"of {own} tensors taken" in told
+
+
 def test_a_model_refuses_a_cache_of_another_tower(token_world, tmp_path):
     manifest, cache = token_world
     fit_recipe(recipe_for("mr", "train.epochs=0.3"), manifest, cache, tmp_path / "run", threads=1)

@@ -1,7 +1,7 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -287,6 +287,11 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
         train_split = default_train_split(manifest, split)
     report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split}) | _written(paths)
     report |= described(where, recipe.train.precision)
+    report["recipe"] = {
+        "name": recipe.name,
+        "towers": asdict(recipe.towers),
+        "checkpoint_selected_on": recipe.data.val_split or None,
+    }
     if model is not loaded:
         report["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
     return report, found

@@ -53,6 +53,8 @@ def _without_nan(value: object) -> object:
 def print_report(report: dict) -> None:
     """The metrics beside every blind floor, aligned, with what must be known to compare them."""
     typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
+    if "recipe" in report:
+        typer.echo(f"  {_recipe_words(report['recipe'], report['split'])}")
     typer.echo(f"  ties: {report['tie_rule']}")
     for name, (low, high) in report.get("tie_spans", {}).items():
         typer.echo(f"    {name} would lie between {low:.2f} and {high:.2f} in other orders of equal scores")
@@ -71,6 +73,15 @@ def print_report(report: dict) -> None:
         _print_share(share, found)
     if "analysis" in report:
         _print_analysis(report["analysis"])
+
+
+def _recipe_words(recipe: dict, split: str) -> str:
+    towers = recipe["towers"]
+    words = f"recipe {recipe['name']}: towers {towers['name'] or 'of the cache'}, image {towers['image']}, "
+    words += f"text {towers['text']}"
+    if recipe["checkpoint_selected_on"] == split:
+        words += f"; {split} selected the checkpoint, so that these figures are too good"
+    return words
 
 
 def _print_coverage(report: dict) -> None:

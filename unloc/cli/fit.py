@@ -61,7 +61,9 @@ def fit(
             init=_start(init, resolved.task),
             on_step=on_step,
         )
-    typer.echo("\n".join([*(f"{key:28} {value:8.2f}" for key, value in metrics.items()), f"run: {work_dir}"]))
+    typer.echo(
+        "\n".join([*(f"{key:28} {value:8.2f}" for key, value in metrics.items()), f"run: {work_dir} ({resolved.name})"])
+    )
 
 
 def _start(init: str | None, task: str) -> Path | None:
@@ -88,7 +90,10 @@ def _parameter_comment(recipe: "Recipe") -> str:
         )
     except TowerError as error:
         return f"# parameters: not counted: {error}"
-    towers = f"with {recipe.towers.image}" if recipe.towers.image else "without towers: towers.image names none"
+    live = [tower for tower in ("image", "text") if getattr(recipe.towers, tower) != "cached"]
+    towers = (
+        f"with the {' and '.join(live)} tower of {recipe.towers.name}" if live else "without towers: they are cached"
+    )
     title = f"# parameters ({towers}{'; heads for one class' if without_text else ''}):"
     total = counts.pop("total")
     heads = sum(count for part, count in counts.items() if part.endswith("_head"))

@@ -15,7 +15,7 @@ from unloc.errors import FingerprintError, InputError, MissingError, UnlocError
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

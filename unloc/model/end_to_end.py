@@ -85,26 +85,28 @@ def build_end_to_end(
     """
     text_tower = None if config.fusion == "none" else text_tower
     video_tower = VideoTower(clip.visual, towers.frame_token, num_steps, projected=not config.project_frames)
-    text_dim = config.width if text_tower is None else text_tower.dim
+    text_dim = clip.text_projection.shape[0 if config.project_texts else 1] if text_tower is None else text_tower.dim
     core = UnLoc(config, video_tower.dim, text_dim, num_steps, num_classes=num_classes, localizes=localizes)
     starts = [(core.video_projection, clip.visual.proj)] if config.project_frames else []
-    if config.project_texts and text_tower is not None and towers.text == "clip":
+    if config.project_texts and text_tower is not None and towers.text_name == "clip":
         starts.append((core.text_projection, clip.text_projection))
     for projection, start in starts:
         if projection.weight.shape == start.T.shape:
             projection.weight.data.copy_(start.T)
-    return EndToEnd(core, video_tower, text_tower, train_image=towers.train_image, train_text=towers.train_text)
+    live = None if towers.image == "cached" else video_tower
+    trained = {"train_image": towers.image == "finetune", "train_text": towers.text == "finetune"}
+    return EndToEnd(core, live, text_tower, **trained)
 
 
 def text_tower_of(
     towers: TowerConfig, clip: CLIP, tokenizer: open_clip.SimpleTokenizer | None, max_tokens: int, *, projected: bool
 ) -> TextTower | None:
-    """The text tower that the config names; None where embeddings are given."""
-    if towers.text == "none":
+    """The text tower that the config names; None where its tokens are given."""
+    if towers.text == "cached":
         return None
-    if towers.text == "clip":
+    if towers.text_name == "clip":
         return ClipTextTower(clip, tokenizer, max_tokens, projected=projected)
-    return t5_text_tower(towers.text, max_tokens)
+    return t5_text_tower(towers.text_name, max_tokens)
 
 
 def clip_architecture(name: str) -> CLIP:
@@ -115,7 +117,7 @@ def clip_architecture(name: str) -> CLIP:
     known = open_clip.list_models()
     stated = open_clip.get_model_config(name) if name in known else {}
     if not stated.keys() <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} or not stated:
-        raise TowerError(f"towers.image: got {name!r}, expected toy or a plain CLIP of open_clip, such as ViT-B-16")
+        raise TowerError(f"towers.name: got {name!r}, expected toy or a plain CLIP of open_clip, such as ViT-B-16")
     return CLIP(**stated)
 
 
@@ -128,19 +130,19 @@ def counted_parameters(
     num_classes: int | None = None,
     localizes: bool = True,
 ) -> dict[str, int]:
-    """Parameters of every part and their `total`, of the model with its towers where they are named.
+    """Parameters of every part and their `total`, of the model with its towers where they are named and not cached.
 
     Built on torch's meta device: at once and without memory.
     """
     with torch.device("meta"):
-        if not towers.image:  # tokens of an unknown cache: taken to be as wide as the fusion
+        if not towers.name:  # tokens of an unknown cache: taken to be as wide as the fusion
             core = UnLoc(config, config.width, config.width, num_steps, num_classes=num_classes, localizes=localizes)
             return parameter_counts(core)
-        clip = clip_architecture(towers.image)
-        if towers.text in ("clip", "none"):
-            text_tower = text_tower_of(towers, clip, None, max_text_tokens, projected=not config.project_texts)
+        clip = clip_architecture(towers.name)
+        if towers.text != "cached" and towers.text_name != "clip":
+            text_tower = untrained_t5(towers.text_name, max_text_tokens)
         else:
-            text_tower = untrained_t5(towers.text, max_text_tokens)
+            text_tower = text_tower_of(towers, clip, None, max_text_tokens, projected=not config.project_texts)
         sizes = {"num_steps": num_steps, "num_classes": num_classes, "localizes": localizes}
         model = build_end_to_end(config, towers, clip, text_tower, **sizes)
     parts = {"video_tower": model.video_tower, "text_tower": model.text_tower}

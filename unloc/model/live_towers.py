@@ -35,7 +35,7 @@ class VideoTower(nn.Module):
         super().__init__()
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.final_ln_after_pool:
             raise TowerError(
-                f"towers.image: got a {type(visual).__name__} that pools in its own way, expected a plain vision "
+                f"towers.name: got a {type(visual).__name__} that pools in its own way, expected a plain vision "
                 "transformer, such as ViT-B-16 or ViT-L-14"
             )
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
@@ -121,7 +121,7 @@ def t5_text_tower(name: str, max_tokens: int) -> T5TextTower:
     except (OSError, ValueError) as error:
         words = " ".join(str(error).split())[:160]
         raise TowerError(
-            f"towers.text {name}: weights not on disk and not to be downloaded ({words}); connect to the internet "
+            f"towers.text_name {name}: weights not on disk and not to be downloaded ({words}); connect to the internet "
             "once, or copy the Hugging Face cache from another machine"
         ) from None
     return T5TextTower(encoder, tokenizer, max_tokens)
@@ -139,6 +139,6 @@ def _transformers(name: str) -> object:
         import transformers
     except ImportError:
         raise TowerError(
-            f"towers.text {name}: needs transformers, which is not installed: pip install 'unloc[t5]'"
+            f"towers.text_name {name}: needs transformers, which is not installed: pip install 'unloc[t5]'"
         ) from None
     return transformers

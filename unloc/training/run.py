@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -19,12 +18,14 @@ from unloc.config import Recipe, dump_recipe
 from unloc.data.cache import open_cache
 from unloc.data.cache_writer import write_atomically
 from unloc.data.schema import Manifest, load_manifest
-from unloc.errors import ConfigError, InputError, MissingError
+from unloc.errors import ConfigError, FingerprintError, InputError, MissingError
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import load_model, require_same_cache
+from unloc.tasks import task_named
 from unloc.training.trainer import Progress, Trainer, require_task
 
 logger = logging.getLogger(__name__)
+FREE_PARTS = ("encoder.levels", "encoder.norm", "relevance_head", "displacement_head", "saliency_head", "logit_")
 RECORDED = ("unloc", "torch", "open_clip_torch", "zarr", "numpy", "pandas", "decord", "av", "ray")
 
 
@@ -43,8 +44,8 @@ def fit_recipe(
 ) -> dict[str, float]:
     """Train a recipe into a run folder; returns the last validation metrics.
 
-    `init` names a run or checkpoint whose weights are the start where name and shape agree (the heads of another task
-    may differ), as the official recipes start from a pretrained UnLoc.
+    `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
+    pretrained UnLoc.
 
     Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, ConfigError where a
     resumed run was started with another recipe.
@@ -53,15 +54,14 @@ def fit_recipe(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
     require_data(loaded, recipe)
-    recipe, note = on_cached_tokens(recipe, opened.fingerprint)
+    require_cache_of(recipe, opened.fingerprint, cache)
     require_folder(run, recipe, resume=resume, overwrite=overwrite)
     with _logged() as log_to:
-        if note:
-            logger.warning(note)
         if resume and (run / "checkpoints").is_dir():
             require_same_cache(_noted(run, "cache.json"), opened.fingerprint, cache)
         # All that can be wrong is found before anything is written, or deleted by overwrite.
         trainer = Trainer(recipe, loaded, opened, run, device=device_, on_step=on_step)
+        require_full_batch(recipe, len(trainer.examples))
         if not (resume and trainer.resume()):
             init = init or _noted_init(run, resume)
             if init is not None:
@@ -81,40 +81,95 @@ def require_data(manifest: Manifest, recipe: Recipe) -> None:
             raise MissingError(f"data.{key}: split {split!r} is not in manifest {manifest.name!r}; it has: {known}")
 
 
-def on_cached_tokens(recipe: Recipe, fingerprint: dict) -> tuple[Recipe, str]:
-    """The recipe as a run on a cache can follow it, and a sentence on what it thereby does not (or nothing).
-
-    A cache holds tokens of frozen towers: no tower trains, and the image tower is the one that made the cache. The run
-    keeps the recipe returned. Raises ConfigError for a text tower whose tokens no cache holds.
+def require_full_batch(recipe: Recipe, num_examples: int) -> None:
+    """Raise ConfigError where the training split does not fill one batch: the recipe's batches and rates would not be
+    what it says.
     """
-    towers = recipe.towers
-    if towers.text not in ("clip", "none"):
-        raise ConfigError(f"towers.text: got {towers.text}, a cache holds CLIP's text tokens only; set it to clip")
-    name = fingerprint.get("tower.name", "")
-    held = {"train_image": False, "train_text": False, "image": name if towers.image else ""}
-    if fingerprint.get("tower.frame_token") in ("cls", "gap"):
-        held["frame_token"] = fingerprint["tower.frame_token"]
-    changed = {key: value for key, value in held.items() if value != getattr(towers, key)}
-    if not changed:
-        return recipe, ""
-    told = ", ".join(f"towers.{key} {value!r} (recipe: {getattr(towers, key)!r})" for key, value in changed.items())
-    return replace(recipe, towers=replace(towers, **changed)), f"trains on the tokens of a cache: {told}"
+    if num_examples < recipe.train.batch_size:
+        kind = "queries" if task_named(recipe.task).text_kind == "query" else "videos"
+        raise ConfigError(
+            f"train.batch_size: {recipe.train.batch_size}, but split {recipe.data.train_split!r} has {num_examples} "
+            f"{kind} in the cache; set train.batch_size={num_examples} or less"
+        )
+
+
+def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> None:
+    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes a tower: a cache
+    holds the tokens of towers that do not train.
+
+    Raises FingerprintError or ConfigError naming every key that differs, and the overrides with which the recipe names
+    this cache; the run then keeps them, and its name says which towers do not train (`config.untrained_towers`).
+    """
+    towers, data = recipe.towers, recipe.data
+    if towers.text_name != "clip":
+        raise ConfigError(
+            f"towers.text_name: got {towers.text_name}, but a cache holds CLIP's text tokens only; set it to clip, or "
+            "take the row of CLIP"
+        )
+    named = [
+        ("tower.name", "towers.name", towers.name),
+        ("tower.pretrained", "towers.pretrained", towers.pretrained),
+        ("tower.frame_token", "towers.frame_token", towers.frame_token if "tower.frame_token" in fingerprint else ""),
+    ]
+    if data.num_frames is not None or data.fps is not None:
+        named += [
+            ("sampling.num_frames", "data.num_frames", data.num_frames),
+            ("sampling.fps", "data.fps", data.fps),
+        ]
+    held = [(key, option, value, fingerprint.get(key)) for key, option, value in named]
+    other = [(key, option, value, found) for key, option, value, found in held if value not in ("", found)]
+    trained = [tower for tower in ("image", "text") if getattr(towers, tower) == "finetune"]
+    if not other and not trained:
+        return
+    differing = [f"{key}: recipe {value!r}, cache {found!r}" for key, _, value, found in other]
+    differing += [
+        f"towers.{tower}: recipe 'finetune', but a cache holds the tokens of frozen towers" for tower in trained
+    ]
+    options = [f"{option}={'null' if found is None else found}" for _, option, _, found in other]
+    options += [f"towers.{tower}=cached" for tower in trained]
+    raise (FingerprintError if other else ConfigError)(
+        f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)}); extract such a cache, or train what "
+        f"lies above these tokens by adding: {' '.join(options)}"
+    )
 
 
 def start_from(trainer: Trainer, init: Path) -> None:
-    """Copy the weights of another run where name and shape agree. Raises InputError where none do.
+    """Copy the weights of another run, and say which were taken.
 
-    Its tokens may have been more or fewer a second, but are of the same tower. Raises FingerprintError otherwise.
+    Projections, positions and fusion layers must all fit. Pyramid levels and heads may be others where the run was of
+    another task or, with fusion none, of other classes; those that do not fit start fresh. Raises InputError naming
+    what should fit and does not; FingerprintError for tokens of another tower (sampled as they may be).
     """
     loaded = load_model(init)
     sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
     require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint, init)
     own, other = trainer.model.state_dict(), loaded.model.state_dict()
     taken = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
-    if not taken:
-        raise InputError(f"--init {init}: none of its {len(other)} tensors fits this recipe's model; use its widths")
+    if trainer.recipe.model.fusion == "none" and loaded.info.classes != trainer.info.classes:  # outputs are the classes
+        taken = {key: value for key, value in taken.items() if "_head." not in key or ".linear." not in key}
+    unfit = [f"{key} {_shapes(own, other, key)}" for key in own | other if key not in taken]
+    is_free = loaded.info.recipe.task != trainer.recipe.task or trainer.recipe.model.fusion == "none"
+    wrong = [words for words in unfit if not (is_free and words.startswith(FREE_PARTS))]
+    if wrong:
+        raise InputError(
+            f"--init {init}: {len(wrong)} tensors do not fit this recipe's model (its shape, --init's): "
+            f"{_shortened(wrong)}; give the recipe the sizes of the run (its recipe.yaml), or another --init"
+        )
     trainer.start_from(taken)
-    logger.info("init from %s: %d of %d tensors taken", init, len(taken), len(own))
+    told = f"init from {init}: {len(taken)} of {len(own)} tensors taken"
+    if unfit:
+        logger.warning("%s; fresh or left out (this model's shape, --init's): %s", told, _shortened(unfit, most=40))
+    else:
+        logger.info(told)
+
+
+def _shapes(own: dict[str, torch.Tensor], other: dict[str, torch.Tensor], key: str) -> str:
+    one, two = ("x".join(map(str, state[key].shape)) or "scalar" if key in state else "none" for state in (own, other))
+    return f"({one}, {two})"
+
+
+def _shortened(items: list[str], most: int = 8) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
