@@ -13,10 +13,20 @@ from yaml import YAMLError
 
 from unloc.errors import ConfigError, MissingError
 
-RECIPE_FOLDERS = (
-    Path(__file__).parent / "manifests" / "recipes",  # installed from a wheel
-    Path(__file__).parent.parent / "manifests" / "recipes",  # a checkout
+MANIFEST_FOLDERS = (
+    Path(__file__).parent / "manifests",  # installed from a wheel
+    Path(__file__).parent.parent / "manifests",  # a checkout
 )
+RECIPE_FOLDERS = tuple(folder / "recipes" for folder in MANIFEST_FOLDERS)
+
+
+def dataset_description(name: str) -> dict:
+    """The shipped description of a dataset. Raises MissingError where there is none of that name."""
+    for folder in MANIFEST_FOLDERS:
+        path = folder / "datasets" / f"{name}.yaml"
+        if path.is_file():
+            return read_recipe_file(path)
+    raise MissingError(f"no description of dataset {name!r} in {' or '.join(map(str, MANIFEST_FOLDERS))}")
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Every kind of bad row is found with its line, and changed only by the rule asked for."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,7 @@ def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
     assert {(item.line, item.kind) for item in found if item.is_note} == {
         (1, "class without instances"),
         (5, "unknown duration"),
+        (8, "segment of at most 0.1 s"),
         (14, "segment past the video by rounding"),
     }
 
@@ -181,6 +183,30 @@ def test_keep_changes_nothing_and_another_rule_is_an_error(bad_manifest):
         apply_rule(empty, "drop", told)
 
 
+def test_a_name_that_states_another_length_than_the_duration_is_noted_with_every_query():
+    rows = [video_row("ab_60.0_210.0", "val", 150.0), video_row("cd_60.0_210.0", "val", 126.0)]
+    rows += [
+        video_row("ef_0.0_2.5", "val", None),
+        video_row("clip_1_9", "val", 4.0),
+        video_row("gh_0.0_9.0", "val", 2.0),
+    ]
+    rows += [query_row(video, "val", str(n), f"query {n}", [[0, 1]]) for n, video in enumerate(["cd_60.0_210.0"] * 2)]
+    found = [item for item in findings(build_manifest(name="m", tasks=("mr",), rows=rows)) if "name" in item.kind]
+    assert [item.words.split()[0].strip(":") for item in found] == ["gh_0.0_9.0", "cd_60.0_210.0", "cd_60.0_210.0"]
+    assert all(item.is_note for item in found)
+
+
+def test_segments_too_short_to_be_meant_are_noted():
+    rows = [video_row("v", "val", 9.0)]
+    rows += [
+        instance_row("v", "val", "a", start, end) for start, end in ((0, 0), (1, 1.01), (2, 2.1), (3, 3.2), (5, 4))
+    ]
+    rows.append(query_row("v", "val", "1", "q", [[0, 0.05], [2, 4]]))
+    manifest = build_manifest(name="m", tasks=("tal", "mr"), rows=rows, classes=("a",))
+    kinds = Counter(item.kind for item in findings(manifest))
+    assert kinds == {"segment of at most 0.1 s": 4, "zero-length segment": 1, "reversed segment": 1}
+
+
 def test_hidden_annotations_stay_hidden():
     rows = [video_row("v", "test", 10.0), query_row("v", "test", "1", "words", [])]
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
@@ -200,5 +226,5 @@ DOCUMENT = Path(__file__).parents[2] / "docs/data.md"
 def test_the_document_names_every_kind_and_its_manifest_can_be_read(bad_manifest, tmp_path):
     words = DOCUMENT.read_text(encoding="utf-8")
     assert not [kind for kind in {item.kind for item in findings(bad_manifest)} | NOTES if kind not in words]
-    (tmp_path / "m.jsonl").write_text(words.split("```")[1].strip())
+    (tmp_path / "m.jsonl").write_text(words.split("```json")[1].split("```")[0].strip())
     assert not findings(load_manifest(tmp_path / "m.jsonl"))

@@ -74,6 +74,27 @@ def test_coin_orders_classes_by_step_id_and_tells_shared_names_apart(tmp_path):
     assert manifest.classes == ("pour (Soup)", "pour (Tea)", "stir")
 
 
+def test_coin_has_its_778_classes_whichever_steps_its_files_show(tmp_path):
+    steps = [("506", "pull out the screen connector and remove the screen"), ("508", "reset and screw on the screws")]
+    annotation = [{"id": key, "segment": [n, n + 1.0], "label": label} for n, (key, label) in enumerate(steps)]
+    entry = {"duration": 9, "subset": "testing", "class": "ReplaceLaptopScreen", "annotation": annotation}
+    manifest = convert("coin", [write(tmp_path / "COIN.json", {"database": {"a": entry}})])
+    assert len(manifest.classes) == len(set(manifest.classes)) == 778
+    assert [manifest.classes.index(label) for label in manifest.instances["label"]] == [505, 507]  # in order of ids
+
+
+@pytest.mark.parametrize("rendered", [True, False])
+def test_a_rendered_world_is_called_synthetic_by_its_manifest(tmp_path, rendered):
+    video = "v_synth7_00003" if rendered else "v_QOlSCBRmfWY"
+    entry = {"duration": 9, "timestamps": [[0, 1]], "sentences": ["a cat"]}
+    manifest = convert("activitynet-captions", [write(tmp_path / "val.json", {video: entry})])
+    names = (
+        "synthetic_activitynet_captions",
+        "synthetic world rendered by unloc, in the format of ActivityNet Captions",
+    )
+    assert (manifest.name, manifest.source) == (names if rendered else ("activitynet_captions", "ActivityNet Captions"))
+
+
 def test_of_several_lengths_the_first_is_taken_and_it_is_told(tmp_path):
     write(tmp_path / "charades_sta_test.txt", "ABC 1.0 4.5##a person sits.\n")
     write(tmp_path / "Charades_a.csv", "id,length\nABC,8\nABC,8.0\n")

@@ -42,11 +42,14 @@ def test_activitynet_has_its_videos_instances_and_known_bad_rows(converted):
     assert counts(manifest.instances) == {"training": 15410, "validation": 7654}
     assert len(manifest.classes) == 200 and not told.places
     assert Counter(item.kind for item in findings(manifest)) == {
+        "segment of at most 0.1 s": 79,
         "segment past the video": 14,
         "segment past the video by rounding": 212,  # together 153 + 73
         "duplicate row": 47,  # 28 + 19
         "zero-length segment": 12,
     }
+    kinds = Counter(item.kind for item in findings(manifest.select("validation")))
+    assert kinds["segment of at most 0.1 s"] == 32
 
 
 def test_captions_have_their_sentences_and_shared_videos(converted):
@@ -57,6 +60,7 @@ def test_captions_have_their_sentences_and_shared_videos(converted):
     assert told_counts(told) == {"sentence with surplus blanks or line breaks: cleaned": 49046}
     assert Counter(item.kind for item in findings(manifest)) == {
         "segment past the video by rounding": 35,  # 29 + 5 + 1
+        "segment of at most 0.1 s": 10,
         "zero-length segment": 2,
         "reversed segment": 2,
     }
@@ -80,11 +84,13 @@ def test_charades_has_its_queries_and_repair_cuts_the_ends_that_pass_the_video(c
     }
 
 
-def test_qvhighlights_has_its_queries_and_moments_and_no_bad_row(converted):
+def test_qvhighlights_has_its_queries_moments_and_durations_that_contradict_the_name(converted):
     manifest, _ = converted("qvhighlights")
     assert counts(manifest.queries) == {"train": 7218, "val": 1550, "test": 1542}
     assert manifest.queries["segments"].map(len).sum() == 18367 and manifest.videos["video_id"].nunique() == 10148
-    assert manifest.queries["saliency_scores"].notna().all() and not findings(manifest)
+    assert manifest.queries["saliency_scores"].notna().all()
+    found = [Counter(item.kind for item in findings(manifest.select(split))) for split in ("train", "val", "test")]
+    assert found == [{"duration contradicts the name": number} for number in (213, 39, 47)]
 
 
 def test_thumos14_has_its_instances_and_the_thirty_past_the_end(converted):

@@ -18,6 +18,7 @@ def files(plans):
 def test_activitynet_has_the_official_keys_and_every_class_event(files, plans):
     content = json.loads(files["activitynet.json"])
     assert set(content) == {"taxonomy", "version", "database"}
+    assert "synthetic" in content["version"] and "synthetic" in json.loads(files["coin.json"])["version"]
     nodes = {node["nodeName"]: node for node in content["taxonomy"]}
     assert all(nodes[action.name]["parentName"] in nodes for action in CLASS_ACTIONS)
     for plan in plans:
@@ -25,6 +26,19 @@ def test_activitynet_has_the_official_keys_and_every_class_event(files, plans):
         assert set(entry) == {"duration", "subset", "resolution", "url", "annotations"}
         assert len(entry["annotations"]) == sum(event.action in CLASS_ACTIONS for event in plan.events)
     assert {entry["subset"] for entry in content["database"].values()} == {"training", "validation", "testing"}
+
+
+def test_every_format_converts_into_a_manifest_that_says_it_is_synthetic(files, tmp_path):
+    from unloc.data.converters import convert
+
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    single = {"activitynet": "activitynet.json", "coin": "coin.json"}
+    folders = {"activitynet-captions": "activitynet_captions", "charades-sta": "charades_sta"}
+    for name, place in {**single, **folders, "qvhighlights": "qvhighlights"}.items():
+        manifest = convert(name, [tmp_path / place])
+        assert manifest.name.startswith("synthetic_") and manifest.source.startswith("synthetic world")
 
 
 def test_captions_have_one_sentence_per_timestamp_and_keys_with_v_(files, plans):

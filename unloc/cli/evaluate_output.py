@@ -55,6 +55,8 @@ def print_report(report: dict) -> None:
     typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
     if "recipe" in report:
         typer.echo(f"  {_recipe_words(report['recipe'], report['split'])}")
+    if report["source"]:
+        typer.echo(f"  annotations: {report['source']}")
     typer.echo(f"  ties: {report['tie_rule']}")
     for name, (low, high) in report.get("tie_spans", {}).items():
         typer.echo(f"    {name} would lie between {low:.2f} and {high:.2f} in other orders of equal scores")

@@ -5,6 +5,7 @@ that pass the video by at most `END_TOLERANCE_SECONDS` are notes: official durat
 """
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from unloc.data.locate import Coverage
 from unloc.data.schema import CLIP_SECONDS, Manifest, UnreadableLine
 
 END_TOLERANCE_SECONDS = 0.01
+NEAR_ZERO_SECONDS = 0.1
 _ROUNDING = 1e-6  # seconds; what sums of decimals in double precision may be off
 NOTES = frozenset(
     {
@@ -22,8 +24,11 @@ NOTES = frozenset(
         "class without instances",
         "two ids with one file",
         "windows and clips differ",
+        "segment of at most 0.1 s",
+        "duration contradicts the name",
     }
 )
+_CUT_NAME = re.compile(r"_(\d+\.\d+)_(\d+\.\d+)$")  # QVHighlights: <youtube>_<start>_<end>
 VideoKey = tuple[str, str]
 """(video_id, split)"""
 
@@ -104,11 +109,25 @@ def segment_problem(start: float, end: float, duration: float) -> str | None:
     return "segment past the video by rounding" if end > duration + _ROUNDING else None
 
 
+def near_zero(start: float, end: float) -> str | None:
+    """The kind of a segment that is too short to be meant, those of no length among them; else None."""
+    return "segment of at most 0.1 s" if 0 <= end - start <= NEAR_ZERO_SECONDS + _ROUNDING else None
+
+
 def video_problem(duration: float) -> str | None:
     """The kind of what is wrong with a video's duration in seconds, or None."""
     if math.isnan(duration):
         return "unknown duration"
     return None if 0 < duration < math.inf else "bad duration"
+
+
+def contradicts_name(video_id: str, duration: float) -> bool:
+    """Whether a name that states where the video was cut (`<youtube>_60.0_210.0`) states another length.
+
+    By more than half a second, since QVHighlights states whole ones; never for other names or an unknown duration.
+    """
+    found = _CUT_NAME.search(video_id)
+    return found is not None and abs(float(found[2]) - float(found[1]) - duration) > 0.5
 
 
 def ratings_problem(clips: list | None, scores: list | None, duration: float) -> str | None:
@@ -141,6 +160,7 @@ def _header_findings(manifest: Manifest) -> Iterator[Finding]:
 
 def _video_findings(manifest: Manifest) -> Iterator[Finding]:
     seen: set[VideoKey] = set()
+    asked = set(zip(manifest.queries["video_id"], manifest.queries["split"], strict=True))
     columns = (manifest.videos[name] for name in ("video_id", "split", "duration_seconds", "line"))
     for video_id, split, duration, line in zip(*columns, strict=True):
         if (video_id, split) in seen:
@@ -149,6 +169,8 @@ def _video_findings(manifest: Manifest) -> Iterator[Finding]:
         problem = video_problem(duration)
         if problem:
             yield Finding(problem, line, f"{video_id}: duration {duration} s")
+        if contradicts_name(video_id, duration) and (video_id, split) not in asked:
+            yield Finding("duration contradicts the name", line, f"{video_id}: duration {duration} s")
 
 
 def _place(key: VideoKey) -> str:
@@ -183,6 +205,7 @@ def _query_findings(manifest: Manifest) -> Iterator[Finding]:
             "duplicate row" if identity in seen else None,
             ratings,
             None if ratings or _windows_are_clips(row) else "windows and clips differ",
+            "duration contradicts the name" if contradicts_name(row["video_id"], duration) else None,
         )
         qids.add((row["split"], row["qid"]))
         seen.add(identity)
@@ -197,8 +220,8 @@ def _window_findings(row: dict, where: str, duration: float) -> Iterator[Finding
         if (start, end) in seen:
             yield Finding("duplicate window", row["line"], f"{where}: [{start}, {end}] stands twice")
         seen.add((start, end))
-        if problem:
-            yield Finding(problem, row["line"], f"{where}: [{start}, {end}] in {_long(duration)}")
+        for kind in filter(None, (problem, near_zero(start, end))):
+            yield Finding(kind, row["line"], f"{where}: [{start}, {end}] in {_long(duration)}")
 
 
 def _windows_are_clips(row: dict) -> bool:
@@ -225,6 +248,7 @@ def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
             None if label in classes else "unknown label",
             "duplicate row" if (*key, label, start, end) in seen else None,
             segment_problem(start, end, duration),
+            near_zero(start, end),
         )
         seen.add((*key, label, start, end))
         words = f"{_place(key)}: {label} [{start}, {end}] in {_long(duration)}"

@@ -183,6 +183,7 @@ def header(task: str, selected: Manifest, split: str, protocol: str | None) -> d
         "task": task,
         "split": split,
         "manifest": selected.name,
+        "source": selected.source,
         "protocol": protocol,
         "tie_rule": FRAME_TIE_RULE if task == "as" else TIE_RULES[protocol],
         "num_videos": int(selected.videos["video_id"].nunique()),

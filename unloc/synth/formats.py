@@ -1,8 +1,8 @@
 """The world's annotations in the official formats of the field's datasets, exactly as those are released.
 
-Every function takes the plans and returns files: relative path to text. Deviations, all needed to score here: the
-test splits carry their annotations, COIN has a validation subset, and the Charades csv has only the columns `id` and
-`length`.
+Every function takes the plans and returns files: relative path to text. Deviations: the test splits carry their
+annotations, COIN has a validation subset, the Charades csv has only the columns `id` and `length`, and `version` says
+that the world is synthetic (files without such a key say so by the ids of their videos, `v_synth…`).
 """
 
 import csv
@@ -18,6 +18,7 @@ from unloc.synth.sentences import class_query, event_query
 from unloc.synth.vocabulary import CLASS_ACTIONS, MOTIONS, STEP_ACTIONS, TASKS, Action
 
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
+SYNTHETIC = "synthetic world rendered by unloc"
 CLIP_SECONDS = 2.0
 NUM_RATERS = 3
 CLASS_SPLIT_SEED = 20  # class splits are part of the benchmark: the same for every world
@@ -49,7 +50,7 @@ def activitynet(plans: Sequence[VideoPlan]) -> Files:
         }
         for plan in plans
     }
-    content = {"database": database, "taxonomy": _taxonomy(), "version": "VERSION 1.3"}
+    content = {"database": database, "taxonomy": _taxonomy(), "version": SYNTHETIC}
     return {"activitynet.json": _json(content)}
 
 
@@ -181,7 +182,7 @@ def coin(plans: Sequence[VideoPlan]) -> Files:
         }
         for plan in plans
     }
-    return {"coin.json": _json({"database": database})}
+    return {"coin.json": _json({"database": database, "version": SYNTHETIC})}
 
 
 def class_splits() -> Files:

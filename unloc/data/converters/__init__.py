@@ -1,6 +1,7 @@
 """Official annotation formats into the one manifest schema; `CONVERTERS` names them. No converter imports another."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from unloc.data.official import Repairs
 from unloc.data.schema import Manifest
 from unloc.errors import InputError, ManifestError
 
+RENDERED_ID = r"v_synth\d+_\d+"  # what `unloc data synth` calls its videos, in every format
 CONVERTERS = {
     "activitynet": "activitynet",
     "activitynet-captions": "activitynet_captions",
@@ -35,4 +37,7 @@ def convert(name: str, paths: Sequence[Path], split: str | None = None, repairs:
         raise ManifestError(f"{paths[0]}: no video in these annotations; is {name} their format?")
     if not manifest.videos["video_id"].str.strip().all():
         raise ManifestError(f"{paths[0]}: a video without an id in these annotations")
+    if manifest.videos["video_id"].str.fullmatch(RENDERED_ID).all():
+        source = f"synthetic world rendered by unloc, in the format of {manifest.source}"
+        return replace(manifest, name=f"synthetic_{manifest.name}", source=source)
     return manifest

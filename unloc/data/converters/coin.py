@@ -18,6 +18,7 @@ from unloc.data.official import (
 )
 from unloc.data.schema import Manifest, build_manifest, instance_row, video_row
 from unloc.errors import ManifestError
+from unloc.recipe_files import dataset_description
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class _Video:
 def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
     """All videos and steps, as written; `split` keeps one subset. Classes in the order of the official step ids.
 
+    Of COIN itself these are the 778 steps of its taxonomy, whichever of them the files show; of another dataset in its
+    format the steps of the files.
     A step name that several ids share carries its task, as `name (Task)`: ids are the classes. An official split file
     beside the annotations (an object of video id to subset) names the videos that lack annotations.
     """
@@ -45,7 +48,7 @@ def convert(paths: list[Path], split: str | None, repairs: Repairs) -> Manifest:
             videos += [_video(*entry) for entry in database_entries(content, path, "COIN")]
     wanted_split(split, Counter(video.row["split"] for video in videos), paths)
     _tell_gap({key: subset for key, subset in listed.items() if split in (None, subset)}, videos, repairs)
-    names = _step_names(_steps(videos, repairs), repairs)
+    names = _step_names(_with_taxonomy(_steps(videos, repairs), repairs), repairs)
     kept = [video for video in videos if split in (None, video.row["split"])]
     instances = [
         instance_row(video.row["video_id"], video.row["split"], names[step_id], *segment)
@@ -91,6 +94,18 @@ def _steps(videos: list[_Video], repairs: Repairs) -> dict[str, tuple[str, str]]
                 rule = "step id with another name or task than where it first stands: the first taken"
                 repairs.add(rule, f"{video.place}.annotation[{number}]")
     return steps
+
+
+def _with_taxonomy(steps: dict[str, tuple[str, str]], repairs: Repairs) -> dict[str, tuple[str, str]]:
+    """All steps of COIN's taxonomy where most of these are its steps; else these alone."""
+    described = dataset_description("coin")["steps"]
+    official = {str(key): (label, task) for task, labels in described.items() for key, label in labels.items()}
+    other = [key for key, (label, _) in steps.items() if label != official.get(key, ("",))[0]]
+    if 2 * len(other) >= len(steps):
+        return steps
+    for key in other:
+        repairs.add("step id with another name than in COIN's taxonomy: the taxonomy's taken", f"step {key}")
+    return steps | official
 
 
 def _step_names(steps: dict[str, tuple[str, str]], repairs: Repairs) -> dict[str, str]:
