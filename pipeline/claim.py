@@ -1,16 +1,15 @@
 """Claiming a cache for writing: which folder, held by nobody else, cleared of what a killed run left."""
 
-import errno
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.ledger import lease
 from unloc.data.cache_writer import create_or_check, fingerprint_hash
+from unloc.data.lease import lease
 from unloc.data.mirror import Home
-from unloc.errors import CacheError, FingerprintError
+from unloc.errors import FingerprintError
 from unloc.inference.encode import recorded_versions
 
 logger = logging.getLogger(__name__)
@@ -62,16 +61,4 @@ def tidied_up(path: Path) -> Iterator[None]:
         yield
     except OSError:
         remove_rests(path)
-        raise
-
-
-@contextmanager
-def disk_errors(path: Path | str) -> Iterator[None]:
-    """A full disk is said in one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            words = "no space left; what is finished is kept: free some, run the same again"
-            raise CacheError(f"{path}: {words}") from error
         raise

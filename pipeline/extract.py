@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.aliases import add_aliases, share_tokens, split_by_file
-from pipeline.claim import disk_errors, held, own_cache, remove_rests, tidied_up
+from pipeline.claim import held, own_cache, remove_rests, tidied_up
 from pipeline.cluster import connected, make_pool
 from pipeline.decode_child import Job
 from pipeline.decoding import Limits
@@ -18,6 +18,7 @@ from pipeline.workers import Result, in_process_results
 from unloc.data.cache import open_cache
 from unloc.data.cache_writer import (
     VideoTokens,
+    disk_errors,
     write_text_shard,
     write_video_shard,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.ledger import Failure, Plan, failures_of, lease
+from pipeline.ledger import Failure, Plan, failures_of
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import (
     VideoTokens,
@@ -17,6 +17,7 @@ from unloc.data.cache_writer import (
     write_video_shard,
 )
 from unloc.data.features import FeatureSource, Timing, list_features, read_tokens, tokens_hash
+from unloc.data.lease import lease
 from unloc.data.schema import Manifest
 from unloc.data.token_dtype import require_token_dtype, to_stored
 from unloc.errors import InputError, MissingError, VideoError

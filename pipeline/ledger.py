@@ -4,25 +4,22 @@
     CACHE/staging/NAME.npz     tokens and row of a video whose shard is not complete yet
     CACHE/staging/NAME.json    row of a video that failed, while its shard is not complete yet
     CACHE/ledger.jsonl         one line per attempt, for people and scripts
-    CACHE/lock                 who is writing; locked by the system as long as that process lives
+    CACHE/lock                 who is writing (`data.lease`)
 
 A video's place is fixed before it is decoded, and a shard is written in that order once all its videos are settled.
 So a run that was killed and started again writes the same bytes as one that was not.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,7 +27,6 @@ import numpy as np
 from unloc.data.cache import SHARD_NAME, Cache, read_checked
 from unloc.data.cache_writer import VideoTokens, write_atomically, write_checked
 from unloc.data.tar_shards import VideoFile
-from unloc.errors import CacheError
 from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
@@ -204,51 +200,3 @@ def failures_of(cache: Cache) -> dict[str, Failure]:
     rows = (row for table in cache.tables.values() for row in table["failed"])
     found = {row["video_id"]: Failure.from_row(row) for row in rows}
     return {video_id: failure for video_id, failure in found.items() if video_id not in cache}
-
-
-@contextmanager
-def lease(cache: Path) -> Iterator[None]:
-    """Hold the cache for writing. Raises CacheError where another process holds it.
-
-    The system's own file lock: it goes with the process that took it, however that ends.
-    """
-    path = cache / "lock"
-    handle = _locked(path)
-    try:
-        handle.truncate(0)
-        handle.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        handle.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        handle.close()
-
-
-def _locked(path: Path) -> TextIO:
-    while True:
-        handle = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CacheError(f"{path}: {_holder(handle)} is writing this cache; wait for it to end") from None
-        except OSError as error:  # some network file systems
-            logger.warning("%s: no locks here (%s); see that only one extractor writes", path, error.strerror)
-            return handle
-        if _is_at(handle, path):
-            return handle
-        handle.close()  # whoever held it has just removed it
-
-
-def _holder(handle: TextIO) -> str:
-    handle.seek(0)
-    with handle, suppress(ValueError, KeyError):
-        holder = json.loads(handle.read())
-        return f"process {holder['pid']} on {holder['host']}"
-    return "another process"
-
-
-def _is_at(handle: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.ledger import Failure, Plan, Staging, failures_of, lease
+from pipeline.ledger import Failure, Plan, Staging, failures_of
 from unloc.data.audit import audit_cache
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import (
@@ -19,6 +19,7 @@ from unloc.data.cache_writer import (
     write_text_shard,
     write_video_shard,
 )
+from unloc.data.lease import lease
 from unloc.errors import CacheError, FingerprintError, InputError
 
 TEXTS_PER_SHARD = 20_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import google_crc32c
 
 from pipeline.extract import ExtractOptions, Progress, Summary, extract
-from pipeline.ledger import Failure, Plan, Staging, lease
+from pipeline.ledger import Failure, Plan, Staging
 from unloc.data.audit import Audit, Damage
 from unloc.data.cache import CHECKSUM_KEY, Cache, open_cache, read_attributes
 from unloc.data.cache_writer import (
@@ -28,6 +28,7 @@ from unloc.data.cache_writer import (
     write_checked,
     write_text_shard,
 )
+from unloc.data.lease import lease
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.inference.encode import EncodeConfig, Encoder

@@ -280,6 +280,8 @@ class TrainConfig:
     """Videos (TAL, AS) or queries (MR, HD) per step, over all processes."""
     eval_every_epochs: float = 1.0
     """Validation interval."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint at least this often, beside those of the validations."""
     ema_decay: float = 0.0
     """Exponential moving average of the weights, used for evaluation; 0: off (official)."""
     negatives: str = "batch"
@@ -297,6 +299,7 @@ class TrainConfig:
         one_of("train", "precision", self.precision, ("auto", "fp32", "bf16"))
         above_zero("train", "epochs", self.epochs)
         above_zero("train", "eval_every_epochs", self.eval_every_epochs)
+        above_zero("train", "checkpoint_minutes", self.checkpoint_minutes)
         between("train", "epochs", self.epochs, 0.0, MAX_EPOCHS)
         between("train", "batch_size", self.batch_size, 1, 1_000_000)
         between("train", "ema_decay", self.ema_decay, 0.0, 0.99999)

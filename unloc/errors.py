@@ -10,7 +10,9 @@
     ├── TowerError        (RuntimeError)        a tower that cannot be built or whose weights cannot be had
     ├── CacheError        (RuntimeError)        a cache that is broken or locked
     │   └── FingerprintError                    a cache made by another tower or another preprocessing
-    └── CoverageError     (RuntimeError)        a job that ended with more failures than its coverage allows
+    ├── CoverageError     (RuntimeError)        a job that ended with more failures than its coverage allows
+    ├── DivergedError     (RuntimeError)        a training whose loss, gradient or weights are no longer finite
+    └── StoppedError      (RuntimeError)        a job that was told to stop and can be resumed
 
 A message says what, where, what was got, what was expected and what to do, on one line.
 The command line prints it without a traceback and exits with code 2 (`--debug` shows the traceback).
@@ -75,3 +77,11 @@ class FingerprintError(CacheError):
 
 class CoverageError(UnlocError, RuntimeError):
     """A job that ended with more failures than the stated coverage allows."""
+
+
+class DivergedError(UnlocError, RuntimeError):
+    """A training whose loss, gradient, weights or outputs are no longer finite."""
+
+
+class StoppedError(UnlocError, RuntimeError):
+    """A job that was told to stop (SIGTERM) and can be resumed."""

@@ -14,9 +14,10 @@ import torch
 from pipeline import decode_child
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
-from pipeline.ledger import Ledger, lease
+from pipeline.ledger import Ledger
 from pipeline.verify import broken_videos, describe
 from unloc.data.cache import open_cache
+from unloc.data.lease import lease
 from unloc.errors import CacheError, CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.model.towers import Tower

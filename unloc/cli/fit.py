@@ -22,6 +22,9 @@ def fit(
     cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
     work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    change_optim: Annotated[
+        bool, typer.Option("--change-optim", help="With --resume: take this command's optim.* from here on; recorded.")
+    ] = False,
     init: Annotated[
         str | None,
         typer.Option("--init", help="Run whose weights to start from, where they fit; toy: the one shipped."),
@@ -59,6 +62,7 @@ def fit(
             device=device,
             threads=threads,
             init=_start(init, resolved.task),
+            change_optim=change_optim,
             on_step=on_step,
         )
     typer.echo(

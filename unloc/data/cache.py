@@ -171,10 +171,14 @@ class Cache:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, video_id: str) -> CachedVideo:
+    def row(self, video_id: str) -> dict:
+        """The row of a video by any of its ids. Raises MissingError where it is not cached."""
         if video_id not in self:
             raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
-        row = self.rows.get(video_id) or self.rows[self.aliases[video_id]]
+        return self.rows.get(video_id) or self.rows[self.aliases[video_id]]
+
+    def __getitem__(self, video_id: str) -> CachedVideo:
+        row = self.row(video_id)
         return CachedVideo(from_stored(self.stored_tokens(row), self.dtype).swapaxes(0, 1), self._times_of(row), row)
 
     def stored_tokens(self, row: dict) -> np.ndarray:

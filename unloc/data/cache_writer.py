@@ -1,5 +1,6 @@
 """Writing a cache: a new one with its fingerprint, shards of videos, shards of texts; each appears in one rename."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -118,12 +119,28 @@ def _with_checksum(text: str) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file under a temporary name of this process, flush it to disk, rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     flush(path.parent)
+
+
+@contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """A full disk is said in one line: CacheError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            words = "no space left; what is finished is kept: free some, run the same again (fit: with --resume)"
+            raise CacheError(f"{path}: {words}") from error
+        raise
 
 
 def write_video_shard(path: Path, name: str, videos: Sequence[VideoTokens], failed: Sequence[dict], dtype: str) -> None:

@@ -8,16 +8,17 @@ replaced in one step each, so a kill at any moment leaves both pointing at whole
 `best` ahead: resuming goes on from there. Folders that no link names are deleted.
 """
 
+import io
 import json
 import pickle
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from unloc.data.cache_writer import flush
+from unloc.data.cache_writer import flush, write_atomically
 from unloc.errors import InputError
 from unloc.inference.load import CheckpointInfo
 
@@ -25,24 +26,42 @@ NAMES = ("best", "last")  # in this order: with `last` a step is done
 
 
 def save_checkpoint(run: Path, info: CheckpointInfo, weights: dict[str, Tensor], state: dict, *, is_best: bool) -> Path:
-    """Write a checkpoint and point `last` at it, and `best`. `weights` is what predicts, `state` what resumes."""
-    folder = run / "checkpoints" / f"step-{info.step:08d}"
+    """Write a checkpoint and point `last` at it, and `best`. `weights` is what predicts, `state` what resumes.
+
+    The step that `last` names has these weights already, from before their validation: only its metrics are new.
+    """
+    links = run / "checkpoints"
+    folder, described = links / f"step-{info.step:08d}", json.dumps(info.to_dict(), indent=1)
+    links.mkdir(parents=True, exist_ok=True)
+    if folder.name in _named(links):
+        write_atomically(folder / "checkpoint.json", described)
+    else:
+        try:
+            _write_folder(folder, described, weights, state)
+        except OSError:
+            _delete_unnamed(links)  # half a checkpoint may be what fills the disk
+            raise
+    for name in NAMES if is_best else NAMES[1:]:
+        _point(links / name, folder.name)
+    _delete_unnamed(links)
+    return folder
+
+
+def _write_folder(folder: Path, described: str, weights: dict[str, Tensor], state: dict) -> None:
     temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in weights.items()}, temporary / "model.safetensors"
-    )
-    torch.save(state, temporary / "state.pt")
-    (temporary / "checkpoint.json").write_text(json.dumps(info.to_dict(), indent=1), encoding="utf-8")
+    for rest in (temporary, folder):  # of a killed run: no link names them
+        shutil.rmtree(rest, ignore_errors=True)
+    temporary.mkdir()
+    on_cpu = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    # As bytes: the libraries' own writers hide which error of the disk it was.
+    (temporary / "model.safetensors").write_bytes(save(on_cpu))
+    held = io.BytesIO()
+    torch.save(state, held)
+    (temporary / "state.pt").write_bytes(held.getbuffer())
+    (temporary / "checkpoint.json").write_text(described, encoding="utf-8")
     for item in [*temporary.iterdir(), temporary]:
         flush(item)
-    shutil.rmtree(folder, ignore_errors=True)  # what no link names: a rest of a killed run
     temporary.rename(folder)
-    for name in NAMES if is_best else NAMES[1:]:
-        _point(run / "checkpoints" / name, folder.name)
-    _delete_unnamed(run / "checkpoints")
-    return folder
 
 
 def _point(link: Path, target: str) -> None:
@@ -53,8 +72,12 @@ def _point(link: Path, target: str) -> None:
     flush(link.parent)
 
 
+def _named(folder: Path) -> set[str]:
+    return {link.readlink().name for link in folder.iterdir() if link.is_symlink()}
+
+
 def _delete_unnamed(folder: Path) -> None:
-    named = {link.readlink().name for link in folder.iterdir() if link.is_symlink()}
+    named = _named(folder)
     for item in folder.iterdir():
         stale = item.is_dir() and not item.is_symlink() and item.name not in named
         if stale and item.name.startswith(("step-", ".step-")):

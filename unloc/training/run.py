@@ -1,5 +1,6 @@
 """A run folder: what it holds, how it starts, how it goes on (interface: `Run folder`)."""
 
+import hashlib
 import json
 import logging
 import os
@@ -8,17 +9,19 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
 
-from unloc.config import Recipe, dump_recipe
+from unloc.config import Recipe, dump_recipe, load_recipe
 from unloc.data.cache import open_cache
-from unloc.data.cache_writer import write_atomically
-from unloc.data.schema import Manifest, load_manifest
-from unloc.errors import ConfigError, FingerprintError, InputError, MissingError
+from unloc.data.cache_writer import disk_errors, write_atomically
+from unloc.data.lease import LOCK, lease
+from unloc.data.schema import Manifest, load_manifest, manifest_rows
+from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import load_model, require_same_cache
 from unloc.tasks import task_named
@@ -40,35 +43,107 @@ def fit_recipe(
     device: str = "auto",
     threads: int = 0,
     init: Path | None = None,
+    change_optim: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> dict[str, float]:
     """Train a recipe into a run folder; returns the last validation metrics.
 
     `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
-    pretrained UnLoc.
+    pretrained UnLoc. `change_optim` lets a resumed run go on with other values of `optim` than it was started with;
+    env.json records from which step on.
 
-    Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, ConfigError where a
-    resumed run was started with another recipe.
+    Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, or a resumed run was
+    started on other data; ConfigError where it was started with another recipe; CacheError where another process
+    trains into the folder, or the disk is full.
     """
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
     require_data(loaded, recipe)
     require_cache_of(recipe, opened.fingerprint, cache)
-    require_folder(run, recipe, resume=resume, overwrite=overwrite)
-    with _logged() as log_to:
+    asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
+    require_folder(run, recipe, **asked)
+    with disk_errors(run), _held(run), _logged() as log_to:
+        changes = require_folder(run, recipe, **asked)  # again, now that nobody else writes here
         if resume and (run / "checkpoints").is_dir():
             require_same_cache(_noted(run, "cache.json"), opened.fingerprint, cache)
         # All that can be wrong is found before anything is written, or deleted by overwrite.
         trainer = Trainer(recipe, loaded, opened, run, device=device_, on_step=on_step)
         require_full_batch(recipe, len(trainer.examples))
-        if not (resume and trainer.resume()):
-            init = init or _noted_init(run, resume)
+        used = described(device_, recipe.train.precision) | {"threads": torch.get_num_threads()}
+        noted = environment(recipe.train.seed) | used | {"data": data_hashes(trainer), "changes": []}
+        before = _noted(run, "env.json") if resume else {}
+        if resume:
+            require_same_data(run, before, noted)
+            _tell_differences(before, used)
+            init = init or (Path(before["init"]) if before.get("init") else None)
+        if resume and trainer.resume():
+            if changes:
+                noted = before | {"changes": _with_change(before, trainer.step, changes)}
+                write_atomically(run / "env.json", json.dumps(noted, indent=1))
+                write_atomically(run / "recipe.yaml", dump_recipe(recipe))
+        else:
             if init is not None:
                 start_from(trainer, init)
-            make_folder(run, recipe, opened.fingerprint, init, device_, overwrite=overwrite)
+            noted |= {"init": str(init) if init is not None else None, "changes": _with_change(before, 0, changes)}
+            make_folder(run, recipe, opened.fingerprint, noted, overwrite=overwrite)
         log_to(run / "log.txt")
-        return trainer.fit()
+        try:
+            return trainer.fit()
+        except UnlocError as error:
+            logger.info("ended: %s", error)
+            raise
+
+
+def data_hashes(trainer: Trainer) -> dict[str, str]:
+    """sha256 of the annotations that a run trains and validates on, and of the cached videos among them."""
+    parts = [part for part in (trainer.train_manifest, trainer.val_manifest) if part is not None]
+    rows = [[part.classes, list(manifest_rows(part))] for part in parts]
+    ids = [video_id for part in parts for video_id in part.videos["video_id"] if video_id in trainer.cache]
+    videos = [(video_id, trainer.cache.row(video_id).get("tokens_sha256")) for video_id in ids]
+    return {
+        key: hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        for key, values in (("manifest_sha256", rows), ("videos_sha256", videos))
+    }
+
+
+def require_same_data(run: Path, before: dict, now: dict) -> None:
+    """Raise InputError where a resumed run was started on other annotations or videos."""
+    words = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos or tokens (--cache)"}
+    differing = [
+        words[key] for key, value in before.get("data", {}).items() if key in words and now["data"][key] != value
+    ]
+    if differing:
+        raise InputError(
+            f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on these "
+            f"with --init {run}"
+        )
+
+
+def _tell_differences(before: dict, used: dict) -> None:
+    """Another device, precision or number of threads may change the last bits of what follows."""
+    for key, value in used.items():
+        if key in before and before[key] != value:
+            logger.warning("%s: the run was started with %s, now %s: its bits may differ", key, before[key], value)
+
+
+def _with_change(noted: dict, step: int, changes: dict[str, list]) -> list[dict]:
+    """The changes of recipe that a run has on record, and this one: from which step on, each key before and after."""
+    before, change = noted.get("changes", []), {"step": step, "changed": changes}
+    return before if not changes or change in before else [*before, change]
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
+    """The run folder for this process alone; one that stays empty is removed again."""
+    is_new = not run.exists()
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with lease(run, "training into this run folder"):
+            yield
+    finally:
+        if is_new and not any(run.iterdir()):
+            run.rmdir()
 
 
 def require_data(manifest: Manifest, recipe: Recipe) -> None:
@@ -172,23 +247,25 @@ def _shortened(items: list[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Raise InputError unless the folder may become a run, be gone on with or be deleted; nothing is touched."""
+def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool, change_optim: bool) -> dict[str, list]:
+    """Raise InputError unless the folder may become a run, be gone on with or be deleted; nothing is touched.
+
+    Returns which values of the recipe a resumed run changes: key to (before, now).
+    """
     stated = run / "recipe.yaml"
     if resume and overwrite:
         raise InputError("--resume and --overwrite: one goes on with the run, the other deletes it; give one")
+    if change_optim and not resume:
+        raise InputError("--change-optim: belongs to --resume; a new run takes optim.* as it is given")
     if resume:
         if not stated.is_file():
             raise InputError(f"{run}: nothing to resume (no recipe.yaml here); start without --resume")
-        if stated.read_text(encoding="utf-8") != dump_recipe(recipe):
-            raise ConfigError(
-                f"{run}: was started with another recipe (see recipe.yaml); resume with the same overrides"
-            )
-        return
+        return _changes(run, load_recipe(str(stated)), recipe, change_optim)
     if run.exists() and not run.is_dir():
         raise InputError(f"--work-dir {run}: is a file; expected a folder to write")
     # Only what is a run is written to or deleted: a mistyped --work-dir must not cost a folder of videos.
-    items = [item.name for item in run.iterdir() if not item.name.endswith(".part")] if run.exists() else []
+    names = [item.name for item in run.iterdir()] if run.exists() else []
+    items = [name for name in names if name != LOCK and not name.endswith(".part")]
     if items and not {"recipe.yaml", "env.json"} & set(items):
         raise InputError(
             f"{run}: not empty and not a run folder (no recipe.yaml); nothing was touched, give a new folder"
@@ -196,18 +273,39 @@ def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) 
     # Without these it stopped before its first step: nothing is lost by starting again.
     if stated.exists() and {"metrics.jsonl", "checkpoints"} & set(items) and not overwrite:
         raise InputError(f"{run}: holds a run already; --resume goes on with it, --overwrite deletes it")
+    return {}
 
 
-def make_folder(
-    run: Path, recipe: Recipe, fingerprint: dict, init: Path | None, device: torch.device, *, overwrite: bool
-) -> None:
+def _changes(run: Path, before: Recipe, now: Recipe, change_optim: bool) -> dict[str, list]:
+    one, other = (_flat(asdict(recipe)) for recipe in (before, now))
+    changes = {key: [one[key], other[key]] for key in one if key != "name" and one[key] != other[key]}
+    refused = [
+        key
+        for key in changes
+        if key != "train.checkpoint_minutes" and not (change_optim and key.startswith("optim.") and key != "optim.name")
+    ]
+    if refused:
+        words = "; ".join(f"{key}: run {one[key]}, now {other[key]}" for key in refused)
+        changeable = all(key.startswith("optim.") and key != "optim.name" for key in refused)
+        way_out = "or take these from here on with --change-optim" if changeable else "or start a new run with --init"
+        raise ConfigError(f"{run}: was started with another recipe ({words}); resume with the same values, {way_out}")
+    return changes
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested dictionaries with dotted keys."""
+    found = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def make_folder(run: Path, recipe: Recipe, fingerprint: dict, noted: dict, *, overwrite: bool) -> None:
     """The folder with what describes the run; what was there goes, by overwrite, its recipe last."""
-    if run.exists() and overwrite:
+    if overwrite:
         for item in sorted(run.iterdir(), key=lambda item: item.name == "recipe.yaml"):
-            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-    run.mkdir(parents=True, exist_ok=True)
-    used = described(device, recipe.train.precision) | {"threads": torch.get_num_threads()}
-    noted = environment(recipe.train.seed) | used | {"init": str(init) if init is not None else None}
+            if item.name != LOCK:
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     write_atomically(run / "env.json", json.dumps(noted, indent=1))
     write_atomically(run / "cache.json", json.dumps(fingerprint, indent=1))
     write_atomically(run / "recipe.yaml", dump_recipe(recipe))
@@ -219,12 +317,6 @@ def _noted(run: Path, name: str) -> dict:
         return json.loads((run / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{run / name}: gone or damaged; start again with --overwrite") from None
-
-
-def _noted_init(run: Path, resume: bool) -> Path | None:
-    """Where a run began that was killed before its first checkpoint."""
-    stated = _noted(run, "env.json").get("init") if resume else None
-    return Path(stated) if stated else None
 
 
 def environment(seed: int) -> dict:
@@ -254,13 +346,21 @@ def _revision() -> str | None:
     return done.stdout.strip() or None
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose disk errors are raised: logging itself prints their traceback and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Raise the error at hand."""
+        raise
+
+
 @contextmanager
 def _logged() -> Iterator[Callable[[Path], None]]:
     """Keep what unloc logs; gives what names the file, which has it all from then on."""
     held, root, files = MemoryHandler(1000, logging.CRITICAL + 1), logging.getLogger("unloc"), []
 
     def log_to(path: Path) -> None:
-        files.append(logging.FileHandler(path, encoding="utf-8"))
+        files.append(_LogFile(path, encoding="utf-8"))
         files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         held.setTarget(files[0])
         held.flush()

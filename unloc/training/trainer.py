@@ -2,8 +2,13 @@
 
 import json
 import logging
+import math
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +22,7 @@ from unloc.data.cache_writer import write_atomically
 from unloc.data.collate import Batch, choose_classes, collate, collate_class_pairs
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.schema import Manifest
-from unloc.errors import InputError
+from unloc.errors import DivergedError, InputError, StoppedError
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo, build_model
 from unloc.inference.texts import ClassTexts
@@ -99,11 +104,14 @@ class Trainer:
         self.model = build_model(self.info).to(self.device)
         self.averaged = self._averaged_model()
         self.optimizer = build_optimizer(self.model, recipe.optim)
-        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.peak_rates = [group["lr"] for group in self._groups]
         self.steps_per_epoch = len(self._batches(0))
         self.total_steps = max(1, round(recipe.train.epochs * self.steps_per_epoch))
         self.factor = lr_factor(recipe.optim, self.steps_per_epoch, self.total_steps)
-        self.step, self.best = 0, float("-inf")
+        self.step = self.validated = 0
+        self.best, self.best_step, self.metrics = float("-inf"), -1, {}
+        self.saved: tuple[int, int] | None = None
+        """Step, and step of the last validation, of the last checkpoint."""
 
     def _describe(self, manifest: Manifest) -> CheckpointInfo:
         example = self.examples.example(0)
@@ -135,44 +143,89 @@ class Trainer:
         self.averaged = self._averaged_model()
 
     def resume(self) -> bool:
-        """Go on from the last checkpoint exactly as if the run had not been interrupted; False where there is none."""
+        """Go on from the last checkpoint exactly as if the run had not been interrupted; False where there is none.
+
+        Rates, decay and momentum are those of the recipe, which may have changed since.
+        """
         state = load_state(self.run)
         if state is None:
             return False
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        of_recipe = [{key: value for key, value in group.items() if key != "params"} for group in self._groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self._groups, of_recipe, strict=True):
+            group.update(values)
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.best_step = state["step"], state["best"], state.get("best_step", -1)
+        self.validated, self.metrics = state.get("validated", self.step), state.get("metrics", {})
+        self.saved = self.step, self.validated
         return True
+
+    @property
+    def _groups(self) -> list[dict]:
+        return self.optimizer.param_groups
 
     def _state(self) -> dict:
         return {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged is not None else {},
             "optimizer": self.optimizer.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            **({"cuda_rng": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}),
+            **self.rng,
             "step": self.step,
             "best": self.best,
+            "best_step": self.best_step,
+            "validated": self.validated,
+            "metrics": self.metrics,
         }
 
+    def _rng(self) -> dict[str, torch.Tensor]:
+        of_gpu = {"cuda_rng": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"torch_rng": torch.get_rng_state(), **of_gpu}
+
     def fit(self) -> dict[str, float]:
-        """Train to the end; returns the best validation metrics (the last losses where there is no validation)."""
+        """Train to the end; returns the last validation metrics (none without a validation split).
+
+        A checkpoint is written at the start, after each validation and every `train.checkpoint_minutes`, once the loss
+        and gradient of the next batch are known to be finite, so that a run that diverges keeps a good one; and on
+        SIGTERM. Raises DivergedError where loss or gradient is not finite, before the optimizer's step, and
+        StoppedError on SIGTERM.
+        """
+        self.rng, self.saved_at, started, first_step = self._rng(), time.monotonic(), time.perf_counter(), self.step
+        with MetricsLog(self.run, self.step, self.validated) as log, StopSignal() as stop:
+            try:
+                batches = self._remaining_batches()
+                while True:
+                    if self._is_validation_due():
+                        with stop.at_once():
+                            self._validate(log)
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    losses = self._gradients(batch)
+                    if self._is_checkpoint_due():
+                        self._save()
+                    stop.check()
+                    self._update()
+                    self._report(losses, (self.step - first_step) / (time.perf_counter() - started), log)
+                self._save()
+            except StoppedError as error:
+                self._save()
+                raise StoppedError(
+                    f"{self.run}: {error} at step {self.step}, which is kept; --resume goes on"
+                ) from None
+        return self.metrics
+
+    def _is_validation_due(self) -> bool:
         every = max(1, round(self.recipe.train.eval_every_epochs * self.steps_per_epoch))
-        started, first_step = time.perf_counter(), self.step
-        metrics: dict[str, float] = dict(self.info.metrics)
-        with MetricsLog(self.run, self.step) as log:
-            for batch in self._remaining_batches():
-                losses = self._train_step(batch)
-                rate = (self.step - first_step) / (time.perf_counter() - started)
-                self._report(losses, rate, log)
-                if self.step % every == 0 or self.step == self.total_steps:
-                    metrics = self._checkpoint(log)
-        return metrics
+        return self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps)
+
+    def _is_checkpoint_due(self) -> bool:
+        is_new = self.validated == self.step and self.saved != (self.step, self.validated)  # also the very first
+        return is_new or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes
 
     def _remaining_batches(self) -> Iterator[Batch]:
         while self.step < self.total_steps:
@@ -194,31 +247,43 @@ class Trainer:
         classes = np.stack([choose_classes(found, len(class_texts[0]), count, rng) for found in present])
         return collate_class_pairs(examples, class_texts, classes)
 
-    def _train_step(self, batch: Batch) -> Losses:
+    def _gradients(self, batch: Batch) -> Losses:
+        """Losses of a batch, their clipped gradients in the parameters; nothing else has changed."""
         self.model.train()
-        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            group["lr"] = peak * self.factor(self.step)
         with computing(self.device, self.recipe.train.precision):
             losses = compute_losses(self.model, batch.to(self.device), self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        clip_gradients(self.model, self.recipe.optim.clip_norm)
+        norm, loss = clip_gradients(self.model, self.recipe.optim.clip_norm), float(losses.total.detach())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
+            raise self._diverged(
+                f"loss {loss}, gradient norm {norm} after step {self.step}, in the batch of videos {ids}"
+            )
+        return losses
+
+    def _diverged(self, what: str) -> DivergedError:
+        if self.saved is None:
+            way_out = "nothing was trained yet: check the cache with `unloc cache verify`, the manifest and --init"
+        else:
+            way_out = (
+                f"the checkpoint of step {self.saved[0]} is good: go on from it with --resume --change-optim and a "
+                f"lower optim.lr (now {self.recipe.optim.lr})"
+            )
+        return DivergedError(f"{self.run}: training diverged: {what}; {way_out}")
+
+    def _update(self) -> None:
+        for group, peak in zip(self._groups, self.peak_rates, strict=True):
+            group["lr"] = peak * self.factor(self.step)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self.step += 1
-        return losses
+        self.rng = self._rng()
 
     def _report(self, losses: Losses, rate: float, log: "MetricsLog") -> None:
         values = {key: float(value.detach()) for key, value in losses.parts.items()}
-        total = float(losses.total.detach())
-        if not np.isfinite(total):
-            raise InputError(
-                f"{self.run}: loss is {total} at step {self.step}; the last checkpoint is kept: lower optim.lr "
-                f"(now {self.recipe.optim.lr}) or check the cache with `unloc cache verify`"
-            )
-        epoch = self.step / self.steps_per_epoch
-        lr = self.optimizer.param_groups[0]["lr"]
+        total, epoch, lr = float(losses.total.detach()), self.step / self.steps_per_epoch, self._groups[0]["lr"]
         log.write("train", self.step, {"epoch": epoch, "loss": total, "lr": lr, **values})
         self.on_step(
             Progress(
@@ -226,19 +291,66 @@ class Trainer:
             )
         )
 
-    def _checkpoint(self, log: "MetricsLog") -> dict[str, float]:
+    def _validate(self, log: "MetricsLog") -> None:
         metrics: dict[str, float] = {}
         if self.val_manifest is not None:
             metrics = validate(self.predictor, self.info, self.val_manifest, self.cache)
             log.write("val", self.step, metrics)
+        metrics = {key: float(value) for key, value in metrics.items()}
         score = metrics.get(self.task.headline, float(self.step))
-        is_best = score > self.best
-        self.best = max(self.best, score)
-        info = replace(self.info, step=self.step, metrics=metrics)
-        save_checkpoint(self.run, info, self.predictor.state_dict(), self._state(), is_best=is_best)
+        if score > self.best:
+            self.best, self.best_step = score, self.step
+        self.metrics, self.validated = metrics, self.step
         shown = ", ".join(f"{key} {value:.2f}" for key, value in list(metrics.items())[:4])
         logger.info("step %d/%d: %s (best %s %.2f)", self.step, self.total_steps, shown, self.task.headline, self.best)
-        return metrics
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step, unless there is one. Raises DivergedError where a weight is not finite."""
+        if self.saved == (self.step, self.validated):
+            return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged(f"a weight is not finite after step {self.step}")
+        info = replace(self.info, step=self.step, metrics=self.metrics if self.validated == self.step else {})
+        is_best = self.best_step == self.step
+        save_checkpoint(self.run, info, self.predictor.state_dict(), self._state(), is_best=is_best)
+        self.saved, self.saved_at = (self.step, self.validated), time.monotonic()
+
+
+class StopSignal:
+    """SIGTERM ends the loop where `check` stands or, within `at_once`, wherever it is: with a StoppedError."""
+
+    def __init__(self) -> None:
+        self._requested = self._at_once = False
+
+    def __enter__(self) -> "StopSignal":
+        self._is_main = threading.current_thread() is threading.main_thread()  # others are told no signals
+        self._before = signal.signal(signal.SIGTERM, self._note) if self._is_main else None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._is_main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *signal_and_frame: object) -> None:
+        self._requested = True
+        if self._at_once:
+            self.check()
+
+    def check(self) -> None:
+        """Raise StoppedError where SIGTERM came."""
+        if self._requested:
+            self._at_once = False
+            raise StoppedError("stopped by SIGTERM")
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what changes nothing and may take long."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
 
 
 def require_task(manifest: Manifest, task: str) -> None:
@@ -251,16 +363,19 @@ def require_task(manifest: Manifest, task: str) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard where it is installed (extra `track`); rows of steps to come are taken out."""
+    """metrics.jsonl, and TensorBoard where it is installed (extra `track`).
 
-    def __init__(self, run: Path, step: int) -> None:
-        self.run, self.step = run, step
+    Rows of steps and validations to come, which a killed run left behind, are taken out.
+    """
+
+    def __init__(self, run: Path, step: int, validated: int) -> None:
+        self.run, self.step, self.validated = run, step, validated
 
     def __enter__(self) -> "MetricsLog":
         path = self.run / "metrics.jsonl"
-        if path.is_file():  # a killed run went on after its last checkpoint; those steps are done again
+        if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            write_atomically(path, "".join(line for line in lines if _is_row_until(self.step, line)))
+            write_atomically(path, "".join(line for line in lines if self._is_done(line)))
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(self.run, self.step)
         return self
@@ -270,26 +385,55 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
+    def _is_done(self, line: str) -> bool:
+        try:
+            row = json.loads(line)
+            return row["step"] <= (self.validated if row["kind"] == "val" else self.step)
+        except (ValueError, KeyError, TypeError):  # half a line
+            return False
+
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One row of kind train or val."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(f"{kind}/{key}", value, step)
+            self._board.write(kind, step, values)
 
 
-def _is_row_until(step: int, line: str) -> bool:
+def _tensorboard(run: Path, step: int) -> "BoardFile | None":
     try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):  # half a line
-        return False
-
-
-def _tensorboard(run: Path, step: int) -> object | None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
+        return BoardFile(run / "tensorboard", step)
     except ImportError:
         logger.info("tensorboard is not installed (extra `track`): metrics go to metrics.jsonl only")
         return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+
+class BoardFile:
+    """TensorBoard's event file, written in this thread: its own writer reports a full disk from another one."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(exist_ok=True)
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        # The steps to come are done again: TensorBoard drops what it has of them.
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def _write(self, event: "Event") -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """The values of one step, below `kind`."""
+        scalars = [self._summary.Value(tag=f"{kind}/{key}", simple_value=value) for key, value in values.items()]
+        self._write(self._event(step=step, summary=self._summary(value=scalars)))
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
