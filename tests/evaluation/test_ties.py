@@ -63,5 +63,5 @@ def test_spans_stand_in_the_report_where_scores_tie_and_nowhere_else():
     report = evaluate("mr", tied, manifest, "test")
     assert report["tie_spans"]["R1@0.5"] == [0.0, 100.0] and "R5@0.5" not in report["tie_spans"]
     assert evaluate("mr", [moments([[0, 10, 0.5], [50, 60, 0.4]])], manifest, "test")["tie_spans"] == {}
-    for protocol in set(retrieval.PROTOCOLS) - {"default", "raw"} | {"moment_detr"}:
+    for protocol in set(retrieval.PROTOCOLS) - {"default", "raw"}:
         assert evaluate("mr", tied, manifest, "test", protocol=protocol)["tie_spans"] == {}

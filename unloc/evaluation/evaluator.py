@@ -22,7 +22,7 @@ from unloc.evaluation.ties import tie_spans
 Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
 TASK_PROTOCOLS = {
     "tal": tuple(DETECTION_PROTOCOLS),
-    "mr": (*retrieval.PROTOCOLS, "moment_detr", "lighthouse", "lighthouse-raw"),
+    "mr": tuple(retrieval.PROTOCOLS),
     "hd": ("moment_detr",),
     "as": tuple(segmentation.PROTOCOLS),
 }
@@ -30,13 +30,13 @@ LATER_FIRST = "of equal scores the later entry of the file goes first"
 TIE_RULES = {
     **dict.fromkeys(DETECTION_PROTOCOLS, LATER_FIRST),
     **{
-        name: LATER_FIRST if rules.nms_overlap is None else "the order of the file counts, not the score"
+        name: LATER_FIRST if rules.by_score else "the order of the file counts, not the score"
         for name, rules in retrieval.PROTOCOLS.items()
     },
     **dict.fromkeys(
         ("moment_detr", "lighthouse", "lighthouse-raw"),
-        "MR-: of equal scores the earlier entry goes first; HL-: of equal clips the first is the best, AP takes ties "
-        f"as one; the others: {LATER_FIRST}",
+        "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the earlier "
+        "entry goes first; HL-: of equal clips the first is the best, AP takes ties as one",
     ),
 }
 FRAME_TIE_RULE = "mAP takes frames of equal score as one step; accuracy takes the labels of the file"
@@ -101,17 +101,12 @@ def checked_protocol(task: str, manifest: Manifest, protocol: str | None) -> str
 
 
 def query_values(task: str, predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str) -> QueryValues:
-    """Metrics of mr and hd for every query.
-
-    By moment_detr and lighthouse the official names stand beside the common ones, which are then those of `raw`.
-    """
-    if protocol in retrieval.PROTOCOLS:
-        return retrieval.retrieval_values(predictions, manifest, protocol)
-    clamp = protocol == "lighthouse"
-    values = retrieval.retrieval_values(predictions, manifest, "default" if clamp else "raw")
+    """Metrics of mr and hd for every query; by moment_detr and lighthouse the official names beside the common ones."""
+    values = retrieval.retrieval_values(predictions, manifest, protocol)
     if protocol == "moment_detr":
         values = values.joined(qvhighlights_values(predictions, manifest))
-    else:
+    elif protocol in ("lighthouse", "lighthouse-raw"):
+        clamp = protocol == "lighthouse"
         values = values.joined(qvhighlights_values(predictions, manifest, LIGHTHOUSE_RANGES, clamp=clamp))
     return values.joined(highlight_values(predictions, manifest)) if task == "hd" else values
 

@@ -12,11 +12,11 @@ import numpy as np
 from unloc.data.predictions import MomentPrediction
 from unloc.data.schema import Manifest
 from unloc.evaluation.matching import match
-from unloc.evaluation.retrieval import align, hull_ratio, truth_of
+from unloc.evaluation.retrieval import PROTOCOLS, align, hull_ratio, truth_of, within
 from unloc.evaluation.rows import QueryValues
 
 RANGES = {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
-LIGHTHOUSE_RANGES = {"full": (0.0, 1500.0)}
+LIGHTHOUSE_RANGES = {"full": PROTOCOLS["lighthouse"].lengths}
 THRESHOLDS = np.round(np.linspace(0.5, 0.95, 10), 2)
 MAX_WINDOWS = 10
 
@@ -38,7 +38,7 @@ def qvhighlights_values(
     owner, windows = _first_entries(aligned)
     values: dict[str, np.ndarray] = {}
     for name, (shortest, longest) in ranges.items():
-        kept = [_within(one, shortest, longest) for one in truth]
+        kept = [within(one, shortest, longest) for one in truth]
         answered = np.array([len(one) > 0 for one in kept], dtype=bool)[:, None]
         precision = np.where(answered, _query_precision(owner, windows, kept), np.nan)
         first = [_first_ratio(item, one) for item, one in zip(aligned, kept, strict=True)]
@@ -48,11 +48,6 @@ def qvhighlights_values(
             columns = zip(THRESHOLDS, table.T, strict=True)
             values |= {f"MR-{name}-{kind}@{threshold}": column for threshold, column in columns}
     return QueryValues(list(manifest.queries["video_id"]), values)
-
-
-def _within(windows: np.ndarray, shortest: float, longest: float) -> np.ndarray:
-    lengths = windows[:, 1] - windows[:, 0]
-    return windows[(lengths > shortest) & (lengths <= longest)]
 
 
 def _first_entries(aligned: Sequence[MomentPrediction | None]) -> tuple[np.ndarray, np.ndarray]:

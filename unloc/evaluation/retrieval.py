@@ -5,6 +5,9 @@ raw              the same with the ground truth as annotated
 2d-tan           IoU > m, the file's order with NMS at 0.5, union taken as the hull; ground truth clamped
 2d-tan-nms-0.45  the same with NMS at 0.45 (its Charades-STA pooling model)
 2d-tan-no-nms    the same without NMS
+moment_detr      IoU >= m, the file's order, union taken as the hull: R1 is the official MR-full-R1 of QVHighlights
+lighthouse       the same; ground truth clamped, of lengths in (0, 1500] seconds
+lighthouse-raw   the same with the ground truth as annotated
 
 Tie rule of the first two: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy
 sorts short lists stably. On CPUs where it does not, UnLoc's own figure is one order among many: `ties.tie_spans`.
@@ -33,8 +36,12 @@ class RetrievalProtocol:
     clamps_truth: bool = True
     exceeds: bool = False
     """Whether IoU must be above the threshold, not only reach it."""
+    by_score: bool = True
+    """Whether the best score goes first, and IoU is over the true union; else the file's order, over the hull."""
     nms_overlap: float | None = None
-    """With a number: entries in the file's order, each kept unless it overlaps a kept one by more; None: by score."""
+    """Entries that overlap an earlier kept one by more are dropped, and queries whose clamped window is reversed."""
+    lengths: tuple[float, float] | None = None
+    """(shortest, longest] ground truth in seconds that counts, as do queries that have any; None: all count."""
 
 
 PROTOCOLS = {
@@ -42,9 +49,12 @@ PROTOCOLS = {
     for protocol in (
         RetrievalProtocol(name="default"),
         RetrievalProtocol(name="raw", clamps_truth=False),
-        RetrievalProtocol(name="2d-tan", exceeds=True, nms_overlap=0.5),
-        RetrievalProtocol(name="2d-tan-nms-0.45", exceeds=True, nms_overlap=0.45),
-        RetrievalProtocol(name="2d-tan-no-nms", exceeds=True, nms_overlap=1.0),
+        RetrievalProtocol(name="2d-tan", exceeds=True, by_score=False, nms_overlap=0.5),
+        RetrievalProtocol(name="2d-tan-nms-0.45", exceeds=True, by_score=False, nms_overlap=0.45),
+        RetrievalProtocol(name="2d-tan-no-nms", exceeds=True, by_score=False, nms_overlap=1.0),
+        RetrievalProtocol(name="moment_detr", clamps_truth=False, by_score=False, lengths=(-np.inf, np.inf)),
+        RetrievalProtocol(name="lighthouse", by_score=False, lengths=(0.0, 1500.0)),
+        RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, by_score=False, lengths=(0.0, 1500.0)),
     )
 }
 
@@ -141,6 +151,8 @@ def retrieval_values(
         raise InputError(f"--protocol: got {protocol!r} for moment retrieval, expected one of {', '.join(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
     truth = truth_of(manifest, clamp=rules.clamps_truth)
+    if rules.lengths is not None:
+        truth = [within(windows, *rules.lengths) for windows in truth]
     best = np.zeros((len(truth), max(RANKS)))
     for row, (windows, prediction) in enumerate(zip(truth, align(predictions, manifest), strict=True)):
         best[row] = best_ratios(prediction, windows, rules)
@@ -157,8 +169,16 @@ def retrieval_values(
     return QueryValues(list(manifest.queries["video_id"]), values)
 
 
+def within(windows: np.ndarray, shortest: float, longest: float) -> np.ndarray:
+    """The windows (N, 2) longer than `shortest` and at most `longest` seconds."""
+    lengths = windows[:, 1] - windows[:, 0]
+    return windows[(lengths > shortest) & (lengths <= longest)]
+
+
 def _counted(truth: list[np.ndarray], rules: RetrievalProtocol) -> np.ndarray:
     """True for the queries that count: 2D-TAN's reader leaves out those whose window is reversed once it is cut."""
+    if rules.lengths is not None:
+        return np.array([len(windows) > 0 for windows in truth], dtype=bool)
     return np.array([rules.nms_overlap is None or not (w[:, 1] < w[:, 0]).any() for w in truth], dtype=bool)
 
 
@@ -167,11 +187,13 @@ def best_ratios(prediction: MomentPrediction | None, truth: np.ndarray, rules: R
     best = np.zeros(max(RANKS))
     if prediction is None or not len(prediction.windows) or not len(truth):
         return best
-    if rules.nms_overlap is None:
-        candidates, ratio = best_first(prediction.windows)[: max(RANKS)], finite_ratio
-    else:
-        candidates, ratio = _first_after_nms(prediction.windows[:, :2], rules.nms_overlap), hull_ratio
-    best[: len(candidates)] = np.fmax.reduce(ratio(candidates[:, None], truth[None]), axis=1)
+    candidates, ratio = prediction.windows[:, :2], finite_ratio if rules.by_score else hull_ratio
+    if rules.by_score:
+        candidates = best_first(prediction.windows)
+    elif rules.nms_overlap is not None:
+        candidates = _first_after_nms(candidates, rules.nms_overlap)
+    found = np.fmax.reduce(ratio(candidates[: max(RANKS), None], truth[None]), axis=1)
+    best[: len(found)] = found
     return best
 
 

@@ -17,7 +17,7 @@ def tie_spans(
     Empty for the protocols that go by the file's order. `metrics` are those under our own rule.
     """
     rules = PROTOCOLS.get(protocol)
-    if rules is None or rules.nms_overlap is not None:
+    if rules is None or not rules.by_score:
         return {}
     moved: dict[str, np.ndarray] = {}
     truth = truth_of(manifest, clamp=rules.clamps_truth)
