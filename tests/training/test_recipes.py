@@ -283,6 +283,29 @@ def test_a_recipe_that_finetunes_is_refused_on_a_cache_and_leaves_nothing(token_
     fit_recipe(recipe, manifest, cache_path, run, threads=1, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (["charades_b"], "'towers.name=made up' data.num_frames=null data.fps=2.0 towers.text=cached"),
+        (["charades_b"], "--tower ViT-B-16 --frames 128"),
+        (["synth_mr", "train.batch_size=1000"], "train.batch_size=80 or less"),
+        (["synth_mr", "optim.schedule=step"], "optim.step_epochs=["),
+        (["synth_mr", "optim.lr=fast"], "override: optim.lr"),
+        (["synth_mr", "data.num_steps=1000000000000"], "expected 1 to 65536"),
+        (["synth_mr", "--init", "toy"], "tower.name: model 'toy', cache 'made up'"),
+    ],
+)
+def test_what_cannot_be_followed_is_one_line_with_the_way_out_and_exit_code_2(
+    token_world, tmp_path, unloc, words, way_out
+):
+    manifest, cache_path = token_world
+    code, _, errors = unloc(
+        "fit", *words, "--manifest", manifest, "--cache", cache_path, "--work-dir", tmp_path / "run"
+    )
+    assert code == 2 and way_out in errors and errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_metrics_and_report_of_a_run_say_which_towers_were_cached(token_world, tmp_path):
     manifest, cache_path = token_world
     options = ["towers.name=made up", "data.num_frames=null", "towers.text=cached", "data.val_split=val"]

@@ -27,7 +27,9 @@ def fit(
     ] = False,
     init: Annotated[
         str | None,
-        typer.Option("--init", help="Run whose weights to start from, where they fit; toy: the one shipped."),
+        typer.Option(
+            "--init", help="Run whose weights to start from; heads of another task may differ. toy: the one shipped."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -181,31 +182,33 @@ def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> No
             f"towers.text_name: got {towers.text_name}, but a cache holds CLIP's text tokens only; set it to clip, or "
             "take the row of CLIP"
         )
-    named = [
-        ("tower.name", "towers.name", towers.name),
-        ("tower.pretrained", "towers.pretrained", towers.pretrained),
-        ("tower.frame_token", "towers.frame_token", towers.frame_token if "tower.frame_token" in fingerprint else ""),
+    kind = towers.frame_token if "tower.frame_token" in fingerprint else ""
+    named = [  # key of the fingerprint, override and option of extract that name it, the recipe's value
+        ("tower.name", "towers.name", "--tower", towers.name),
+        ("tower.pretrained", "towers.pretrained", "--pretrained", towers.pretrained),
+        ("tower.frame_token", "towers.frame_token", "--frame-token", kind),
     ]
     if data.num_frames is not None or data.fps is not None:
-        named += [
-            ("sampling.num_frames", "data.num_frames", data.num_frames),
-            ("sampling.fps", "data.fps", data.fps),
-        ]
-    held = [(key, option, value, fingerprint.get(key)) for key, option, value in named]
-    other = [(key, option, value, found) for key, option, value, found in held if value not in ("", found)]
-    trained = [tower for tower in ("image", "text") if getattr(towers, tower) == "finetune"]
-    if not other and not trained:
-        return
-    differing = [f"{key}: recipe {value!r}, cache {found!r}" for key, _, value, found in other]
-    differing += [
-        f"towers.{tower}: recipe 'finetune', but a cache holds the tokens of frozen towers" for tower in trained
-    ]
-    options = [f"{option}={'null' if found is None else found}" for _, option, _, found in other]
-    options += [f"towers.{tower}=cached" for tower in trained]
-    raise (FingerprintError if other else ConfigError)(
-        f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)}); extract such a cache, or train what "
-        f"lies above these tokens by adding: {' '.join(options)}"
-    )
+        named.append(("sampling.num_frames", "data.num_frames", "--frames", data.num_frames))
+        named.append(("sampling.fps", "data.fps", "--fps", data.fps))
+    differing, extracted, added = [], [], []
+    for key, override, option, value in named:
+        held = fingerprint.get(key)
+        if value not in ("", held):
+            differing.append(f"{key}: recipe {value!r}, cache {held!r}")
+            extracted += [] if value is None else [f"{option} {value}"]
+            added.append(shlex.quote(f"{override}={'null' if held is None else held}"))
+    is_other = bool(differing)
+    for tower in ("image", "text"):
+        if getattr(towers, tower) == "finetune":
+            differing.append(f"towers.{tower}: recipe 'finetune', but a cache holds the tokens of frozen towers")
+            added.append(f"towers.{tower}=cached")
+    if differing:
+        way = f"extract a cache with {' '.join(extracted)}, or " if extracted else ""
+        raise (FingerprintError if is_other else ConfigError)(
+            f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)}); {way}train what lies above these "
+            f"tokens by adding: {' '.join(added)}"
+        )
 
 
 def start_from(trainer: Trainer, init: Path) -> None:
