@@ -18,6 +18,7 @@ import av
 import numpy as np
 import torch
 
+from unloc.data.remote_video import RemoteVideo
 from unloc.data.tar_shards import VideoFile, on_disk
 from unloc.errors import VideoError
 from unloc.inference.reading import CHANGED, ReadSpec, ResizedFrame, VideoReading, file_identity, file_version
@@ -101,6 +102,9 @@ class Retried:
 class Alive:
     """The video is being read; nothing of it is ready."""
 
+    is_fetching: bool | None = None
+    """It is now fetched from its store, or no longer; None: as before."""
+
 
 Message = Opened | Frames | Ended | Broken | Retried | Alive
 
@@ -154,29 +158,27 @@ def _memory(field: str) -> int:
 def _messages(job: Job, spec: ReadSpec, on_progress: Callable[[], None]) -> Iterator[Message]:
     """All that is to say of a job. A file that changes while it is read is read again."""
     for _ in range(MAX_CHANGES):
-        identity, version = _identity(job.path), file_version(job.path)
-        last: Message
+        file, last = job.path, None
+        version, identity = file_version(file), file_identity(file)
         try:
-            with on_disk(job.path) as path:
-                reading = VideoReading(path, spec, job.path, on_progress)
+            if isinstance(file, RemoteVideo):
+                yield Alive(is_fetching=True)
+                file = file.current()
+                version, identity = file, file_identity(file)
+            with on_disk(file, on_progress) as path:
+                yield Alive(is_fetching=False)
+                reading = VideoReading(path, spec, file, on_progress)
                 yield Opened(len(reading.wanted_seconds))
                 yield from _batches(reading, on_progress)
                 last = Ended(reading.row(job.video_id), _memory("VmRSS"))
         except DECODING_ERRORS as error:
             last = Broken(*_reason(job, error), identity=identity)
-        if file_version(job.path) == version:
+        if file_version(file) == version:
             yield last
             return
         yield Retried()
     words = f"the file changed while it was decoded, {MAX_CHANGES} times; run again when it is whole"
     yield Broken(CHANGED, f"{job.path}: {words}", MAX_CHANGES, identity)
-
-
-def _identity(file: VideoFile) -> dict:
-    try:
-        return file_identity(file)
-    except OSError:
-        return {}
 
 
 def _reason(job: Job, error: Exception) -> tuple[str, str]:

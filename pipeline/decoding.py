@@ -11,7 +11,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.decode_child import Alive, Broken, Ended, Frames, Job, Message, Opened, Ready, Retried, run_child
+from pipeline.decode_child import (
+    MACHINE,
+    Alive,
+    Broken,
+    Ended,
+    Frames,
+    Job,
+    Message,
+    Opened,
+    Ready,
+    Retried,
+    run_child,
+)
 from unloc.errors import UnlocError
 from unloc.inference.reading import ReadSpec
 
@@ -99,13 +111,17 @@ class GuardedDecoder:
         return bool(self._queue)
 
     def _next_event(self, job: Job) -> Event:
-        started = time.monotonic()
+        started, is_fetching = time.monotonic(), False
         try:
             event = self._child.receive(self.limits.timeout_seconds)
             while isinstance(event, Alive):
+                is_fetching = is_fetching if event.is_fetching is None else event.is_fetching
                 event = self._child.receive(self.limits.timeout_seconds)
         except _HungError:
             self.close()
+            if is_fetching:
+                words = f"nothing came from its store for {self.limits.timeout_seconds:g} s (--timeout)"
+                return self._after_kill(job, MACHINE, words)
             words = f"its decoder made no progress for {self.limits.timeout_seconds:g} s (--timeout)"
             return self._after_kill(job, "timeout", words)
         except (EOFError, OSError):

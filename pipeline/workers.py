@@ -25,11 +25,7 @@ def id_of(result: Result) -> str:
 
 def failure_of(job: Job, reason: str, message: str, attempts: int = 1) -> Failure:
     """A failure with what tells later whether the file has changed."""
-    try:
-        identity = file_identity(job.path)
-    except OSError:
-        identity = {}
-    return Failure(job.video_id, reason, message, attempts, **identity)
+    return Failure(job.video_id, reason, message, attempts, **file_identity(job.path))
 
 
 class Assembler:

@@ -1,8 +1,11 @@
 """Which file of a folder is a video's, and what a folder lacks."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from unloc.data.locate import folder_coverage, locate_videos
+from unloc.data.locate import folder_coverage, locate_videos, video_files
 from unloc.data.schema import build_manifest, video_row
 from unloc.errors import MissingError
 
@@ -45,3 +48,56 @@ def test_a_named_file_that_is_not_there_is_missing_even_where_another_has_the_id
     (tmp_path / "a.mp4").write_bytes(b"x")
     manifest = build_manifest(name="x", tasks=("mr",), rows=[video_row("a", "t", 1, "other.mp4")])
     assert locate_videos(manifest, tmp_path) == ({}, ["a"])
+
+
+def manifest_of(**files):
+    return build_manifest(name="x", tasks=("mr",), rows=[video_row(key, "t", 1, file) for key, file in files.items()])
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """videos/real/a.mp4; videos/link → elsewhere with b.mp4; videos/real/loop → videos; videos/again → videos/real."""
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    (folder / "real").mkdir(parents=True)
+    (elsewhere / "deep").mkdir(parents=True)
+    (folder / "real" / "a.mp4").write_bytes(b"a")
+    (elsewhere / "deep" / "b.mp4").write_bytes(b"b")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "real" / "loop").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "real")
+    (folder / "nowhere").symlink_to(tmp_path / "gone")
+    return folder
+
+
+def test_links_to_folders_are_followed_and_loops_are_seen(linked):
+    wanted = manifest_of(a=None, b=None, c="link/deep/b.mp4", d="again/a.mp4", e="real/loop/real/a.mp4", f="nowhere")
+    files, missing = locate_videos(wanted, linked)
+    assert missing == ["f"] and {key: path.read_bytes() for key, path in files.items()} == {
+        "a": b"a", "b": b"b", "c": b"b", "d": b"a", "e": b"a"
+    }  # fmt: skip
+    assert [path.name for path in video_files(linked)] == ["a.mp4", "b.mp4"]
+
+
+def test_absolute_paths_inside_the_folder_are_accepted_and_others_are_not(linked, monkeypatch):
+    inside, outside = linked / "real" / "a.mp4", linked.parent / "elsewhere" / "deep" / "b.mp4"
+    wanted = manifest_of(a=str(inside), b=str(outside), c="../elsewhere/deep/b.mp4", d=str(linked / "again" / "a.mp4"))
+    for folder in (linked, linked / ".." / "videos"):
+        files, missing = locate_videos(wanted, folder)
+        assert sorted(files) == ["a", "d"] and missing == ["b", "c"]
+    monkeypatch.chdir(linked.parent)
+    assert sorted(locate_videos(wanted, Path("videos"))[0]) == ["a", "d"]
+
+
+def test_an_overlong_path_is_the_failure_of_its_video(linked, caplog):
+    wanted = manifest_of(a="real/a.mp4", b="x" * 5000 + ".mp4", c="y/" * 3000 + "c.mp4", d=str(linked / ("z" * 300)))
+    assert locate_videos(wanted, linked)[1] == ["b", "c", "d"]
+    deep, depth = os.open(linked, os.O_RDONLY), 0
+    while depth < 4300:  # deeper than a path can say
+        os.mkdir("d" * 200, dir_fd=deep)
+        deeper = os.open("d" * 200, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep, depth = deeper, depth + 201
+    os.close(os.open("deep.mp4", os.O_CREAT | os.O_WRONLY, dir_fd=deep))
+    os.close(deep)
+    assert sorted(locate_videos(manifest_of(a=None, deep=None), linked)[0]) == ["a"]
+    assert "cannot be listed" in caplog.text

@@ -5,8 +5,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-ManifestFile = Annotated[Path, Argument(help="Manifest of `unloc data convert`.")]
-VideoFolder = Annotated[Path | None, Option("--videos", help="Folder with the video files.")]
+ManifestFile = Annotated[Path, Argument(help="Manifest of `unloc data convert`: a file or a URL.")]
+VideoFolder = Annotated[
+    Path | None, Option("--videos", help="Folder with the video files, or a URL: s3://bucket/videos.")
+]
 Shards = Annotated[
     str | None, Option("--shards", help="Tar files with the videos instead: 'videos-{000..127}.tar' (unloc data pack).")
 ]

@@ -26,7 +26,7 @@ from pathlib import Path
 from unloc.data.cache import read_attributes, read_checked
 from unloc.data.cache_writer import file_checksum, write_atomically
 from unloc.data.object_store import ObjectStore
-from unloc.errors import CacheError, MissingError
+from unloc.errors import CacheError, InputError, MissingError
 
 KINDS = ("shards", "texts")
 IDENTITY, LOCK = "mirror.json", "lock"
@@ -65,6 +65,8 @@ class Mirror(Home):
     def __init__(self, url: str, folder: Path | None = None) -> None:
         super().__init__(folder or mirror_folder(url))
         self.url, self.store = url, ObjectStore(url)
+        if "/" not in self.store.root:  # a cache beside it would be another bucket
+            raise InputError(f"{url}: names no folder in a bucket; give one, such as s3://bucket/cache")
         self._sent: dict[str, str] = {}
         """crc32c of every object that is known to stand at the URL."""
         self._settled: set[str] = set()

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import fsspec
+from fsspec.callbacks import Callback
 
 from unloc.data.cache_writer import file_checksum
 from unloc.errors import CacheError, InputError, MissingError
@@ -26,7 +27,7 @@ class ObjectStore:
     """The objects below a URL, by their name relative to it."""
 
     def __init__(self, url: str) -> None:
-        """Raises InputError where there is no such kind of store, what it needs is not installed, or it is a bucket."""
+        """Raises InputError where there is no such kind of store, or what it needs is not installed."""
         self.url = url
         try:
             self.store, root = fsspec.core.url_to_fs(url)
@@ -34,18 +35,20 @@ class ObjectStore:
             hint = "; it needs: pip install 'unloc[s3]'" if url.startswith("s3:") else ""
             raise InputError(f"{url}: {_on_one_line(error)}{hint}") from None
         self.root = root.rstrip("/")
-        if "/" not in self.root:  # a cache beside it would be another bucket
-            raise InputError(f"{url}: names no folder in a bucket; give one, such as s3://bucket/cache")
         self._passing, self._final = _store_errors()
 
     def sizes(self) -> dict[str, int]:
         """Every object with its bytes."""
+        return {name: info["size"] for name, info in self.infos().items()}
 
-        def find() -> dict[str, int]:
+    def infos(self) -> dict[str, dict]:
+        """Every object with what the store says of it."""
+
+        def find() -> dict[str, dict]:
             self.store.invalidate_cache()
             start = f"{self.root.lstrip('/')}/"
-            found = {name.lstrip("/"): stat["size"] for name, stat in self.store.find(self.root, detail=True).items()}
-            return {name.removeprefix(start): size for name, size in found.items() if name.startswith(start)}
+            found = {name.lstrip("/"): info for name, info in self.store.find(self.root, detail=True).items()}
+            return {name.removeprefix(start): info for name, info in found.items() if name.startswith(start)}
 
         try:
             return self._try(find, "")
@@ -54,7 +57,28 @@ class ObjectStore:
 
     def read(self, name: str) -> bytes:
         """The bytes of an object. Raises FileNotFoundError where it is not there."""
-        return self._try(lambda: self.store.cat_file(self._key(name)), name)
+        return self._try(lambda: self.store.cat_file(self.key(name)), name)
+
+    def info(self, name: str) -> dict:
+        """What the store says of an object now. Raises FileNotFoundError where it is not there."""
+
+        def ask() -> dict:
+            self.store.invalidate_cache()
+            return self.store.info(self.key(name))
+
+        return self._try(ask, name)
+
+    def download(self, name: str, copy: BinaryIO, size: int | None, callback: Callback) -> None:
+        """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
+
+        def get() -> None:
+            copy.truncate(0)
+            self.store.get_file(self.key(name), f"/proc/self/fd/{copy.fileno()}", callback=callback)
+            came = os.fstat(copy.fileno()).st_size
+            if size is not None and came != size:
+                raise OSError(f"{came} of its {size} bytes came")
+
+        self._try(get, name)
 
     def fetch(self, name: str, target: Path, checksum: str | None = None) -> None:
         """An object into a file, which appears whole. Raises CacheError where its crc32c is not the stated one."""
@@ -62,7 +86,7 @@ class ObjectStore:
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
 
         def get() -> None:
-            self.store.get_file(self._key(name), str(part))
+            self.store.get_file(self.key(name), str(part))
             if checksum is not None and file_checksum(part) != checksum:
                 raise OSError("its checksum is not the one in its table; `unloc cache verify` tells what is broken")
 
@@ -74,9 +98,9 @@ class ObjectStore:
 
         def put() -> None:
             try:
-                self.store.put_file(str(file), self._key(name))
+                self.store.put_file(str(file), self.key(name))
                 self.store.invalidate_cache()
-                size = self.store.info(self._key(name))["size"]
+                size = self.store.info(self.key(name))["size"]
             except FileNotFoundError as error:
                 raise OSError(f"it is not there after it was sent ({_on_one_line(error)})") from None
             if size != file.stat().st_size:
@@ -91,7 +115,7 @@ class ObjectStore:
         """
         raw = json.dumps(content).encode()
         try:
-            self._try(lambda: self.store.pipe_file(self._key(name), raw, mode="create"), name)
+            self._try(lambda: self.store.pipe_file(self.key(name), raw, mode="create"), name)
         except FileExistsError:
             with suppress(FileNotFoundError):
                 return self.read(name) == raw  # a first attempt may have arrived though it was said to have failed
@@ -102,14 +126,15 @@ class ObjectStore:
 
     def replace(self, name: str, content: dict) -> None:
         """Write a JSON object over what is there."""
-        self._try(lambda: self.store.pipe_file(self._key(name), json.dumps(content).encode()), name)
+        self._try(lambda: self.store.pipe_file(self.key(name), json.dumps(content).encode()), name)
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
         with suppress(FileNotFoundError):
-            self._try(lambda: self.store.rm_file(self._key(name)), name)
+            self._try(lambda: self.store.rm_file(self.key(name)), name)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """The name by which the store knows an object."""
         return f"{self.root}/{name}"
 
     def _try(self, action: Callable[[], Result], name: str) -> Result:
@@ -137,10 +162,23 @@ Errors = tuple[type[Exception], ...]
 
 
 def _store_errors() -> tuple[Errors, Errors]:
-    """What a store raises that may work when tried again, and what will not; botocore's errors are no OSErrors."""
+    """What a store raises that may work when tried again, and what will not; those of clients are no OSErrors."""
+    passing, final = (OSError,), (PermissionError,)
     with suppress(ImportError):
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-        final = (PermissionError, NoCredentialsError, PartialCredentialsError)
-        return (OSError, BotoCoreError, ClientError), final
-    return (OSError,), (PermissionError,)
+        passing, final = (*passing, BotoCoreError, ClientError), (*final, NoCredentialsError, PartialCredentialsError)
+    with suppress(ImportError):
+        from aiohttp import ClientError as WebError
+
+        passing = (*passing, WebError)
+    return passing, final
+
+
+def read_url(url: str) -> bytes:
+    """The bytes of the object at a URL. Raises MissingError where it is not there."""
+    folder, _, name = url.rpartition("/")
+    try:
+        return ObjectStore(folder).read(name)
+    except FileNotFoundError:
+        raise MissingError(f"{url} does not exist") from None

@@ -14,6 +14,7 @@ moment retrieval and highlight detection (saliency: three raters, 0-4, per relev
 temporal action localization and action segmentation. `classes` fixes the class order for labels.
 """
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from unloc.data.cache import url_of
 from unloc.data.rows import parse_row
 from unloc.errors import InputError, ManifestError, MissingError
 
@@ -197,16 +199,16 @@ class UnreadableLine:
 
 
 def load_manifest(path: Path | str, unreadable: list[UnreadableLine] | None = None) -> Manifest:
-    """Read a manifest file. With a list, unreadable lines are put there and left out instead of raising.
+    """Read a manifest file, or one at a URL. With a list, unreadable lines go there and are left out, not raised.
 
     Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
     """
-    path = Path(path)
-    if path.is_dir():
+    url, path = url_of(path), Path(path)
+    if url is None and path.is_dir():
         raise ManifestError(f"{path} is a folder; expected a manifest file")
-    if not path.is_file():
+    if url is None and not path.is_file():
         raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
-    lines = _lines(path)
+    lines = _lines(path, url)
     if not any(map(str.strip, lines)):
         raise ManifestError(f"{path} is empty; expected a manifest (first line: kind, version, name, tasks)")
     header = _header(path, lines[0])
@@ -226,10 +228,16 @@ def load_manifest(path: Path | str, unreadable: list[UnreadableLine] | None = No
     return manifest
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, url: str | None) -> list[str]:
+    if url is None:
+        content = path.read_bytes()
+    else:
+        from unloc.data.object_store import read_url  # here: it imports zarr
+
+        content = read_url(url)
     try:
         # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8); expected a manifest") from None
 

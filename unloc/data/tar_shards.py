@@ -1,20 +1,22 @@
 """Videos in tar files, as WebDataset lays them out: found by their headers, read in place, packed by `unloc data pack`.
 
-A member takes a file's place wherever a job asks for name, size, time or content. Decoders want a file they can seek
-in: `on_disk` gives them one without a name, which the system takes back however its process ends.
+A member takes a file's place wherever a job asks for name, size, time or content, and so does an object at a URL
+(`remote_video`). Decoders want a file they can seek in: `on_disk` gives them one without a name, which the system takes
+back however its process ends.
 """
 
 import io
 import logging
-import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
+from typing import BinaryIO
 
+from unloc.data.remote_video import RemoteVideo
 from unloc.errors import InputError, MissingError, VideoError
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,6 @@ class TarMember:
         """Without folders."""
         return PurePosixPath(self.path).name
 
-    def is_file(self) -> bool:
-        """True as long as its tar file is there."""
-        return self.tar.is_file()
-
     def stat(self) -> SimpleNamespace:
         """Size and time of change."""
         return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
@@ -51,6 +49,18 @@ class TarMember:
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Its bytes."""
         return io.BufferedReader(_Slice(self.tar, self.offset, self.size))
+
+    def fetch(self, copy: BinaryIO, on_progress: Callable[[], None]) -> None:
+        """Write it into an open file. Raises VideoError (truncated) where the tar file ends within it."""
+        with self.open() as source:
+            while block := source.read(1 << 20):
+                copy.write(block)
+                on_progress()
+        copy.flush()
+        if copy.tell() < self.size:
+            raise VideoError(
+                f"{self}: the tar file ends after {copy.tell()} of its {self.size} bytes", reason="truncated"
+            )
 
 
 class _Slice(io.RawIOBase):
@@ -73,26 +83,20 @@ class _Slice(io.RawIOBase):
         super().close()
 
 
-VideoFile = Path | TarMember
+VideoFile = Path | TarMember | RemoteVideo
 
 
 @contextmanager
-def on_disk(file: VideoFile) -> Iterator[Path]:
-    """A path at which this process can open the video: itself, or an unnamed copy of a tar file's member.
+def on_disk(file: VideoFile, on_progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A path at which this process can open the video: itself, or an unnamed copy of a tar file's member or an object.
 
-    Raises VideoError (truncated) where the tar file ends within the member; other VideoErrors name the member.
+    Raises as their `fetch` does; VideoErrors name the file itself.
     """
     if isinstance(file, Path):
         yield file
         return
     with tempfile.TemporaryFile(prefix="unloc-") as copy:
-        with file.open() as source:
-            shutil.copyfileobj(source, copy, 1 << 20)
-        copy.flush()
-        if copy.tell() < file.size:
-            raise VideoError(
-                f"{file}: the tar file ends after {copy.tell()} of its {file.size} bytes", reason="truncated"
-            )
+        file.fetch(copy, on_progress)
         path = Path(f"/proc/self/fd/{copy.fileno()}")
         try:
             yield path

@@ -5,7 +5,7 @@ Nothing here imports a tower: it runs in processes that only decode.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unloc.data.preprocess import PreprocessSpec
+from unloc.data.remote_video import RemoteVideo
 from unloc.data.sampling import FrameSampling
 from unloc.data.tar_shards import TarMember, VideoFile
 from unloc.data.video import open_video
@@ -122,19 +123,24 @@ class VideoReading:
 
 
 def file_identity(file: VideoFile) -> dict:
-    """What tells cheaply that a file has changed."""
-    stat = file.stat()
+    """What tells cheaply that a file has changed; nothing where it cannot be asked."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return {}
     return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
 
 
-def file_version(file: VideoFile) -> tuple[int, ...] | None:
+def file_version(file: VideoFile) -> Hashable | None:
     """What no change of a file leaves as it was: size, times of writing and of any change; None where it is not.
 
-    Of a video in a tar file, those of the tar file.
+    Of a video in a tar file, those of the tar file; at a URL, what its store says now.
     """
     try:
+        if isinstance(file, RemoteVideo):
+            return file.current()
         stat = (file.tar if isinstance(file, TarMember) else file).stat()
-    except OSError:
+    except (OSError, VideoError):
         return None
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 

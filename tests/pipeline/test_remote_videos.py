@@ -1,0 +1,206 @@
+"""Videos at a URL: the tokens of a folder's, and the same guarantees when the network fails or a process is killed."""
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.decode_child import Broken, Ended, Job, Retried
+from pipeline.decoding import GuardedDecoder, Limits
+from pipeline.extract import ExtractOptions, extract
+from unloc.data.cache import open_cache
+from unloc.data.locate import locate_videos
+from unloc.data.schema import build_manifest, save_manifest, video_row
+from unloc.errors import MissingError
+from unloc.inference.encode import EncodeConfig, Encoder
+
+CONFIG = EncodeConfig(fps=2.0)
+OPTIONS = ExtractOptions(workers=0, shard_size=2)
+
+
+class FaultyFileSystem(MemoryFileSystem):
+    """Downloads go wrong as `deed` says, the first `times` times; a file in `marker` counts, over all processes."""
+
+    protocol = "faulty"
+    store: ClassVar[dict] = {}
+    deed, times = "", 1 << 30
+    marker: ClassVar[Path]
+
+    def get_file(self, rpath, lpath, callback=None, **kwargs):
+        content, deed = self.cat_file(rpath), self.deed
+        count = len(self.marker.read_text()) if self.marker.exists() else 0
+        if count >= self.times:
+            deed = ""
+        elif deed:
+            self.marker.write_text("x" * (count + 1))
+        Path(lpath).write_bytes(content[: len(content) // 2] if deed else content)
+        if deed == "breaks off":
+            raise OSError("connection reset by peer")
+        if deed == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if deed == "stalls":
+            signal.pause()
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    monkeypatch.setattr("unloc.data.object_store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr(FaultyFileSystem, "marker", tmp_path / "count", raising=False)
+    fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+    FaultyFileSystem.store.clear()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def go_wrong(deed, times=1 << 30):
+        monkeypatch.setattr(FaultyFileSystem, "deed", deed)
+        monkeypatch.setattr(FaultyFileSystem, "times", times)
+
+    return go_wrong
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    pytest.importorskip("moto", reason="moto serves S3 for tests: pip install 'unloc[dev]'")
+    pytest.importorskip("s3fs", reason="s3fs is an extra")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    server.stop()
+
+
+@pytest.fixture(params=["memory://bucket/videos", "s3://videobucket"])
+def url(request, monkeypatch, video_folder):
+    if request.param.startswith("s3"):
+        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "DEFAULT_REGION"):
+            monkeypatch.setenv(f"AWS_{name}", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
+        fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
+        if not fsspec.filesystem("s3").exists("videobucket"):
+            fsspec.filesystem("s3").mkdir("videobucket")
+    else:
+        MemoryFileSystem.store.clear()
+    upload(video_folder, request.param)
+    return request.param
+
+
+def upload(folder, url, names=("v0", "v1", "v2")):
+    store, root = fsspec.core.url_to_fs(url)
+    for name in names:
+        store.pipe_file(f"{root}/{name}.mp4", (folder / f"{name}.mp4").read_bytes())
+
+
+def manifest(*names):
+    return build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "t", 1) for name in names])
+
+
+def token_bytes(cache):
+    return {
+        path.relative_to(cache): path.read_bytes() for path in cache.glob("shards/*/frames/c/**/*") if path.is_file()
+    }
+
+
+def decode(url, name="v0", **limits):
+    files, _ = locate_videos(manifest(name), url)
+    with GuardedDecoder(Encoder(CONFIG).read_spec, Limits(**limits)) as decoder:
+        return [event for _, event in decoder.events([Job(name, files[name])])]
+
+
+def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next_run(url, video_folder, tmp_path):
+    files, missing = locate_videos(manifest("v0", "v1", "v2", "gone"), url)
+    assert missing == ["gone"] and [file.name for file in files.values()] == ["v0.mp4", "v1.mp4", "v2.mp4"]
+    extract(tmp_path / "remote", CONFIG, OPTIONS, files, [], [])
+    extract(tmp_path / "here", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2"), video_folder)[0], [], [])
+    assert token_bytes(tmp_path / "remote") == token_bytes(tmp_path / "here")
+    for video_id, row in open_cache(tmp_path / "here").rows.items():
+        other = open_cache(tmp_path / "remote").rows[video_id]
+        for key in ("file", "file_bytes", "content_sha256", "duration_seconds", "times_seconds"):
+            assert other[key] == row[key]
+        assert other["file_mtime_ns"] > 0
+    again = extract(tmp_path / "remote", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2"), url)[0], [], [])
+    assert (again.cached_before, again.cached_now) == (3, 0)
+
+
+def test_the_command_line_takes_urls_for_the_manifest_the_folder_and_single_videos(unloc, url, video_folder, tmp_path):
+    rows = [video_row("v0", "t", 1), video_row("x", "t", 1, f"{url}/v1.mp4"), video_row("y", "t", 1, "v2.mp4")]
+    save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
+    store, root = fsspec.core.url_to_fs(url)
+    store.put_file(str(tmp_path / "m.jsonl"), f"{root}/m.jsonl")
+    out = unloc("extract", f"{url}/m.jsonl", "--videos", url, "--cache", tmp_path / "c", "--workers", 0, "--json")
+    assert out[0] == 0, out
+    assert json.loads(out[1])["cached_now"] == 3
+    assert {row["file"] for row in open_cache(tmp_path / "c").rows.values()} == {"v0.mp4", "v1.mp4", "v2.mp4"}
+    elsewhere = unloc("extract", f"{url}/m.jsonl", "--videos", video_folder, "--cache", tmp_path / "d", "--workers", 0)
+    assert elsewhere[0] == 0 and open_cache(tmp_path / "d").rows["x"]["file"] == "v1.mp4"
+
+
+def test_a_url_without_videos_or_without_the_manifest_is_one_line(unloc, url, tmp_path):
+    with pytest.raises(MissingError, match="does not exist or holds nothing"):
+        locate_videos(manifest("v0"), f"{url}/nowhere")
+    code, _, error = unloc("extract", f"{url}/none.jsonl", "--videos", url, "--cache", tmp_path / "c")
+    assert code == 2 and "none.jsonl does not exist" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("deed", ["breaks off", "comes in half", "is killed"])
+def test_a_download_that_fails_twice_is_tried_again_and_leaves_no_file(faulty, video_folder, tmp_path, deed):
+    upload(video_folder, "faulty://bucket/videos")
+    faulty(deed, times=2)
+    events = decode("faulty://bucket/videos")
+    assert isinstance(events[-1], Ended) and FaultyFileSystem.marker.read_text() == "xx"
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize(("deed", "words"), [("breaks off", "connection reset"), ("stalls", "nothing came")])
+def test_a_network_that_fails_for_good_is_not_the_fault_of_the_video(faulty, video_folder, deed, words):
+    upload(video_folder, "faulty://bucket/videos")
+    faulty(deed)
+    events = decode("faulty://bucket/videos", timeout_seconds=1.0)
+    assert isinstance(events[-1], Broken) and events[-1].reason == "machine" and words in events[-1].message
+
+
+def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, video_folder):
+    upload(video_folder, "faulty://bucket/videos")
+    files, _ = locate_videos(manifest("v0", "v1"), "faulty://bucket/videos")
+    store, root = fsspec.core.url_to_fs("faulty://bucket/videos")
+    store.rm_file(f"{root}/v0.mp4")
+    store.pipe_file(f"{root}/v1.mp4", (video_folder / "v1.mp4").read_bytes()[:3000])
+    with GuardedDecoder(Encoder(CONFIG).read_spec, Limits()) as decoder:
+        last = {job.video_id: event for job, event in decoder.events([Job(key, files[key]) for key in files])}
+    assert (last["v0"].reason, last["v1"].reason) == ("not_found", "truncated")
+    assert "faulty://bucket/videos/v1.mp4: the file is cut off" in last["v1"].message
+    assert last["v1"].identity["file_bytes"] == 3000, "of the object that was tried, not of the one that was listed"
+
+
+def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_is_now(
+    faulty, video_folder, monkeypatch
+):
+    from pipeline import decode_child
+    from unloc.inference.reading import VideoReading
+
+    class Changing(VideoReading):
+        num_changed = 0
+
+        def frames(self):
+            if Changing.num_changed == 0:
+                Changing.num_changed += 1
+                upload(video_folder / "other", "faulty://bucket/videos", ["v0"])
+            yield from super().frames()
+
+    other = video_folder / "other"
+    other.mkdir(exist_ok=True)
+    shutil.copy(video_folder / "v5.mp4", other / "v0.mp4")
+    upload(video_folder, "faulty://bucket/videos")
+    monkeypatch.setattr(decode_child, "VideoReading", Changing)
+    events = decode("faulty://bucket/videos")
+    shutil.rmtree(other)
+    assert Retried in map(type, events) and isinstance(events[-1], Ended)
+    assert events[-1].row["file_bytes"] == (video_folder / "v5.mp4").stat().st_size
+    assert events[-1].row["duration_seconds"] == pytest.approx(3.0, abs=0.01)
