@@ -320,6 +320,10 @@ def test_metrics_and_report_of_a_run_say_which_towers_were_cached(token_world, t
         assert metrics["recipe"]["name"] == "charades_b+text_cached"
         assert metrics["recipe"]["towers"]["image"] == "frozen" and metrics["recipe"]["towers"]["text"] == "cached"
         assert metrics["recipe"]["checkpoint_selected_on"] == "val"
+        assert (
+            metrics["recipe"]["tokens"] | {"tower.name": "made up", "sampling.fps": 2.0} == metrics["recipe"]["tokens"]
+        )
+        assert "tokens of made up" in result.output
         assert "charades_b+text_cached" in result.output and "text cached" in result.output
     assert "selected the checkpoint" in shown["val"] and "selected the checkpoint" not in shown["test"]
 

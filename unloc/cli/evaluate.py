@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from unloc.evaluation.outputs import Outputs
     from unloc.inference.load import LoadedModel
 
+TOKEN_KEYS = ("tower.name", "tower.pretrained", "tower.weights_sha256", "sampling.num_frames", "sampling.fps")
+
 
 @app.command("eval")
 def evaluate_command(
@@ -287,9 +289,11 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
         train_split = default_train_split(manifest, split)
     report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split}) | _written(paths)
     report |= described(where, recipe.train.precision)
+    fingerprint = loaded.info.fingerprint
     report["recipe"] = {
         "name": recipe.name,
         "towers": asdict(recipe.towers),
+        "tokens": {key: fingerprint.get(key) for key in TOKEN_KEYS},
         "checkpoint_selected_on": recipe.data.val_split or None,
     }
     if model is not loaded:

@@ -78,9 +78,9 @@ def print_report(report: dict) -> None:
 
 
 def _recipe_words(recipe: dict, split: str) -> str:
-    towers = recipe["towers"]
-    words = f"recipe {recipe['name']}: towers {towers['name'] or 'of the cache'}, image {towers['image']}, "
-    words += f"text {towers['text']}"
+    towers, tokens = recipe["towers"], recipe["tokens"]
+    words = f"recipe {recipe['name']}: image {towers['image']}, text {towers['text']}, tokens of "
+    words += f"{tokens['tower.name'] or 'another project'} {tokens['tower.pretrained'] or ''}".rstrip()
     if recipe["checkpoint_selected_on"] == split:
         words += f"; {split} selected the checkpoint, so that these figures are too good"
     return words
