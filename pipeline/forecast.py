@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import av
 import numpy as np
 
 from pipeline.claim import beside
@@ -20,12 +21,14 @@ from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences
 from unloc.data.mirror import Home
 from unloc.data.remote import home_of
-from unloc.data.tar_shards import VideoFile
-from unloc.errors import CoverageError
+from unloc.data.tar_shards import VideoFile, on_disk
+from unloc.data.video.facts import best_stream, open_container, start_seconds
+from unloc.errors import CoverageError, VideoError
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
+PROBE_SECONDS = 20.0  # for the headers of files whose duration is unknown; thousands of local files
 RAY_SECONDS = 5.0  # measured start of a local Ray
 FILES_OF_SHARD, FILES_OF_CACHE = 3, 6
 
@@ -40,7 +43,7 @@ class Forecast:
     """Failed before and would not be tried again."""
     missing: int
     hours_of_video: float
-    """Durations from the manifest; where it states none, from the bytes of the file and those of the sample."""
+    """Durations from the manifest; where it states none, from the headers of the files."""
     frames: int
     frames_per_second: float
     seconds_wall: float
@@ -98,7 +101,7 @@ def forecast(
     due = _without_settled_failures(uncached, cache, config, options)
     new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
     sample, failures = _sample(encoder, options, due)
-    seconds = _total_seconds(due, sample, durations)
+    seconds = _total_seconds(due, durations)
     frames = _num_frames(config, due, seconds)
     decode, encode = (
         _seconds_per_frame(sample, *stages) * frames for stages in (("decode", "preprocess"), ("encode",))
@@ -190,23 +193,36 @@ def _sample(
     return videos, failures
 
 
-def _total_seconds(
-    due: dict[str, VideoFile], sample: list[VideoTokens], durations: dict[str, float]
-) -> dict[str, float]:
-    """Seconds of each video: stated, else by its bytes."""
-    known = {video_id: durations.get(video_id, math.nan) for video_id in due}
-    sampled_bytes = sum(video.meta["file_bytes"] for video in sample)
-    per_byte = sum(video.meta["duration_seconds"] for video in sample) / max(1, sampled_bytes)
-    return {
-        video_id: value if math.isfinite(value) and value > 0 else due[video_id].stat().st_size * per_byte
-        for video_id, value in known.items()
-    }
+def _total_seconds(due: dict[str, VideoFile], durations: dict[str, float]) -> dict[str, float]:
+    """Seconds of each video: stated, else by its header; of those for which there is no time, by their bytes."""
+    seconds = {video_id: durations[video_id] for video_id in due if 0 < durations.get(video_id, math.nan) < math.inf}
+    unknown, probed, started = [video_id for video_id in due if video_id not in seconds], {}, time.perf_counter()
+    for number in np.random.default_rng(0).permutation(len(unknown)).tolist():
+        probed[unknown[number]] = header_seconds(due[unknown[number]])
+        if time.perf_counter() - started > PROBE_SECONDS:
+            break
+    per_byte = sum(probed.values()) / max(1, sum(due[video_id].stat().st_size for video_id in probed))
+    rest = {video_id: due[video_id].stat().st_size * per_byte for video_id in unknown if video_id not in probed}
+    return seconds | probed | rest
+
+
+def header_seconds(file: VideoFile) -> float:
+    """How long the container says that its best video stream is; 0 for a file that cannot be opened."""
+    try:
+        with on_disk(file) as path, open_container(path) as container:
+            stream = best_stream(container, path)
+            if stream.duration is None:
+                return (container.duration or 0) / av.time_base
+            offset = float((stream.start_time or 0) * stream.time_base) - start_seconds(container)
+            return offset + float(stream.duration * stream.time_base)
+    except VideoError:
+        return 0.0
 
 
 def _num_frames(config: EncodeConfig, due: dict[str, VideoFile], seconds: dict[str, float]) -> int:
     if config.num_frames is not None:
         return len(due) * config.num_frames
-    return sum(max(1, math.ceil(value * config.fps)) for value in seconds.values())
+    return sum(max(1, math.ceil(value * config.fps - 1e-6)) for value in seconds.values())
 
 
 def _seconds_per_frame(sample: list[VideoTokens], *stages: str) -> float:

@@ -3,7 +3,7 @@ import pytest
 
 from unloc.data.collate import pad_texts
 from unloc.data.dataset import VideoTokens, clip_segments, paint_steps, random_stretch, step_saliency
-from unloc.data.steps import TimeGrid
+from unloc.data.steps import TimeGrid, token_spans
 from unloc.evaluation.segmentation import painted
 
 
@@ -14,8 +14,8 @@ def test_training_labels_are_what_the_metric_paints(fps):
     segments = np.stack([starts, starts + rng.uniform(0.1, 10, 20)], axis=1)
     classes = rng.integers(0, 5, 20)
     times = np.arange(int(70 * fps)) / fps
-    ours = paint_steps(times, 1 / fps, segments, classes)
-    np.testing.assert_array_equal(ours, painted(segments, classes, len(times), fps))
+    ours = paint_steps(token_spans(times, 70.0), segments, classes)
+    np.testing.assert_array_equal(ours, painted(segments * fps, classes, len(times)))
 
 
 def test_a_text_that_is_too_long_keeps_its_eos():

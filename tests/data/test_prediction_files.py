@@ -3,6 +3,7 @@
 import gzip
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -203,6 +204,13 @@ def test_a_qid_is_the_same_as_number_and_as_text(tmp_path):
         {"video_id": "v", "fps": 1, "labels": "ab"},
         {"video_id": "v", "fps": 1, "labels": [1]},
         {"video_id": "v", "fps": 1, "labels": [["a"]]},
+        {"video_id": "v", "times_seconds": [0], "labels": ["a", "b"]},
+        {"video_id": "v", "times_seconds": [0, 2, 1], "labels": ["a", "b", None]},
+        {"video_id": "v", "times_seconds": [0, 1, 1], "labels": ["a", "b", None]},
+        {"video_id": "v", "times_seconds": [0, float("nan")], "labels": ["a", "b"]},
+        {"video_id": "v", "times_seconds": ["0"], "labels": ["a"]},
+        {"video_id": "v", "times_seconds": 1, "labels": ["a"]},
+        {"video_id": "v", "times_seconds": [0], "fps": 1, "labels": ["a"]},
     ],
 )
 def test_labels_of_frames_that_cannot_be_read_are_told(tmp_path, row):
@@ -265,8 +273,18 @@ def test_saliency_and_frames_are_the_same_after_writing_and_reading(tmp_path):
         frames = FramePrediction(video_id="v", fps=2.5, labels=["a", None], scores=np.array(scores))
         export_predictions(tmp_path / "f.jsonl", "as", [frames], "test")
         read = read_frames(tmp_path / "f.jsonl")[0]
-        assert (read.fps, read.labels) == (2.5, ["a", None])
+        assert (read.fps, read.times_seconds, read.labels) == (2.5, None, ["a", None])
         np.testing.assert_array_equal(read.scores, frames.scores)
+        timed = replace(frames, fps=None, times_seconds=[0.1 + 0.2, 1 / 3])
+        export_predictions(tmp_path / "t.jsonl", "as", [timed], "test")
+        read = read_frames(tmp_path / "t.jsonl")[0]
+        assert read.fps is None and read.times_seconds.tolist() == [0.1 + 0.2, 1 / 3]
+
+
+def test_times_that_do_not_rise_are_told_with_their_place(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"video_id": "v", "times_seconds": [0, 2, 1], "labels": [null, "a", "b"]}')
+    with pytest.raises(PredictionError, match=r"p\.jsonl:1: times_seconds must rise; time 2 is 1 after 2"):
+        read_frames(tmp_path / "p.jsonl")
 
 
 def test_the_activitynet_submission_states_its_version_and_external_data(tmp_path):

@@ -71,10 +71,8 @@ def test_jitter_stays_within_half_a_step():
 
 
 def test_windows_cover_every_token_once_and_mask_the_rest():
-    times = np.arange(10) * 0.5
     seen = []
     for offset in window_offsets(10, 4):
-        grid, index, mask = window_steps(times, 4, offset)
-        assert grid.start_seconds == times[offset] and grid.seconds_per_step == 0.5
+        index, mask = window_steps(10, 4, offset)
         seen += index[mask].tolist()
     assert seen == list(range(10))

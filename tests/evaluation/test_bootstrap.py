@@ -152,10 +152,13 @@ def test_segmentation_weights_count_as_copies():
 def test_drawn_precision_is_that_of_copied_videos_ties_and_all(rows, data):
     positive, scores, owner = (np.array(column) for column in zip(*rows, strict=True))
     weights = np.array(data.draw(st.lists(st.integers(0, 3), min_size=3, max_size=3)))
-    found = drawn_precision(positive, scores.astype(float), owner, np.stack([weights, np.ones(3, dtype=int)]))
+    seconds = 0.5 + (np.arange(len(rows)) % 3)
+    found = drawn_precision(positive, scores.astype(float), seconds, owner, np.stack([weights, np.ones(3, dtype=int)]))
     copies_of = np.repeat(np.arange(len(rows)), weights[owner])
     for value, kept in zip(found, (copies_of, np.arange(len(rows))), strict=True):
         if positive[kept].any():
-            assert value == pytest.approx(uninterpolated_precision(positive[kept], scores[kept].astype(float)))
+            assert value == pytest.approx(
+                uninterpolated_precision(positive[kept], scores[kept].astype(float), seconds[kept])
+            )
         else:
             assert np.isnan(value)

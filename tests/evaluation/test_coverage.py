@@ -69,15 +69,18 @@ def test_a_split_without_what_a_task_needs_is_refused():
         evaluate("mr", [], manifest, "val")
 
 
-def test_a_video_of_unknown_length_is_as_long_as_what_is_known_of_it():
-    rows = [video_row("v", "test", None), instance_row("v", "test", "a", 0, 4)]
+@pytest.mark.parametrize("duration", [None, 0.0, float("inf")])
+def test_a_video_of_unknown_length_is_refused_where_a_score_needs_it(duration):
+    rows = [video_row("v", "test", duration), instance_row("v", "test", "a", 0, 4)]
     rows += [query_row("v", "test", "1", "a cat", [[0, 10]], [0, 3], [[4, 4, 4], [0, 0, 0]])]
     manifest = build_manifest(name="m", tasks=("as", "hd"), rows=rows, classes=("a",))
     frames = [FramePrediction(video_id="v", fps=1.0, labels=["a", "a", None, None, None])]
-    assert score("as", frames, manifest)["frame_accuracy"] == 60.0
-    assert score("as", [], manifest)["frame_accuracy"] == 0.0
-    predictions = [moments([[0, 10, 1.0]], saliency=np.array([1.0, 0, 0, 0]))]
-    assert score("hd", predictions, manifest)["HL-min-VeryGood-mAP"] == 100.0
-    assert (
-        evaluate("hd", predictions, manifest, "test")["floors"] and evaluate("as", frames, manifest, "test")["floors"]
-    )
+    answers = [moments([[0, 10, 1.0]], saliency=np.array([1.0, 0, 0, 0]))]
+    for task, predictions, protocol in (("as", frames, None), ("hd", answers, None), ("mr", answers, "default")):
+        with pytest.raises(InputError, match=r"no duration for 1 of 1 videos \(first: v\).*--cache"):
+            score(task, predictions, manifest, protocol)
+    assert score("mr", answers, manifest, "raw")["R1@0.5"] == 100.0  # needs none
+    detections = tal_detections({"v": [("a", 0, 4, 0.9)]})
+    assert score("tal", detections, manifest)["mAP@avg"] == 100.0
+    with pytest.raises(InputError, match="unloc data check"):
+        evaluate("tal", detections, manifest, "test")  # its floors do

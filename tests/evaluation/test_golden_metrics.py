@@ -282,7 +282,7 @@ def test_coin_accuracy_and_map_equal_the_official_ones(golden, rate):
     labels = frames["label"].astype(np.int64) - 1  # 0 is background there, -1 here
     accuracy = (labels == frames["pred"].astype(np.int64) - 1).mean()
     assert accuracy == pytest.approx(expected["mmpt_frame_acc"], abs=1e-9)
-    found = frame_map(labels, scores_of(frames, slice(None)).T)
+    found = frame_map(labels, scores_of(frames, slice(None)).T, np.ones(len(labels)))
     assert same(found["mAP"], 100 * expected["unloc_map_present_classes_only"])
     assert same(found["mAP_all_classes"], 100 * expected["unloc_map_sklearn_as_installed"])
 
@@ -308,7 +308,7 @@ def test_coin_frames_are_painted_and_scored_from_seconds_as_officially(golden, r
         entry, rows = database[video_id], slice(frames["ptr"][index], frames["ptr"][index + 1])
         segments = np.asarray([item["segment"] for item in entry["annotation"]], dtype=float).reshape(-1, 2)
         ids = np.asarray([int(item["id"]) for item in entry["annotation"]])
-        ours = painted(segments, ids, rule.num_frames(entry["duration"] * fps), fps, rule)
+        ours = painted(segments * fps, ids, rule.num_frames(entry["duration"] * fps), rule)
         np.testing.assert_array_equal(np.where(ours == -1, 0, ours), frames["label"][rows])
         labels = [None if step == 0 else by_id.get(int(step), f"step {step}") for step in frames["pred"][rows]]
         predictions.append(FramePrediction(video_id=video_id, fps=fps, labels=labels))

@@ -33,7 +33,8 @@ ANSWER = {
     "pred_saliency_scores": [1, 0],
 }
 MR = [ANSWER, ANSWER | {"qid": 2, "query": "a dog", "vid": "w"}]
-AS = [{"video_id": "v", "fps": 2, "labels": ["Run", None, "Jump"]}, {"video_id": "w", "fps": 1, "labels": [None]}]
+AS = [{"video_id": "v", "fps": 2, "labels": ["Run", None, "Jump"]}]
+AS += [{"video_id": "w", "times_seconds": [0, 0.5, 4], "labels": [None, "Run", None]}]
 ODD = [None, True, 0, -1, 1e308, -1e308, 10**30, float("nan"), float("inf"), "", "Run", "v", [], {}, [[]], [1, 2, 3]]
 ODD += ["1", [None], {"a": 1}, ["Run"], 0.5, "\ud800", "a\nb"]
 

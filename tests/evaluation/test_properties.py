@@ -1,5 +1,7 @@
 """Properties every metric keeps, whatever the predictions: order, duplicates, symmetry, perfection, emptiness."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -214,6 +216,20 @@ def test_perfect_frames_score_100_at_every_rate(protocol, fps):
         for name, codes in truth.items()
     ]
     assert set(score("as", perfect, manifest, protocol).values()) == {100.0}
+
+
+@pytest.mark.parametrize("protocol", segmentation.PROTOCOLS)
+@given(st.lists(st.floats(0.02, 2.4), min_size=1, max_size=9))
+@FEW
+def test_perfect_labels_score_100_wherever_their_frames_are(protocol, spacings):
+    manifest = build_manifest(name="m", tasks=("as",), rows=FRAME_ROWS, classes=LABELS)
+    times = np.cumsum(np.append(0.0, np.resize(spacings, 700)))
+    times = times[times < 12.5]
+    blank = [FramePrediction(video_id=name, times_seconds=times, labels=[None] * len(times)) for name in "abc"]
+    truth = [video.truth for video in segmentation.video_frames(blank, manifest, protocol)]
+    names = [[*(LABELS[code] if code >= 0 else None for code in codes), *[None] * len(times)] for codes in truth]
+    perfect = [replace(item, labels=row[: len(times)]) for item, row in zip(blank, names, strict=True)]
+    assert score("as", perfect, manifest, protocol)["frame_accuracy"] == 100.0
 
 
 # -- nothing predicted ----------------------------------------------------------------------------------------------

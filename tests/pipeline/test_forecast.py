@@ -10,6 +10,7 @@ import pytest
 from pipeline.claim import beside
 from pipeline.extract import ExtractOptions, extract
 from pipeline.forecast import forecast
+from tests.data.rendered import Kind, render
 from unloc.data.remote import home_of
 from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -40,6 +41,15 @@ def test_frames_files_and_bytes_come_out_as_foretold_and_nothing_is_written_befo
     assert told.hours_of_video * 3600 == pytest.approx(16.8, rel=0.1)
     assert told.files == pytest.approx(num_files, abs=2)
     assert told.bytes == pytest.approx(num_bytes, rel=0.4)
+
+
+def test_unknown_durations_are_read_from_the_files_whatever_their_bytes_say(video_folder, tmp_path):
+    files = {f"still{n}": render(tmp_path / f"s{n}.mp4", Kind(".mp4", num_frames=250)) for n in range(5)}
+    files |= {f"noise{n}": render(tmp_path / f"n{n}.mkv", Kind(".mkv", is_noisy=True)) for n in range(2)}
+    files["late"] = render(tmp_path / "late.ts", Kind(".ts", first_stamp=10_000))
+    told = forecast(tmp_path / "cache", CONFIG, OPTIONS, files, [], [], {})
+    assert told.hours_of_video * 3600 == pytest.approx(5 * 10 + 3 * 3, rel=0.01)
+    assert told.frames == pytest.approx(5 * (5 * 10 + 3 * 3), abs=3)
 
 
 def test_what_is_cached_is_not_planned_in_the_cache_asked_for_or_in_the_one_beside_it(video_folder, tmp_path):

@@ -167,19 +167,28 @@ def check(
 ) -> None:
     """Counts, bad rows with file and line, coverage of the video folder; exit code 1 where a bad row is left.
 
-    Nothing is changed but into --out, by the rule that --bad-rows names; what it changes is printed.
+    With --videos, durations that the manifest does not state are measured from the files. Nothing is changed but into
+    --out: measured durations, and what the rule that --bad-rows names changes, which is printed.
 
     Example: unloc data check data/mr.jsonl --videos data/videos --bad-rows repair --out data/mr.repaired.jsonl
     """
     from unloc.data.check import findings, unreadable_findings
+    from unloc.data.durations import measured_durations
     from unloc.data.locate import folder_coverage
     from unloc.data.schema import load_manifest
 
     unreadable: list[UnreadableLine] = []
     loaded = load_manifest(manifest, unreadable)
-    coverage = folder_coverage(loaded, videos) if videos else None
+    if out and bad_rows == "keep" and videos is None:
+        raise InputError(
+            "--out: give --bad-rows repair or drop, or --videos to measure durations; else nothing changes"
+        )
+    coverage, broken, measured = folder_coverage(loaded, videos) if videos else None, {}, 0
+    if coverage is not None:
+        loaded, measured, broken = measured_durations(loaded, coverage.whole)
     settled, told = _settle(loaded, unreadable, bad_rows, out)
-    found = sorted([*unreadable_findings(unreadable), *findings(loaded, coverage)], key=lambda item: item.line)
+    found = [*unreadable_findings(unreadable), *findings(loaded, coverage, broken)]
+    found = sorted(found, key=lambda item: item.line)
     if as_json:
         rows = [{"file": str(manifest), **vars(item), "note": item.is_note} for item in found]
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -187,10 +196,15 @@ def check(
         _print_counts(loaded)
         _print_findings(found, manifest)
         _print_coverage(coverage, videos)
+    if measured:
+        typer.echo(
+            f"  {measured} unknown durations measured from the files{'' if out else ' (--out writes them)'}",
+            err=as_json,
+        )
     _print_lines((f"--bad-rows {bad_rows}: {line}" for line in told.lines()), to_stderr=as_json)
     if out:
         typer.echo(f"wrote {out}", err=as_json)
-        found = findings(settled, coverage)
+        found = findings(settled, coverage, broken)
     if any(not item.is_note for item in found):
         raise typer.Exit(1)
 
@@ -203,11 +217,9 @@ def _settle(
     from unloc.data.repair import apply_rule
     from unloc.data.schema import numbered, save_manifest
 
-    if out and bad_rows == "keep":
-        raise InputError("--out: give --bad-rows repair or drop too; with keep there is nothing to write")
     told = Repairs()
     settled = numbered(apply_rule(manifest, bad_rows, told))
-    for item in unreadable if bad_rows != "keep" else ():
+    for item in unreadable if out or bad_rows != "keep" else ():
         told.add("unreadable row: dropped", f"line {item.line}")
     if out:
         _refuse_overwriting([], out)

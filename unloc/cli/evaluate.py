@@ -65,7 +65,7 @@ def evaluate_command(
         outputs.claim(report_path(out), "--out")
         for plot in plot_paths(out) if analyse else ():
             outputs.claim(plot, "--analyse")
-    loaded, scoring, keep = _annotations(manifest, split, train_split, protocol, without or [], only or [])
+    loaded, scoring, keep = _annotations(manifest, cache, split, train_split, protocol, without or [], only or [])
     asked = _Asked(manifest=loaded, task=task, cache=cache, out=out, export=export, outputs=outputs)
     scored = scoring | {"interval_seed": seed if intervals else None, "external_labels": external_labels}
     if predictions is not None:
@@ -114,6 +114,7 @@ def _require_one_source(
 
 def _annotations(
     path: Path | None,
+    cache: Path | None,
     split: str,
     train_split: str | None,
     protocol: str | None,
@@ -121,8 +122,10 @@ def _annotations(
     only: list[Path],
 ) -> tuple["Manifest", dict, Callable[[str], bool]]:
     """The manifest without the videos left out of the split, the options that say by what to score, and which videos
-    are scored.
+    are scored. Durations that the manifest does not state are taken from the cache.
     """
+    from unloc.data.cache import open_cache
+    from unloc.data.durations import cached_durations
     from unloc.data.schema import load_manifest
     from unloc.data.video_lists import listed_filter, restricted
     from unloc.evaluation.evaluator import default_train_split
@@ -130,6 +133,8 @@ def _annotations(
     if path is None:
         raise InputError("unloc eval: --manifest is needed: it holds the annotations")
     manifest = load_manifest(path)
+    if cache is not None:
+        manifest = cached_durations(manifest, open_cache(cache))
     manifest.select(train_split)
     before, keep = len(manifest.select(split).videos), listed_filter(without, only)
     if without or only:

@@ -7,7 +7,10 @@ import typer
 
 Run = Annotated[Path | None, typer.Argument(help="Run folder or checkpoint; leave out with --predictions.")]
 ManifestFile = Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the annotations.")]
-CacheFolder = Annotated[Path | None, typer.Option("--cache", "-c", help="Cache of the videos (with RUN, --baseline).")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache", "-c", help="Cache of the videos: tokens for RUN and --baseline, durations for all."),
+]
 Split = Annotated[str, typer.Option("--split", help="Split to evaluate.")]
 TrainSplit = Annotated[
     str | None, typer.Option("--train-split", help="Split that blind floors are fitted on (train, training, …).")

@@ -7,9 +7,10 @@ that pass the video by at most `END_TOLERANCE_SECONDS` are notes: official durat
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 
 from unloc.data.locate import Coverage
 from unloc.data.schema import CLIP_SECONDS, Manifest, UnreadableLine
@@ -48,14 +49,19 @@ class Finding:
         return self.kind in NOTES
 
 
-def findings(manifest: Manifest, coverage: Coverage | None = None) -> list[Finding]:
-    """Everything wrong with a manifest, in the order of its lines; with a folder's coverage also what it lacks."""
+def findings(
+    manifest: Manifest, coverage: Coverage | None = None, broken: Mapping[str, str] = MappingProxyType({})
+) -> list[Finding]:
+    """Everything wrong with a manifest, in the order of its lines; with a folder's coverage also what it lacks.
+
+    `broken` says why the files of some videos could not be measured.
+    """
     found = [
         *_header_findings(manifest),
         *_video_findings(manifest),
         *_query_findings(manifest),
         *_instance_findings(manifest),
-        *(_coverage_findings(manifest, coverage) if coverage else ()),
+        *(_coverage_findings(manifest, coverage, broken) if coverage else ()),
     ]
     return sorted(found, key=lambda item: item.line)
 
@@ -255,11 +261,13 @@ def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
         yield from (Finding(kind, line, words) for kind in kinds if kind)
 
 
-def _coverage_findings(manifest: Manifest, coverage: Coverage) -> Iterator[Finding]:
+def _coverage_findings(manifest: Manifest, coverage: Coverage, broken: Mapping[str, str]) -> Iterator[Finding]:
     lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
     for video_id in coverage.missing:
         yield Finding("missing video", lines[video_id], f"{video_id}: no file in the folder")
     for video_id in coverage.empty:
         yield Finding("empty video file", lines[video_id], f"{video_id}: {coverage.found[video_id]} has no bytes")
+    for video_id, reason in broken.items():
+        yield Finding("unreadable video file", lines[video_id], f"{video_id}: {reason}")
     for video_id in coverage.shared:
         yield Finding("two ids with one file", lines[video_id], f"{video_id}: {coverage.found[video_id]}")

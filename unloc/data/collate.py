@@ -19,10 +19,10 @@ class Example:
     """(T, D) float32 frame tokens."""
     frame_mask: np.ndarray
     """(T,) bool, true where valid."""
-    grid: TimeGrid
-    """Steps to seconds."""
     duration_seconds: float
     """Length of the video."""
+    grid: TimeGrid | None = None
+    """Steps to seconds; None where steps are consecutive tokens, which are not evenly spaced (AS)."""
     query_index: int = -1
     """Row of the query table (query tasks)."""
     text: np.ndarray | None = None

@@ -13,8 +13,9 @@ import pandas as pd
 from unloc.config import DataConfig
 from unloc.data.cache import Cache
 from unloc.data.collate import Example
+from unloc.data.durations import cached_durations
 from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.data.steps import TimeGrid, linspace_steps, window_offsets, window_steps
+from unloc.data.steps import TimeGrid, linspace_steps, token_spans, window_offsets, window_steps
 from unloc.errors import CoverageError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def covered_videos(manifest: Manifest, cache: Cache, min_coverage: float) -> pd.
 
     Missing ones are counted and logged. Raises CoverageError below `min_coverage` (0-1).
     """
-    videos = manifest.videos.drop_duplicates("video_id")
+    videos = cached_durations(manifest, cache).videos.drop_duplicates("video_id")
     cached = videos["video_id"].map(lambda video_id: video_id in cache)
     missing = list(videos.loc[~cached, "video_id"])
     share = float(cached.mean()) if len(videos) else 0.0
@@ -51,15 +52,14 @@ class VideoTokens:
     times_seconds: np.ndarray
     """(T,)."""
     duration_seconds: float
-    """Length of the video: the manifest's where it states one, else measured."""
+    """Length of the video."""
 
 
 def read_tokens(cache: Cache, video_id: str, duration_seconds: float, rng: np.random.Generator | None) -> VideoTokens:
     """Tokens of a cached video: view 0 (the centre crop), or with a generator a random view."""
     cached = cache[video_id]
     view = 0 if rng is None or len(cached.frames) == 1 else int(rng.integers(len(cached.frames)))
-    duration = duration_seconds if np.isfinite(duration_seconds) else float(cached.meta["duration_seconds"])
-    return VideoTokens(video_id, cached.frames[view], cached.times_seconds, duration)
+    return VideoTokens(video_id, cached.frames[view], cached.times_seconds, duration_seconds)
 
 
 class QueryExamples:
@@ -213,31 +213,26 @@ class WindowExamples(CoveredVideos):
         return read_tokens(self.cache, video_id, self.durations[video_id], rng)
 
     def _window(self, tokens: VideoTokens, offset: int) -> Example:
-        grid, chosen, mask = window_steps(tokens.times_seconds, self.config.num_steps, offset)
+        chosen, mask = window_steps(len(tokens.times_seconds), self.config.num_steps, offset)
         return Example(
             video_id=tokens.video_id,
             frames=tokens.frames[chosen].astype(np.float32),
             frame_mask=mask,
-            grid=grid,
             duration_seconds=tokens.duration_seconds,
             step_classes=paint_steps(
-                tokens.times_seconds[chosen],
-                grid.seconds_per_step,
+                token_spans(tokens.times_seconds, tokens.duration_seconds)[chosen],
                 self._segments.get(tokens.video_id, np.zeros((0, 2))),
                 self._classes.get(tokens.video_id, np.zeros(0, dtype=np.int64)),
             ),
         )
 
 
-def paint_steps(
-    times_seconds: np.ndarray, spacing_seconds: float, segments: np.ndarray, classes: np.ndarray
-) -> np.ndarray:
-    """(T,) class of each step, -1 background: that of the last segment which overlaps [time, time + spacing).
+def paint_steps(spans: np.ndarray, segments: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(T,) class of each step, -1 background: that of the last segment which overlaps its span (T, 2) in seconds.
 
     At k / fps these are the rows floor(start·fps) to ceil(end·fps) that the metric paints (`evaluation.segmentation`).
     """
-    labels = np.full(len(times_seconds), -1, dtype=np.int64)
-    after = times_seconds + spacing_seconds
+    labels = np.full(len(spans), -1, dtype=np.int64)
     for (start, end), class_index in zip(segments, classes, strict=True):
-        labels[(after > start + 1e-6) & (times_seconds < end - 1e-6)] = class_index
+        labels[(spans[:, 1] > start + 1e-6) & (spans[:, 0] < end - 1e-6)] = class_index
     return labels

@@ -164,6 +164,11 @@ class Coverage:
     extra: list[Path]
     """Video files of the folder that no row names, in order of their path."""
 
+    @property
+    def whole(self) -> dict[str, Path]:
+        """Those found that have bytes."""
+        return {video_id: path for video_id, path in self.found.items() if video_id not in self.empty}
+
 
 def folder_coverage(manifest: Manifest, folder: Path) -> Coverage:
     """How well a folder covers a manifest; files are not opened. Raises MissingError where there is no such folder."""

@@ -7,11 +7,13 @@ import csv
 import difflib
 import io
 import json
+import math
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import pandas as pd
 from unloc.data.prediction_unpacking import unpacked_text
 from unloc.data.prediction_writing import WINDOW_COLUMNS
 from unloc.data.predictions import DETECTION_COLUMNS, FramePrediction, MomentPrediction, Problems
+from unloc.data.rows import is_number
 from unloc.errors import MissingError, PredictionError
 
 ACTIVITYNET, QVHIGHLIGHTS, FRAMES = "ActivityNet JSON", "QVHighlights JSON lines", "AS JSON lines"
@@ -30,10 +33,12 @@ READABLE = {
     "hd": (QVHIGHLIGHTS,),
     "as": (FRAMES,),
 }
-FIRST_KEY = re.compile(r'"(results|qid|vid|pred_relevant_windows|pred_saliency_scores|video_id|fps|labels)"\s*:')
+FRAME_KEYS = ("video_id", "times_seconds", "fps", "labels")
+FIRST_KEY = re.compile(rf'"(results|qid|vid|pred_relevant_windows|pred_saliency_scores|{"|".join(FRAME_KEYS)})"\s*:')
 LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
 MOMENT_KEYS = {"mr": ("pred_relevant_windows",), "hd": ("pred_relevant_windows", "pred_saliency_scores")}
 MOST_FPS = 1000.0
+TIMINGS = ("times_seconds", "fps")
 CUT_OFF = "line that is not JSON (cut off?): left out"
 UNREADABLE = "unreadable entry: left out"
 REPEATED_VIDEO = "duplicate id: of a video that stands twice the last list counts"
@@ -104,7 +109,7 @@ def _format_of(path: Path, text: str) -> str:
     if head.startswith("{") and key:
         if key[1] == "results":
             return ACTIVITYNET
-        return FRAMES if key[1] in ("video_id", "fps", "labels") else QVHIGHLIGHTS
+        return FRAMES if key[1] in FRAME_KEYS else QVHIGHLIGHTS
     columns = next(csv.reader([head.split("\n", 1)[0].strip()]), [])
     for name, wanted in ((DETECTION_CSV, DETECTION_COLUMNS), (WINDOW_CSV, WINDOW_COLUMNS)):
         if set(wanted) <= set(columns):
@@ -271,21 +276,41 @@ def _frames(path: Path, text: str, problems: Problems | None) -> list[FramePredi
             _tell(problems, UNREADABLE, place, wrong)
         else:
             scores = _sidecar_scores(path, place, row, sidecars)
-            names = {"video_id": str(row["video_id"]), "labels": row["labels"]}
-            predictions.append(FramePrediction(**names, fps=float(row["fps"]), scores=scores, place=place))
+            timing = {key: row[key] for key in TIMINGS if key in row}
+            predictions.append(
+                FramePrediction(
+                    video_id=str(row["video_id"]), labels=row["labels"], scores=scores, place=place, **timing
+                )
+            )
     return predictions
 
 
 def _wrong_frames(row: dict) -> str | None:
-    """What keeps a row from being labels of frames."""
-    missing = [key for key in ("video_id", "fps", "labels") if key not in row]
-    if missing:
-        return f"lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'}"
-    fps, labels = row["fps"], row["labels"]
-    if not isinstance(fps, int | float) or not 0 < fps < MOST_FPS:
-        return f"fps {_short(fps)} must be above 0 and below {MOST_FPS:g}"
+    """What keeps a row from being labels with times."""
+    missing = [key for key in ("video_id", "labels") if key not in row]
+    if missing or not any(key in row for key in TIMINGS):
+        return f"lacks {', '.join(missing or ['times_seconds'])}; it has {', '.join(row) or 'nothing'}"
+    labels = row["labels"]
     if not isinstance(labels, list) or not all(name is None or isinstance(name, str) for name in labels):
         return "labels must be a list of class names and nulls"
+    if all(key in row for key in TIMINGS):
+        return "states both times_seconds and fps; keep the one that is meant"
+    if "times_seconds" in row:
+        return _wrong_times(row["times_seconds"], len(labels))
+    fps = row["fps"]
+    if not isinstance(fps, int | float) or not 0 < fps < MOST_FPS:
+        return f"fps {_short(fps)} must be above 0 and below {MOST_FPS:g}"
+    return None
+
+
+def _wrong_times(times: object, num_labels: int) -> str | None:
+    if not isinstance(times, list) or not all(is_number(time) and math.isfinite(time) for time in times):
+        return f"times_seconds {_short(times)} must be a list of numbers"
+    if len(times) != num_labels:
+        return f"times_seconds has {len(times)} times for {num_labels} labels"
+    for number, (time, following) in enumerate(pairwise(times)):
+        if following <= time:
+            return f"times_seconds must rise; time {number + 1} is {following:g} after {time:g}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 TAL   ActivityNet submission JSON
 MR/HD QVHighlights submission JSON lines, or the zip of them that its server takes
-AS    JSON lines, one video each, with per-class scores in a sidecar .npz
+AS    JSON lines, one video each, with the time of every label, and per-class scores in a sidecar .npz
 csv   one detection or one window a line
 """
 
@@ -86,16 +86,22 @@ def _moment_lines(predictions: Sequence[MomentPrediction]) -> str:
 
 
 def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
-    """JSON lines, and class scores beside them in `<stem>_scores.npz`, one array per video."""
+    """JSON lines with the time of every label (where a file stated a rate, that), and class scores beside them in
+    `<stem>_scores.npz`, one array per video.
+    """
     scores = {item.video_id: _smallest(item.scores) for item in predictions if item.scores is not None}
     sidecar = path.with_name(f"{path.stem}_scores.npz")
-    rows = [{"video_id": item.video_id, "fps": item.fps, "labels": item.labels} for item in predictions]
+    rows = [{"video_id": item.video_id, **_timing(item), "labels": item.labels} for item in predictions]
     if scores:
         held = io.BytesIO()
         np.savez_compressed(held, **scores)
         _write(sidecar, held.getvalue())
         rows = [row | {"scores_file": sidecar.name} for row in rows]
     _write(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
+
+
+def _timing(item: FramePrediction) -> dict:
+    return {"fps": item.fps} if item.times_seconds is None else {"times_seconds": item.times_seconds.tolist()}
 
 
 def _smallest(scores: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from unloc.errors import InputError
+
 DETECTION_COLUMNS = ["video_id", "label", "start_seconds", "end_seconds", "score"]
 
 
@@ -26,17 +28,42 @@ class MomentPrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class FramePrediction:
-    """One label per frame of one video."""
+    """Labels of one video, with either the time at which each begins or a stated rate. Raises InputError otherwise."""
 
     video_id: str
-    fps: float
-    """Frames of the prediction per second; frame k stands for time k / fps."""
     labels: list[str | None]
     """Class name or None for background."""
+    times_seconds: np.ndarray | None = None
+    """(num_labels,) rising: a label holds from its time until the next; the first from the start, the last to the end.
+    """
+    fps: float | None = None
+    """The rate that a file of others states: label k holds from k / fps to (k + 1) / fps."""
     scores: np.ndarray | None = None
-    """(num_frames, num_classes) score of each class in the manifest's class order."""
+    """(num_labels, num_classes) score of each class in the manifest's class order."""
     place: str = field(default="", compare=False)
     """File and line it was read from."""
+
+    def __post_init__(self) -> None:
+        if (self.times_seconds is None) == (self.fps is None):
+            raise InputError(f"labels of {self.video_id}: expected times_seconds or fps, one of them")
+        if self.times_seconds is not None:
+            times = np.asarray(self.times_seconds, dtype=np.float64)
+            if times.shape != (len(self.labels),) or not (np.diff(times) > 0).all():
+                raise InputError(f"labels of {self.video_id}: expected one rising time_seconds for each label")
+            object.__setattr__(self, "times_seconds", times)
+
+    def edges(self, duration_seconds: float) -> np.ndarray:
+        """(num_labels + 1,) seconds: label k holds from edge k to edge k + 1, in a video of that length.
+
+        As official frames at the end of a video count whole, the last label holds for as long as the one before it,
+        a second at most, also where the video ends earlier.
+        """
+        if self.fps is not None:
+            return np.arange(len(self.labels) + 1) / self.fps
+        starts = self.times_seconds.clip(min=0.0)
+        starts[:1] = 0.0
+        last_seconds = np.diff(starts[-2:]).clip(max=1.0).sum()
+        return np.append(starts, max(duration_seconds, starts[-1] + last_seconds) if len(starts) else 0.0)
 
 
 def detections_table(rows: Iterable[tuple[str, str, float, float, float]]) -> pd.DataFrame:

@@ -224,7 +224,8 @@ def load_manifest(path: Path | str, unreadable: list[UnreadableLine] | None = No
             unreadable.append(UnreadableLine(number, str(error)))
     manifest = build_manifest(rows=rows, **{key: header[key] for key in ("name", "tasks", "classes", "source")})
     if manifest.videos.empty:
-        raise ManifestError(f"{path} describes no video; expected at least one row of kind 'video'")
+        first = f"; line {unreadable[0].line}: {unreadable[0].reason}" if unreadable else ""
+        raise ManifestError(f"{path} describes no video that can be read; expected rows of kind 'video'{first}")
     return manifest
 
 

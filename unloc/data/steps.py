@@ -1,8 +1,9 @@
-"""Level-0 steps of one example: which cached tokens it sees, and how steps and seconds map onto each other.
+"""Level-0 steps of one example: which cached tokens it sees, and which seconds of the video each step stands for.
 
-The map is affine: seconds = start_seconds + step * seconds_per_step. Two ways to choose tokens:
 `linspace` spreads T steps evenly over a stretch of the video (paper §4.2; official `linspace` sampling) and takes one
-cached token for each; `window` takes T consecutive tokens and masks what lies beyond the end (AS, paper §4.2).
+cached token for each; steps and seconds then map onto each other by an affine `TimeGrid`. `window` takes T
+consecutive tokens and masks what lies beyond the end (AS, paper §4.2). Cached tokens are not evenly spaced (a frame
+rate need not divide the sampling rate), so a step of a window stands for its token's own `token_spans`.
 """
 
 from dataclasses import dataclass
@@ -74,18 +75,26 @@ def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.n
     return np.where(closer_right, right, left)
 
 
-def window_steps(times_seconds: np.ndarray, num_steps: int, offset: int) -> tuple[TimeGrid, np.ndarray, np.ndarray]:
-    """T consecutive tokens from `offset`: the grid, token indices (T,), and a mask (T,) that is False past the end."""
+def window_steps(num_tokens: int, num_steps: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    """T consecutive tokens from `offset`: token indices (T,), and a mask (T,) that is False past the end."""
     index = offset + np.arange(num_steps)
-    mask = index < len(times_seconds)
-    spacing = median_spacing(times_seconds)
-    return TimeGrid(float(times_seconds[offset]), spacing), np.minimum(index, len(times_seconds) - 1), mask
+    return np.minimum(index, num_tokens - 1), index < num_tokens
 
 
-def median_spacing(times_seconds: np.ndarray) -> float:
-    """Typical distance of neighbouring tokens in seconds; 1 for a single token."""
-    spacing = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 1.0
-    return spacing if spacing > 0 else 1.0
+def token_spans(times_seconds: np.ndarray, duration_seconds: float) -> np.ndarray:
+    """(T, 2) seconds: each token stands for the video from its time until the next later one.
+
+    The first begins with the video, the last ends with it. Tokens of one time (a repeated frame) share their span.
+    """
+    following = np.searchsorted(times_seconds, times_seconds, side="right")
+    ends = np.append(times_seconds, max(duration_seconds, float(times_seconds[-1])))[following]
+    return np.stack([np.where(times_seconds == times_seconds[0], 0.0, times_seconds), ends], axis=1)
+
+
+def at_distinct_times(times_seconds: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rising times, and the scores (T, C) at each; those of tokens of one time (a repeated frame) are averaged."""
+    distinct, first, counts = np.unique(times_seconds, return_index=True, return_counts=True)
+    return distinct, np.add.reduceat(scores, first, axis=0) / counts[:, None]
 
 
 def window_offsets(num_tokens: int, num_steps: int) -> list[int]:

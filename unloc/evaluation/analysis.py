@@ -16,11 +16,12 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from unloc.data.durations import durations_of
 from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
 from unloc.data.schema import INSTANCE_COLUMNS, Manifest
 from unloc.evaluation.detection import found_at_multiple
 from unloc.evaluation.matching import Matches, interpolated_precision, match_detections, overlap_over_union
-from unloc.evaluation.retrieval import align, durations_of, truth_of
+from unloc.evaluation.retrieval import align, truth_of
 from unloc.evaluation.runs import runs
 
 REACHED, TOUCHED = 0.5, 0.1
@@ -61,16 +62,19 @@ def as_detections(
     if task == "tal":
         return predictions, manifest.instances
     if task == "as":
-        return detections_table(row for item in predictions for row in run_rows(item)), manifest.instances
+        durations = durations_of(manifest)
+        rows = (row for item in predictions for row in run_rows(item, durations.get(item.video_id, 0.0)))
+        return detections_table(rows), manifest.instances
     return query_detections(predictions, manifest), query_instances(manifest)
 
 
-def run_rows(item: FramePrediction) -> list[tuple[str, str, float, float, float]]:
+def run_rows(item: FramePrediction, duration_seconds: float) -> list[tuple[str, str, float, float, float]]:
     """A row for every run of equal labels that is not background; all score alike."""
     names = list(dict.fromkeys(name for name in item.labels if name is not None))
     code = {None: -1} | {name: number for number, name in enumerate(names)}
     found = runs(np.array([code[name] for name in item.labels], dtype=np.int64))
-    return [(item.video_id, names[label], first / item.fps, after / item.fps, 1.0) for label, first, after in found]
+    edges = item.edges(duration_seconds)
+    return [(item.video_id, names[label], edges[first], edges[after], 1.0) for label, first, after in found]
 
 
 def query_detections(predictions: Sequence[MomentPrediction], manifest: Manifest) -> pd.DataFrame:

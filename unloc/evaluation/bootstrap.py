@@ -69,10 +69,11 @@ def frame_intervals(frames: Sequence[VideoFrames], seed: int) -> dict[str, list[
 
 def map_draws(frames: Sequence[VideoFrames], weights: np.ndarray) -> dict[str, np.ndarray]:
     """(draws,) mAP and mAP_all_classes in percent for weights (draws, videos)."""
-    labels = np.concatenate([video.truth for video in frames])
+    labels, seconds = (np.concatenate([getattr(video, name) for video in frames]) for name in ("truth", "seconds"))
     owner = np.repeat(np.arange(len(frames)), [len(video.truth) for video in frames])
     columns = [
-        drawn_precision(labels == code, scores, owner, weights) for code, scores in enumerate(score_columns(frames))
+        drawn_precision(labels == code, scores, seconds, owner, weights)
+        for code, scores in enumerate(score_columns(frames))
     ]
     values = 100.0 * np.array(columns).reshape(-1, len(weights))
     present, total = np.isfinite(values).sum(axis=0), np.nansum(values, axis=0)
@@ -80,11 +81,13 @@ def map_draws(frames: Sequence[VideoFrames], weights: np.ndarray) -> dict[str, n
         return {"mAP": total / present, "mAP_all_classes": total / np.float64(len(values))}
 
 
-def drawn_precision(positive: np.ndarray, scores: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def drawn_precision(
+    positive: np.ndarray, scores: np.ndarray, seconds: np.ndarray, owner: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """(draws,) average precision of one class as `uninterpolated_precision`; NaN where no positive frame is drawn.
 
-    Frames are (frames,) with the video that owns each. Each video's frames from every positive's score up are counted
-    once, and a draw only weighs these counts.
+    Frames are (frames,) with their length and the video that owns each. Each video's frames from every positive's
+    score up are counted once, and a draw only weighs these counts.
     """
     values = np.unique(scores[positive])
     step = np.searchsorted(values, scores, side="right") - 1  # -1: below all positives, which never matters
@@ -92,7 +95,7 @@ def drawn_precision(positive: np.ndarray, scores: np.ndarray, owner: np.ndarray,
     cell = step[kept] * shape[1] + owner[kept]
     seen, true = (
         np.bincount(cell, among[kept], minlength=shape[0] * shape[1]).reshape(shape)[::-1]
-        for among in (np.ones(len(scores)), positive.astype(np.float64))
+        for among in (seconds, seconds * positive)
     )
     gained = weights @ true.T
     found, hits = weights @ np.cumsum(seen, axis=0).T, np.cumsum(gained, axis=1)

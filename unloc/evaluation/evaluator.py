@@ -141,7 +141,7 @@ def evaluate(
 
     Without a training split in the manifest the constants are fitted on the evaluated split itself, and the floors'
     names say so. Intervals are drawn where a seed is given. Raises MissingError for a split that does not exist,
-    InputError for a protocol that the task does not have.
+    InputError for a protocol that the task does not have, or where a metric or floor needs durations that are unknown.
     """
     selected = manifest.select(split)
     protocol = checked_protocol(task, selected, protocol)
@@ -206,13 +206,13 @@ def floor_scores(
     protocol: str,
     predictions: Predictions | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of every blind floor; of action segmentation at the predictions' rate, without at the usual ones."""
+    """Metrics of every blind floor; of action segmentation on the predictions' frames, without at the usual rates."""
     selected = manifest.select(split)
     train = manifest.select(train_split) if train_split in manifest.splits else None
     if task == "tal":
         floors = detection_floors(selected, train or selected)
     elif task == "as":
-        floors = frame_floors(selected, predictions[0].fps) if predictions else background_floors(selected)
+        floors = frame_floors(predictions) if predictions else background_floors(selected)
     else:
         floors = moment_floors(selected, train or selected)
     return {

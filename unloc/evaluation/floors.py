@@ -5,15 +5,16 @@ gets surprisingly far (five fixed boxes reach R5@0.5 = 85 on Charades-STA).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from unloc.data.durations import durations_of
 from unloc.data.predictions import FramePrediction, MomentPrediction
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.highlight import ratings_of
 from unloc.evaluation.matching import overlap_over_union
-from unloc.evaluation.retrieval import durations_of
 
 GRID = np.linspace(0.0, 1.0, 51)
 BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all that a floor chooses from
@@ -135,15 +136,16 @@ def _constant_detections(
     return pd.concat(tables, ignore_index=True)
 
 
-def frame_floors(manifest: Manifest, fps: float) -> dict[str, list[FramePrediction]]:
-    """Every frame background."""
-    lengths = {video_id: int(np.ceil(duration * fps - 1e-6)) for video_id, duration in durations_of(manifest).items()}
-    predictions = [
-        FramePrediction(video_id=video_id, fps=fps, labels=[None] * length) for video_id, length in lengths.items()
-    ]
-    return {"all_background": predictions}
+def frame_floors(predictions: Sequence[FramePrediction]) -> dict[str, list[FramePrediction]]:
+    """Every frame of the predictions background."""
+    return {"all_background": [replace(item, labels=[None] * len(item.labels), scores=None) for item in predictions]}
 
 
 def background_floors(manifest: Manifest) -> dict[str, list[FramePrediction]]:
     """Every frame background at each of the frame rates that COIN is scored at."""
-    return {f"all_background_{fps:g}_fps": frame_floors(manifest, fps)["all_background"] for fps in USUAL_FPS}
+    videos = manifest.videos["video_id"].tolist()
+    return {f"all_background_{fps:g}_fps": [_background(video_id, fps) for video_id in videos] for fps in USUAL_FPS}
+
+
+def _background(video_id: str, fps: float) -> FramePrediction:
+    return FramePrediction(video_id=video_id, fps=fps, labels=[])  # frames without label are background

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unloc.data.durations import durations_of
 from unloc.data.predictions import MomentPrediction
 from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.evaluation.retrieval import align, durations_of
+from unloc.evaluation.retrieval import align
 from unloc.evaluation.rows import QueryValues
 
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
@@ -44,7 +45,7 @@ def highlight_values(predictions: Sequence[MomentPrediction], manifest: Manifest
 def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
     """(clips, raters) ratings of every query, 0 outside its relevant clips; None where it is not rated.
 
-    A video whose length the manifest does not know has as many clips as the last relevant one tells.
+    Raises InputError where the length of a video is not known.
     """
     durations = durations_of(manifest)
     rated: list[np.ndarray | None] = []
@@ -53,8 +54,7 @@ def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
         if not isinstance(scores, list):
             rated.append(None)
             continue
-        known = durations.get(video_id)
-        num_clips = max(clip_ids, default=-1) + 1 if known is None else int(known / CLIP_SECONDS)
+        num_clips = int(durations.get(video_id, 0.0) / CLIP_SECONDS)  # 0: a query of a video that no row describes
         ratings = np.zeros((num_clips, len(scores[0]) if scores else 3))
         for clip, row in zip(clip_ids, scores, strict=True):
             if clip < len(ratings):

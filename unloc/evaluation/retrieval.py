@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unloc.data.durations import durations_of
 from unloc.data.predictions import MomentPrediction
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
@@ -112,16 +113,11 @@ def text_key(video_id: str, text: str) -> tuple[str, str]:
     return video_id, " ".join(text.split())
 
 
-def durations_of(manifest: Manifest) -> dict[str, float]:
-    """Seconds of every video of which the manifest knows it."""
-    videos = manifest.videos.drop_duplicates("video_id").dropna(subset=["duration_seconds"])
-    return dict(zip(videos["video_id"].tolist(), videos["duration_seconds"].tolist(), strict=True))
-
-
 def truth_of(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:
-    """(N, 2) ground truth of every query, cut to its video where asked for and the length is known.
+    """(N, 2) ground truth of every query, cut to its video where asked for.
 
     As officially starts are cut at 0 and ends at the length: a window after the end of its video comes out reversed.
+    Raises InputError where videos are to be cut to and their length is not known.
     """
     durations, truth = durations_of(manifest) if clamp else {}, []
     for video_id, segments in zip(manifest.queries["video_id"].tolist(), manifest.queries["segments"], strict=True):

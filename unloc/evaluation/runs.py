@@ -1,10 +1,11 @@
-"""Segmental F1 and edit score: how well runs of equal labels are found, whatever their length in frames."""
+"""Segmental F1 and edit score: how well runs of equal labels are found, whatever their length."""
 
 from itertools import pairwise
 
 import numpy as np
 
 OVERLAPS = (0.10, 0.25, 0.50)
+ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, whatever the floating point says
 BACKGROUND = -1
 
 
@@ -15,18 +16,18 @@ def runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
     return [(int(labels[first]), int(first), int(after)) for first, after in pieces if labels[first] != BACKGROUND]
 
 
-def run_counts(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tuple[int, int, int]:
-    """(right, wrong, missed) predicted runs of one video.
+def run_counts(truth: np.ndarray, predicted: np.ndarray, edges: np.ndarray, overlap: float) -> tuple[int, int, int]:
+    """(right, wrong, missed) predicted runs of one video whose frames lie between `edges` (frames + 1,) in seconds.
 
     A run is right if the run of its class that it overlaps best by IoU is free and reaches `overlap`.
     """
-    wanted, found = runs(truth), runs(predicted)
+    wanted, found = _timed(runs(truth), edges), _timed(runs(predicted), edges)
     free = [True] * len(wanted)
     right = 0
     for run in found:
         ratios = [_run_ratio(run, item) for item in wanted]
         best = int(np.argmax(ratios)) if ratios else -1
-        if best >= 0 and ratios[best] >= overlap and free[best]:
+        if best >= 0 and ratios[best] >= overlap - ROUNDING and free[best]:
             free[best] = False
             right += 1
     return right, len(found) - right, sum(free)
@@ -39,11 +40,16 @@ def f1_of(counts: np.ndarray) -> float:
     return 2 * right / total if total else 1.0
 
 
-def _run_ratio(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+def _timed(found: list[tuple[int, int, int]], edges: np.ndarray) -> list[tuple[int, float, float]]:
+    return [(label, float(edges[first]), float(edges[after])) for label, first, after in found]
+
+
+def _run_ratio(one: tuple[int, float, float], other: tuple[int, float, float]) -> float:
     if one[0] != other[0]:
         return 0.0
     overlap = min(one[2], other[2]) - max(one[1], other[1])
-    return max(overlap, 0) / (max(one[2], other[2]) - min(one[1], other[1]))
+    hull = max(one[2], other[2]) - min(one[1], other[1])
+    return max(overlap, 0.0) / hull if hull > 0 else 0.0
 
 
 def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:

@@ -12,11 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from unloc.data.durations import stated_durations
 from unloc.data.predictions import FramePrediction, MomentPrediction, Problems
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
 from unloc.evaluation.mismatch import unit_problem
-from unloc.evaluation.retrieval import QueryKeys, align, durations_of, text_key
+from unloc.evaluation.retrieval import QueryKeys, align, text_key
 
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"
@@ -38,6 +39,7 @@ REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
 MISSING_QUERY = "missing query: counts as missed"
 MISSING_VIDEO = "missing video: counts as missed"
+TOO_LATE = "label that begins after the end of its video: cut"
 OTHER_LENGTH = "more or fewer frames than the video has: cut, or filled with background"
 
 
@@ -62,7 +64,7 @@ def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Pr
     unknown = ~detections["label"].isin(manifest.classes)
     _tell_rows(problems, UNKNOWN_LABEL, detections, unknown)
     _tell_rows(problems, NO_TRUTH, detections, ~unknown & ~detections["label"].isin(manifest.instances["label"]))
-    lengths = detections["video_id"].map(durations_of(manifest)).to_numpy(dtype=np.float64)
+    lengths = detections["video_id"].map(stated_durations(manifest)).to_numpy(dtype=np.float64)
     _tell_units(problems, numbers[~bad, :2], lengths[~bad])
     predicted = set(detections["video_id"])
     _tell_missing(problems, MISSING_VIDEO, [name for name in manifest.videos["video_id"] if name not in predicted])
@@ -98,7 +100,7 @@ def screen_moments(
 
     `rated`: saliency is scored too, so what is wrong with it is told.
     """
-    keys, durations = QueryKeys(manifest), durations_of(manifest)
+    keys, durations = QueryKeys(manifest), stated_durations(manifest)
     annotated = {keys.by_qid(qid, video): (video, text) for qid, video, text in keys.queries}
     kept, seen, lengths = [], Counter(), []
     for item in predictions:
@@ -165,7 +167,7 @@ def screen_frames(
 
     Raises PredictionError where scores do not have one column per class of the manifest.
     """
-    durations = dict(zip(manifest.videos["video_id"], manifest.videos["duration_seconds"], strict=True))
+    durations = stated_durations(manifest)
     kept: dict[str, FramePrediction] = {}
     for item in predictions:
         if item.video_id not in durations:
@@ -175,8 +177,11 @@ def screen_frames(
             problems.add(REPEATED, f"{item.place}: {item.video_id}")
         if not item.labels:
             problems.add(EMPTY, f"{item.place}: {item.video_id}")
-        elif abs(len(item.labels) - durations[item.video_id] * item.fps) > 1:
+        elif item.fps is not None and abs(len(item.labels) - durations[item.video_id] * item.fps) > 1:
             problems.add(OTHER_LENGTH, f"{item.place}: {item.video_id} has {len(item.labels)} labels")
+        elif item.fps is None and item.times_seconds[-1] > durations[item.video_id] + 1.0:
+            late = int((item.times_seconds >= durations[item.video_id]).sum())
+            problems.add(TOO_LATE, f"{item.place}: {item.video_id} at {item.times_seconds[-1]:g} s", late)
         unknown = [name for name in item.labels if name is not None and name not in manifest.classes]
         if unknown:
             problems.add("unknown label: its frames count as wrong", f"{item.place}: {unknown[0]!r}", len(unknown))

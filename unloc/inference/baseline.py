@@ -7,10 +7,10 @@ similarity, standardised within the video, passes a threshold is a prediction, s
 import numpy as np
 import pandas as pd
 
-from unloc.data.cache import Cache
+from unloc.data.cache import Cache, CachedVideo
 from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
 from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.data.steps import median_spacing, nearest_index
+from unloc.data.steps import at_distinct_times, nearest_index, token_spans
 
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # standard deviations above the video's mean
 
@@ -23,15 +23,17 @@ def cosine_similarity(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return frames @ (texts / np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-8)).T
 
 
-def segments_above(similarity: np.ndarray, times_seconds: np.ndarray) -> np.ndarray:
-    """(N, 3) start, end, score of all stretches of (T,) similarity above each threshold, best first, no repeats."""
+def segments_above(similarity: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """(N, 3) start, end, score of all stretches of (T,) similarity above each threshold, best first, no repeats.
+
+    `spans` (T, 2) are the seconds that each token stands for.
+    """
     standard = (similarity - similarity.mean()) / max(float(similarity.std()), 1e-8)
-    spacing = median_spacing(times_seconds)
     found: dict[tuple[float, float], float] = {}
     for threshold in THRESHOLDS:
         edges = np.diff(np.concatenate([[0], (standard > threshold).astype(int), [0]]))
         for first, after in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
-            segment = (float(times_seconds[first]), float(times_seconds[after - 1] + spacing))
+            segment = (float(spans[first, 0]), float(spans[after - 1, 1]))
             found[segment] = max(found.get(segment, -1.0), float(similarity[first:after].mean()))
     rows = [(start, end, score) for (start, end), score in found.items()]
     return np.asarray(sorted(rows, key=lambda row: -row[2]), dtype=np.float64).reshape(-1, 3)
@@ -52,7 +54,7 @@ def baseline_moments(manifest: Manifest, cache: Cache) -> list[MomentPrediction]
                 qid=row["qid"],
                 video_id=row["video_id"],
                 query=row["text"],
-                windows=segments_above(similarity, cached.times_seconds),
+                windows=segments_above(similarity, _spans(cached)),
                 saliency=similarity[nearest_index(cached.times_seconds, middles)],
             )
         )
@@ -64,30 +66,33 @@ def _texts(cache: Cache, texts: list[str]) -> dict[str, np.ndarray]:
     return dict(zip(unique, cache.texts(unique), strict=True))
 
 
-def _class_similarity(manifest: Manifest, cache: Cache) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _spans(cached: CachedVideo) -> np.ndarray:
+    return token_spans(cached.times_seconds, cached.meta["duration_seconds"])
+
+
+def _class_similarity(manifest: Manifest, cache: Cache) -> dict[str, tuple[np.ndarray, CachedVideo]]:
     eos = np.stack([tokens[-1] for tokens in cache.texts(list(manifest.classes))])
     videos = [video_id for video_id in dict.fromkeys(manifest.videos["video_id"]) if video_id in cache]
     cached = {video_id: cache[video_id] for video_id in videos}
-    return {key: (cosine_similarity(item.frames[0], eos), item.times_seconds) for key, item in cached.items()}
+    return {key: (cosine_similarity(item.frames[0], eos), item) for key, item in cached.items()}
 
 
 def baseline_detections(manifest: Manifest, cache: Cache) -> pd.DataFrame:
     """Detections of every class in every cached video."""
     rows = []
-    for video_id, (similarity, times) in _class_similarity(manifest, cache).items():
+    for video_id, (similarity, cached) in _class_similarity(manifest, cache).items():
         for name, column in zip(manifest.classes, similarity.T, strict=True):
-            rows += [(video_id, name, *segment) for segment in segments_above(column, times)]
+            rows += [(video_id, name, *segment) for segment in segments_above(column, _spans(cached))]
     return detections_table(rows)
 
 
 def baseline_frames(manifest: Manifest, cache: Cache) -> list[FramePrediction]:
     """The most similar class of each frame; background where that similarity is below the video's median."""
     predictions = []
-    for video_id, (similarity, times) in _class_similarity(manifest, cache).items():
+    for video_id, (similarity, cached) in _class_similarity(manifest, cache).items():
+        times, similarity = at_distinct_times(cached.times_seconds, similarity)
         best = similarity.max(axis=1)
         names = [manifest.classes[index] for index in similarity.argmax(axis=1)]
         labels = [name if score > np.median(best) else None for name, score in zip(names, best, strict=True)]
-        predictions.append(
-            FramePrediction(video_id=video_id, fps=1.0 / median_spacing(times), labels=labels, scores=similarity)
-        )
+        predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=similarity))
     return predictions

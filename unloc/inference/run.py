@@ -13,6 +13,7 @@ from unloc.data.collate import Batch, Example, collate
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
 from unloc.data.schema import CLIP_SECONDS, Manifest
+from unloc.data.steps import at_distinct_times
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
 from unloc.inference.texts import ClassTexts
@@ -185,20 +186,19 @@ def _added(one: Outputs, other: Outputs) -> Outputs:
 
 
 def predict_frames(loaded: LoadedModel, examples: WindowExamples, texts: ClassTexts) -> list[FramePrediction]:
-    """One label per cached token: the windows of a video one after another, padding cut off."""
+    """One label per cached frame, at its own time: the windows of a video one after another, padding cut off."""
     recipe, predictions = loaded.info.recipe, []
     for index in range(len(examples)):
         windows = examples.windows(index)
         outputs, batch = class_outputs(loaded.model, windows, texts, recipe)
         logits = outputs.relevance.transpose(1, 2).cpu()[batch.frame_mask].double().numpy()
+        video_id = windows[0].video_id
+        times, logits = at_distinct_times(examples.cache[video_id].times_seconds, logits)
         best = logits.argmax(axis=1)
         names = [loaded.info.classes[label] for label in best]
         background = logits.max(axis=1) <= recipe.decode.background_logit
         labels = [None if is_background else name for name, is_background in zip(names, background, strict=True)]
-        spacing = windows[0].grid.seconds_per_step
-        predictions.append(
-            FramePrediction(video_id=windows[0].video_id, fps=1.0 / spacing, labels=labels, scores=logits)
-        )
+        predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=logits))
     return predictions
 
 

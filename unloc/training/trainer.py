@@ -21,6 +21,7 @@ from unloc.data.cache import Cache
 from unloc.data.cache_writer import write_atomically
 from unloc.data.collate import Batch, choose_classes, collate, collate_class_pairs
 from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
+from unloc.data.durations import cached_durations, durations_of
 from unloc.data.schema import Manifest
 from unloc.errors import DivergedError, InputError, StoppedError
 from unloc.inference.device import computing
@@ -94,11 +95,13 @@ class Trainer:
         self.task = task_named(recipe.task)
         self.on_step = on_step or (lambda progress: None)
         require_task(manifest, recipe.task)
+        manifest = cached_durations(manifest, cache)
         self.train_manifest = manifest.select(recipe.data.train_split)
         self.val_manifest = manifest.select(recipe.data.val_split) if recipe.data.val_split else None
         self.examples = build_examples(recipe, self.train_manifest, cache)
         if self.val_manifest is not None:
             build_examples(recipe, self.val_manifest, cache)  # what it lacks is told now, not after an epoch
+            durations_of(self.val_manifest)
         self.class_texts = ClassTexts(manifest.classes, cache, recipe.data) if self.task.text_kind == "class" else None
         self.info = self._describe(manifest)
         self.model = build_model(self.info).to(self.device)
