@@ -178,8 +178,7 @@ def scan(path: Path, on_progress: Progress = no_report) -> VideoFacts:
         order = np.flatnonzero(table.is_shown)[np.argsort(times[table.is_shown], kind="stable")]
         stated, rate = float(table.durations[order[-1]]) * float(stream.time_base), float(stream.average_rate or 0)
         context = stream.codec_context
-        reorders = bool(int(context.codec.properties) & Properties.REORDER.value)
-        contradicts_itself = bool(reorders and context.has_b_frames and (np.diff(table.stamps) > 0).all())
+        contradicts_itself = bool(table.reorders and context.has_b_frames and (np.diff(table.stamps) > 0).all())
         return VideoFacts(
             path=path,
             container=container.format.name,
@@ -208,7 +207,7 @@ def scan(path: Path, on_progress: Progress = no_report) -> VideoFacts:
             interlaced=_is_interlaced(stream),
             has_pts=table.has_pts,
             stamps_in_output_order=table.counts_frames
-            or (reorders and container.format.name in UNTIMED_CONTAINERS)
+            or (table.reorders and container.format.name in UNTIMED_CONTAINERS)
             or contradicts_itself
             or table.num_packed > 0,
         )
@@ -237,6 +236,7 @@ class _PacketTable:
     num_discarded: int
     num_damaged: int
     num_packed: int
+    reorders: bool
     has_pts: bool
     counts_frames: bool
     COLUMNS: ClassVar = ("stamps", "durations", "sizes", "places", "is_key", "is_shown")
@@ -264,7 +264,7 @@ class _PacketTable:
         if not has_pts.all() and has_dts.all():
             pts, is_timed, counts_frames = dts, has_dts, True
         elif stream.codec_context.name != "h264" or not has_pts[:1].all() or (~has_pts[1:] & ~has_pts[:-1]).any():
-            pts, is_timed = _filled(pts, dts, has_pts, stream)
+            pts, is_timed = _filled(pts, np.where(has_dts, dts, pts), has_pts, stream)
             counts_frames = bool(has_pts.mean() < FEW)
         # What is left without a stamp, alone behind a packet that has one, is the second field of an H.264 frame.
         return cls(
@@ -277,6 +277,8 @@ class _PacketTable:
             num_discarded=num_discarded,
             num_damaged=num_damaged,
             num_packed=0 if slots is None else slots.num_packed,
+            reorders=bool(int(stream.codec_context.codec.properties) & Properties.REORDER.value)
+            and (slots is None or slots.vops.has_b_frames),
             has_pts=bool(has_pts.all()),
             counts_frames=counts_frames,
         )

@@ -5,7 +5,7 @@ reference frame before it and an empty one (`vop_coded` = 0) where the next fram
 an empty packet where the frame before stays on screen (ISO/IEC 14496-2 §6.2.3, §6.2.5).
 """
 
-VOP = b"\0\0\1\xb6"
+VOP, B_VOP = b"\0\0\1\xb6", 2
 LAYER = b"\0\0\1"
 LAYER_CODES = range(0x20, 0x30)
 MAX_EMPTY_BYTES = 64  # an empty VOP takes seven; larger packets are not parsed
@@ -26,15 +26,18 @@ class VopCounter:
     def __init__(self, headers: bytes) -> None:
         """headers: what the container keeps beside the packets; the packets may bring them instead."""
         self.time_bits = _time_bits(headers)
+        self.has_b_frames = False
+        """Has a packet held one?"""
 
     def count(self, packet: bytes) -> int:
         """Coded frames in a packet: 0 for an empty one, 2 where a B-frame is packed."""
-        starts = packet.count(VOP)
+        vops = packet.split(VOP)[1:]
+        self.has_b_frames |= any(vop and vop[0] >> 6 == B_VOP for vop in vops)
         if self.time_bits is None:
             self.time_bits = _time_bits(packet[:256])
-        if starts != 1 or len(packet) > MAX_EMPTY_BYTES or self.time_bits is None:
-            return starts
-        bits = _Bits(packet[packet.index(VOP) + len(VOP) :])
+        if len(vops) != 1 or len(packet) > MAX_EMPTY_BYTES or self.time_bits is None:
+            return len(vops)
+        bits = _Bits(vops[0])
         bits.take(2)  # coding type
         while bits.take(1):
             pass  # seconds passed

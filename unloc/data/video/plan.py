@@ -46,7 +46,7 @@ def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | Non
     """The plan; None where the packets' facts do not say which frames they become, so that all must be decoded."""
     if not facts.has_pts or facts.stamps_in_output_order:
         return None
-    if facts.num_discarded or facts.num_repeated or facts.num_damaged:
+    if len(facts.packet_times) < facts.num_packets or facts.num_repeated or facts.num_damaged:
         return None
     stamps, order = facts.packet_stamps, np.argsort(facts.packet_stamps)
     targets = order[shown_at(wanted_seconds, facts.packet_times)]
