@@ -66,6 +66,7 @@ def linked(tmp_path):
     (folder / "real" / "loop").symlink_to(folder)
     (folder / "again").symlink_to(folder / "real")
     (folder / "nowhere").symlink_to(tmp_path / "gone")
+    (folder / "itself.mp4").symlink_to("itself.mp4")
     return folder
 
 
@@ -76,6 +77,11 @@ def test_links_to_folders_are_followed_and_loops_are_seen(linked):
         "a": b"a", "b": b"b", "c": b"b", "d": b"a", "e": b"a"
     }  # fmt: skip
     assert [path.name for path in video_files(linked)] == ["a.mp4", "b.mp4"]
+
+
+def test_a_file_named_through_a_link_is_not_told_as_unnamed(linked):
+    coverage = folder_coverage(manifest_of(a="again/a.mp4", b="link/deep/b.mp4", c="real/a.mp4"), linked)
+    assert coverage.extra == [] and coverage.shared == ["c"] and not coverage.missing
 
 
 def test_absolute_paths_inside_the_folder_are_accepted_and_others_are_not(linked, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 
+import fsspec
 import pytest
 
 from unloc.data.locate import locate_in_shards, locate_videos
@@ -149,3 +150,11 @@ def test_members_that_are_no_files_and_notes_beside_videos_do_no_harm(tmp_path):
             tar.addfile(member, io.BytesIO(content or b""))
     found, missing = locate_in_shards(manifest_of(["a", "n" * 180]), str(tmp_path / "x.tar"))
     assert missing == [] and found["a"].open().read() == b"video" and found["n" * 180].open().read() == b"long"
+
+
+def test_videos_at_a_url_are_not_packed(folder, tmp_path):
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/pack/videos/a.mp4", (folder / "a.mp4").read_bytes())
+    files, _ = locate_videos(manifest_of("a"), "memory://pack/videos")
+    with pytest.raises(InputError, match="only files in a folder are packed"):
+        pack_videos(manifest_of("a"), files, tmp_path / "out")

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -70,15 +70,23 @@ def video_files(folder: Path) -> list[Path]:
             seen.add((stat.st_dev, stat.st_ino))
             with os.scandir(current) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _leads(entry, entry.is_dir):
                         (links if entry.is_symlink() else folders).append(entry.path)
                     elif len(os.fsencode(entry.path)) > MAX_PATH_BYTES:
                         logger.warning("%s…: the path is too long to be opened", entry.path[:100])
-                    elif entry.is_file():
+                    elif _leads(entry, entry.is_file):
                         found.append(Path(entry.path))
         except OSError as error:
             logger.warning("%s: cannot be listed (%s); videos below it count as missing", current[:200], error.strerror)
     return sorted(found, key=_preference)
+
+
+def _leads(entry: os.DirEntry, is_kind: Callable[[], bool]) -> bool:
+    try:
+        return is_kind()
+    except OSError as error:  # a link to itself, or into a place that cannot be entered
+        logger.warning("%s: leads nowhere (%s)", entry.path[:200], error.strerror)
+        return False
 
 
 def _preference(path: PurePath) -> tuple[int, int, str]:
@@ -177,9 +185,10 @@ def folder_coverage(manifest: Manifest, folder: Path) -> Coverage:
     used: set[Path] = set()
     shared = []
     for video_id, path in found.items():
-        if path in used:
+        real = path.resolve()
+        if real in used:
             shared.append(video_id)
-        used.add(path)
-    extra = sorted(path for path in files if path not in used and path.suffix.lower() in EXTENSIONS)
+        used.add(real)
+    extra = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.resolve() not in used)
     empty = [video_id for video_id, path in found.items() if path.stat().st_size == 0]
     return Coverage(found=found, missing=missing, empty=empty, shared=shared, extra=extra)

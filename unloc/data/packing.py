@@ -77,6 +77,8 @@ def _named(manifest: Manifest, files: dict[str, Path]) -> list[PackedVideo]:
     stated = dict(zip(table["video_id"], table["file"], strict=True))
     videos = []
     for video_id, file in files.items():
+        if not isinstance(file, Path):
+            raise InputError(f"{file}: only files in a folder are packed; copy it first, or extract from its URL")
         if isinstance(stated[video_id], str):
             videos.append(PackedVideo(Path(stated[video_id]).as_posix(), file))
         elif "/" in video_id:
