@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from unloc.config import recipe_from_dict
 from unloc.data.collate import Example, choose_classes, collate, collate_class_pairs
 from unloc.data.steps import TimeGrid
 from unloc.model.unloc import UnLoc
-from unloc.training.objective import compute_losses
+from unloc.training.objective import compute_losses, saliency_loss
 
 MODEL = {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 1, "num_levels": 2, "num_head_convs": 1}
 
@@ -68,6 +70,15 @@ def test_bfloat16_changes_the_loss_by_its_rounding_alone_and_keeps_float32_sums_
     assert rounded.dtype == torch.float32 and rounded != exact
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
     assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_queries_without_ratings_do_not_count_in_the_saliency_loss():
+    rated, other = (replace(example(n), text=np.ones((2, 16), np.float32)) for n in range(2))
+    rated = replace(rated, saliency=np.linspace(0, 1, 16).astype(np.float32))
+    logits = torch.randn(2, 1, 16)
+    alone = saliency_loss(logits[:1], collate([rated], max_text_tokens=8))
+    torch.testing.assert_close(saliency_loss(logits, collate([rated, other], max_text_tokens=8)), alone)
+    assert saliency_loss(logits[1:], collate([other], max_text_tokens=8)) == 0
 
 
 def test_chosen_classes_hold_those_present_and_no_class_twice():

@@ -263,7 +263,7 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
     from unloc.data.cache import open_cache
     from unloc.data.prediction_writing import SUBMITTED_SPLITS
     from unloc.data.vocabulary import names_in_vocabulary
-    from unloc.evaluation.evaluator import default_train_split, evaluate
+    from unloc.evaluation.evaluator import default_train_split, evaluate, require_seconds
     from unloc.inference.device import described, resolve_device
     from unloc.inference.load import load_model, require_same_cache
     from unloc.inference.run import predict_split
@@ -275,8 +275,9 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
     if asked.task not in (None, recipe.task):
         raise InputError(f"unloc eval: --task {asked.task}, but {run} was trained for {recipe.task}; leave --task out")
     require_task(manifest, recipe.task)
-    scored, paths = _can_be_scored(asked, recipe.task, split), _claim_predictions(asked, recipe.task)
     opened = open_cache(asked.cache)
+    scored, paths = _can_be_scored(asked, recipe.task, split), _claim_predictions(asked, recipe.task)
+    require_seconds(recipe.task, manifest.select(split), split, opened.durations)
     require_same_cache(loaded.info.fingerprint, opened.fingerprint, asked.cache)
     model = _asked_for(loaded, manifest.classes)
     found = predict_split(model, manifest.select(split), opened)

@@ -133,6 +133,8 @@ class Cache:
         """How tokens are stored: float16, float32 or bfloat16 (see `token_dtype`)."""
         self._maps: dict[str, ShardMap] = {}
         self._times: dict[str, np.ndarray] = {}
+        self._finite: set[str] = set()
+        """Videos whose tokens were looked at."""
 
     def __getstate__(self) -> dict:
         # Maps would be pickled as the data they show; another process maps the shards itself.
@@ -151,6 +153,12 @@ class Cache:
         return {
             row["video_id"]: {**row, "shard": name} for name, table in self.tables.items() for row in table["videos"]
         }
+
+    @cached_property
+    def durations(self) -> dict[str, float]:
+        """Measured seconds of every cached video, by each of its ids."""
+        found = {video_id: float(row.get("duration_seconds") or np.nan) for video_id, row in self.rows.items()}
+        return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -179,7 +187,18 @@ class Cache:
 
     def __getitem__(self, video_id: str) -> CachedVideo:
         row = self.row(video_id)
-        return CachedVideo(from_stored(self.stored_tokens(row), self.dtype).swapaxes(0, 1), self._times_of(row), row)
+        frames = from_stored(self.stored_tokens(row), self.dtype)
+        if video_id not in self._finite:  # once for each reader
+            self._require_finite(f"video {video_id!r}", frames)
+            self._finite.add(video_id)
+        return CachedVideo(frames.swapaxes(0, 1), self._times_of(row), row)
+
+    def _require_finite(self, what: str, tokens: np.ndarray) -> None:
+        if not np.isfinite(tokens).all():
+            raise CacheError(
+                f"{self.path}: {what} has NaN or infinite tokens; leave it out of the manifest, or extract it again "
+                "into a new cache"
+            )
 
     def stored_tokens(self, row: dict) -> np.ndarray:
         """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
@@ -212,7 +231,10 @@ class Cache:
                 f"{self.path}: {len(absent)} texts are not in the cache (first: {absent[0]!r}); "
                 "run `unloc extract` with this manifest on it"
             )
-        return [from_stored(self.stored_text(text), self.dtype) for text in texts]
+        found = [from_stored(self.stored_text(text), self.dtype) for text in texts]
+        for text, tokens in zip(texts, found, strict=True):
+            self._require_finite(f"text {text!r}", tokens)
+        return found
 
     def _times_of(self, row: dict) -> np.ndarray:
         video_id = row["video_id"]

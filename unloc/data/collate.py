@@ -58,7 +58,9 @@ class Batch:
     step_classes: Tensor | None = None
     """(B, T) class index, -1 background (AS)."""
     saliency: Tensor | None = None
-    """(B, T) (HD)."""
+    """(B, T), 0 where the query is not rated (query tasks)."""
+    is_rated: Tensor | None = None
+    """(B,) bool, true where the query has ratings (query tasks)."""
     step_labels: Tensor | None = None
     """(B, T) true where the row's own class is (AS, class pairs)."""
     rows_per_video: int = 1
@@ -103,8 +105,16 @@ def collate(
         segments_steps=segments,
         segment_text=segment_text,
         step_classes=_stack([example.step_classes for example in examples]),
-        saliency=_stack([example.saliency for example in examples]),
+        **(_ratings(examples) if class_texts is None else {}),
     )
+
+
+def _ratings(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Also where none is rated: processes that train together must all sum the same losses."""
+    unrated = np.zeros(len(examples[0].frames), dtype=np.float32)
+    saliency = np.stack([unrated if example.saliency is None else example.saliency for example in examples])
+    is_rated = torch.tensor([example.saliency is not None for example in examples])
+    return {"saliency": torch.from_numpy(saliency), "is_rated": is_rated}
 
 
 def choose_classes(present: np.ndarray, num_classes: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from unloc.data.collate import Example
 from unloc.data.durations import cached_durations
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.data.steps import TimeGrid, linspace_steps, token_spans, window_offsets, window_steps
-from unloc.errors import CoverageError
+from unloc.errors import CoverageError, ManifestError
 
 logger = logging.getLogger(__name__)
 MAX_SALIENCY = 4.0  # QVHighlights raters score 0-4
@@ -33,11 +33,11 @@ def covered_videos(manifest: Manifest, cache: Cache, min_coverage: float) -> pd.
     share = float(cached.mean()) if len(videos) else 0.0
     if missing:
         logger.warning("%d of %d videos are not in the cache: %s", len(missing), len(videos), ", ".join(missing[:5]))
-    if share < min_coverage or not len(videos):
+    if share < min_coverage or not cached.any():
         raise CoverageError(
             f"{cache.path}: holds {len(videos) - len(missing)} of the {len(videos)} videos of {manifest.name!r} "
-            f"(first missing: {', '.join(missing[:3]) or 'none'}); data.coverage asks for {min_coverage:.0%}: run "
-            "`unloc extract` or lower data.coverage"
+            f"(first missing: {', '.join(missing[:3]) or 'none'}); data.coverage asks for {min_coverage:.0%} "
+            "and at least one: run `unloc extract` with this manifest, or lower data.coverage"
         )
     return videos[cached].reset_index(drop=True)
 
@@ -123,7 +123,13 @@ def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray 
     """(T,) mean of the raters over 4 at the clip each step falls in, 0 outside relevant clips; None without ratings."""
     if not isinstance(row["saliency_scores"], list):
         return None
-    by_clip = dict(zip(row["relevant_clip_ids"], np.mean(row["saliency_scores"], axis=1) / MAX_SALIENCY, strict=True))
+    clip_ids, scores = row["relevant_clip_ids"], row["saliency_scores"]
+    if not isinstance(clip_ids, list) or len(clip_ids) != len(scores) or not all(scores):
+        raise ManifestError(
+            f"line {row['line']} of the manifest: query {row['qid']!r} has not one rating for each of its "
+            "relevant_clip_ids; `unloc data check` lists such rows"
+        )
+    by_clip = {clip: np.mean(ratings) / MAX_SALIENCY for clip, ratings in zip(clip_ids, scores, strict=True)}
     clips = np.floor(grid.to_seconds(np.arange(num_steps)) / CLIP_SECONDS).astype(int)
     return np.asarray([by_clip.get(int(clip), 0.0) for clip in clips], dtype=np.float32)
 

@@ -1,9 +1,12 @@
 """One call for all tasks: metrics, floors, intervals and coverage, as they stand in metrics.json."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
+from unloc.data.durations import stated_durations
 from unloc.data.predictions import FramePrediction, MomentPrediction
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
@@ -15,10 +18,13 @@ from unloc.evaluation.detection import detection, detection_by_class, kept_truth
 from unloc.evaluation.floors import background_floors, detection_floors, frame_floors, moment_floors
 from unloc.evaluation.highlight import highlight_values
 from unloc.evaluation.matching import match_detections
+from unloc.evaluation.mismatch import other_unit
 from unloc.evaluation.qvhighlights import LIGHTHOUSE_RANGES, official_report, qvhighlights_values
 from unloc.evaluation.rows import QueryValues
 from unloc.evaluation.ties import tie_spans
+from unloc.tasks import task_named
 
+logger = logging.getLogger(__name__)
 Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
 TASK_PROTOCOLS = {
     "tal": tuple(DETECTION_PROTOCOLS),
@@ -27,6 +33,7 @@ TASK_PROTOCOLS = {
     "as": tuple(segmentation.PROTOCOLS),
 }
 LATER_FIRST = "of equal scores the later entry of the file goes first"
+MOST_OUTSIDE = 0.1  # share of segments; official files have a few for videos that were cut since
 TIE_RULES = {
     **dict.fromkeys(DETECTION_PROTOCOLS, LATER_FIRST),
     **{
@@ -64,15 +71,45 @@ def has_annotations(task: str, selected: Manifest) -> bool:
     return bool(selected.queries["segments"].map(len).sum()) if task == "mr" else len(selected.instances) > 0
 
 
-def require_annotations(task: str, selected: Manifest, split: str) -> None:
-    """Raise InputError where the split holds nothing to score the task with: hidden, or of another task."""
+def require_annotations(
+    task: str, selected: Manifest, split: str, way_out: str = "--export FILE writes predictions without scoring them"
+) -> None:
+    """Raise InputError where the split holds nothing for the task (hidden, or of another one), or not in seconds."""
     if not has_annotations(task, selected):
         wanted = {"mr": "queries with segments", "hd": "queries with ratings"}.get(task, "labelled segments")
         raise InputError(
-            f"split {split!r} of manifest {selected.name!r} has no {wanted} to score {task} with; "
-            f"the manifest serves {', '.join(selected.tasks)}; are the annotations of this split hidden? "
-            "--export FILE writes predictions without scoring them"
+            f"split {split!r} of manifest {selected.name!r} has no {wanted} for {task}; the manifest serves "
+            f"{', '.join(selected.tasks)}; are the annotations of this split hidden? {way_out}"
         )
+    require_seconds(task, selected, split, stated_durations(selected))
+
+
+def require_seconds(task: str, selected: Manifest, split: str, durations: Mapping[str, float]) -> None:
+    """Raise InputError where segments are in another unit, or more than `MOST_OUTSIDE` of them lie wholly outside
+    their videos, which last `durations` seconds (NaN or no entry: unknown). Fewer are told in a warning.
+    """
+    if task_named(task).text_kind == "query":
+        table = selected.queries.explode("segments").dropna(subset=["segments"])
+        segments = np.asarray(table["segments"].tolist(), dtype=np.float64).reshape(-1, 2)
+    else:
+        table = selected.instances
+        segments = table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+    lengths = table["video_id"].map(durations).to_numpy(dtype=np.float64)
+    unit = other_unit(segments, lengths)
+    outside = ~((segments[:, 0] < np.where(np.isnan(lengths), np.inf, lengths)) & (segments[:, 1] > 0))
+    if not unit and not outside.any():
+        return
+    first = int(np.argmax(outside)) if outside.any() else 0
+    start, end = segments[first]
+    told = (
+        f"split {split!r} of manifest {selected.name!r}: {int(outside.sum())} of {len(outside)} segments lie wholly "
+        f"outside their videos (line {table['line'].iloc[first]}: [{start:g}, {end:g}] in {lengths[first]:g} s of "
+        f"{table['video_id'].iloc[first]})"
+    )
+    if unit or outside.mean() > MOST_OUTSIDE:
+        guess = f"; segments look like {unit}" if unit else ""
+        raise InputError(f"{told}{guess}; a manifest states seconds: convert it again, see `unloc data check`")
+    logger.warning("%s: nothing can be learned or found there", told)
 
 
 def _is_rated(manifest: Manifest) -> bool:

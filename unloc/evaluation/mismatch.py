@@ -22,23 +22,22 @@ REWRITES: dict[str, Callable[[str], object]] = {
     "comparing their words alone": lambda name: words_of(name) or name,
 }
 """What may be done to names on both sides to make them equal, mildest first."""
-UNITS = "segments look like {}, not seconds: scored as they stand"
 SHORTEST_VIDEO = 5.0  # seconds; in shorter videos segments of less than a second may be meant
 MOST_FPS = 100.0  # a video of s seconds has fewer than 100·s frames, but 1000·s milliseconds
 
 
-def unit_problem(segments: np.ndarray, durations: np.ndarray) -> str | None:
-    """What is wrong where segments (n, 2) in videos of `durations` (n,) seconds, NaN unknown, are not in seconds."""
+def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
+    """What segments (n, 2) in videos of `durations` (n,) seconds, NaN unknown, look like if not like seconds."""
     known = np.isfinite(durations) & (durations > 0)
     ends, durations = segments[known, 1], durations[known]
     if not len(ends):
         return None
     if 0 < ends.max() <= 1.0 and np.median(durations) > SHORTEST_VIDEO:
-        return UNITS.format("fractions of the video")
+        return "fractions of the video"
     shares = ends / durations
     if (shares > 1.05).mean() <= 0.5:
         return None
-    return UNITS.format("milliseconds" if np.quantile(shares, 0.9) > MOST_FPS else "frames")
+    return "milliseconds" if np.quantile(shares, 0.9) > MOST_FPS else "frames"
 
 
 def name_hint(given: Collection[str], known: Collection[str], what: str) -> str:

@@ -16,7 +16,7 @@ from unloc.data.durations import stated_durations
 from unloc.data.predictions import FramePrediction, MomentPrediction, Problems
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
-from unloc.evaluation.mismatch import unit_problem
+from unloc.evaluation.mismatch import other_unit
 from unloc.evaluation.retrieval import QueryKeys, align, text_key
 
 NOT_FINITE = "NaN or infinite score or time: left out"
@@ -88,8 +88,9 @@ def _tell_missing(problems: Problems, kind: str, names: Sequence[str]) -> None:
 
 
 def _tell_units(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
-    kind = unit_problem(segments, durations)
-    if kind:
+    unit = other_unit(segments, durations)
+    if unit:
+        kind = f"segments look like {unit}, not seconds: scored as they stand"
         problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
 
 

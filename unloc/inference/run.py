@@ -14,6 +14,7 @@ from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.data.steps import at_distinct_times
+from unloc.errors import DivergedError
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
 from unloc.inference.texts import ClassTexts
@@ -65,6 +66,9 @@ def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outp
     batch = batch.to(device)
     with computing(device, recipe.train.precision):
         outputs = model(batch.frames, batch.frame_mask, batch.texts, batch.text_mask, pairing=pairing)
+    if not outputs.relevance.isfinite().all():
+        ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
+        raise DivergedError(f"the model's outputs are not finite on videos {ids}: its weights are of no use")
     return outputs.at_least_float32()
 
 

@@ -42,7 +42,7 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
         parts = {"relevance": loss}
     else:
         parts = localization_losses(outputs, batch, texts, recipe)
-    if outputs.saliency is not None and batch.saliency is not None:
+    if outputs.saliency is not None:
         parts["saliency"] = recipe.loss.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
     return Losses(sum(parts.values()), parts)
 
@@ -128,10 +128,13 @@ def segmentation_loss(
 
 
 def saliency_loss(logits: Tensor, batch: Batch, first_own: int = 0) -> Tensor:
-    """Cross-entropy with the raters' mean (0-1) as a soft label, mean over valid steps of each video's own query."""
+    """Cross-entropy with the raters' mean (0-1) as a soft label, mean over valid steps of each video's own query.
+
+    Queries without ratings do not count.
+    """
     if logits.shape[1] > 1:
         own = torch.arange(len(logits), device=logits.device)
         logits = logits[own, first_own + own][:, None]
-    valid = batch.frame_mask[:, None]
+    valid = (batch.frame_mask & batch.is_rated[:, None])[:, None]
     losses = sigmoid_loss(logits, batch.saliency[:, None].to(logits.dtype))
     return sum_over(losses * valid, process_mean(valid.sum()))

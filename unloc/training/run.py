@@ -18,11 +18,13 @@ from pathlib import Path
 import torch
 
 from unloc.config import Recipe, dump_recipe, load_recipe
-from unloc.data.cache import open_cache
+from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import disk_errors, write_atomically
 from unloc.data.lease import LOCK, lease
 from unloc.data.schema import Manifest, load_manifest, manifest_rows
+from unloc.data.video_lists import restricted
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
+from unloc.evaluation.evaluator import require_annotations, require_seconds
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import load_model, require_same_cache
 from unloc.tasks import task_named
@@ -60,7 +62,7 @@ def fit_recipe(
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
-    require_data(loaded, recipe)
+    require_data(loaded, opened, recipe)
     require_cache_of(recipe, opened.fingerprint, cache)
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     require_folder(run, recipe, **asked)
@@ -147,14 +149,24 @@ def _held(run: Path) -> Iterator[None]:
             run.rmdir()
 
 
-def require_data(manifest: Manifest, recipe: Recipe) -> None:
-    """Raise InputError where the manifest serves another task, MissingError where it lacks a split of the recipe."""
+def require_data(manifest: Manifest, cache: Cache, recipe: Recipe) -> None:
+    """Raise InputError where the manifest serves another task, or a split has nothing for it in its cached videos or
+    not in seconds; MissingError where it lacks a split of the recipe.
+    """
     require_task(manifest, recipe.task)
-    for key in ("train_split", "val_split"):
+    for key, way_out in (
+        ("train_split", "data.train_split=NAME trains on another"),
+        ("val_split", "data.val_split='' trains without validation"),
+    ):
         split = getattr(recipe.data, key)
         if split and split not in manifest.splits:
             known = ", ".join(manifest.splits)
             raise MissingError(f"data.{key}: split {split!r} is not in manifest {manifest.name!r}; it has: {known}")
+        if split:
+            selected = restricted(manifest.select(split), lambda video_id: video_id in cache)
+            if len(selected.videos):  # with none, the examples name those that are missing
+                require_annotations(recipe.task, selected, split, way_out)
+                require_seconds(recipe.task, selected, split, cache.durations)
 
 
 def require_full_batch(recipe: Recipe, num_examples: int) -> None:
