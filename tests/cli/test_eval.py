@@ -315,6 +315,9 @@ def test_class_scores_give_map_beside_the_accuracy(unloc, folder):
     words = TAL.replace("tal --", "as --").split()
     code, out, _ = unloc(*words, "--predictions", "scored.jsonl", "--out", "m.json", "--intervals")
     assert code == 0 and metrics_of(folder / "m.json")["mAP"] == 100.0 and "bad predictions" not in out
+    report = json.loads((folder / "m.json").read_text())
+    assert report["scores_sha256"] == {"s.npz": hashlib.sha256((folder / "s.npz").read_bytes()).hexdigest()}
+    assert report["per_class"] == {"Run": {"AP": 100.0}, "Jump": {"AP": 100.0}}
     np.savez(folder / "s.npz", **{video: table[:, :1] for video, table in scores.items()})
     assert "one column per class" in unloc(*words, "--predictions", "scored.jsonl")[2]
 

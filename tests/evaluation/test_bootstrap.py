@@ -1,18 +1,21 @@
 """95 % intervals: a drawn video counts as a copy of it would, and the ends are where the draws say."""
 
+import json
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import tal_detections, tal_manifest
-from unloc.data.predictions import FramePrediction
+from unloc.data.prediction_reading import read_frames
+from unloc.data.predictions import FramePrediction, Problems
 from unloc.data.schema import build_manifest, instance_row, video_row
 from unloc.evaluation.bootstrap import (
     WeightedPrecision,
-    drawn_precision,
     frame_intervals,
-    map_draws,
     percentiles,
     query_intervals,
     video_weights,
@@ -24,13 +27,15 @@ from unloc.evaluation.detection import (
     found_at_multiple,
     mean_recall,
 )
-from unloc.evaluation.evaluator import intervals
+from unloc.evaluation.evaluator import evaluate, intervals, score
+from unloc.evaluation.frame_precision import frame_map, frame_precision
 from unloc.evaluation.matching import match_detections
 from unloc.evaluation.rows import QueryValues
+from unloc.evaluation.screening import screen_frames
 from unloc.evaluation.segmentation import (
+    VideoFrames,
     frame_counts,
     segmentation_metrics,
-    uninterpolated_precision,
     video_frames,
     weighted_counts,
 )
@@ -142,23 +147,78 @@ def test_segmentation_weights_count_as_copies():
     weights = np.array([[2, 1], [0, 0], [1, 1]])
     counts = weighted_counts(frame_counts(frames), weights[0])
     assert counts == pytest.approx({name: copied[name] for name in counts})
-    draws = map_draws(frames, weights)
+    draws = frame_map(frame_precision(frames, weights))
     assert draws["mAP"][0] == pytest.approx(copied["mAP"]) and np.isnan(draws["mAP"][1])
     assert draws["mAP"][2] == pytest.approx(segmentation_metrics(frames)["mAP"])
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=30), st.data())
+def plain_precision(positive, scores, seconds):
+    """Area under precision over recall, one threshold after the other."""
+    area = 0.0
+    for value in np.unique(scores[positive]):
+        reached = scores >= value
+        gained = seconds[positive & (scores == value)].sum()
+        area += gained * seconds[reached & positive].sum() / seconds[reached].sum()
+    return area / seconds[positive].sum()
+
+
+FRAMES = st.lists(st.tuples(st.integers(-1, 2), *[st.integers(0, 4)] * 3), max_size=12)
+
+
+@pytest.mark.parametrize("cells", [1, 20_000_000])
+@given(st.lists(st.tuples(FRAMES, st.integers(0, 13)), min_size=1, max_size=3), st.data())
 @settings(max_examples=60, deadline=None)
-def test_drawn_precision_is_that_of_copied_videos_ties_and_all(rows, data):
-    positive, scores, owner = (np.array(column) for column in zip(*rows, strict=True))
-    weights = np.array(data.draw(st.lists(st.integers(0, 3), min_size=3, max_size=3)))
-    seconds = 0.5 + (np.arange(len(rows)) % 3)
-    found = drawn_precision(positive, scores.astype(float), seconds, owner, np.stack([weights, np.ones(3, dtype=int)]))
-    copies_of = np.repeat(np.arange(len(rows)), weights[owner])
-    for value, kept in zip(found, (copies_of, np.arange(len(rows))), strict=True):
-        if positive[kept].any():
-            assert value == pytest.approx(
-                uninterpolated_precision(positive[kept], scores[kept].astype(float), seconds[kept])
-            )
-        else:
-            assert np.isnan(value)
+def test_frame_precision_is_that_of_copied_videos_ties_missing_scores_and_all(cells, videos, data):
+    frames = []
+    for rows, given_rows in videos:
+        table = np.array(rows, dtype=float).reshape(-1, 4)
+        scores = table[:given_rows, 1:] if given_rows and rows else None
+        edges = np.cumsum([0.0, *(0.5 + np.arange(len(rows)) % 3)])
+        truth = table[:, 0].astype(int)
+        names = {"video_id": "v", "predicted": truth, "rows": np.arange(len(rows))}
+        frames.append(VideoFrames(**names, edges=edges, truth=truth, scores=scores))
+    frames[0] = replace(frames[0], scores=np.ones((1, 3)) if frames[0].scores is None else frames[0].scores)
+    weight = st.lists(st.integers(0, 3), min_size=len(frames), max_size=len(frames))
+    draws = np.array([data.draw(weight), [1] * len(frames)])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("unloc.evaluation.frame_precision.CELLS", cells)
+        found = frame_precision(frames, draws)
+    lowest = min(video.scores.min() for video in frames if video.scores is not None)
+    for number, weights in enumerate(draws):
+        copies = [video for video, weight in zip(frames, weights, strict=True) for _ in range(weight)]
+        seconds = np.concatenate([np.zeros(0), *(video.seconds for video in copies)])
+        truth = np.concatenate([np.zeros(0), *(video.truth for video in copies)])
+        for code in range(3):
+            scores = [np.zeros(0)]
+            for video in copies:
+                column = np.full(len(video.truth), lowest)
+                if video.scores is not None:
+                    kept = video.scores[: len(column), code]
+                    column[: len(kept)] = kept
+                scores.append(column)
+            if (truth == code).any():
+                expected = plain_precision(truth == code, np.concatenate(scores), seconds)
+                assert found[code, number] == pytest.approx(expected)
+            else:
+                assert np.isnan(found[code, number])
+
+
+def test_scores_of_a_file_are_read_one_video_at_a_time(tmp_path):
+    num_videos, shape = 40, (200, 100)
+    classes = tuple(map(str, range(shape[1])))
+    rows = [video_row(f"v{n}", "test", 200.0) for n in range(num_videos)]
+    rows += [instance_row(f"v{n}", "test", str(n), 3 * n, 3 * n + 60) for n in range(num_videos)]
+    manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=classes)
+    scores = {f"v{n}": RNG.random(shape) for n in range(num_videos)}
+    np.savez(tmp_path / "s.npz", **scores)
+    lines = [{"video_id": video, "fps": 1, "labels": [None] * 200, "scores_file": "s.npz"} for video in scores]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tracemalloc.start()
+    predictions = screen_frames(read_frames(tmp_path / "p.jsonl"), manifest, Problems())
+    found = evaluate("as", predictions, manifest, "test")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    in_memory = [replace(item, scores=scores[item.video_id]) for item in predictions]
+    assert found["metrics"]["mAP"] == score("as", in_memory, manifest)["mAP"] > 0
+    assert peak < sum(table.nbytes for table in scores.values()) / 2
+    assert found["per_class"]["7"]["AP"] > 0 and "77" not in found["per_class"]

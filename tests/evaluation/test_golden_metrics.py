@@ -18,7 +18,13 @@ from unloc.evaluation.highlight import highlight_detection
 from unloc.evaluation.qvhighlights import official_report, qvhighlights_moments
 from unloc.evaluation.retrieval import moment_retrieval
 from unloc.evaluation.screening import screen_moments
-from unloc.evaluation.segmentation import PROTOCOLS, action_segmentation, frame_map, painted
+from unloc.evaluation.segmentation import (
+    PROTOCOLS,
+    VideoFrames,
+    action_segmentation,
+    painted,
+    segmentation_metrics,
+)
 from unloc.evaluation.ties import tie_spans
 
 EXACT = 1e-7  # percent: 1e-9 as a fraction
@@ -282,7 +288,14 @@ def test_coin_accuracy_and_map_equal_the_official_ones(golden, rate):
     labels = frames["label"].astype(np.int64) - 1  # 0 is background there, -1 here
     accuracy = (labels == frames["pred"].astype(np.int64) - 1).mean()
     assert accuracy == pytest.approx(expected["mmpt_frame_acc"], abs=1e-9)
-    found = frame_map(labels, scores_of(frames, slice(None)).T, np.ones(len(labels)))
+    videos = []
+    for video_id, start, end in zip(frames["video"], frames["ptr"][:-1], frames["ptr"][1:], strict=True):
+        truth, scores, rows = labels[start:end], scores_of(frames, slice(start, end)), np.arange(end - start)
+        edges = np.arange(end - start + 1.0)
+        videos.append(
+            VideoFrames(video_id=str(video_id), edges=edges, truth=truth, predicted=truth, rows=rows, scores=scores)
+        )
+    found = segmentation_metrics(videos)
     assert same(found["mAP"], 100 * expected["unloc_map_present_classes_only"])
     assert same(found["mAP_all_classes"], 100 * expected["unloc_map_sklearn_as_installed"])
 

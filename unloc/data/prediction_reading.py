@@ -21,7 +21,7 @@ import pandas as pd
 
 from unloc.data.prediction_unpacking import unpacked_text
 from unloc.data.prediction_writing import WINDOW_COLUMNS
-from unloc.data.predictions import DETECTION_COLUMNS, FramePrediction, MomentPrediction, Problems
+from unloc.data.predictions import DETECTION_COLUMNS, FramePrediction, MomentPrediction, Problems, StoredScores
 from unloc.data.rows import is_number
 from unloc.errors import MissingError, PredictionError
 
@@ -314,16 +314,24 @@ def _wrong_times(times: object, num_labels: int) -> str | None:
     return None
 
 
-def _sidecar_scores(path: Path, place: str, row: dict, sidecars: dict) -> np.ndarray | None:
+def _sidecar_scores(path: Path, place: str, row: dict, sidecars: dict) -> StoredScores | None:
+    """The scores of a video, left in their file: all of them at once may not fit into memory."""
     if not row.get("scores_file"):
         return None
-    name = str(row["scores_file"])
+    name, video_id = str(row["scores_file"]), str(row["video_id"])
     if name not in sidecars:
         sidecars[name] = _sidecar(path.parent / name, place)
+    if video_id not in sidecars[name]:
+        return None
     try:
-        return sidecars[name].get(str(row["video_id"]))
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with sidecars[name].zip.open(f"{video_id}.npy") as member:
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[np.lib.format.read_magic(member)](member)
+        if not np.issubdtype(dtype, np.number):
+            raise ValueError(f"{video_id} holds {dtype}, expected numbers")
+    except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise PredictionError(f"{place}: scores file {name} cannot be read ({error})") from None
+    return StoredScores(sidecars[name], video_id, shape)
 
 
 def _sidecar(path: Path, place: str) -> Mapping[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Predictions in memory: moments of queries, labelled segments of videos, labels of frames."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -26,6 +27,31 @@ class MomentPrediction:
     """File and line it was read from."""
 
 
+@dataclass(frozen=True)
+class StoredScores:
+    """Class scores of one video that stay in their .npz; numpy reads them wherever it takes this for an array."""
+
+    file: np.lib.npyio.NpzFile
+    video_id: str
+    shape: tuple[int, ...]
+    finite: bool = False
+    """Whether numbers that are not finite are read as the lowest of the video."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        scores = self.file[self.video_id]
+        if self.finite and not (kept := np.isfinite(scores)).all():
+            scores = np.where(kept, scores, scores[kept].min() if kept.any() else 0.0)
+        return scores if dtype is None else scores.astype(dtype)
+
+    @property
+    def size(self) -> int:
+        """How many numbers these are."""
+        return math.prod(self.shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FramePrediction:
     """Labels of one video, with either the time at which each begins or a stated rate. Raises InputError otherwise."""
@@ -38,7 +64,7 @@ class FramePrediction:
     """
     fps: float | None = None
     """The rate that a file of others states: label k holds from k / fps to (k + 1) / fps."""
-    scores: np.ndarray | None = None
+    scores: np.ndarray | StoredScores | None = None
     """(num_labels, num_classes) score of each class in the manifest's class order."""
     place: str = field(default="", compare=False)
     """File and line it was read from."""

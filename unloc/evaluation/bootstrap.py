@@ -12,18 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from unloc.evaluation.detection import DetectionProtocol, found_at_multiple, mean_precision, mean_recall
+from unloc.evaluation.frame_precision import frame_map, frame_precision
 from unloc.evaluation.matching import Matches
 from unloc.evaluation.rows import QueryValues
 from unloc.evaluation.segmentation import (
     VideoFrames,
     frame_counts,
-    score_columns,
     segmentation_metrics,
     weighted_counts,
 )
 
 DRAWS = 1000
-MAP_DRAWS = 100  # of action segmentation's mAP, which sorts all frames for every class in every draw
+MAP_DRAWS = 100  # of action segmentation's mAP, which counts all frames for every class in every draw
 COVERED = (2.5, 97.5)
 
 
@@ -63,45 +63,8 @@ def frame_intervals(frames: Sequence[VideoFrames], seed: int) -> dict[str, list[
     counts, weights, centre = frame_counts(frames), video_weights(len(frames), seed), segmentation_metrics(frames)
     intervals = percentiles([weighted_counts(counts, row) for row in weights], centre)
     if any(video.scores is not None for video in frames):
-        intervals |= percentiles(map_draws(frames, weights[:MAP_DRAWS]), centre)
+        intervals |= percentiles(frame_map(frame_precision(frames, weights[:MAP_DRAWS])), centre)
     return intervals
-
-
-def map_draws(frames: Sequence[VideoFrames], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """(draws,) mAP and mAP_all_classes in percent for weights (draws, videos)."""
-    labels, seconds = (np.concatenate([getattr(video, name) for video in frames]) for name in ("truth", "seconds"))
-    owner = np.repeat(np.arange(len(frames)), [len(video.truth) for video in frames])
-    columns = [
-        drawn_precision(labels == code, scores, seconds, owner, weights)
-        for code, scores in enumerate(score_columns(frames))
-    ]
-    values = 100.0 * np.array(columns).reshape(-1, len(weights))
-    present, total = np.isfinite(values).sum(axis=0), np.nansum(values, axis=0)
-    with np.errstate(invalid="ignore"):
-        return {"mAP": total / present, "mAP_all_classes": total / np.float64(len(values))}
-
-
-def drawn_precision(
-    positive: np.ndarray, scores: np.ndarray, seconds: np.ndarray, owner: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """(draws,) average precision of one class as `uninterpolated_precision`; NaN where no positive frame is drawn.
-
-    Frames are (frames,) with their length and the video that owns each. Each video's frames from every positive's
-    score up are counted once, and a draw only weighs these counts.
-    """
-    values = np.unique(scores[positive])
-    step = np.searchsorted(values, scores, side="right") - 1  # -1: below all positives, which never matters
-    kept, shape = step >= 0, (len(values), weights.shape[1])
-    cell = step[kept] * shape[1] + owner[kept]
-    seen, true = (
-        np.bincount(cell, among[kept], minlength=shape[0] * shape[1]).reshape(shape)[::-1]
-        for among in (seconds, seconds * positive)
-    )
-    gained = weights @ true.T
-    found, hits = weights @ np.cumsum(seen, axis=0).T, np.cumsum(gained, axis=1)
-    precision = np.divide(hits, found, out=np.zeros(found.shape), where=found > 0)
-    drawn = gained.sum(axis=1)
-    return np.divide((gained * precision).sum(axis=1), drawn, out=np.full(len(weights), np.nan), where=drawn > 0)
 
 
 def detection_intervals(

@@ -185,6 +185,14 @@ def evaluate(
     by_class: dict[str, dict[str, float]] = {}
     if task == "tal":
         metrics, by_class = detection_by_class(predictions, selected, protocol)
+    elif task == "as":
+        frames = segmentation.video_frames(predictions, selected, protocol)
+        metrics, precision = segmentation.metrics_and_precision(frames)
+        by_class = {
+            name: {"AP": 100.0 * float(value)}
+            for name, value in zip(selected.classes, precision, strict=False)
+            if np.isfinite(value)
+        }
     else:
         metrics = score(task, predictions, selected, protocol)
     covered = coverage(selected, predictions, task)

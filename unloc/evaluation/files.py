@@ -14,7 +14,7 @@ from unloc import __version__
 from unloc.data.class_splits import ClassSplit, read_class_splits
 from unloc.data.nonsense import nonsense_manifest
 from unloc.data.prediction_reading import PredictionFile, read_predictions
-from unloc.data.predictions import Problems
+from unloc.data.predictions import Problems, StoredScores
 from unloc.data.schema import Manifest
 from unloc.data.vocabulary import read_vocabulary
 from unloc.errors import InputError, MissingError, PredictionError
@@ -38,6 +38,8 @@ class PredictionFiles:
     problems: Problems = field(default_factory=Problems)
     held: dict[Path, PredictionFile] = field(default_factory=dict)
     """What each file said of itself, without its predictions."""
+    score_files: set[Path] = field(default_factory=set)
+    """The .npz of class scores that the predictions name."""
 
     def read(self, path: Path) -> tuple[Predictions, Predictions]:
         """The predictions of a file, and those of them that can be scored.
@@ -50,6 +52,8 @@ class PredictionFiles:
             predictions = predictions[predictions["video_id"].map(self.keep).astype(bool)].reset_index(drop=True)
         else:
             predictions = [item for item in predictions if self.keep(item.video_id)]
+            stored = (getattr(item, "scores", None) for item in predictions)
+            self.score_files.update(Path(one.file.fid.name) for one in stored if isinstance(one, StoredScores))
         screened = screen_predictions(self.task, predictions, self.manifest.select(self.split), self.problems)
         require_match(path, self.task, predictions, screened, self.manifest, self.split)
         self.held[path] = replace(held, predictions=[])
@@ -67,6 +71,7 @@ class PredictionFiles:
         return {
             "predictions_format": ", ".join(dict.fromkeys(file.format for file in self.held.values())),
             "predictions_sha256": hashes if len(hashes) > 1 else next(iter(hashes.values()), None),
+            "scores_sha256": {path.name: file_sha256(path) for path in sorted(self.score_files)},
             "external_labels": by_command or bool(external),
             "external_labels_stated": "by the command" if by_command and not external else nobody,
             "bad_predictions": {

@@ -5,6 +5,8 @@ scored. What official code scores (detections of unknown videos, reversed segmen
 dies of (numbers that are none, unknown labels and queries) is left out.
 """
 
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from unloc.data.durations import stated_durations
-from unloc.data.predictions import FramePrediction, MomentPrediction, Problems
+from unloc.data.predictions import FramePrediction, MomentPrediction, Problems, StoredScores
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
 from unloc.evaluation.mismatch import other_unit
@@ -192,17 +194,22 @@ def screen_frames(
     return list(kept.values())
 
 
-def _finite_scores(item: FramePrediction, manifest: Manifest, problems: Problems) -> np.ndarray | None:
+def _finite_scores(item: FramePrediction, manifest: Manifest, problems: Problems) -> np.ndarray | StoredScores | None:
     if item.scores is None:
         return None
-    scores = np.asarray(item.scores)
-    if scores.ndim != 2 or scores.shape[1] != len(manifest.classes):
+    shape = np.shape(item.scores) if not isinstance(item.scores, StoredScores) else item.scores.shape
+    if len(shape) != 2 or shape[1] != len(manifest.classes):
         raise PredictionError(
-            f"{item.place}: scores of {item.video_id} have shape {scores.shape}, expected (frames, "
+            f"{item.place}: scores of {item.video_id} have shape {shape}, expected (frames, "
             f"{len(manifest.classes)}): one column per class of manifest {manifest.name!r}, in its order"
         )
-    finite = np.isfinite(scores)
+    try:
+        finite = np.isfinite(item.scores)
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise PredictionError(f"{item.place}: scores of {item.video_id} cannot be read ({error})") from None
     if finite.all():
-        return scores
+        return item.scores
     problems.add("NaN or infinite score: counts as the lowest of its video", item.place, int((~finite).sum()))
-    return np.where(finite, scores, scores[finite].min() if finite.any() else 0.0)
+    if isinstance(item.scores, StoredScores):
+        return replace(item.scores, finite=True)
+    return np.where(finite, item.scores, item.scores[finite].min() if finite.any() else 0.0)

@@ -10,16 +10,17 @@ Labels further apart than LONGEST_FRAME_SECONDS are no frames: the time between 
 VideoCLIP scores. So neither a label that is left out nor one that is repeated makes a score better.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from unloc.data.durations import durations_of
-from unloc.data.predictions import FramePrediction
+from unloc.data.predictions import FramePrediction, StoredScores
 from unloc.data.schema import Manifest
 from unloc.errors import InputError
+from unloc.evaluation.frame_precision import frame_map, frame_precision
 from unloc.evaluation.runs import BACKGROUND, OVERLAPS, edit_score, f1_of, run_counts
 
 ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, whatever the floating point says
@@ -68,7 +69,7 @@ class VideoFrames:
     """(frames,) the same; a name the manifest does not know is a class of its own."""
     rows: np.ndarray
     """(frames,) which of the given labels, and rows of scores, holds in each frame; past the last one none does."""
-    scores: np.ndarray | None
+    scores: np.ndarray | StoredScores | None
     """(given labels, classes) as predicted."""
 
     @property
@@ -158,11 +159,16 @@ def painted(places: np.ndarray, labels: np.ndarray, num_frames: int, rule: Frame
 
 def segmentation_metrics(frames: Sequence[VideoFrames]) -> dict[str, float]:
     """The metrics in percent."""
+    return metrics_and_precision(frames)[0]
+
+
+def metrics_and_precision(frames: Sequence[VideoFrames]) -> tuple[dict[str, float], np.ndarray]:
+    """(metrics in percent, (classes,) average precision as a fraction: NaN for absent ones, empty without scores)."""
     metrics = weighted_counts(frame_counts(frames), np.ones(len(frames)))
-    if any(video.scores is not None for video in frames):
-        truth, seconds = (np.concatenate([getattr(video, name) for video in frames]) for name in ("truth", "seconds"))
-        metrics |= frame_map(truth, score_columns(frames), seconds)
-    return metrics
+    if all(video.scores is None for video in frames):
+        return metrics, np.zeros(0)
+    precision = frame_precision(frames, np.ones((1, len(frames))))
+    return metrics | {name: float(value[0]) for name, value in frame_map(precision).items()}, precision[:, 0]
 
 
 def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
@@ -184,44 +190,3 @@ def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[
     metrics = {"frame_accuracy": 100.0 * float(weights @ counts["right"]) / total if total else np.nan}
     metrics |= {name: 100.0 * f1_of(weights @ table) for name, table in counts.items() if name.startswith("F1@")}
     return metrics | {"edit": 100.0 * float(weights @ counts["edit"]) / num_videos if num_videos else np.nan}
-
-
-def score_columns(frames: Sequence[VideoFrames]) -> Iterable[np.ndarray]:
-    """The scores of each class in turn over the frames of all videos; what is not given ranks last."""
-    given = [video.scores for video in frames if video.scores is not None]
-    num_classes = given[0].shape[1] if given else 0
-    lowest = min((float(scores.min()) for scores in given), default=0.0)
-    for code in range(num_classes):
-        column = []
-        for video in frames:
-            scores = np.full(len(video.rows), lowest)
-            if video.scores is not None:
-                known = video.rows < len(video.scores)
-                scores[known] = video.scores[video.rows[known], code]
-            column.append(scores)
-        yield np.concatenate(column)
-
-
-def frame_map(labels: np.ndarray, columns: Iterable[np.ndarray], seconds: np.ndarray) -> dict[str, float]:
-    """mAP over the classes that occur, and over all: absent ones count 0, as in new versions of scikit-learn.
-
-    `columns` are the (frames,) scores of each class in turn, `seconds` (frames,) what each frame counts.
-    """
-    values, num_classes = [], 0
-    for code, scores in enumerate(columns):
-        num_classes += 1
-        if (labels == code).any():
-            values.append(uninterpolated_precision(labels == code, scores, seconds))
-    return {
-        "mAP": 100.0 * float(np.mean(values)) if values else np.nan,
-        "mAP_all_classes": 100.0 * float(np.sum(values)) / num_classes if num_classes else np.nan,
-    }
-
-
-def uninterpolated_precision(positive: np.ndarray, scores: np.ndarray, seconds: np.ndarray) -> float:
-    """Average precision without interpolation, equal scores grouped (scikit-learn's definition), frames by length."""
-    values, step = np.unique(scores[positive], return_inverse=True)
-    gained = np.bincount(step, seconds[positive])[::-1]
-    level = np.searchsorted(values, scores, side="right")  # 0: below all positives, which never matters
-    found = np.bincount(level, seconds)[:0:-1].cumsum()  # seconds that score as much or more
-    return float((gained * gained.cumsum() / found).sum() / gained.sum())
