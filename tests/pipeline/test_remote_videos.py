@@ -1,10 +1,14 @@
 """Videos at a URL: the tokens of a folder's, and the same guarantees when the network fails or a process is killed."""
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import tempfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -204,3 +208,38 @@ def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_
     assert Retried in map(type, events) and isinstance(events[-1], Ended)
     assert events[-1].row["file_bytes"] == (video_folder / "v5.mp4").stat().st_size
     assert events[-1].row["duration_seconds"] == pytest.approx(3.0, abs=0.01)
+
+
+class Server(SimpleHTTPRequestHandler):
+    """Gives files, or the first half of videos."""
+
+    gives_half = False
+
+    def log_message(self, *words):
+        pass
+
+    def copyfile(self, source, outputfile):
+        content = source.read()
+        half = self.gives_half and self.path.endswith(".mp4")
+        outputfile.write(content[: len(content) // 2] if half else content)
+
+
+def test_videos_of_a_web_server_are_read_and_half_ones_noticed(video_folder, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp", reason="fsspec reads https with it")
+    monkeypatch.setattr("unloc.data.object_store.PAUSE_SECONDS", 0)
+    (tmp_path / "videos" / "some more").mkdir(parents=True)
+    shutil.copy(video_folder / "v0.mp4", tmp_path / "videos" / "some more" / "a film.mp4")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/videos"
+        whole = decode(url, "a film")[-1]
+        assert whole.row["file"] == "a film.mp4"
+        assert whole.row["content_sha256"] == hashlib.sha256((video_folder / "v0.mp4").read_bytes()).hexdigest()
+        (file,) = locate_videos(manifest("a film"), url)[0].values()
+        with file.open() as handle:
+            assert handle.read() == (video_folder / "v0.mp4").read_bytes()
+        monkeypatch.setattr(Server, "gives_half", True)
+        assert decode(url, "a film")[-1].reason == "machine"
+        with pytest.raises(OSError, match="failed 7 times"):
+            file.open()
+        server.shutdown()

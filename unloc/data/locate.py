@@ -101,8 +101,8 @@ def index_folder(folder: Path | str) -> VideoIndex:
     Raises MissingError where the folder does not exist.
     """
     if url := url_of(folder):
-        files = sorted(list_videos(url), key=lambda file: _preference(PurePath(file.path)))
-        return VideoIndex(((PurePath(file.path), file) for file in files), url)
+        files = sorted(list_videos(url), key=lambda file: _preference(file.place))
+        return VideoIndex(((file.place, file) for file in files), url)
     folder = Path(str(folder).removeprefix("file:")) if str(folder).startswith("file:/") else Path(folder)
     return _index(folder, video_files(folder))
 

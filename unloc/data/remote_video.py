@@ -1,11 +1,13 @@
 """Videos at a URL (`s3://…`, `https://…`, anything that fsspec opens): listed here, fetched where they are decoded."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from fsspec.callbacks import Callback
 
@@ -37,16 +39,26 @@ class RemoteVideo:
     @property
     def name(self) -> str:
         """Without folders."""
-        return PurePosixPath(self.path).name
+        return self.place.name
+
+    @property
+    def place(self) -> PurePosixPath:
+        """Its path as people write it; a web server's links are quoted."""
+        return PurePosixPath(unquote(self.path) if self.folder.startswith("http") else self.path)
 
     def stat(self) -> SimpleNamespace:
         """Size and time of change, as they were listed."""
         return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Its bytes, over the network."""
-        store = ObjectStore(self.folder)
-        return store.store.open(store.key(self.path), mode)
+        """Its bytes, fetched into a file without a name. Raises FileNotFoundError, or OSError where the store fails."""
+        copy = tempfile.TemporaryFile(prefix="unloc-")  # noqa: SIM115 the caller closes it
+        try:
+            self.fetch(copy, lambda: None)
+        except VideoError as error:
+            raise FileNotFoundError(str(error)) from None
+        copy.seek(0)
+        return copy
 
     def current(self) -> "RemoteVideo":
         """The version that is there now. Raises VideoError where there is none, OSError where the store fails."""
@@ -59,9 +71,8 @@ class RemoteVideo:
 
     def fetch(self, copy: BinaryIO, on_progress: Callable[[], None]) -> None:
         """Write it into an open file. Raises as `current`; a download that breaks off is tried again."""
-        store = ObjectStore(self.folder)
         try:
-            store.download(self.path, copy, self.size, _Ticks(on_progress))
+            ObjectStore(self.folder).download(self.path, copy, self.size, _Ticks(on_progress))
         except FileNotFoundError:
             raise VideoError(f"{self}: is not there any more", reason="not_found") from None
         except CacheError as error:
