@@ -20,11 +20,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from decoding import render
 from process_tree import Watched, watch
-from safetensors.torch import save_file
 
 from unloc.data.preprocess import resize_and_crop
 from unloc.data.video import open_video
@@ -44,14 +42,6 @@ def write_inputs(folder: Path, num_clips: int, seconds: float) -> Path:
     manifest = folder / "m.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return manifest
-
-
-def random_weights(folder: Path, tower: str) -> Path:
-    """A weights file as a user would give it."""
-    torch.manual_seed(0)
-    path = folder / f"{tower}.safetensors"
-    save_file(open_clip.create_model(tower).state_dict(), path)
-    return path
 
 
 def cpu_seconds_of_parts(config: EncodeConfig, videos: list[Path]) -> dict[str, float]:
@@ -79,10 +69,8 @@ import sys, time
 from pathlib import Path
 import decord, numpy as np, open_clip, torch
 from PIL import Image
-from safetensors.torch import load_file
-tower, weights, out, count, *videos = sys.argv[1:]
+tower, out, count, *videos = sys.argv[1:]
 model, _, transform = open_clip.create_model_and_transforms(tower)
-model.load_state_dict(load_file(weights))
 model.eval()
 started = time.perf_counter()
 for path in videos:
@@ -95,9 +83,9 @@ print(len(videos) * int(count) / (time.perf_counter() - started))
 """
 
 
-def plain_frames_per_second(tower: str, weights: Path, folder: Path, frames: int, videos: list[Path]) -> float:
+def plain_frames_per_second(tower: str, folder: Path, frames: int, videos: list[Path]) -> float:
     """Without start-up, as for ours."""
-    words = [sys.executable, "-c", PLAIN, tower, weights, folder, frames, *videos]
+    words = [sys.executable, "-c", PLAIN, tower, folder, frames, *videos]
     return float(subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout)
 
 
@@ -109,11 +97,11 @@ def extract(inputs: Path, cache: Path, words: list[str]) -> Watched:
 
 def compare(tower: str, folder: Path, arguments: argparse.Namespace) -> None:
     """Figures of one tower: every quantity the smallest of the rounds, in each of which all are measured in turn."""
-    weights, cores = random_weights(folder, tower), len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     videos = sorted((folder / "all" / "videos").iterdir())
     frames = len(videos) * arguments.frames
-    config = EncodeConfig(tower=tower, pretrained=str(weights), num_frames=arguments.frames, tower_dtype="auto")
-    words = ["--tower", tower, "--pretrained", weights, "--frames", arguments.frames, "--dtype", "auto"]
+    config = EncodeConfig(tower=tower, pretrained="none", num_frames=arguments.frames, tower_dtype="auto")
+    words = ["--tower", tower, "--pretrained", "none", "--frames", arguments.frames, "--dtype", "auto"]
     ways = {"fused": [*words, "--workers", cores], "split": [*words, "--workers", cores - 1, "--encoders", 1]}
     parts, runs, plain = [], {name: [] for name in ways}, 0.0
     for number in range(arguments.rounds):
@@ -122,7 +110,7 @@ def compare(tower: str, folder: Path, arguments: argparse.Namespace) -> None:
             start_up = extract(folder / "tiny", folder / f"{tower}-{name}-tiny{number}", options)
             whole = extract(folder / "all", folder / f"{tower}-{name}{number}", options)
             runs[name].append((start_up.total_cpu_seconds, whole.total_cpu_seconds, start_up.seconds, whole.seconds))
-        plain = max(plain, plain_frames_per_second(tower, weights, folder, arguments.frames, videos[:PLAIN_CLIPS]))
+        plain = max(plain, plain_frames_per_second(tower, folder, arguments.frames, videos[:PLAIN_CLIPS]))
     best = {name: min(each[name] for each in parts) for name in parts[0]}
     floor, told = sum(best.values()), "  ".join(f"{name} {value:.1f}" for name, value in best.items())
     print(f"\n{tower}: {frames} frames; floor {floor:.1f} CPU s ({told}), {cores} cores")

@@ -19,6 +19,7 @@ from unloc.data.cache import open_cache
 from unloc.data.cache_writer import (
     VideoTokens,
     disk_errors,
+    write_projections,
     write_text_shard,
     write_video_shard,
 )
@@ -113,6 +114,8 @@ def run_job(
         path, summary.cache = home.folder, str(home)
         with held(home, encoder.fingerprint), tidied_up(path):
             remove_rests(path)
+            if encoder.tower.projections and not open_cache(path).projections:
+                write_projections(path, encoder.tower.projections)
             summary.texts_now = _add_texts(path, encoder, texts)
             summary.seconds_start_up = time.perf_counter() - started
             unique, same = split_by_file(files)

@@ -16,6 +16,7 @@ from unloc.data.cache_writer import (
     create_or_check,
     fingerprint_differences,
     write_checked,
+    write_projections,
     write_text_shard,
     write_video_shard,
 )
@@ -47,6 +48,7 @@ def merge(out: Path, sources: Sequence[Path], *, shard_size: int = 512) -> Merge
     _require_one_fingerprint([*caches, open_cache(out)] if (out / "zarr.json").is_file() else caches)
     create_or_check(out, caches[0].fingerprint, caches[0].versions)
     with lease(out):
+        _write_projections(out, caches)
         summary = MergeSummary()
         _require_same_tokens([open_cache(out), *caches])
         _write_videos(out, caches, summary, shard_size)
@@ -135,6 +137,13 @@ def _write_texts(out: Path, caches: Sequence[Cache], summary: MergeSummary) -> N
         part = list(new)[start : start + TEXTS_PER_SHARD]
         write_text_shard(out, [(text, new[text].stored_text(text)) for text in part], there.dtype)
     summary.texts = len(new)
+
+
+def _write_projections(out: Path, caches: Sequence[Cache]) -> None:
+    """Of any source: one fingerprint names one tower."""
+    found = next((cache.projections for cache in caches if cache.projections), None)
+    if found and not open_cache(out).projections:
+        write_projections(out, found)
 
 
 def _write_aliases(out: Path, caches: Sequence[Cache]) -> None:

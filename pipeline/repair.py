@@ -132,7 +132,7 @@ def _mend_small_files(path: Path, damages: Sequence[Damage]) -> None:
         _copy_metadata(path, path / "shards")
     if "texts/zarr.json" in places:
         write_atomically(path / "texts" / "zarr.json", group_metadata({}))
-    for name in ("aliases.json", "plan.json"):
+    for name in ("aliases.json", "plan.json", "projections.json"):
         if name in places:
             (path / name).unlink()  # the next extract finds them again
 

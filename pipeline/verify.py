@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.ledger import Plan, failures_of
-from unloc.data.cache import open_cache, url_of
+from unloc.data.cache import completed, open_cache, url_of
 from unloc.data.cache_writer import token_checksum
 from unloc.data.remote import file_sizes
 from unloc.errors import CacheError
@@ -30,11 +30,14 @@ def describe(path: Path | str) -> dict[str, dict]:
         "files": len(sizes),
         "megabytes": round(sum(sizes.values()) / 1e6, 2),
     }
+    if cache.note:
+        contents["note"] = cache.note
     if url_of(path):
         contents["local copy"] = str(cache.path)
         contents["megabytes of the local copy"] = round(sum(file_sizes(cache.path).values()) / 1e6, 2)
     failed = dict(Counter(failure.reason for failure in failures_of(cache).values()))
-    return {"fingerprint": cache.fingerprint, "versions": cache.versions, "contents": contents, "failures": failed}
+    fingerprint = completed(cache.fingerprint)
+    return {"fingerprint": fingerprint, "versions": cache.versions, "contents": contents, "failures": failed}
 
 
 def broken_videos(path: Path) -> tuple[dict[str, str], int]:

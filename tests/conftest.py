@@ -1,5 +1,6 @@
 """Shared by all tests: shapes are checked, the folder of references is found or skipped, small videos are rendered."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,32 @@ def unloc(monkeypatch, capsys):
         return ended.value.code or 0, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory):
+    """Weights of `tiny` (`tests.small_clip`)."""
+    from safetensors.torch import save_file
+
+    from tests.small_clip import small_clip
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(small_clip(False).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path_factory, monkeypatch, weights_file):
+    """The name of a small model that open_clip lists now; the weights of each of its tags are the file."""
+    import open_clip
+
+    from tests.small_clip import ARCHITECTURE, TAGS
+
+    config = tmp_path_factory.mktemp("config") / "tiny.json"
+    config.write_text(json.dumps(ARCHITECTURE))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.add_model_config(config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", TAGS)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda config: str(weights_file))
+    return "tiny"

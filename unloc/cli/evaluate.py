@@ -13,6 +13,7 @@ from unloc.cli.evaluate_output import plot_paths, print_report, report_path, wri
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
+    from unloc.data.cache import Cache
     from unloc.data.schema import Manifest
     from unloc.evaluation.evaluator import Predictions
     from unloc.evaluation.outputs import Outputs
@@ -242,14 +243,23 @@ def _claim_predictions(asked: _Asked, task: str, *, beside_report: bool = True) 
 def _evaluate_baseline(asked: _Asked, scoring: dict) -> tuple[dict | None, "Predictions"]:
     from unloc.data.cache import open_cache
     from unloc.evaluation.evaluator import evaluate
-    from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments
+    from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments, require_embeddings
 
     task, split = _needed_task(asked.task or asked.manifest.tasks[0], "--baseline"), scoring["split"]
     scored, paths = _can_be_scored(asked, task, split), _claim_predictions(asked, task)
     predict = {"tal": baseline_detections, "as": baseline_frames}.get(task, baseline_moments)
-    found = predict(asked.manifest.select(split), open_cache(asked.cache))
+    opened = open_cache(asked.cache)
+    require_embeddings(opened)
+    found = predict(asked.manifest.select(split), opened)
+    told = _told_note(opened)
     _write(asked, paths, task, found, split, scoring["external_labels"])
-    return evaluate(task, found, asked.manifest, **scoring) | _written(paths) if scored else None, found
+    return evaluate(task, found, asked.manifest, **scoring) | _written(paths) | told if scored else None, found
+
+
+def _told_note(cache: "Cache") -> dict:
+    if cache.note:
+        typer.echo(f"note: {cache.note}", err=True)
+    return {"note": cache.note} if cache.note else {}
 
 
 def _written(paths: list[Path]) -> dict:
@@ -279,6 +289,7 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
     scored, paths = _can_be_scored(asked, recipe.task, split), _claim_predictions(asked, recipe.task)
     require_seconds(recipe.task, manifest.select(split), split, opened.durations)
     require_same_cache(loaded.info.fingerprint, opened.fingerprint, asked.cache)
+    told = _told_note(opened)
     model = _asked_for(loaded, manifest.classes)
     found = predict_split(model, manifest.select(split), opened)
     _write(asked, paths, recipe.task, found, split, scoring["external_labels"])
@@ -294,7 +305,7 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
     if train_split not in manifest.splits:
         train_split = default_train_split(manifest, split)
     report = evaluate(recipe.task, found, manifest, **scoring | {"train_split": train_split}) | _written(paths)
-    report |= described(where, recipe.train.precision)
+    report |= described(where, recipe.train.precision) | told
     fingerprint = loaded.info.fingerprint
     report["recipe"] = {
         "name": recipe.name,

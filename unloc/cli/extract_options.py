@@ -16,7 +16,14 @@ CacheFolder = Annotated[
     str, Option("--cache", "-c", help="Cache to write or to add to: a folder, or a URL: s3://bucket/cache.")
 ]
 Tower = Annotated[str, Option("--tower", help="toy, or a model of open_clip: ViT-B-16.")]
-Pretrained = Annotated[str | None, Option("--pretrained", help="open_clip's tag (openai) or a weights file.")]
+Pretrained = Annotated[
+    str | None,
+    Option("--pretrained", help="open_clip's tag (openai), a weights file, or none: random weights for a smoke test."),
+]
+Like = Annotated[
+    str | None,
+    Option("--like", help="For a weights file: the tag whose activation and preprocessing it was trained with."),
+]
 Fps = Annotated[float | None, Option("--fps", help="Frames per second of video; 2 where --frames is not given.")]
 Frames = Annotated[int | None, Option("--frames", help="Frames evenly over each video.")]
 Workers = Annotated[int, Option("--workers", min=-1, help="Ray actors that decode; 0: no Ray; -1: one a core.")]
@@ -34,6 +41,7 @@ TokenDtype = Annotated[str, Option("--token-dtype", help="How tokens are stored:
 Views = Annotated[str, Option("--views", help="Pictures of a frame, the first being centre: centre,flip,crop0,crop1.")]
 FrameToken = Annotated[str, Option("--frame-token", help="cls: the class token; gap: the mean of the patches.")]
 Projection = Annotated[bool, Option(help="Frame tokens behind CLIP's projection, or before it.")]
+TextProjection = Annotated[bool, Option(help="Text tokens behind CLIP's projection, or before it.")]
 LastK = Annotated[int, Option("--last-k", help="Frame tokens of the last K layers side by side.")]
 Coverage = Annotated[float, Option("--coverage", min=0, max=1, help="Smallest share to be cached for exit code 0.")]
 Timeout = Annotated[

@@ -71,7 +71,7 @@ def _damaged_groups(path: Path) -> list[Damage]:
 
 def _damaged_notes(path: Path) -> list[Damage]:
     damages = []
-    for name in ("aliases.json", "plan.json"):
+    for name in ("aliases.json", "plan.json", "projections.json"):
         try:
             read_checked(path / name)
         except CacheError:

@@ -5,6 +5,7 @@
                                      written with the shard, in one rename
     CACHE/shards/00000/frames        (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
     CACHE/aliases.json               ids that name the same file as a cached video (`v_<id>` and `<id>`)
+    CACHE/projections.json           CLIP's own projections, where tokens are kept before them: a trained one starts so
     CACHE/texts/00000/zarr.json      table of texts: [text, first row, rows]
     CACHE/texts/00000/tokens         (rows, D), all tokens of each text from BOS to EOS
 
@@ -15,6 +16,7 @@ aliases carry a checksum over their own bytes; `shards/zarr.json` holds a copy o
 
 import json
 import re
+from base64 import b64decode
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,13 @@ from unloc.errors import CacheError, MissingError
 FORMAT = 2
 SHARD_NAME = "{:05d}"
 CHECKSUM_KEY = "crc32c"
+UNSTATED = {
+    "tower.projected": True,
+    "tower.texts_projected": True,
+    "tower.num_layers": 1,
+    "tower.dtype": "float32",
+    "tower.like": None,
+}
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
 _CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
 
@@ -115,6 +124,18 @@ def read_checked(file: Path) -> dict:
     return values
 
 
+def completed(fingerprint: dict) -> dict:
+    """With the keys that caches did not state before there was a choice.
+
+    The activation was once that of the model's name, whatever the weights were trained with.
+    """
+    if "tower.name" not in fingerprint:
+        return fingerprint
+    activation = "quick_gelu" if fingerprint["tower.name"].endswith("-quickgelu") else "gelu"
+    unstated = UNSTATED | {"tower.activation": activation}
+    return fingerprint | {key: value for key, value in unstated.items() if key not in fingerprint}
+
+
 def group_checksum(raw: bytes) -> str:
     """crc32c over a metadata file in which the digits of its checksum are zeros."""
     head, mark, tail = raw.rpartition(_CHECKSUM_MARK)
@@ -140,6 +161,14 @@ class Cache:
         # Maps would be pickled as the data they show; another process maps the shards itself.
         return self.__dict__ | {"_maps": {}, "_times": {}}
 
+    @property
+    def note(self) -> str:
+        """What a reader of results must know of the tokens: that their tower has random weights; else empty."""
+        if self.fingerprint.get("tower.pretrained") != "none":
+            return ""
+        name = self.fingerprint["tower.name"]
+        return f"{self.path}: tokens of {name} with random weights (--pretrained none), for smoke tests only"
+
     @cached_property
     def tables(self) -> dict[str, dict]:
         """Attributes of every committed shard, by name, in order."""
@@ -164,6 +193,14 @@ class Cache:
     def aliases(self) -> dict[str, str]:
         """Other ids of cached videos: two manifests may name one file differently."""
         return read_checked(self.path / "aliases.json")
+
+    @cached_property
+    def projections(self) -> dict[str, np.ndarray]:
+        """The tower's own projections (D, width) of tokens that are kept before them, `frames` and `texts`, float32."""
+        return {
+            kind: np.frombuffer(b64decode(stated["float32"]), dtype="<f4").reshape(stated["shape"])
+            for kind, stated in read_checked(self.path / "projections.json").items()
+        }
 
     @cached_property
     def _texts(self) -> dict[str, tuple[str, int, int]]:

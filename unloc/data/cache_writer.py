@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from unloc.data.cache import CHECKSUM_KEY, FORMAT, SHARD_NAME, group_checksum, open_cache
+from unloc.data.cache import CHECKSUM_KEY, FORMAT, SHARD_NAME, completed, group_checksum, open_cache
 from unloc.data.token_dtype import STORED_DTYPES
 from unloc.errors import CacheError, FingerprintError
 
 CHUNK_ROWS = 32  # rows per chunk where videos differ in length; a video begins on a chunk
 READ_BYTES = 1 << 24
-UNSTATED = {"tower.projected": True, "tower.num_layers": 1, "tower.dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,6 @@ def fingerprint_differences(one: dict, other: dict, *, names: tuple[str, str]) -
     return "; ".join(f"{key}: {names[0]} {one.get(key)!r}, {names[1]} {other.get(key)!r}" for key in keys)
 
 
-def completed(fingerprint: dict) -> dict:
-    """With the keys that caches did not state before there was a choice."""
-    return (UNSTATED if "tower.name" in fingerprint else {}) | fingerprint
-
-
 def fingerprint_hash(fingerprint: dict) -> str:
     """sha256 of a fingerprint's canonical JSON."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
@@ -109,6 +104,15 @@ def write_checked(path: Path, values: dict) -> None:
     """Write values atomically as JSON with a checksum over all its bytes (`cache.read_checked`)."""
     stated = {"values": values, CHECKSUM_KEY: "0" * 8}
     write_atomically(path, _with_checksum(json.dumps(stated, ensure_ascii=False)))
+
+
+def write_projections(path: Path, projections: Mapping[str, np.ndarray]) -> None:
+    """Write the tower's own projections of tokens that the cache keeps before them (`Cache.projections`)."""
+    written = {
+        kind: {"shape": list(weight.shape), "float32": b64encode(weight.astype("<f4").tobytes()).decode()}
+        for kind, weight in projections.items()
+    }
+    write_checked(path / "projections.json", written)
 
 
 def _with_checksum(text: str) -> str:

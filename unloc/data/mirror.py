@@ -30,7 +30,7 @@ from unloc.errors import CacheError, InputError, MissingError
 
 KINDS = ("shards", "texts")
 IDENTITY, LOCK = "mirror.json", "lock"
-FIRST = ("shards/zarr.json", "texts/zarr.json", IDENTITY, "zarr.json", "plan.json")
+FIRST = ("shards/zarr.json", "texts/zarr.json", IDENTITY, "zarr.json", "projections.json", "plan.json")
 LAST = ("aliases.json", "ledger.jsonl", "summary.json")
 
 

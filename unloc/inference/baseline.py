@@ -11,8 +11,21 @@ from unloc.data.cache import Cache, CachedVideo
 from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
 from unloc.data.schema import CLIP_SECONDS, Manifest
 from unloc.data.steps import at_distinct_times, nearest_index, token_spans
+from unloc.errors import InputError
 
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # standard deviations above the video's mean
+
+
+def require_embeddings(cache: Cache) -> None:
+    """Raise InputError where frames and texts of a cache are not CLIP's embeddings, which alone can be compared."""
+    wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1}
+    stated = {key: cache.fingerprint.get(key, value) for key, value in wanted.items()}
+    others = [f"{key} {value}" for key, value in stated.items() if value != wanted[key]]
+    if others:
+        raise InputError(
+            f"{cache.path}: the baseline compares CLIP's embeddings, the cache has other tokens ({', '.join(others)}); "
+            "extract a cache with the projections"
+        )
 
 
 def cosine_similarity(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unloc.data.cache_writer import VideoTokens, completed
+from unloc.data.cache import completed
+from unloc.data.cache_writer import VideoTokens
 from unloc.data.preprocess import PreprocessSpec, normalise
 from unloc.data.sampling import FrameSampling
 from unloc.data.token_dtype import require_token_dtype, to_stored
@@ -29,6 +30,9 @@ class EncodeConfig:
 
     tower: str = "toy"
     pretrained: str | None = None
+    """A tag of open_clip, a weights file, or `none`: random weights."""
+    like: str | None = None
+    """The tag whose settings a weights file has (`towers.load_tower`)."""
     fps: float | None = None
     num_frames: int | None = None
     dtype: str = "float16"
@@ -38,7 +42,8 @@ class EncodeConfig:
     frame_token: str = "cls"
     projected: bool = True
     num_layers: int = 1
-    """Which tokens the image tower gives (`frame_tokens.FrameTokens`)."""
+    texts_projected: bool = True
+    """Which tokens the towers give (`frame_tokens.FrameTokens`)."""
     views: tuple[str, ...] = CENTRE
     """Which pictures of a frame are encoded (`data.views`)."""
     decoder: str = "auto"
@@ -56,9 +61,14 @@ class EncodeConfig:
         return FrameSampling(fps=self.fps, num_frames=self.num_frames)
 
     def wanted_tokens(self) -> FrameTokens:
-        """What is asked of the image tower, `auto` being what is fast on this machine."""
-        dtype = resolve_dtype(self.tower_dtype)
-        return FrameTokens(kind=self.frame_token, projected=self.projected, num_layers=self.num_layers, dtype=dtype)
+        """What is asked of the tower, `auto` being what is fast on this machine."""
+        return FrameTokens(
+            kind=self.frame_token,
+            projected=self.projected,
+            num_layers=self.num_layers,
+            dtype=resolve_dtype(self.tower_dtype),
+            texts_projected=self.texts_projected,
+        )
 
     @classmethod
     def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
@@ -74,6 +84,7 @@ class EncodeConfig:
         return cls(
             tower=fingerprint["tower.name"],
             pretrained=pretrained or fingerprint["tower.pretrained"],
+            like=fingerprint["tower.like"],
             fps=fingerprint["sampling.fps"],
             num_frames=fingerprint["sampling.num_frames"],
             dtype=fingerprint["dtype"],
@@ -81,6 +92,7 @@ class EncodeConfig:
             frame_token=fingerprint["tower.frame_token"],
             projected=fingerprint["tower.projected"],
             num_layers=fingerprint["tower.num_layers"],
+            texts_projected=fingerprint["tower.texts_projected"],
             views=tuple(fingerprint["views"]),
         )
 
@@ -95,7 +107,7 @@ class Encoder:
     def __init__(self, config: EncodeConfig, device: torch.device | str = "cpu") -> None:
         wanted = config.wanted_tokens()
         self.config, self.device = replace(config, tower_dtype=wanted.dtype), device
-        self.tower: Tower = load_tower(config.tower, config.pretrained, wanted)
+        self.tower: Tower = load_tower(config.tower, config.pretrained, wanted, like=config.like)
         self.tower.model.to(device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
 

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unloc.config import Recipe, dump_recipe, recipe_from_dict
+from unloc.data.cache import Cache, completed
 from unloc.data.cache_writer import fingerprint_differences
-from unloc.errors import FingerprintError, InputError, MissingError, UnlocError
+from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
 
@@ -52,6 +53,7 @@ class CheckpointInfo:
             )
         recipe = recipe_from_dict(OmegaConf.to_container(OmegaConf.create(values["recipe"])), where=where)
         rest = {key: value for key, value in values.items() if key not in ("version", "recipe", "classes")}
+        rest["fingerprint"] = completed(values["fingerprint"])
         return cls(recipe=recipe, classes=tuple(values["classes"]), **rest)
 
 
@@ -75,6 +77,32 @@ def build_model(info: CheckpointInfo) -> UnLoc:
         num_classes=num_classes,
         localizes=task_named(recipe.task).localizes,
     )
+
+
+def start_projections(model: UnLoc, info: CheckpointInfo, cache: Cache) -> None:
+    """Let a fresh model's projections begin as those of the cache's tower, where its tokens are kept before them.
+
+    Raises ConfigError where the recipe trains a projection whose start the cache does not have: its tokens lie behind
+    the projection already, or have none.
+    """
+    config, fingerprint = info.recipe.model, completed(cache.fingerprint)
+    asked = {
+        "frames": (config.project_frames, "tower.projected", "--no-projection"),
+        "texts": (config.project_texts and config.fusion != "none", "tower.texts_projected", "--no-text-projection"),
+    }
+    for kind, (is_asked, key, option) in asked.items():
+        if is_asked and kind not in cache.projections:
+            why = {
+                True: f"lie behind it already ({key}: True); extract a cache with {option}",
+                False: f"have none in {cache.path}/projections.json; a residual network has none, an older cache gets "
+                "it by the same `unloc extract` again",
+                None: "were imported, and it is not known what projected them",
+            }[fingerprint.get(key)]
+            raise ConfigError(
+                f"model.project_{kind}: true trains CLIP's own projection, but the {kind} of cache {cache.path} {why}, "
+                f"or set model.project_{kind}=false"
+            )
+    model.start_projections({kind: torch.tensor(start) for kind, start in cache.projections.items()})
 
 
 def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:

@@ -1,7 +1,5 @@
 """UnLoc with its towers: pixels and token ids in (UnLoc Figure 2). What is frozen may as well come from a cache."""
 
-import json
-
 import open_clip
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -10,8 +8,8 @@ from torch import Tensor, nn
 
 from unloc.config import ModelConfig, TowerConfig
 from unloc.errors import TowerError
+from unloc.model.clip_models import WeightSettings, clip_model
 from unloc.model.live_towers import ClipTextTower, T5TextTower, VideoTower, t5_text_tower, untrained_t5
-from unloc.model.towers import TOY_FOLDER
 from unloc.model.unloc import Outputs, UnLoc, parameter_counts
 
 TextTower = ClipTextTower | T5TextTower
@@ -87,12 +85,10 @@ def build_end_to_end(
     video_tower = VideoTower(clip.visual, towers.frame_token, num_steps, projected=not config.project_frames)
     text_dim = clip.text_projection.shape[0 if config.project_texts else 1] if text_tower is None else text_tower.dim
     core = UnLoc(config, video_tower.dim, text_dim, num_steps, num_classes=num_classes, localizes=localizes)
-    starts = [(core.video_projection, clip.visual.proj)] if config.project_frames else []
-    if config.project_texts and text_tower is not None and towers.text_name == "clip":
-        starts.append((core.text_projection, clip.text_projection))
-    for projection, start in starts:
-        if projection.weight.shape == start.T.shape:
-            projection.weight.data.copy_(start.T)
+    starts = {"frames": clip.visual.proj} if config.project_frames else {}
+    if config.project_texts and towers.text_name == "clip":
+        starts["texts"] = clip.text_projection
+    core.start_projections(starts)
     live = None if towers.image == "cached" else video_tower
     trained = {"train_image": towers.image == "finetune", "train_text": towers.text == "finetune"}
     return EndToEnd(core, live, text_tower, **trained)
@@ -110,15 +106,13 @@ def text_tower_of(
 
 
 def clip_architecture(name: str) -> CLIP:
-    """The CLIP of that name with fresh weights. Raises TowerError where open_clip does not have it."""
-    if name == "toy":
-        stated = json.loads((TOY_FOLDER / "config.json").read_text(encoding="utf-8"))
-        return CLIP(stated["embed_dim"], stated["vision_cfg"], stated["text_cfg"])
-    known = open_clip.list_models()
-    stated = open_clip.get_model_config(name) if name in known else {}
-    if not stated.keys() <= {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"} or not stated:
-        raise TowerError(f"towers.name: got {name!r}, expected toy or a plain CLIP of open_clip, such as ViT-B-16")
-    return CLIP(**stated)
+    """The CLIP of that name with fresh weights, to be counted. Raises TowerError where open_clip has no plain one."""
+    try:
+        return clip_model(name, WeightSettings())
+    except TowerError as error:
+        raise TowerError(
+            f"towers.name: got {name!r}, expected toy or a plain CLIP of open_clip, such as ViT-B-16 ({error})"
+        ) from None
 
 
 def counted_parameters(

@@ -22,7 +22,7 @@ FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions that multiply bfloat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameTokens:
-    """How an image tower is asked for its tokens."""
+    """How a tower is asked for its tokens."""
 
     kind: str = "cls"
     """cls: the class token; gap: the mean of the patch tokens."""
@@ -32,6 +32,8 @@ class FrameTokens:
     """The last so many layers side by side."""
     dtype: str = "float32"
     """Of the image tower's weights and activations: float32 or bfloat16."""
+    texts_projected: bool = True
+    """Text tokens behind CLIP's own projection."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

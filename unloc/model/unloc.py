@@ -1,5 +1,6 @@
 """UnLoc: frame tokens and text tokens in, relevance and displacements per point out (UnLoc §3, Figure 2)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +73,25 @@ class UnLoc(nn.Module):
         if config.fusion == "late":  # CLIP's own start of the temperature: 1 / 0.07
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07))
             self.logit_bias = nn.Parameter(torch.tensor(config.class_bias))
+
+    def start_projections(self, starts: Mapping[str, Tensor]) -> None:
+        """Let the projections of `frames` and `texts` begin as the towers' own (D, width), where these are given.
+
+        Of tokens of several layers side by side the last D channels are projected, the others begin at 0. Raises
+        ConfigError where a projection that the config asks for is not as wide as the tower's.
+        """
+        asked = {"frames": self.config.project_frames, "texts": self.config.project_texts}
+        layers = {"frames": self.video_projection, "texts": getattr(self, "text_projection", None)}
+        for kind, start in starts.items():
+            fits = start.shape[1] == self.config.width
+            if asked[kind] and layers[kind] is not None and not fits:
+                raise ConfigError(
+                    f"model.width: {self.config.width}, but model.project_{kind} starts as the tower's own projection, "
+                    f"to {start.shape[1]} channels; set model.width={start.shape[1]} or model.project_{kind}=false"
+                )
+            if fits and isinstance(layers[kind], nn.Linear):
+                weight = layers[kind].weight.data.zero_()
+                weight[:, -len(start) :] = start.T
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """What trains at the towers' rate: projections that stand for CLIP's own (official)."""

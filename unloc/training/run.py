@@ -68,6 +68,8 @@ def fit_recipe(
     require_folder(run, recipe, **asked)
     with disk_errors(run), _held(run), _logged() as log_to:
         changes = require_folder(run, recipe, **asked)  # again, now that nobody else writes here
+        if opened.note:
+            logger.warning(opened.note)
         if resume and (run / "checkpoints").is_dir():
             require_same_cache(_noted(run, "cache.json"), opened.fingerprint, cache)
         # All that can be wrong is found before anything is written, or deleted by overwrite.

@@ -25,7 +25,7 @@ from unloc.data.durations import cached_durations, durations_of
 from unloc.data.schema import Manifest
 from unloc.errors import DivergedError, InputError, StoppedError
 from unloc.inference.device import computing
-from unloc.inference.load import CheckpointInfo, build_model
+from unloc.inference.load import CheckpointInfo, build_model, start_projections
 from unloc.inference.texts import ClassTexts
 from unloc.tasks import task_named
 from unloc.training.checkpoint import load_state, save_checkpoint
@@ -104,7 +104,9 @@ class Trainer:
             durations_of(self.val_manifest)
         self.class_texts = ClassTexts(manifest.classes, cache, recipe.data) if self.task.text_kind == "class" else None
         self.info = self._describe(manifest)
-        self.model = build_model(self.info).to(self.device)
+        self.model = build_model(self.info)
+        start_projections(self.model, self.info, cache)
+        self.model.to(self.device)
         self.averaged = self._averaged_model()
         self.optimizer = build_optimizer(self.model, recipe.optim)
         self.peak_rates = [group["lr"] for group in self._groups]
