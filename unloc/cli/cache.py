@@ -113,10 +113,10 @@ def _repaired(folder: Path, name: str, find_file: "FindFile", pretrained: str | 
 
 def _finder(videos: Path | None, shards: str | None, manifest: Path | None) -> "FindFile":
     """Where a video's file is looked for: by the manifest, then by its id and the name that the cache knows."""
-    from unloc.data.locate import find_video_file, index_folder, index_shards, locate_files
+    from unloc.data.locate import VideoIndex, find_video_file, index_folder, index_shards, locate_files
     from unloc.data.schema import load_manifest
 
-    index = index_folder(videos) if videos else index_shards(shards) if shards else {}
+    index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex([])
     named = locate_files(load_manifest(manifest), index)[0] if manifest else {}
     return lambda video_id, file: named.get(video_id) or find_video_file(index, video_id, file)
 
