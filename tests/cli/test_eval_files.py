@@ -47,6 +47,8 @@ def test_predictions_of_which_nothing_matches_are_an_error_with_a_hint(unloc, fo
         (MR, {"query": "QUERY 1", "qid": "a"}, "queries match after folding case"),
         (MR, {"pred_relevant_windows": [[0, 0.5, 0.9]]}, "segments look like fractions of the video"),
         (MR, {"pred_relevant_windows": [[250, 500, 0.9]]}, "segments look like frames"),
+        (MR, {"pred_relevant_windows": []}, "none of the 1 predictions has windows"),
+        (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None}, "predictions has windows or saliency"),
         (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None, "vid": "x", "qid": "a"}, "none of the 1"),
     ],
 )

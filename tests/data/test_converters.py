@@ -90,7 +90,7 @@ def test_a_rendered_world_is_called_synthetic_by_its_manifest(tmp_path, rendered
     manifest = convert("activitynet-captions", [write(tmp_path / "val.json", {video: entry})])
     names = (
         "synthetic_activitynet_captions",
-        "synthetic world rendered by unloc, in the format of ActivityNet Captions",
+        "synthetic world rendered by unloc, annotations in the format activitynet-captions",
     )
     assert (manifest.name, manifest.source) == (names if rendered else ("activitynet_captions", "ActivityNet Captions"))
 

@@ -61,6 +61,9 @@ def require_match(
     if not len(predictions):
         raise PredictionError(f"{path}: nothing matches: there are no predictions in it")
     if task in ("mr", "hd") and len(screened):
+        if not any(len(item.windows) or (task == "hd" and item.saliency is not None) for item in screened):
+            scored = "windows or saliency" if task == "hd" else "windows"
+            raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
         return
     if task == "tal":
         videos, labels = set(predictions["video_id"]), set(predictions["label"])

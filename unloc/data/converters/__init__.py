@@ -38,6 +38,6 @@ def convert(name: str, paths: Sequence[Path], split: str | None = None, repairs:
     if not manifest.videos["video_id"].str.strip().all():
         raise ManifestError(f"{paths[0]}: a video without an id in these annotations")
     if manifest.videos["video_id"].str.fullmatch(RENDERED_ID).all():
-        source = f"synthetic world rendered by unloc, in the format of {manifest.source}"
+        source = f"synthetic world rendered by unloc, annotations in the format {name}"
         return replace(manifest, name=f"synthetic_{manifest.name}", source=source)
     return manifest
