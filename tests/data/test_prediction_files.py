@@ -209,6 +209,7 @@ def test_a_qid_is_the_same_as_number_and_as_text(tmp_path):
         {"video_id": "v", "times_seconds": [0, 1, 1], "labels": ["a", "b", None]},
         {"video_id": "v", "times_seconds": [0, float("nan")], "labels": ["a", "b"]},
         {"video_id": "v", "times_seconds": ["0"], "labels": ["a"]},
+        {"video_id": "v", "times_seconds": [2**53, 2**53 + 1], "labels": ["a", "b"]},
         {"video_id": "v", "times_seconds": 1, "labels": ["a"]},
         {"video_id": "v", "times_seconds": [0], "fps": 1, "labels": ["a"]},
     ],

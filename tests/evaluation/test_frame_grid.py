@@ -38,6 +38,7 @@ def accuracy(times, labels, segments, duration=10.0):
         ([6, 7, 8, 9], ["a"] * 4, 50),  # nor at the start
         ([0, 5, 12, 14], [None, "a", None, "b"], 100),  # after the end of the video nothing counts
         ([-1, 5], [None, "a"], 100),
+        ([0, 5, 1e300], [None, "a", "b"], 100),
     ],
 )
 def test_a_label_holds_until_the_next_and_counts_by_its_seconds(times, labels, expected):

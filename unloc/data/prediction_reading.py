@@ -309,7 +309,7 @@ def _wrong_times(times: object, num_labels: int) -> str | None:
     if len(times) != num_labels:
         return f"times_seconds has {len(times)} times for {num_labels} labels"
     for number, (time, following) in enumerate(pairwise(times)):
-        if following <= time:
+        if float(following) <= float(time):
             return f"times_seconds must rise; time {number + 1} is {following:g} after {time:g}"
     return None
 

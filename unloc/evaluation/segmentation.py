@@ -126,7 +126,7 @@ def _frames_of(
         places, num_frames = segments * item.fps, rule.num_frames(duration * item.fps)
         edges, rows = np.arange(num_frames + 1) / item.fps, np.arange(num_frames)
     else:
-        edges = _with_whole_seconds(item.edges(duration))
+        edges = _with_whole_seconds(item.edges(duration), duration)
         position = partial(np.interp, xp=edges, fp=np.arange(len(edges)))
         places, num_frames = position(segments), rule.num_frames(position(duration))
         edges = edges[: num_frames + 1]
@@ -142,9 +142,9 @@ def _frames_of(
     )
 
 
-def _with_whole_seconds(edges: np.ndarray) -> np.ndarray:
-    """The edges, and every whole second between two of them that are too far apart for a frame."""
-    seconds = np.arange(np.ceil(edges[-1]))
+def _with_whole_seconds(edges: np.ndarray, duration: float) -> np.ndarray:
+    """The edges, and every whole second of the video between two of them that are too far apart for a frame."""
+    seconds = np.arange(np.ceil(duration))
     is_long = np.diff(edges) > LONGEST_FRAME_SECONDS
     return np.union1d(edges, seconds[is_long[np.searchsorted(edges, seconds, side="right") - 1]])
 
