@@ -19,7 +19,7 @@ from unloc.data.video.mpeg4 import VopCounter
 from unloc.data.video.truncation import ZERO_HOLE, first_bad_box, holds_zero_run, mp4_without_index, stated_bytes
 from unloc.errors import VideoError
 
-FEW = 0.5  # share of packets with a time stamp below which frames are counted
+FEW = 0.5  # share of packets with a time stamp up to which frames are counted
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,flv,live_flv,kux,asf,ogg,nut,mxf,rm,ivf,dv,gxf,wtv,nuv,nsv,pva,dhav,swf,smk,bink,flic,"
     "roq,gif,apng,webp,yuv4mpegpipe,mjpeg,mpjpeg,m4v,mpegvideo,h263,h264,hevc,vvc,obu,av1,vc1,vc1test,cavsvideo,dirac"
@@ -265,7 +265,7 @@ class _PacketTable:
             pts, is_timed, counts_frames = dts, has_dts, True
         elif stream.codec_context.name != "h264" or not has_pts[:1].all() or (~has_pts[1:] & ~has_pts[:-1]).any():
             pts, is_timed = _filled(pts, np.where(has_dts, dts, pts), has_pts, stream)
-            counts_frames = bool(has_pts.mean() < FEW)
+            counts_frames = bool(has_pts.mean() <= FEW)
         # What is left without a stamp, alone behind a packet that has one, is the second field of an H.264 frame.
         return cls(
             stamps=pts,
@@ -324,7 +324,7 @@ def _filled(
         return pts, has_pts
     places, known = np.arange(len(pts)), np.flatnonzero(has_pts)
     times = np.interp(places, known, dts[known])
-    if has_pts.mean() >= FEW:
+    if has_pts.mean() > FEW:
         return np.where(has_pts, pts, np.round(times)).astype(np.int64), np.ones_like(has_pts)
     if stream.average_rate:
         step = 1 / (float(stream.average_rate) * float(stream.time_base))

@@ -26,7 +26,7 @@ from unloc.data.video.report import DecodeReport, check_losses, check_whole
 from unloc.errors import VideoError
 
 SEEK_BYTES = 4_000_000  # a longer stretch that nobody needs is jumped over in the file, not read
-MAX_SWAPPED = 2  # frames; how far a packed B-frame carries the stamp of a key frame from its place
+MAX_SWAPPED = 2  # frames; how far from its place a packed B-frame, or a stream with few stamps, puts a key frame's
 
 
 class _NotAsPlannedError(Exception):
@@ -115,7 +115,7 @@ class PyAVReader:
         are left out.
         """
         times, place = self.facts.packet_times, 0
-        slack = MAX_SWAPPED if self.facts.codec == "mpeg4" else 0
+        slack = MAX_SWAPPED if self.facts.codec == "mpeg4" or not self.facts.has_pts else 0
         for frame in frames:
             if frame.key_frame and frame.pts is not None:
                 own = float(frame.pts * frame.time_base) - origin
