@@ -92,7 +92,7 @@ def _largest(seen: dict[int, Process], driver: int) -> dict[str, int]:
 
 def _kind(process: Process, seen: dict[int, Process]) -> str | None:
     """Actors of Ray are named by their class; what they fork has their name."""
-    if "ray::FusedWorker" not in process.command:
+    if "ray::VideoWorker" not in process.command:
         return None
     parent = seen.get(process.parent)
-    return "decoder" if parent and "ray::FusedWorker" in parent.command else "worker"
+    return "decoder" if parent and "ray::VideoWorker" in parent.command else "worker"

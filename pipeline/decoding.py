@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,8 +61,9 @@ class _HungError(Exception):
 class GuardedDecoder:
     """Decodes in a forked process, which is replaced when it hangs, dies, leaks or is old. Close it after use."""
 
-    def __init__(self, spec: ReadSpec, limits: Limits) -> None:
-        self.spec, self.limits = spec, limits
+    def __init__(self, spec: ReadSpec, limits: Limits, on_word: Callable[[], None] = lambda: None) -> None:
+        """`on_word` is called at every message of the process, also at those that only say that it gets on."""
+        self.spec, self.limits, self.on_word = spec, limits, on_word
         self._child: _Child | None = None
         self._queue: deque[Job] = deque()
         self._kills: Counter[bool] = Counter()
@@ -116,6 +117,7 @@ class GuardedDecoder:
             event = self._child.receive(self.limits.timeout_seconds)
             while isinstance(event, Alive):
                 is_fetching = is_fetching if event.is_fetching is None else event.is_fetching
+                self.on_word()
                 event = self._child.receive(self.limits.timeout_seconds)
         except _HungError:
             self.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.aliases import add_aliases, share_tokens, split_by_file
 from pipeline.claim import held, own_cache, remove_rests, tidied_up
 from pipeline.cluster import connected, make_pool
-from pipeline.decode_child import Job
+from pipeline.decode_child import MACHINE, Job
 from pipeline.decoding import Limits
 from pipeline.ledger import CACHED, Failure, Ledger, Plan, Staging, failures_of
 from pipeline.summary import Summary
@@ -162,6 +162,8 @@ class _Job:
         self.plan, self.staging, self.ledger = Plan(path), Staging(path), Ledger(path)
         self.settled: set[str] = set()
         """Videos whose result is staged."""
+        self.left_over: dict[str, Failure] = {}
+        """Videos that no machine could do, though their files can be read: left to the next run."""
 
     def run(self) -> None:
         """Settle every due video, then write every shard whose videos are all settled."""
@@ -192,7 +194,8 @@ class _Job:
         failures = failures_of(cache)
         for video_id, first in same.items():
             if video_id not in cache:
-                self.note_failure(replace(failures[first], video_id=video_id))
+                failure = self.left_over.get(first) or failures[first]
+                self.note_failure(replace(failure, video_id=video_id))
             elif video_id in before:
                 self.summary.cached_before += 1
             else:
@@ -269,14 +272,18 @@ class _Job:
             started = time.perf_counter()
             with connected(options.address, options.workers, options.encoders):
                 self.summary.seconds_start_up += time.perf_counter() - started
-                pool = make_pool(self.config, options.limits, options.workers, options.encoders, len(jobs))
+                pool = make_pool(self.encoder, options.limits, options.workers, options.encoders)
                 yield pool.results(jobs)
             self.summary.seconds_start_up += pool.seconds_to_first_worker
 
     def _settle(self, result: Result) -> str:
         if isinstance(result, Failure):
             result = replace(result, partial_allowed=self.config.allow_partial)
-            self.staging.put(result)
+            if result.reason == MACHINE:
+                self.left_over[result.video_id] = result
+                self.plan.release(self.cache, lambda video_id: video_id != result.video_id)
+            else:
+                self.staging.put(result)
             self.note_failure(result)
             return result.video_id
         started = time.perf_counter()
@@ -293,7 +300,9 @@ class _Job:
 
     def _write_shard(self, name: str) -> None:
         started = time.perf_counter()
-        ids = self.plan.shards[name]
+        ids = self.plan.shards.get(name)
+        if ids is None:  # nothing was left of it
+            return
         results = [self.staging.get(video_id) for video_id in ids]
         if any(result is None for result in results):
             raise CacheError(f"{self.path}: a staged result of shard {name} is damaged; run the same command again")

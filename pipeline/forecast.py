@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,10 +11,12 @@ import av
 import numpy as np
 
 from pipeline.claim import beside
-from pipeline.cluster import cluster_size, connected, local_accelerators
+from pipeline.cluster import connected, local_accelerators, own_cpus
 from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, is_worth_a_try
 from pipeline.ledger import failures_of
+from pipeline.ray_actors import live_nodes
+from pipeline.supervisor import Node, wanted_staff
 from pipeline.workers import in_process_results
 from unloc.data.cache import Cache, open_cache
 from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences
@@ -31,6 +32,7 @@ SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
 PROBE_SECONDS = 20.0  # for the headers of files whose duration is unknown; thousands of local files
 RAY_SECONDS = 5.0  # measured start of a local Ray
 FILES_OF_SHARD, FILES_OF_CACHE = 3, 6
+MANY = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +152,12 @@ def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:
     if options.workers == 0:
         return 0, 0, False
     if options.address is None:
-        num_cpus, num_gpus = len(os.sched_getaffinity(0)), local_accelerators()
+        nodes = [Node("", "", own_cpus(options.workers, options.encoders), local_accelerators())]
     else:
         with connected(options.address, options.workers, options.encoders):
-            num_cpus, num_gpus = cluster_size()
-    encoders = num_gpus if options.encoders is None else options.encoders
-    return (num_cpus if options.workers == -1 else options.workers), encoders, 0 < encoders <= num_gpus
+            nodes = live_nodes()
+    staff = wanted_staff(nodes, options.workers, options.encoders, MANY)
+    return staff.takers, staff.encoders, staff.encoders > 0 and any(node.gpus for node in nodes)
 
 
 def _cache_there(home: Home, fingerprint: dict) -> Cache | None:

@@ -1,7 +1,8 @@
 """The real thing, for hours if asked: SIGKILL over driver, workers, decoders and nodes of a two-node Ray cluster.
 
-UNLOC_SOAK_KILLS (default 30) says how many kills; UNLOC_SOAK_SEED which moments. Each round begins a cache, kills three
-times at random moments, runs the same command to its end, and compares with the cache of an undisturbed run.
+UNLOC_SOAK_KILLS (default 40) says how many kills; UNLOC_SOAK_SEED which moments. Each round begins a cache, kills three
+times at random moments, runs the same command to its end, and compares with the cache of an undisturbed run. Rounds
+take turns between the two layouts: workers that encode themselves, and decoders beside an encoder.
 """
 
 import json
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 NUM_VIDEOS, FPS, SHARD_SIZE, KILLS_PER_ROUND = 24, 25.0, 5, 3
 LONGEST_SECONDS = 600
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = ("driver", "driver", "worker", "worker", "decoder", "decoder", "node", "node", "head")
+TARGETS = ("driver", "driver", "worker", "worker", "encoder", "encoder", "decoder", "decoder", "node", "node", "head")
 
 
 class TwoNodes:
@@ -57,20 +58,23 @@ class TwoNodes:
         self.cluster = self.second = None
 
 
-def ray_workers() -> tuple[list[int], list[int]]:
-    """Pids of the actors that encode, and of the decoders that they forked."""
+def ray_actors() -> dict[str, list[int]]:
+    """Pids of the actors by what they do; `decoder` is the process that a worker forked."""
     ours = processes_below(os.getpid())
-    actors = {pid: one.parent for pid, one in ours.items() if one.command.startswith("ray::FusedWorker")}
-    decoders = [pid for pid, parent in actors.items() if parent in actors]
-    return [pid for pid in actors if pid not in decoders], decoders
+    workers = {pid: one.parent for pid, one in ours.items() if one.command.startswith("ray::VideoWorker")}
+    return {
+        "worker": [pid for pid, parent in workers.items() if parent not in workers],
+        "decoder": [pid for pid, parent in workers.items() if parent in workers],
+        "encoder": [pid for pid, one in ours.items() if one.command.startswith("ray::EncodeWorker")],
+    }
 
 
 class Job:
     """`unloc extract` on the cluster."""
 
-    def __init__(self, folder: Path, manifest: Path, cache: Path, nodes: TwoNodes) -> None:
+    def __init__(self, folder: Path, manifest: Path, cache: Path, nodes: TwoNodes, encoders: int) -> None:
         self.words = ["extract", manifest, "--videos", folder, "--cache", cache, "--fps", FPS, "--workers", 2]
-        self.words += ["--shard-size", SHARD_SIZE]
+        self.words += ["--shard-size", SHARD_SIZE, "--encoders", encoders]
         self.cache, self.nodes, self.process = cache, nodes, None
 
     def start(self) -> None:
@@ -113,7 +117,6 @@ class Job:
 
 def kill(target: str, job: Job, rng: random.Random) -> bool:
     """Kill something of that kind; False where there is none now."""
-    workers, decoders = ray_workers()
     if target == "driver":
         job.process.kill()
         job.process.communicate()
@@ -121,7 +124,7 @@ def kill(target: str, job: Job, rng: random.Random) -> bool:
         job.nodes.kill_second()
     elif target == "head":
         job.nodes.kill_all()
-    elif not (pids := workers if target == "worker" else decoders):
+    elif not (pids := ray_actors()[target]):
         return False
     else:
         with suppress(ProcessLookupError):
@@ -157,11 +160,11 @@ def nodes() -> Iterator[TwoNodes]:
 
 def test_random_kills_over_a_cluster_lose_nothing_and_change_no_byte(videos, clean, nodes, tmp_path):
     rng = random.Random(int(os.environ.get("UNLOC_SOAK_SEED", "0")))
-    wanted, killed, rounds, targets = int(os.environ.get("UNLOC_SOAK_KILLS", "30")), Counter(), 0, []
+    wanted, killed, rounds, targets = int(os.environ.get("UNLOC_SOAK_KILLS", "40")), Counter(), 0, []
     while killed.total() < wanted:
         rounds += 1
         nodes.mend()
-        job = Job(*videos, tmp_path / f"cache{rounds}", nodes)
+        job = Job(*videos, tmp_path / f"cache{rounds}", nodes, encoders=rounds % 2)
         job.start()
         for _ in range(KILLS_PER_ROUND):
             if not job.reaches(rng):
@@ -169,7 +172,7 @@ def test_random_kills_over_a_cluster_lose_nothing_and_change_no_byte(videos, cle
             targets = targets or rng.sample(TARGETS, len(TARGETS))
             target = targets.pop()
             if kill(target, job, rng):
-                killed[target] += 1
+                killed[f"{target}, {'split' if rounds % 2 else 'fused'}"] += 1
             nodes.mend()
             if job.process.poll() is not None:
                 job.start()

@@ -1,6 +1,7 @@
 """Progress bars: only here, with rate and time left, and off when nobody watches a terminal."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,16 @@ def shown_notes(name: str) -> Iterator[None]:
     finally:
         part.propagate = propagates
         part.removeHandler(handler)
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM (of `timeout`, a batch system, `ray job stop`) stops a command as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

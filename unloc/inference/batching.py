@@ -5,7 +5,8 @@ token: that is tried once, with the first batch that could be shared, and where 
 """
 
 import logging
-import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,13 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class PixelEncoder(Protocol):
-    """What the batcher needs of an Encoder."""
+    """What the batcher needs of an Encoder, in this process or in another."""
 
-    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, views, 3, S, S) uint8 to (N, views, D) float32."""
+    batches_ahead: int
+    """Batches that may be on their way before the tokens of the first are waited for."""
+
+    def start_encoding(self, pixels: np.ndarray) -> "EncodingCall":
+        """Begin with pixels (N, views, 3, S, S) uint8; calling the answer waits for the tokens."""
 
 
-@dataclass
+EncodingCall = Callable[[], tuple[np.ndarray, float]]
+"""Gives (N, views, D) float32 tokens and the seconds that the tower took for them."""
+
+
+@dataclass(eq=False)
 class _OpenVideo:
     tokens: list[np.ndarray | None]
     """(views, D) of each position, once encoded."""
@@ -35,9 +43,9 @@ class _OpenVideo:
     seconds_encode: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
-    video_id: str
+    video: _OpenVideo
     positions: list[int]
     pixels: np.ndarray
 
@@ -50,6 +58,7 @@ class FrameBatcher:
         self.encoder, self.mixes = encoder, mixes
         self._open: dict[str, _OpenVideo] = {}
         self._waiting: list[_Waiting] = []
+        self._running: deque[tuple[list[_Waiting], EncodingCall]] = deque()
 
     def begin(self, video_id: str, num_tokens: int) -> None:
         """A video of which this many tokens are wanted."""
@@ -58,35 +67,43 @@ class FrameBatcher:
     def add(self, video_id: str, positions: list[list[int]], pixels: np.ndarray) -> None:
         """Frames (F, views, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
         for places, image in zip(positions, pixels, strict=True):
-            self._waiting.append(_Waiting(video_id, places, image))
+            self._waiting.append(_Waiting(self._open[video_id], places, image))
             if len(self._waiting) == BATCH:
-                self.flush()
+                self._start()
 
     def end(self, video_id: str, row: dict) -> None:
         """No more frames of this video will come."""
         self._open[video_id].row = row
         if self._waiting and not self._may_mix():
-            self.flush()
+            self._start()
 
     def drop(self, video_id: str) -> None:
         """Forget a video whose decoding failed."""
-        self._open.pop(video_id, None)
-        self._waiting = [frame for frame in self._waiting if frame.video_id != video_id]
+        dropped = self._open.pop(video_id, None)
+        self._waiting = [frame for frame in self._waiting if frame.video is not dropped]
 
     def flush(self) -> None:
-        """Encode what waits, though the batch is not full."""
-        if not self._waiting:
-            return
-        started = time.perf_counter()
-        tokens = self.encoder.encode_pixels(np.stack([frame.pixels for frame in self._waiting]))
-        seconds_each = (time.perf_counter() - started) / len(self._waiting)
-        for frame, token in zip(self._waiting, tokens, strict=True):
-            video = self._open[frame.video_id]
-            for position in frame.positions:
-                video.tokens[position] = token
-            video.num_missing -= len(frame.positions)
-            video.seconds_encode += seconds_each
+        """Encode what waits, though the batch is not full, and wait for all tokens."""
+        if self._waiting:
+            self._start()
+        while self._running:
+            self._collect()
+
+    def _start(self) -> None:
+        call = self.encoder.start_encoding(np.stack([frame.pixels for frame in self._waiting]))
+        self._running.append((self._waiting, call))
         self._waiting = []
+        while len(self._running) > self.encoder.batches_ahead:
+            self._collect()
+
+    def _collect(self) -> None:
+        frames, call = self._running.popleft()
+        tokens, seconds = call()
+        for frame, token in zip(frames, tokens, strict=True):
+            for position in frame.positions:
+                frame.video.tokens[position] = token
+            frame.video.num_missing -= len(frame.positions)
+            frame.video.seconds_encode += seconds / len(frames)
 
     def take_finished(self) -> list[tuple[str, VideoTokens | VideoError]]:
         """(id, tokens) of videos that are complete, each once.
@@ -114,4 +131,5 @@ class FrameBatcher:
     def _is_same_in_any_slot(self) -> bool:
         pixels = np.stack([frame.pixels for frame in self._waiting])
         shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(BATCH - len(pixels), 0), pixels])
-        return np.array_equal(self.encoder.encode_pixels(pixels), self.encoder.encode_pixels(shifted)[-len(pixels) :])
+        alone, behind_others = (self.encoder.start_encoding(given)()[0] for given in (pixels, shifted))
+        return np.array_equal(alone, behind_others[-len(pixels) :])

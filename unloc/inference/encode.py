@@ -1,5 +1,6 @@
 """From a video file to tokens: the one path that extract workers, `--workers 0` and predict all run."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from unloc.data.sampling import FrameSampling
 from unloc.data.token_dtype import require_token_dtype, to_stored
 from unloc.data.views import CENTRE, require_views
 from unloc.errors import FingerprintError, VideoError
-from unloc.inference.batching import FrameBatcher
+from unloc.inference.batching import EncodingCall, FrameBatcher
 from unloc.inference.reading import ReadSpec, VideoReading
 from unloc.model.frame_tokens import FrameTokens, resolve_dtype
 from unloc.model.towers import Tower, load_tower
@@ -104,6 +105,8 @@ class EncodeConfig:
 class Encoder:
     """A tower with its preprocessing, ready to encode files and texts."""
 
+    batches_ahead = 0
+
     def __init__(self, config: EncodeConfig, device: torch.device | str = "cpu") -> None:
         wanted = config.wanted_tokens()
         self.config, self.device = replace(config, tower_dtype=wanted.dtype), device
@@ -154,6 +157,13 @@ class Encoder:
         with single_threaded():
             images = normalise(torch.from_numpy(pixels).to(self.device).flatten(0, 1), self.preprocess)
             return self.tower.encode_images(images).cpu().numpy().reshape(*pixels.shape[:2], -1)
+
+    def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
+        """`encode_pixels` for a FrameBatcher: done when this returns."""
+        started = time.perf_counter()
+        tokens = self.encode_pixels(pixels)
+        seconds = time.perf_counter() - started
+        return lambda: (tokens, seconds)
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text in the stored dtype."""

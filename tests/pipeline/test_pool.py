@@ -1,0 +1,276 @@
+"""The supervisor over Ray's actors: both layouts give the bytes of one process, whatever dies, stops or joins.
+
+Sizes and faults in every combination, without processes: test_supervisor.py. Killed at random for long: test_soak.py.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.process_tree import processes_below
+from pipeline.decoding import Limits
+from pipeline.extract import ExtractOptions, extract
+from tests.conftest import render_video
+from tests.pipeline.comparison import check_equal
+from unloc.inference.encode import EncodeConfig
+
+CONFIG = EncodeConfig(fps=5.0)
+ROOT = Path(__file__).resolve().parents[2]
+FUSED, SPLIT = ExtractOptions(workers=2, encoders=0, shard_size=3), ExtractOptions(workers=3, encoders=2, shard_size=3)
+
+
+@pytest.fixture(scope="module")
+def files(video_folder) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(video_folder.glob("*.mp4"))}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, files) -> Path:
+    cache = tmp_path_factory.mktemp("clean") / "cache"
+    extract(cache, CONFIG, ExtractOptions(workers=0, shard_size=3), files, [], [])
+    return cache
+
+
+def actors(name: str) -> list[int]:
+    """Pids of this process's Ray actors of a class, without what they forked."""
+    ours = processes_below(os.getpid())
+    pids = {pid: one.parent for pid, one in ours.items() if one.command.startswith(f"ray::{name}")}
+    return [pid for pid, parent in pids.items() if parent not in pids]
+
+
+def at_first_result(deed):
+    """A callback of progress that does a deed once."""
+
+    def on_progress(done, due, frames):
+        if done == 1:
+            deed()
+
+    return on_progress
+
+
+def test_decoders_that_do_not_all_fit_beside_encoders_and_kills_of_both_change_no_byte(clean, files, one_ray, tmp_path):
+    killed = []
+
+    def kill():
+        for name in ("EncodeWorker", "VideoWorker"):
+            killed.extend(actors(name)[:1])
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    done = extract(tmp_path / "cache", CONFIG, SPLIT, files, [], [], at_first_result(kill))
+    assert len(killed) == 2 and done.cached_now == 7 and done.seconds_start_up > 0
+    check_equal(tmp_path / "cache", clean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "name"), [(FUSED, "VideoWorker"), (SPLIT, "VideoWorker"), (SPLIT, "EncodeWorker")])
+def test_a_stopped_actor_is_replaced(clean, files, one_ray, tmp_path, options, name, caplog):
+    stopped = []
+
+    def stop():
+        stopped.extend(actors(name))
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+
+    options = replace(options, limits=Limits(timeout_seconds=15.0))
+    done = extract(tmp_path / "cache", CONFIG, options, files, [], [], at_first_result(stop))
+    assert stopped and done.cached_now == 7 and "silent for" in caplog.text
+    check_equal(tmp_path / "cache", clean)
+
+
+SCRIPT = """
+import itertools, json, logging, sys, time
+from pathlib import Path
+import ray
+from pipeline.extract import ExtractOptions, run_job
+from unloc.inference.encode import EncodeConfig
+
+folder, out, given = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+logging.basicConfig(level=logging.WARNING, format="note: %(message)s")
+found = sorted(folder.glob("*.mp4"))
+ray.init(address="local", include_dashboard=False, log_to_driver=False, **given["resources"])
+for encoders, workers, videos in given["cases"]:
+    files = {f"v{n}": found[n] for n in range(videos)}
+    cache = out / f"{encoders}_{workers}_{videos}"
+    options = ExtractOptions(workers=workers, encoders=encoders)
+    done = run_job(cache, EncodeConfig(num_frames=1), options, files, [], [])
+    print(encoders, workers, videos, done.cached_now, done.failed, flush=True)
+"""
+
+
+def run_cases(folder: Path, out: Path, resources: dict, cases: list) -> tuple[list[list[int]], str]:
+    """Each case's encoders, workers, videos, cached and failed; and what was told. One Ray for all of them."""
+    given = json.dumps({"resources": resources, "cases": cases})
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(out), given]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return [list(map(int, line.split())) for line in process.stdout.splitlines() if line[0].isdigit()], process.stderr
+
+
+def test_pretended_gpus_have_one_encoder_each_and_more_are_told(video_folder, tmp_path):
+    cases = [[8, -1, 5]]
+    done, told = run_cases(video_folder, tmp_path, {"num_cpus": 4, "num_gpus": 2}, cases)
+    assert done == [[8, -1, 5, 5, 0]]
+    assert "--encoders 8: 2 can run now: the cluster has 4 CPUs and 2 GPUs" in told
+    assert "PyTorch sees none: encoders compute on the CPU" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_every_size_of_pool_ends_with_all_videos(tmp_path, gpus):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(200):
+        render_video(folder / f"v{number:03}.mp4", num_frames=2, seed=number)
+    cases = [list(case) for case in itertools.product([1, 2, 8], [-1, 1, 3, 64], [0, 1, 5, 200])]
+    done, _ = run_cases(folder, tmp_path, {"num_cpus": 4, "num_gpus": gpus}, cases)
+    assert done == [[*case, case[2], 0] for case in cases]
+
+
+@pytest.fixture
+def cluster():
+    """Of a head with two CPUs, in a folder of its own; the test adds nodes."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield made
+    with suppress(Exception):
+        made.shutdown()
+
+
+class Command:
+    """`unloc extract` over 60 videos on a cluster, in a process of its own."""
+
+    def __init__(self, videos: tuple[Path, Path], cache: Path, *words: object) -> None:
+        command = [sys.executable, "-m", "unloc", "extract", videos[1], "--videos", videos[0], "--cache", cache]
+        self.ledger = cache / "ledger.jsonl"
+        self.process = subprocess.Popen(
+            [*map(str, command), "--fps", "25", "--shard-size", "20", *map(str, words)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, videos: int) -> None:
+        """Until so many are in the ledger."""
+        while self.process.poll() is None:
+            if self.ledger.is_file() and len(self.ledger.read_bytes().splitlines()) >= videos:
+                return
+            time.sleep(0.05)
+
+    def ended(self) -> tuple[int, str]:
+        """(exit code, stderr)."""
+        _, told = self.process.communicate(timeout=600)
+        return self.process.returncode, told
+
+
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of 60 videos and their manifest."""
+    folder = tmp_path_factory.mktemp("sixty")
+    rows = [{"kind": "manifest", "version": 1, "name": "sixty", "tasks": ["mr"]}]
+    for number in range(60):
+        render_video(folder / f"v{number:02}.mp4", num_frames=60, seed=number)
+        rows.append({"kind": "video", "video_id": f"v{number:02}", "split": "test", "duration_seconds": None})
+    manifest = folder.with_suffix(".jsonl")
+    manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder, manifest
+
+
+@pytest.fixture(scope="module")
+def sixty_clean(sixty, tmp_path_factory) -> Path:
+    cache = tmp_path_factory.mktemp("clean") / "cache"
+    assert Command(sixty, cache, "--workers", 0).ended()[0] == 0
+    return cache
+
+
+LAYOUTS = {"fused": ("--encoders", 0), "split": ("--encoders", 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_node_that_joins_takes_part_and_one_that_goes_loses_nothing(cluster, sixty, sixty_clean, tmp_path, layout):
+    command = Command(sixty, tmp_path / "cache", "--address", cluster.address, "--workers", -1, *LAYOUTS[layout])
+    command.wait_for(5)
+    second = cluster.add_node(num_cpus=2)
+    command.wait_for(25)
+    cluster.remove_node(second, allow_graceful=False)
+    code, told = command.ended()
+    assert code == 0 and "Traceback" not in told
+    check_equal(tmp_path / "cache", sixty_clean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_a_killed_part_of_rays_own_is_one_line_and_the_next_run_goes_on(sixty, sixty_clean, tmp_path, layout, victim):
+    command = Command(sixty, tmp_path / "cache", "--workers", 2, *LAYOUTS[layout])
+    command.wait_for(5)
+    pids = [pid for pid, one in processes_below(command.process.pid).items() if f"/{victim}" in one.command.split()[0]]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    code, told = command.ended()
+    assert (
+        pids
+        and code == 2
+        and "Traceback" not in told
+        and [line for line in told.splitlines() if line.startswith("error: ")]
+    )
+    assert Command(sixty, tmp_path / "cache", "--workers", 2, *LAYOUTS[layout]).ended()[0] == 0
+    check_equal(tmp_path / "cache", sixty_clean)
+
+
+@pytest.mark.parametrize(
+    ("layout", "number"),
+    [
+        ("split", signal.SIGTERM),
+        pytest.param("split", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("fused", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("fused", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_and_a_termination_end_the_job_with_one_line(sixty, tmp_path, layout, number):
+    command = Command(sixty, tmp_path / "cache", "--workers", 1, *LAYOUTS[layout])
+    command.wait_for(3)
+    os.kill(command.process.pid, number)
+    code, told = command.ended()
+    assert code == 130 and [line for line in told.splitlines() if "note: " not in line] == [
+        "interrupted; what is finished is kept, the same command goes on (fit: with --resume)"
+    ]
+
+
+def node_elsewhere(cluster, prepare: str, tmp_path: Path) -> subprocess.Popen:
+    """A second node whose mounts differ: `prepare` is run in a mount namespace of its own."""
+    started = f"{prepare}; exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=4 "
+    command = ["unshare", "--mount", "bash", "-c", f"set -e; {started} --block --temp-dir={tmp_path}/ray"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_node_without_the_mount_is_named_and_costs_no_video(cluster, sixty, sixty_clean, tmp_path, layout):
+    second = node_elsewhere(cluster, f"mount -t tmpfs tmpfs {sixty[0]}", tmp_path)
+    try:
+        code, told = Command(
+            sixty, tmp_path / "cache", "--address", cluster.address, "--workers", 6, *LAYOUTS[layout]
+        ).ended()
+    finally:
+        os.killpg(second.pid, signal.SIGKILL)
+        second.wait()
+    assert code == 0 and "cannot be read (No such file or directory)" in told
+    check_equal(tmp_path / "cache", sixty_clean)
+    rows = (tmp_path / "cache/ledger.jsonl").read_text()
+    assert Counter(word in rows for word in ("failed", "machine")) == {False: 2}
