@@ -170,6 +170,16 @@ def test_a_network_that_fails_for_good_is_not_the_fault_of_the_video(faulty, vid
     assert isinstance(events[-1], Broken) and events[-1].reason == "machine" and words in events[-1].message
 
 
+def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, video_folder, tmp_path):
+    upload(video_folder, "faulty://bucket/videos")
+    files, _ = locate_videos(manifest("v0"), "faulty://bucket/videos")
+    lenient = ExtractOptions(workers=0, coverage=0.0)
+    faulty("breaks off")
+    assert extract(tmp_path / "cache", CONFIG, lenient, files, [], []).reasons == {"machine": 1}
+    faulty("")
+    assert extract(tmp_path / "cache", CONFIG, lenient, files, [], []).cached_now == 1
+
+
 def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, video_folder):
     upload(video_folder, "faulty://bucket/videos")
     files, _ = locate_videos(manifest("v0", "v1"), "faulty://bucket/videos")
