@@ -122,6 +122,7 @@ def test_an_evaluation_replaces_what_an_evaluation_wrote_until_someone_changes_i
     assert [unloc(*words)[0] for _ in range(2)] == [0, 0]
     assert "is another output" in unloc(*words[:-1], "found/metrics.json")[2]
     assert "is an input" in unloc(*TAL.split(), "--predictions", "again.json", "--export", "again.json")[2]
+    assert "is a record of eval" in unloc(*words[:-1], ".unloc-eval.json")[2]
     changed = (folder / "again.json").read_text() + " "
     (folder / "again.json").write_text(changed)
     code, _, err = unloc(*words)

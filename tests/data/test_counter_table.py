@@ -133,6 +133,16 @@ def test_a_lost_frame_in_avi_moves_no_frame_behind_the_next_key_frame(tmp_path, 
     assert [read[place] for place in sound] == sound
 
 
+@pytest.mark.parametrize("codec", ["h264_3_b", "h264_pyramid", "h264_open_gop"])
+def test_an_avi_that_begins_within_a_group_is_right_from_its_second_key_frame_on(tmp_path, codec):
+    path = tmp_path / "late.avi"
+    remux(render_cell(tmp_path, codec, ".avi"), path, lambda chunks: chunks[5:])
+    reader, facts, _ = open_video(path, allow_partial=True)
+    wanted = facts.first_seconds + np.arange(NUM_FRAMES - 5) / 25
+    read = {place: read_counter(frame.image) for frame in reader.frames_at(wanted) for place in frame.positions}
+    assert [read[place] for place in range(19, NUM_FRAMES - 5)] == list(range(24, NUM_FRAMES))
+
+
 @cache
 def field_coded(num_reordered: int) -> tuple[list[np.ndarray], list[tuple[int, bytes, bytes]]]:
     images = [np.pad(counter_image(number), ((0, 16), (0, 0), (0, 0))) for number in range(40)]

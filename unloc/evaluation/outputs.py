@@ -28,8 +28,8 @@ class Outputs:
             raise InputError(f"{option} {path} is an input of this evaluation; name another file")
         if path.resolve() in (claimed.resolve() for claimed in self._claimed):
             raise InputError(f"{option} {path} is another output of this evaluation too; name another file")
-        if path.is_dir():
-            raise InputError(f"{option} {path} is a folder; name a file")
+        if path.is_dir() or path.name == RECORD:
+            raise InputError(f"{option} {path} is {'a folder' if path.is_dir() else 'a record of eval'}; name a file")
         known = _record(path.parent)
         ours = path.name in known and (not path.exists() or known[path.name] in (None, file_sha256(path)))
         if path.is_symlink() or (path.exists() and not ours):

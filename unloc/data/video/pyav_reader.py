@@ -111,17 +111,21 @@ class PyAVReader:
     def _in_output_order(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """With the sorted times of the packets, one after another.
 
-        A key frame is not shown before the packets that precede its own, so at each the frames lost on the way to it
-        are left out.
+        All frames whose packets precede a key frame's are shown before it, and so are those of later packets that have
+        come out by then. That tells its place, whatever was lost or came twice on the way to it.
         """
-        times, place = self.facts.packet_times, 0
-        slack = MAX_SWAPPED if self.facts.codec == "mpeg4" or not self.facts.has_pts else 0
+        facts = self.facts
+        is_packed = facts.codec == "mpeg4" and bool((np.diff(facts.packet_stamps) > 0).all())
+        slack = MAX_SWAPPED if is_packed or not facts.has_pts else 0
+        times, place, since_key = facts.packet_times, 0, []
         for frame in frames:
-            if frame.key_frame and frame.pts is not None:
+            if frame.pts is not None:
                 own = float(frame.pts * frame.time_base) - origin
-                before = int(np.searchsorted(times, own - TIME_TOLERANCE))
-                place = before if before > place + slack else place
-            if place == len(times):
+                if frame.key_frame:
+                    known = int(np.searchsorted(times, own - TIME_TOLERANCE)) + sum(time > own for time in since_key)
+                    place, since_key = known if abs(known - place) > slack else place, []
+                since_key.append(own)
+            if place >= len(times):
                 return  # frames beyond those that the packets announce have no time
             yield float(times[place]), frame
             place += 1
