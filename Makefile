@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell n=$$(nproc); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
-.PHONY: demo test check docker-check check-slow bench setup clean
+.PHONY: demo test check docker-check check-slow check-gpu bench setup clean
 
 demo: setup  ## render a world, extract, fit and evaluate all four tasks; ends with one table
 	$(BIN)/python benchmarks/demo.py --out demo
@@ -21,6 +21,9 @@ docker-check: setup  ## lint docker/, check its cluster file, run the image's in
 
 check-slow: setup  ## the long tests: fault soak, every file of the torture set
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations=15
+
+check-gpu: setup  ## extract, fit and eval on a CUDA device beside the CPU (skipped where torch sees none)
+	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
 bench: setup  ## the benchmarks, one after another
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
