@@ -140,7 +140,7 @@ def _add_texts(path: Path, encoder: Encoder, texts: Sequence[str]) -> int:
 def is_worth_a_try(failure: Failure, file: VideoFile, config: EncodeConfig, options: ExtractOptions) -> bool:
     """Could a video that failed before fare better now?"""
     allowed_now = config.allow_partial and not failure.partial_allowed and failure.reason in CURED_BY_PARTIAL
-    return not failure.is_of(file) or allowed_now or options.retry_failed or failure.reason == MACHINE
+    return not failure.is_of(file) or allowed_now or options.retry_failed
 
 
 class _Job:
