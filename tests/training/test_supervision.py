@@ -152,3 +152,12 @@ def test_a_partly_rated_manifest_trains_and_what_is_not_rated_counts_for_nothing
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["saliency"]) and row["saliency"] > 0 for row in rows if row["kind"] == "train")
+
+
+@pytest.mark.parametrize("task", ["tal", "as"])
+def test_a_label_that_is_no_class_is_named(unloc, token_world, tmp_path, task):
+    manifest, cache = token_world
+    loaded = load_manifest(manifest)
+    save_manifest(replace(loaded, classes=loaded.classes[1:]), tmp_path / "m.jsonl")
+    told = refused(unloc(*fit_words(task, tmp_path / "m.jsonl", cache, tmp_path / "run")))
+    assert repr(loaded.classes[0]) in told and not (tmp_path / "run").exists()

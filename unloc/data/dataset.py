@@ -191,6 +191,12 @@ def clip_segments(
 
 def _instances_by_video(manifest: Manifest) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     class_index = {name: index for index, name in enumerate(manifest.classes)}
+    unknown = manifest.instances[~manifest.instances["label"].isin(manifest.classes)]
+    if len(unknown):
+        raise ManifestError(
+            f"line {unknown['line'].iloc[0]} of manifest {manifest.name!r}: label {unknown['label'].iloc[0]!r} is not "
+            f"among its {len(manifest.classes)} classes ({len(unknown)} such segments); see `unloc data check`"
+        )
     segments, classes = {}, {}
     for video_id, rows in manifest.instances.groupby("video_id", sort=False):
         segments[video_id] = rows[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
