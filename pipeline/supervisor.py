@@ -405,7 +405,7 @@ class Supervisor:
         """Held against a video that was alone with its worker; of a group nobody knows which one it was."""
         tasks = self._remove(actor)
         if not actor.is_ready or actor.role is Role.ENCODER:
-            self._strike(actor.node, f"a {actor.role} died: {words}")
+            self._strike(actor.node, f"its {actor.role} died: {words}")
             return
         logger.warning(
             "a %s on %s died (%s); its %d videos go to another", actor.role, actor.node.name, words, len(tasks)
@@ -425,7 +425,7 @@ class Supervisor:
         for task in tasks:
             task.failed_on.add(actor.node.node_id)
         self._after_fault(tasks, words)
-        self._strike(actor.node, f"a {actor.role} failed: {words}")
+        self._strike(actor.node, f"its {actor.role} failed: {words}")
 
     def _after_fault(self, tasks: list[_Task], words: str) -> None:
         """To the end of the queue; one that no machine can do is left to another run."""

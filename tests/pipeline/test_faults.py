@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.decode_child as decode_child
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
 from unloc.data.audit import audit_cache
@@ -212,7 +213,6 @@ def test_another_tower_started_after_a_kill_goes_beside_and_both_can_be_finished
 def test_a_video_over_its_time_again_and_again_is_quarantined_and_not_tried_by_the_next_run(
     files, tmp_path, monkeypatch
 ):
-    import pipeline.decode_child as decode_child
     from pipeline.decoding import Limits
 
     tries = tmp_path / "tries"
@@ -254,6 +254,47 @@ def test_names_that_are_no_text_can_be_cached_and_can_fail(files, tmp_path):
     assert (done.cached_now, done.reasons) == (1, {"unreadable": 1})
     assert open_cache(tmp_path / "cache").rows["good"]["file"] == r"\udcff.mp4"
     assert "bad.mp4: is a text" in done.failures[0]["message"].encode().decode()
+
+
+@pytest.fixture
+def members(files, tmp_path):
+    """The videos that are some, in tar shards: each is copied to the temporary folder to be decoded."""
+    videos = {video_id: path for video_id, path in files.items() if video_id != "v3b"}
+    manifest = build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "test", None) for name in videos])
+    return locate_in_shards(manifest, pack_videos(manifest, videos, tmp_path / "shards").pattern)[0]
+
+
+def fill_temporary_folder(monkeypatch, prefix: str) -> None:
+    """No space for videos whose id begins so."""
+    on_disk = decode_child.on_disk
+
+    def refused(file, *rest):
+        if file.name.startswith(prefix):
+            raise OSError(errno.ENOSPC, "No space left on device", "/tmp/unloc-x")
+        return on_disk(file, *rest)
+
+    monkeypatch.setattr(decode_child, "on_disk", refused)
+
+
+def test_a_temporary_folder_that_is_full_ends_the_job_and_nothing_is_kept_against_a_video(
+    members, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        fill_temporary_folder(patch, "v")
+        with pytest.raises(UnlocError, match="No space left on device at /tmp/unloc-x"):
+            extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])
+    done = extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])
+    assert (done.cached_now, done.failed_before, done.failed) == (7, 0, 0)
+
+
+def test_a_video_that_found_no_room_once_is_left_to_the_next_run_and_holds_up_no_shard(members, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fill_temporary_folder(patch, "v4")
+        done = extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])
+    assert (done.cached_now, done.reasons) == (6, {"machine": 1}) and len(open_cache(tmp_path / "cache")) == 6
+    done = extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])
+    assert (done.cached_before, done.cached_now, done.failed) == (6, 1, 0)
+    assert not audit_cache(tmp_path / "cache").damages
 
 
 def test_an_address_where_nobody_answers_is_one_line_at_once(files, tmp_path, monkeypatch):

@@ -353,7 +353,7 @@ def test_code_that_fails_in_a_worker_is_its_machines_fault(jobs_of, caplog):
 
     world._events_of = fail
     require_all_done(world, jobs_of(600))
-    assert "old gets no more videos: a worker failed: ModuleNotFoundError: unloc" in caplog.text
+    assert "old gets no more videos: its worker failed: ModuleNotFoundError: unloc" in caplog.text
 
 
 def test_staff_fits_into_the_cores_that_there_are():
