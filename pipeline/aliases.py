@@ -1,31 +1,51 @@
 """Several ids for one file (`v_<id>` and `<id>`, a row that two datasets share): it is decoded once."""
 
+import logging
+from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
-from unloc.data.cache import Cache, open_cache
+from unloc.data.cache import Cache, open_cache, read_checked
 from unloc.data.cache_writer import write_checked
 from unloc.data.tar_shards import VideoFile
 from unloc.inference.reading import file_hash, file_identity
 
+logger = logging.getLogger(__name__)
 
-def split_by_file(files: dict[str, VideoFile]) -> tuple[dict[str, VideoFile], dict[str, str]]:
-    """(first id of each file with the file, every later id with that first one)."""
+
+def split_by_file(
+    files: dict[str, VideoFile], own: Collection[str] = ()
+) -> tuple[dict[str, VideoFile], dict[str, str]]:
+    """(one id of each file with the file, every other id with that one); ids with tokens of their own keep the file."""
     first: dict[VideoFile, str] = {}
-    for video_id, path in files.items():
-        first.setdefault(path, video_id)
-    same = {video_id: first[path] for video_id, path in files.items() if first[path] != video_id}
-    return {video_id: path for path, video_id in first.items()}, same
+    for video_id in sorted(files, key=lambda video_id: video_id not in own):
+        first.setdefault(files[video_id], video_id)
+    same = {
+        video_id: first[path] for video_id, path in files.items() if first[path] != video_id and video_id not in own
+    }
+    return {video_id: path for video_id, path in files.items() if video_id not in same}, same
+
+
+def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) -> None:
+    """Forget the other ids of videos that are replaced now, but those that still have the same file."""
+    aliases = read_checked(path / "aliases.json")
+    gone = [alias for alias, own in aliases.items() if own in replaced and same.get(alias) != own]
+    if gone:
+        logger.warning("no longer the file of another id, to be extracted for themselves: %s", ", ".join(gone))
+        write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in gone})
 
 
 def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
     """Note every id whose file is that of a cached video as another name of it; the cache as it then is."""
-    cache = open_cache(path)
-    known = {(row["file_bytes"], row["file_mtime_ns"], row["file"]): row for row in cache.rows.values()}
-    new = {}
-    for video_id, file in files.items():
-        if video_id in cache:
-            continue
-        row = known.get((*file_identity(file).values(), file.name))
+    cache, new = open_cache(path), {}
+    unknown = [video_id for video_id in files if video_id not in cache]
+    known: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for video_id in cache.rows if unknown else ():
+        known[cache.column("file_bytes", video_id), cache.column("file_mtime_ns", video_id)].append(video_id)
+    for video_id in unknown:
+        file = files[video_id]
+        rows = (cache.rows[other] for other in known.get(tuple(file_identity(file).values()), ()))
+        row = next((row for row in rows if row["file"] == file.name), None)
         if row is not None and file_hash(file) == row["content_sha256"]:
             new[video_id] = row["video_id"]
     return _with_aliases(cache, new)
@@ -34,8 +54,8 @@ def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
 def share_tokens(path: Path, same: dict[str, str]) -> Cache:
     """Note every id as another name of the id that has its file now, where that one is cached; the cache then."""
     cache = open_cache(path)
-    rows = {first: first if first in cache.rows else cache.aliases.get(first) for first in same.values()}
-    wanted = {video_id: rows[first] for video_id, first in same.items() if video_id not in cache and first in cache}
+    wanted = {video_id: cache.own_id(first) for video_id, first in same.items() if video_id not in cache}
+    wanted = {video_id: own for video_id, own in wanted.items() if own is not None}
     return _with_aliases(cache, wanted)
 
 

@@ -46,7 +46,11 @@ def held(home: Home, fingerprint: dict) -> Iterator[None]:
 
 
 def remove_rests(path: Path) -> None:
-    """What a killed run was writing."""
+    """What a killed run was writing; a shard that it was replacing comes back."""
+    for replaced in path.glob("*/.*.old.part"):
+        shard = replaced.with_name(replaced.name[1 : -len(".old.part")])
+        if not shard.exists() and any(replaced.iterdir()):
+            replaced.rename(shard)
     for rest in [*path.glob("*/.*.part"), *path.glob(".*.part")]:
         if rest.is_dir():
             shutil.rmtree(rest)

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.aliases import add_aliases, share_tokens, split_by_file
+from pipeline.aliases import add_aliases, drop_aliases, share_tokens, split_by_file
 from pipeline.claim import held, own_cache, remove_rests, tidied_up
 from pipeline.cluster import connected, make_pool
 from pipeline.decode_child import MACHINE, Job
 from pipeline.decoding import Limits
-from pipeline.ledger import CACHED, Failure, Ledger, Plan, Staging, failures_of
+from pipeline.ledger import CACHED, UNCHANGED, Failure, Ledger, Plan, Staging, failures_of, last_failures
 from pipeline.summary import Summary
 from pipeline.workers import Result, in_process_results
 from unloc.data.cache import open_cache
@@ -26,12 +26,16 @@ from unloc.data.cache_writer import (
 from unloc.data.mirror import Home
 from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
-from unloc.errors import CacheError, CoverageError
+from unloc.errors import CacheError, CoverageError, InputError
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.inference.reading import file_hash, file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000
+SHARD_BYTES = 256_000_000
+"""Of tokens: a shard that would be larger is cut into several."""
+CHANGED = "changed"  # in `refresh`: every video whose file has changed
 CURED_BY_PARTIAL = ("truncated", "decode_error")  # reasons that --allow-partial may do away with
 
 
@@ -49,13 +53,13 @@ class ExtractOptions:
     limits: Limits = field(default_factory=Limits)
     """What one video may cost."""
     shard_size: int = 512
-    """Videos per shard."""
+    """Videos per shard, at most: one of more than SHARD_BYTES is cut."""
     coverage: float = 1.0
     """Smallest share of videos that must end up cached."""
     retry_failed: bool = False
     """Try videos again that failed before and whose file has not changed."""
-    release: bool = True
-    """Take videos out of the plan that are not among the files, so that the shards that wait for them are written."""
+    refresh: tuple[str, ...] = ()
+    """Ids of cached videos that are extracted again; `changed`: all whose file is another than the one cached."""
 
 
 Progress = Callable[[int, int, int], None]
@@ -98,14 +102,17 @@ def run_job(
     texts: Sequence[str],
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Bring every video and text into the cache; what is there is left alone.
+    """Bring every video and text into the cache; existing videos are skipped.
 
-    `files` names the file of every video, in order; `missing` those that have none. A cache that another tower or
-    preprocessing made is left alone too: a new one starts beside it (`Summary.cache`). One in a bucket (a URL) is
-    written in its mirror and published shard by shard. Raises CacheError where another extractor holds the cache, the
-    disk is full or the bucket keeps failing.
+    `files` names the file of every video, in order; `missing` those that have none. Videos to refresh are extracted
+    into new shards, which replace the older ones once they are committed. A cache that another tower or preprocessing
+    made is left alone: a new one starts beside it (`Summary.cache`). One in a bucket (a URL) is written in its mirror
+    and published shard by shard. Raises CacheError where another extractor holds the cache, the disk is full or the
+    bucket keeps failing, InputError where a video to refresh has no file.
     """
     started = time.perf_counter()
+    if unknown := set(options.refresh) - files.keys() - {CHANGED}:
+        raise InputError(f"--refresh {sorted(unknown)[0]}: the manifest has no such video, or it has no file")
     in_process = options.workers == 0 and options.encoders != 0
     encoder = Encoder(config, resolve_device("auto" if in_process else "cpu"))
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
@@ -118,10 +125,9 @@ def run_job(
                 write_projections(path, encoder.tower.projections)
             summary.texts_now = _add_texts(path, encoder, texts)
             summary.seconds_start_up = time.perf_counter() - started
-            unique, same = split_by_file(files)
-            job = _Job(home, encoder, options, unique, summary, on_progress or (lambda *counts: None))
+            job = _Job(home, encoder, options, files, summary, on_progress or (lambda *counts: None))
             job.run()
-            job.note_rest(same, missing)
+            job.note_rest(missing)
             summary.seconds_wall = time.perf_counter() - started
             summary.write(path / "summary.json")
             home.publish()
@@ -157,8 +163,10 @@ class _Job:
     ) -> None:
         path = home.folder
         self.home, self.path, self.encoder, self.config, self.options = home, path, encoder, encoder.config, options
-        self.files, self.summary, self.on_progress = files, summary, on_progress
+        self.summary, self.on_progress = summary, on_progress
         self.cache = open_cache(path)
+        self.files, self.same = split_by_file(files, self.cache.rows)
+        self.refresh = {self.same.get(video_id, video_id) for video_id in options.refresh}
         self.plan, self.staging, self.ledger = Plan(path), Staging(path), Ledger(path)
         self.settled: set[str] = set()
         """Videos whose result is staged."""
@@ -175,7 +183,7 @@ class _Job:
             self._write_shard(name)
         jobs = [Job(video_id, self.files[video_id]) for video_id in shards.unsettled if video_id in self.files]
         self.on_progress(0, len(jobs), 0)
-        with self._results(jobs) as results:
+        with results_of(jobs, self.encoder, self.options, self.summary) as results:
             for done, result in enumerate(results, start=1):
                 video_id = self._settle(result)
                 self.on_progress(done, len(jobs), self.summary.frames)
@@ -185,16 +193,16 @@ class _Job:
                 if name is not None:
                     self._write_shard(name)
 
-    def note_rest(self, same: dict[str, str], missing: Sequence[str]) -> None:
+    def note_rest(self, missing: Sequence[str]) -> None:
         """Let each id share the tokens, or the failure, of the id that has its file; and tell of those without one."""
         for video_id in missing:
             self.note_failure(Failure(video_id, "missing", "no file for it in the video folder"))
-        if not same:
+        if not self.same:
             return
-        before = {video_id for video_id in same if video_id in self.cache}
-        cache = share_tokens(self.path, same)
+        before = {video_id for video_id in self.same if video_id in self.cache}
+        cache = share_tokens(self.path, self.same)
         failures = failures_of(cache)
-        for video_id, first in same.items():
+        for video_id, first in self.same.items():
             if video_id not in cache:
                 failure = self.left_over.get(first) or failures[first]
                 self.note_failure(replace(failure, video_id=video_id))
@@ -207,17 +215,16 @@ class _Job:
         """Go on where an earlier run stopped: what it settled counts, what nobody settles now leaves the plan."""
         planned = [video_id for ids in self.plan.open_shards(self.cache).values() for video_id in ids]
         self.staging.keep_only(planned)
-        noted = self.ledger.last_rows()
+        self.noted = self.ledger.last_rows()
         for video_id in planned:
             result = self.staging.get(video_id)
-            if isinstance(result, Failure) and video_id in self.files and self._is_worth_a_try(result):
+            if isinstance(result, Failure) and self._is_worth_a_try(result):
                 self.staging.drop([video_id])
             elif result is not None:
                 self.settled.add(video_id)
-                self._note_staged(video_id, result, noted.get(video_id, {}))
+                self._note_staged(video_id, result, self.noted.get(video_id, {}))
                 self._count_staged(video_id, result)
-        if self.options.release:
-            self.plan.release(self.cache, lambda video_id: video_id in self.files or video_id in self.settled)
+        self.plan.release(self.cache, lambda video_id: video_id in self.files or video_id in self.settled)
 
     def _note_staged(self, video_id: str, result: Result, noted: dict) -> None:
         """The ledger line of a staged result, if a kill came between the two."""
@@ -239,44 +246,52 @@ class _Job:
     def _plan_new(self) -> None:
         """Places for videos that have none."""
         planned = {video_id for ids in self.plan.open_shards(self.cache).values() for video_id in ids}
-        failed, new = failures_of(self.cache), []
-        for video_id, path in self.files.items():
-            if video_id in self.cache:
-                self.summary.cached_before += 1
-                self._note_change(video_id, path)
-            elif video_id in planned:
+        failed, new = last_failures(self.cache), []
+        settled = {video_id for video_id, failure in failed.items() if not self._is_worth_a_try(failure)}
+        refreshed = self._refreshed(settled)
+        for video_id in self.files:
+            if video_id in planned:
                 continue
-            elif video_id in failed and not self._is_worth_a_try(failed[video_id]):
+            if video_id in refreshed or (video_id not in self.cache and video_id not in settled):
+                new.append(video_id)
+            elif video_id in self.cache:
+                self.summary.cached_before += 1
+            else:
                 self.summary.failed_before += 1
                 self.summary.add_failure(failed[video_id])
-            else:
-                new.append(video_id)
         self.plan.extend(new, self.options.shard_size)
         self._publish()
 
-    def _note_change(self, video_id: str, path: VideoFile) -> None:
-        row = self.cache.rows.get(video_id)
-        if row is not None and row["file_bytes"] != path.stat().st_size:
-            self.summary.changed.append(video_id)
-            logger.warning("%s: %s is another file than the one that was cached; its tokens are kept", video_id, path)
+    def _refreshed(self, settled: set[str]) -> set[str]:
+        """Cached videos to extract again; those with a new file that are not are told."""
+        there = [video_id for video_id in self.files if video_id in self.cache]
+        changed = {video_id for video_id in there if self._has_changed(video_id)}
+        chosen = self.refresh & set(there) | (changed - settled if CHANGED in self.refresh else set())
+        # An id that shared the tokens of one that is chosen gets tokens of its own.
+        chosen |= {video_id for video_id in there if self.cache.own_id(video_id) in chosen}
+        self.summary.changed = [video_id for video_id in there if video_id in changed - chosen]
+        for video_id in self.summary.changed:
+            logger.warning("%s: %s is not the file that was cached", video_id, self.files[video_id])
+        return chosen
+
+    def _has_changed(self, video_id: str) -> bool:
+        """Is the file another than the one that was cached? It is read only where its time differs but not its size."""
+        own, file = self.cache.own_id(video_id), self.files[video_id]
+        identity, noted = file_identity(file), self.noted.get(video_id, {})
+        if self.cache.column("file_bytes", own) != identity["file_bytes"]:
+            return True
+        if self.cache.column("file_mtime_ns", own) == identity["file_mtime_ns"]:
+            return False
+        if noted.get("status") == UNCHANGED and noted["file_mtime_ns"] == identity["file_mtime_ns"]:
+            return False
+        if file_hash(file) != self.cache.rows[own]["content_sha256"]:
+            return True
+        self.ledger.write({"status": UNCHANGED, "video_id": video_id, **identity})  # so that it is read once
+        return False
 
     def _is_worth_a_try(self, failure: Failure) -> bool:
-        return is_worth_a_try(failure, self.files[failure.video_id], self.config, self.options)
-
-    @contextmanager
-    def _results(self, jobs: list[Job]) -> Iterator[Iterator[Result]]:
-        options = self.options
-        if not jobs:
-            yield iter(())
-        elif options.workers == 0:
-            yield in_process_results(self.encoder, options.limits, jobs)
-        else:
-            started = time.perf_counter()
-            with connected(options.address, options.workers, options.encoders):
-                self.summary.seconds_start_up += time.perf_counter() - started
-                pool = make_pool(self.encoder, options.limits, options.workers, options.encoders)
-                yield pool.results(jobs)
-            self.summary.seconds_start_up += pool.seconds_to_first_worker
+        file = self.files.get(failure.video_id)
+        return file is not None and is_worth_a_try(failure, file, self.config, self.options)
 
     def _settle(self, result: Result) -> str:
         if isinstance(result, Failure):
@@ -303,17 +318,15 @@ class _Job:
 
     def _write_shard(self, name: str) -> None:
         started = time.perf_counter()
-        ids = self.plan.shards.get(name)
-        if ids is None:  # nothing was left of it
+        if name not in self.plan.shards:  # nothing was left of it
             return
-        results = [self.staging.get(video_id) for video_id in ids]
-        if any(result is None for result in results):
-            raise CacheError(f"{self.path}: a staged result of shard {name} is damaged; run the same command again")
-        videos = [result for result in results if isinstance(result, VideoTokens)]
-        failed = [result.to_row() for result in results if isinstance(result, Failure)]
-        write_video_shard(self.path, name, videos, failed, self.config.dtype)
-        self.staging.drop(ids)
-        self._publish()
+        num_bytes = {video_id: self.staging.tokens_shape(video_id)[1] for video_id in self.plan.shards[name]}
+        replaced = [video_id for video_id, count in num_bytes.items() if count and video_id in self.cache.rows]
+        drop_aliases(self.path, replaced, self.same)
+        for part in self.plan.cut(name, num_bytes, SHARD_BYTES):
+            write_staged(self.path, part, self.staging, self.plan.shards[part], self.config.dtype)
+            self.staging.drop(self.plan.shards[part])
+            self._publish()
         self.summary.seconds_write += time.perf_counter() - started
 
     def _publish(self) -> None:
@@ -322,6 +335,43 @@ class _Job:
             self.home.publish()
         except CacheError as error:
             logger.warning("%s", error)
+
+
+@contextmanager
+def results_of(
+    jobs: list[Job], encoder: Encoder, options: ExtractOptions, summary: Summary
+) -> Iterator[Iterator[Result]]:
+    """Results of jobs, by this process or by Ray workers."""
+    if not jobs:
+        yield iter(())
+    elif options.workers == 0:
+        yield in_process_results(encoder, options.limits, jobs)
+    else:
+        started = time.perf_counter()
+        with connected(options.address, options.workers, options.encoders):
+            summary.seconds_start_up += time.perf_counter() - started
+            pool = make_pool(encoder, options.limits, options.workers, options.encoders)
+            yield pool.results(jobs)
+        summary.seconds_start_up += pool.seconds_to_first_worker
+
+
+def write_staged(path: Path, name: str, staging: Staging, ids: Sequence[str], dtype: str) -> None:
+    """Write a shard of staged results, one video in memory at a time. Raises CacheError where one is damaged."""
+    shapes = {video_id: staging.tokens_shape(video_id)[0] for video_id in ids}
+    failed = [staging.get(video_id) for video_id, shape in shapes.items() if not shape]
+
+    def videos() -> Iterator[VideoTokens]:
+        for video_id in shapes:
+            if shapes[video_id]:
+                yield whole(staging.get(video_id))
+
+    def whole(result: Result | None) -> Result:
+        if result is None:
+            raise CacheError(f"{path}: a staged result of shard {name} is damaged; run the same command again")
+        return result
+
+    lengths = [shape[0] for shape in shapes.values() if shape]
+    write_video_shard(path, name, videos(), [whole(failure).to_row() for failure in failed], dtype, lengths)
 
 
 class _OpenShards:

@@ -31,7 +31,7 @@ from unloc.inference.encode import EncodeConfig, Encoder
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
 PROBE_SECONDS = 20.0  # for the headers of files whose duration is unknown; thousands of local files
 RAY_SECONDS = 5.0  # measured start of a local Ray
-FILES_OF_SHARD, FILES_OF_CACHE = 3, 6
+FILES_OF_SHARD, FILES_OF_TEXTS, FILES_OF_CACHE = 4, 3, 6
 MANY = 1 << 30
 
 
@@ -144,7 +144,7 @@ def _without_settled_failures(
 def _num_files(cache: Cache | None, num_videos: int, shard_size: int, has_new_texts: bool) -> int:
     """Files that are not there yet."""
     of_cache = FILES_OF_CACHE if cache is None else 0
-    return of_cache + FILES_OF_SHARD * (-(-num_videos // shard_size) + has_new_texts)
+    return of_cache + FILES_OF_SHARD * -(-num_videos // shard_size) + FILES_OF_TEXTS * has_new_texts
 
 
 def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:

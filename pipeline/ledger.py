@@ -1,8 +1,7 @@
 """What happened to each video: staged results, the plan of shards, and the lease on a cache.
 
     CACHE/plan.json            which video belongs to which shard, in order; only ever added to
-    CACHE/staging/NAME.npz     tokens and row of a video whose shard is not complete yet
-    CACHE/staging/NAME.json    row of a video that failed, while its shard is not complete yet
+    CACHE/staging/NAME         tokens and row of a video, or why it failed, while its shard is not complete yet
     CACHE/ledger.jsonl         one line per attempt, for people and scripts
     CACHE/lock                 who is writing (`data.lease`)
 
@@ -13,24 +12,24 @@ So a run that was killed and started again writes the same bytes as one that was
 import hashlib
 import json
 import logging
-import os
+import math
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
+import google_crc32c
 import numpy as np
 
 from unloc.data.cache import SHARD_NAME, Cache, read_checked
-from unloc.data.cache_writer import VideoTokens, write_atomically, write_checked
+from unloc.data.cache_writer import VideoTokens, write_checked
 from unloc.data.tar_shards import VideoFile
 from unloc.inference.reading import file_identity
 
 logger = logging.getLogger(__name__)
-CACHED, FAILED = "cached", "failed"
+CACHED, FAILED, UNCHANGED = "cached", "failed", "unchanged"
+MISSING = "missing"  # the reason of a failure: no file
 
 
 @dataclass(frozen=True)
@@ -71,45 +70,57 @@ def staged_name(video_id: str) -> str:
 
 
 class Staging:
-    """Settled videos whose shard is not written yet. Each result is on disk before it counts."""
+    """Settled videos whose shard is not written yet.
+
+    A file is the result's row as a line of JSON, the bytes of its tokens, and a crc32c over both. It is renamed into
+    place but not flushed to the disk: a power cut costs what was staged a moment ago, which is then extracted again.
+    """
 
     def __init__(self, cache: Path) -> None:
         self.folder = cache / "staging"
         self.folder.mkdir(exist_ok=True)
 
     def put(self, result: VideoTokens | Failure) -> None:
-        """Keep a result durably."""
+        """Keep a result."""
         if isinstance(result, Failure):
-            write_atomically(self._path(result.video_id, "json"), json.dumps(result.to_row()))
-            return
-        target = self._path(result.meta["video_id"], "npz")
+            video_id, parts = result.video_id, [_line({"failure": result.to_row()})]
+        else:
+            video_id, tokens = result.meta["video_id"], np.ascontiguousarray(result.tokens)
+            parts = [_line({"meta": result.meta, "dtype": tokens.dtype.str, "shape": tokens.shape}), tokens.data]
+        checksum, target = google_crc32c.Checksum(), self._path(video_id)
         temporary = target.with_name(f".{target.name}.part")
         with temporary.open("wb") as handle:
-            np.savez(handle, tokens=result.tokens, meta=np.asarray(json.dumps(result.meta)))
-            handle.flush()
-            os.fsync(handle.fileno())
+            for part in parts:
+                checksum.update(bytes(part))
+                handle.write(part)
+            handle.write(checksum.digest())
         temporary.replace(target)
 
     def get(self, video_id: str) -> VideoTokens | Failure | None:
         """The result kept for a video, or None. A damaged one is removed and counts as none."""
-        path = self._path(video_id, "npz")
-        if path.is_file():
-            try:
-                with np.load(path) as stored:
-                    return VideoTokens(json.loads(str(stored["meta"])), stored["tokens"])
-            except (BadZipFile, ValueError, KeyError, EOFError, zlib.error):
-                path.unlink()
-        failed = self._path(video_id, "json")
-        if failed.is_file():
-            try:
-                return Failure.from_row(json.loads(failed.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
-                failed.unlink()
-        return None
+        path = self._path(video_id)
+        if not path.is_file():
+            return None
+        raw = path.read_bytes()
+        if google_crc32c.Checksum(raw[:-4]).digest() != raw[-4:]:
+            path.unlink()
+            return None
+        line, _, rest = memoryview(raw)[:-4].tobytes().partition(b"\n")
+        stated = json.loads(line)
+        if "failure" in stated:
+            return Failure.from_row(stated["failure"])
+        return VideoTokens(stated["meta"], np.frombuffer(rest, dtype=stated["dtype"]).reshape(stated["shape"]))
+
+    def tokens_shape(self, video_id: str) -> tuple[tuple[int, ...], int]:
+        """Shape and bytes of the tokens kept for a video, without reading them; of a failure ((), 0)."""
+        with self._path(video_id).open("rb") as handle:
+            stated = json.loads(handle.readline())
+        shape = tuple(stated.get("shape", ()))
+        return shape, math.prod(shape) * np.dtype(stated["dtype"]).itemsize if shape else 0
 
     def keep_only(self, video_ids: Iterable[str]) -> None:
         """Forget all but these: results that stand in a shard already, and rests of a killed run."""
-        kept = {self._path(video_id, suffix).name for video_id in video_ids for suffix in ("npz", "json")}
+        kept = {self._path(video_id).name for video_id in video_ids}
         for item in self.folder.iterdir():
             if item.name not in kept:
                 item.unlink()
@@ -117,11 +128,14 @@ class Staging:
     def drop(self, video_ids: Iterable[str]) -> None:
         """Forget results."""
         for video_id in video_ids:
-            for suffix in ("npz", "json"):
-                self._path(video_id, suffix).unlink(missing_ok=True)
+            self._path(video_id).unlink(missing_ok=True)
 
-    def _path(self, video_id: str, suffix: str) -> Path:
-        return self.folder / f"{staged_name(video_id)}.{suffix}"
+    def _path(self, video_id: str) -> Path:
+        return self.folder / staged_name(video_id)
+
+
+def _line(stated: dict) -> bytes:
+    return json.dumps(stated).encode() + b"\n"
 
 
 class Plan:
@@ -136,14 +150,29 @@ class Plan:
         if not video_ids:
             return
         written = {item.name for item in (self.path.parent / "shards").glob("[0-9]*")}
-        first = 1 + max(map(int, self.shards.keys() | written), default=-1)
+        first = 1 + max((int(name.partition("-")[0]) for name in self.shards.keys() | written), default=-1)
         for number, start in enumerate(range(0, len(video_ids), shard_size)):
             self.shards[SHARD_NAME.format(first + number)] = video_ids[start : start + shard_size]
         self._keep()
 
+    def cut(self, name: str, num_bytes: dict[str, int], most_bytes: int) -> list[str]:
+        """Cut a shard into several (`00003`, `00003-1`, …) of at most so many bytes, or of one video; their names."""
+        parts, size = [[]], 0
+        for video_id in self.shards[name]:
+            if parts[-1] and size + num_bytes[video_id] > most_bytes:
+                parts.append([])
+                size = 0
+            parts[-1].append(video_id)
+            size += num_bytes[video_id]
+        names = [name, *(f"{name}-{number}" for number in range(1, len(parts)))]
+        if len(parts) > 1:
+            self.shards |= dict(zip(names, parts, strict=True))
+            self._keep()
+        return names
+
     def open_shards(self, cache: Cache) -> dict[str, list[str]]:
         """Planned shards that are not written yet."""
-        return {name: ids for name, ids in self.shards.items() if name not in cache.tables}
+        return {name: ids for name, ids in self.shards.items() if name not in cache.table.failed}
 
     def release(self, cache: Cache, is_wanted: Callable[[str], bool]) -> None:
         """Take videos that no one will settle now out of the shards that are open, so that these can be written."""
@@ -195,8 +224,12 @@ class Ledger:
         return found
 
 
+def last_failures(cache: Cache) -> dict[str, Failure]:
+    """The last failure of every video that ever failed."""
+    rows = (row for shard in cache.table.failed.values() for row in shard)
+    return {row["video_id"]: Failure.from_row(row) for row in rows}
+
+
 def failures_of(cache: Cache) -> dict[str, Failure]:
     """The last failure of every video that is not cached."""
-    rows = (row for table in cache.tables.values() for row in table["failed"])
-    found = {row["video_id"]: Failure.from_row(row) for row in rows}
-    return {video_id: failure for video_id, failure in found.items() if video_id not in cache}
+    return {video_id: failure for video_id, failure in last_failures(cache).items() if video_id not in cache}

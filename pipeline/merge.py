@@ -15,6 +15,7 @@ from unloc.data.cache_writer import (
     VideoTokens,
     create_or_check,
     fingerprint_differences,
+    stored_video,
     write_checked,
     write_projections,
     write_text_shard,
@@ -114,20 +115,18 @@ class _Settled:
     """What became of each video in any of several caches; the first that has its tokens counts."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
-        self.rows: dict[str, tuple[Cache, dict]] = {}
+        self.rows: dict[str, Cache] = {}
         self.failed: dict[str, Failure] = {}
         for cache in caches:
-            for video_id, row in cache.rows.items():
-                self.rows.setdefault(video_id, (cache, row))
+            for video_id in cache.rows:
+                self.rows.setdefault(video_id, cache)
             self.failed |= failures_of(cache)
 
     def result(self, video_id: str) -> VideoTokens | Failure | None:
         """Tokens of a video, or why there are none, or None where no cache has met it."""
         if video_id not in self.rows:
             return self.failed.get(video_id)
-        cache, row = self.rows[video_id]
-        meta = {key: value for key, value in row.items() if key not in ("first_row", "num_tokens", "shard")}
-        return VideoTokens(meta, cache.stored_tokens(row))
+        return stored_video(self.rows[video_id], video_id)
 
 
 def _write_texts(out: Path, caches: Sequence[Cache], summary: MergeSummary) -> None:

@@ -26,7 +26,7 @@ class Summary:
     failed_before: int = 0
     missing: int = 0
     changed: list[str] = field(default_factory=list)
-    """Cached videos whose file has another size since; their tokens are of the old one."""
+    """Cached videos whose file is another one since; their tokens are of the old one."""
     texts_now: int = 0
     frames: int = 0
     seconds_decode: float = 0.0
@@ -91,9 +91,11 @@ class Summary:
             ("cache", self.cache),
             ("videos", f"{self.cached} of {self.videos} cached ({self.cached_now} now, {self.cached_before} before)"),
             ("failed", f"{self.failed} ({reasons})" if self.failed else "0"),
+            ("changed", f"{len(self.changed)} are of another file now; `--refresh changed` extracts them again"),
             ("partial", f"{len(self.covered_seconds)}, covered seconds in summary.json"),
             ("texts", f"{self.texts_now} now"),
             ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second)"),
             ("seconds", "  ".join(f"{stage.replace('_', '-')} {value:.1f}" for stage, value in stages.items())),
         ]
-        return [row for row in table if row[0] != "partial" or self.covered_seconds]
+        absent = {name for name, values in (("partial", self.covered_seconds), ("changed", self.changed)) if not values}
+        return [row for row in table if row[0] not in absent]

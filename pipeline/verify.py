@@ -1,31 +1,30 @@
-"""Audit of a cache: what made it, how full it is, and whether its bytes are those that were written."""
+"""Description of a cache: what made it, and how full it is."""
 
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.ledger import Plan, failures_of
 from unloc.data.cache import completed, open_cache, url_of
-from unloc.data.cache_writer import token_checksum
 from unloc.data.remote import file_sizes
-from unloc.errors import CacheError
 
 
 def describe(path: Path | str) -> dict[str, dict]:
     """Fingerprint, versions and contents of a cache at a path or URL, in sections."""
     cache = open_cache(path)
-    rows = list(cache.rows.values())
+    hours, decoders = 0.0, Counter()
+    for row in cache.rows.values():
+        hours += row["duration_seconds"] / 3600
+        decoders[row["decoder"]] += 1
     waiting = sum(len(ids) for ids in Plan(cache.path).open_shards(cache).values())
     sizes = file_sizes(path)
     contents = {
-        "videos cached": len(rows),
+        "videos cached": len(cache),
         "videos failed": len(failures_of(cache)),
         "videos planned, not written": waiting,
-        "shards": len(cache.tables),
-        "frame tokens": sum(row["num_tokens"] for row in rows),
-        "hours of video": round(sum(row["duration_seconds"] for row in rows) / 3600, 3),
-        "decoders": dict(Counter(row["decoder"] for row in rows)),
+        "shards": len(cache.shards),
+        "frame tokens": sum(cache.column("num_tokens", video_id) for video_id in cache.rows),
+        "hours of video": round(hours, 3),
+        "decoders": dict(decoders),
         "texts": cache.num_texts,
         "files": len(sizes),
         "megabytes": round(sum(sizes.values()) / 1e6, 2),
@@ -38,18 +37,3 @@ def describe(path: Path | str) -> dict[str, dict]:
     failed = dict(Counter(failure.reason for failure in failures_of(cache).values()))
     fingerprint = completed(cache.fingerprint)
     return {"fingerprint": fingerprint, "versions": cache.versions, "contents": contents, "failures": failed}
-
-
-def broken_videos(path: Path) -> tuple[dict[str, str], int]:
-    """Videos whose tokens are not those that were written, with the reason, and how many were checked."""
-    cache = open_cache(path)
-    broken = {}
-    for video_id, row in cache.rows.items():
-        try:
-            tokens = np.moveaxis(cache[video_id].frames, 0, 1)
-        except CacheError as error:
-            broken[video_id] = str(error)
-            continue
-        if token_checksum(tokens) != row["tokens_sha256"]:
-            broken[video_id] = f"checksum of its tokens differs (shard {row['shard']})"
-    return broken, len(cache.rows)

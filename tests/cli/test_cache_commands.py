@@ -1,5 +1,6 @@
 """`unloc cache` as a user meets it."""
 
+import json
 import re
 import shutil
 import tarfile
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from pipeline.extract import ExtractOptions, extract
 from unloc.cli import app
 from unloc.data.cache import open_cache
-from unloc.errors import CacheError, FingerprintError, InputError, MissingError
+from unloc.errors import CacheError, FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig
 
 
@@ -40,7 +41,7 @@ def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(cache, video_fold
     file.write_bytes(before[:5] + bytes([before[5] ^ 1]) + before[6:])
     with pytest.raises(CacheError, match=r"1 places are broken; mend it with --repair and --videos DIR"):
         unloc("cache", "verify", cache)
-    with pytest.raises(MissingError, match=re.escape("video 'v0' (v0.mp4) is not in the video folder")):
+    with pytest.raises(CacheError, match=re.escape("video 'v0' (v0.mp4) is not in the video folder")):
         unloc("cache", "verify", cache, "--repair")
     done = unloc("cache", "verify", cache, "--repair", "--videos", video_folder)
     assert "broken: shards/00000: video v0" in done.stderr
@@ -48,12 +49,40 @@ def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(cache, video_fold
     assert file.read_bytes() == before
 
 
-def test_what_a_stopped_job_has_not_written_is_told_and_finished_by_a_repair(cache, video_folder):
-    before = (cache / "shards/00001/frames/c/0/0/0").read_bytes()
+def test_what_a_stopped_job_has_not_written_is_told(cache):
     shutil.rmtree(cache / "shards/00001")
     assert "1 videos are planned and not written" in unloc("cache", "verify", cache).stdout
-    unloc("cache", "verify", cache, "--repair", "--videos", video_folder)
-    assert (cache / "shards/00001/frames/c/0/0/0").read_bytes() == before
+
+
+def test_a_lost_table_of_texts_fails_the_repair_until_the_manifest_is_given(cache, video_folder, tmp_path):
+    (cache / "texts/00000/zarr.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(CacheError, match=r"texts/00000: .*--manifest"):
+            unloc("cache", "verify", cache, "--repair", "--videos", video_folder)
+    query = {"qid": "q", "text": "a cat", "segments": [[0, 1]]}
+    rows = [{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}]
+    rows += [{"kind": "video", "video_id": "v0", "split": "test", "duration_seconds": None}]
+    rows += [{"kind": "query", "video_id": "v0", "split": "test", **query}]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    done = unloc("cache", "verify", cache, "--repair", "--videos", video_folder, "--manifest", manifest)
+    assert "mended 1 of 1 places" in done.stdout and open_cache(cache).has_text("a cat")
+    assert "run `unloc extract` with any other manifest" in done.stdout
+
+
+def test_a_changed_video_is_told_and_extracted_again_when_asked_for(cache, video_folder, tmp_path):
+    folder = shutil.copytree(video_folder, tmp_path / "videos")
+    shutil.copy(folder / "v5.mp4", folder / "v1.mp4")
+    rows = [{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}]
+    rows += [{"kind": "video", "video_id": f"v{n}", "split": "test", "duration_seconds": None} for n in range(3)]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    words = ("extract", manifest, "--videos", folder, "--cache", cache, "--workers", 0)
+    assert "--refresh changed" in unloc(*words).stdout
+    with pytest.raises(InputError, match="--refresh v9"):
+        unloc(*words, "--refresh", "v9")
+    done = unloc(*words, "--refresh", "changed").stdout
+    assert "3 of 3 cached (1 now, 2 before)" in done and "--refresh" not in done
 
 
 def test_bit_rot_is_mended_from_tar_shards(cache, video_folder, tmp_path):

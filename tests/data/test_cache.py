@@ -1,5 +1,7 @@
 import pickle
+import tracemalloc
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,7 +116,7 @@ def test_a_cache_of_another_format_is_refused(cache_path):
 def test_a_shard_in_which_all_videos_failed_is_still_settled(cache_path):
     write_video_shard(cache_path, "00000", [], [{"video_id": "v0", "reason": "truncated"}], "float16")
     cache = open_cache(cache_path)
-    assert cache.tables["00000"]["failed"][0]["reason"] == "truncated" and len(cache) == 0
+    assert cache.table.failed["00000"][0]["reason"] == "truncated" and len(cache) == 0
 
 
 def test_a_changed_byte_in_any_table_is_found_on_opening(cache_path):
@@ -205,3 +207,53 @@ def test_a_video_that_is_read_cannot_be_written_to(cache_path):
     write_video_shard(cache_path, "00000", [video("v0", 5)], [], "float16")
     with pytest.raises(ValueError, match="read-only"):
         open_cache(cache_path)["v0"].frames[:] = 0
+
+
+def test_opening_reads_no_row_and_a_damaged_one_is_found_when_it_is_read(cache_path):
+    write_video_shard(cache_path, "00000", [video("v0", 5), video("v1", 5)], [], "float16")
+    file = cache_path / "shards/00000/videos.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"2.5", b"3.5", 1))
+    cache = open_cache(cache_path)
+    assert len(cache) == 2 and cache.column("num_tokens", "v1") == 5
+    with pytest.raises(CacheError, match=r"videos.jsonl: damaged"):
+        _ = cache["v1"].times_seconds
+
+
+def test_opening_takes_memory_for_columns_and_not_for_rows(cache_path):
+    tokens = np.zeros((200, 1, 1), np.float16)
+    meta = video("v", 200).meta
+    for shard in range(3):
+        videos = [VideoTokens(meta | {"video_id": f"v{shard}-{n}"}, tokens) for n in range(500)]
+        write_video_shard(cache_path, f"{shard:05d}", videos, [], "float16")
+    tracemalloc.start()
+    cache = open_cache(cache_path)
+    assert len(cache) == 1500
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_500_000, "1,500 rows with their times are 6 MB when parsed"
+    assert cache["v2-499"].meta["video_id"] == "v2-499"
+
+
+def test_reading_all_shards_opens_no_more_files_than_the_process_may_have(cache_path, monkeypatch):
+    for number in range(20):
+        write_video_shard(cache_path, f"{number:05d}", [video(f"v{number}", 5, seed=number)], [], "float16")
+    monkeypatch.setattr("resource.getrlimit", lambda which: (16, 16))
+    cache, before = open_cache(cache_path), len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(20):
+        np.testing.assert_array_equal(cache[f"v{number}"].frames[0], video(f"v{number}", 5, seed=number).tokens[:, 0])
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 8
+
+
+def test_of_a_video_in_two_shards_the_later_one_counts(cache_path):
+    for seed, shard in enumerate(("00000", "00001")):
+        write_video_shard(cache_path, shard, [video("v0", 5 + seed, seed=seed)], [], "float16")
+    cache = open_cache(cache_path)
+    assert len(cache) == 1 and cache["v0"].meta["shard"] == "00001"
+    np.testing.assert_array_equal(cache["v0"].frames[0], video("v0", 6, seed=1).tokens[:, 0])
+
+
+def test_a_cache_of_format_2_is_refused_in_one_line_that_says_what_to_do(cache_path):
+    (cache_path / "zarr.json").write_text(group_metadata({"unloc_cache": 2, "fingerprint": {}, "versions": {}}))
+    with pytest.raises(CacheError, match="run `unloc extract` again into a new folder") as refusal:
+        open_cache(cache_path)
+    assert "\n" not in str(refusal.value)

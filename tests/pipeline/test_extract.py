@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import pipeline.extract
 from pipeline import decode_child
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
-from pipeline.verify import broken_videos, describe
+from pipeline.verify import describe
+from unloc.data.audit import audit_cache
 from unloc.data.cache import open_cache
 from unloc.data.lease import lease
 from unloc.errors import CacheError, CoverageError
@@ -163,7 +165,7 @@ def test_what_allow_partial_could_not_read_is_not_tried_by_it_again(video_folder
     for config in (CONFIG, partial, partial, CONFIG):
         with pytest.raises(CoverageError, match="truncated"):
             extract(tmp_path / "cache", config, IN_PROCESS, files, [], [])
-    assert len(open_cache(tmp_path / "cache").tables) == 2  # one try each
+    assert len(open_cache(tmp_path / "cache").shards) == 2  # one try each
 
 
 def test_a_video_without_a_file_counts_against_the_coverage(video_folder, tmp_path):
@@ -193,18 +195,33 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
     assert not (clean / "lock").exists()
 
 
-def test_bit_rot_is_found(clean, tmp_path):
-    import shutil
+def test_shards_are_bounded_by_bytes_and_cut_at_the_same_videos_after_a_kill(
+    clean, video_folder, tmp_path, monkeypatch
+):
+    files, write, options = files_of(video_folder), pipeline.extract.write_staged, ExtractOptions(workers=0)
+    sizes = [open_cache(clean).stored_tokens(video_id).nbytes for video_id in files]
+    most = sum(sizes[-2:])
+    monkeypatch.setattr(pipeline.extract, "SHARD_BYTES", most)
+    extract(tmp_path / "cut", CONFIG, options, files, [], [])
+    written = []
 
-    copy = tmp_path / "copy"
-    shutil.copytree(clean, copy)
-    assert broken_videos(copy) == ({}, 7)
-    file = copy / "shards/00001/frames/c/0/0/0"
-    data = bytearray(file.read_bytes())
-    data[10] ^= 1
-    file.write_bytes(bytes(data))
-    broken, _ = broken_videos(copy)
-    assert list(broken) == ["v3"]
+    def killed(path, name, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(name)
+        write(path, name, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline.extract, "write_staged", killed)
+        extract(tmp_path / "cache", CONFIG, options, files, [], [])
+    extract(tmp_path / "cache", CONFIG, options, files, [], [])
+    assert token_bytes(tmp_path / "cache") == token_bytes(tmp_path / "cut")
+    table = open_cache(tmp_path / "cache").table
+    assert (
+        table.shards == ["00000", *(f"00000-{n}" for n in range(1, len(table.shards)))] and written == table.shards[:2]
+    )
+    parts = np.split(sizes, table.starts[1:])
+    assert len(parts) > 2 and max(part.sum() for part in parts) <= most
 
 
 SCRIPT = """
@@ -242,6 +259,6 @@ def test_killed_at_any_video_and_run_again_the_cache_is_that_of_an_undisturbed_r
         run_until(video_folder, cache, 0, stop_after)
     assert run_until(video_folder, cache, 0, None) == 0
     assert token_bytes(cache) == token_bytes(clean)
-    assert broken_videos(cache) == ({}, 7)
+    assert (audit_cache(cache).damages, len(open_cache(cache))) == ((), 7)
     cached = [json.loads(line)["video_id"] for line in (cache / "ledger.jsonl").read_text().splitlines()]
     assert set(cached) == {f"v{n}" for n in range(7)}

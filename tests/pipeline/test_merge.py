@@ -47,7 +47,7 @@ def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts
             np.testing.assert_array_equal(joined[video_id].times_seconds, part[video_id].times_seconds)
         for text in part.text_names:
             np.testing.assert_array_equal(joined.texts([text])[0], part.texts([text])[0])
-    assert joined.tables["00001"]["failed"][0]["video_id"] == "bad"
+    assert joined.table.failed["00001"][0]["video_id"] == "bad"
 
 
 def test_merging_again_adds_nothing(parts, tmp_path):
@@ -112,5 +112,5 @@ def test_a_cache_is_not_merged_into_itself(parts):
 def test_the_metadata_of_a_merged_cache_is_that_of_the_sources(parts, tmp_path):
     merge(tmp_path / "out", [parts / "a"])
     one = open_cache(parts / "a")
-    stated = group_metadata({"unloc_cache": 2, "fingerprint": one.fingerprint, "versions": one.versions})
+    stated = group_metadata({"unloc_cache": 3, "fingerprint": one.fingerprint, "versions": one.versions})
     assert (tmp_path / "out" / "zarr.json").read_text() == stated

@@ -1,6 +1,7 @@
 """`unloc cache`: what is in a cache, and whether it is whole."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,9 @@ from unloc.cli import app
 from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
-    from pipeline.repair import FindFile
+    from pipeline.repair import FindFile, ManifestContent
     from unloc.data.audit import Audit
+    from unloc.data.mirror import Home
 
 cache_app = typer.Typer(help="Describe and audit a cache.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
@@ -44,13 +46,16 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Extract what is broken again.")] = False,
     videos: Annotated[Path | None, typer.Option("--videos", help="Folder with the video files, for --repair.")] = None,
     shards: Annotated[str | None, typer.Option("--shards", help="Tar files with the videos, for --repair.")] = None,
-    manifest: Annotated[Path | None, typer.Option("--manifest", help="Where it names the files, for --repair.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Names files, texts and other ids, for --repair.")
+    ] = None,
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="The weights file, for --repair.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Ray workers of --repair; 0: in this process.")] = 0,
 ) -> None:
     """Read every byte again and compare checksums; exit code 2 where something is broken.
 
-    With --repair only what is broken is extracted again; the mended cache has the bytes it had before.
+    With --repair a broken shard is written again: its intact videos are copied, the others extracted. What cannot be
+    mended is named and stays as it is; lost texts and other ids of videos need --manifest.
 
     Example: unloc cache verify data/cache --repair --videos data/videos
     """
@@ -60,15 +65,15 @@ def verify(
 
     with exact_copy(cache) as home:
         if repair:
-            with home.lease():
-                audit = _repaired(home.folder, cache, _finder(videos, shards, manifest), pretrained, workers)
-                home.publish()
+            audit, left = _repaired(home, _Videos.read(videos, shards, manifest), pretrained, workers)
         else:
-            audit = _audited(home.folder)
+            audit, left = _audited(home.folder), ()
         num_waiting = 0 if audit.damages else _num_waiting(home.folder)
-    if audit.damages:
-        way = "what is left cannot be mended" if repair else "mend it with --repair and --videos DIR or --shards TARS"
-        raise CacheError(f"{cache}: {len(audit.damages)} places are broken; {way}")
+    for words in left[1:]:
+        typer.echo(f"not mended: {words}", err=True)
+    if audit.damages or left:
+        way = f"not mended: {left[0]}" if left else "mend it with --repair and --videos DIR or --shards TARS"
+        raise CacheError(f"{cache}: {len(audit.damages) or len(left)} places are broken; {way}")
     typer.echo(f"{cache}: {audit.num_videos} videos and {audit.num_texts} texts, every checksum holds")
     if num_waiting:
         typer.echo(f"{cache}: {num_waiting} videos are planned and not written; `unloc extract` goes on with them")
@@ -86,39 +91,54 @@ def _audited(folder: Path) -> "Audit":
     from unloc.data.audit import audit_cache
 
     audit = audit_cache(folder)
+    _tell_damages(audit)
+    return audit
+
+
+def _tell_damages(audit: "Audit") -> None:
     for damage in audit.damages:
         typer.echo(f"broken: {damage.place}: {damage.reason}", err=True)
         for video_id in damage.broken:
             typer.echo(f"broken: {damage.place}: video {video_id}", err=True)
-    return audit
 
 
-def _repaired(folder: Path, name: str, find_file: "FindFile", pretrained: str | None, workers: int) -> "Audit":
-    """What an audit finds after all that can be mended was."""
+def _repaired(home: "Home", videos: "_Videos", pretrained: str | None, workers: int) -> tuple["Audit", tuple[str, ...]]:
+    """What an audit finds after all that can be mended was, and what was not."""
     from pipeline.extract import ExtractOptions
-    from pipeline.repair import mend_array_metadata, mend_root, repair, waiting_files
+    from pipeline.repair import repair
 
-    if mend_root(folder):
-        typer.echo("broken: zarr.json: mended from its copy", err=True)
-    if count := mend_array_metadata(folder):
-        typer.echo(f"broken: frames/zarr.json of {count} shards: mended, no token of them was lost", err=True)
-    before = _audited(folder)
-    if not before.damages and not waiting_files(folder, find_file):
-        return before
-    repair(folder, before, find_file, ExtractOptions(workers=workers), pretrained=pretrained)
-    audit = _audited(folder)
-    typer.echo(f"{name}: mended {len(before.damages) - len(audit.damages)} of {len(before.damages)} places")
-    return audit
+    options = ExtractOptions(workers=workers)
+    done = repair(home, videos.find, options, manifest=videos.manifest, pretrained=pretrained)
+    _tell_damages(done.before)
+    for words in done.told:
+        typer.echo(words)
+    if count := len(done.before.damages):
+        typer.echo(f"mended {count - len(done.after.damages)} of {count} places")
+    return done.after, done.left
 
 
-def _finder(videos: Path | None, shards: str | None, manifest: Path | None) -> "FindFile":
-    """Where a video's file is looked for: by the manifest, then by its id and the name that the cache knows."""
-    from unloc.data.locate import VideoIndex, find_video_file, index_folder, index_shards, locate_files
-    from unloc.data.schema import load_manifest
+@dataclass(frozen=True)
+class _Videos:
+    """Where a repair finds the files of videos."""
 
-    index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex([])
-    named = locate_files(load_manifest(manifest), index)[0] if manifest else {}
-    return lambda video_id, file: named.get(video_id) or find_video_file(index, video_id, file)
+    find: "FindFile"
+    """By the manifest, then by the id and the name that the cache knows."""
+    manifest: "ManifestContent | None"
+
+    @classmethod
+    def read(cls, videos: Path | None, shards: str | None, manifest: Path | None) -> "_Videos":
+        from pipeline.repair import ManifestContent
+        from unloc.data.locate import VideoIndex, find_video_file, index_folder, index_shards, locate_files
+        from unloc.data.schema import load_manifest
+        from unloc.data.texts import manifest_texts
+
+        index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex([])
+        content = None
+        if manifest:
+            loaded = load_manifest(manifest)
+            content = ManifestContent(locate_files(loaded, index)[0], manifest_texts(loaded, prompts=True))
+        named = content.files if content else {}
+        return cls(lambda video_id, file: named.get(video_id) or find_video_file(index, video_id, file), content)
 
 
 @cache_app.command()

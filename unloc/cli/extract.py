@@ -53,13 +53,14 @@ def extract(
     shard_size: option.ShardSize = 512,
     allow_partial: option.AllowPartial = False,
     retry_failed: option.RetryFailed = False,
+    refresh: option.Refresh = None,
     prompts: option.Prompts = True,
     plan: option.Plan = False,
     as_json: option.Json = False,
 ) -> None:
     """Decode videos, encode frames and texts with a frozen tower, write the tokens into a cache.
 
-    What is there already is skipped; the same command goes on where a killed one stopped.
+    Existing videos are skipped; the same command resumes a job that was interrupted.
 
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
@@ -81,7 +82,9 @@ def extract(
     )
     inputs = _Inputs.read(manifest, videos, shards, split, limit, prompts)
     limits = _limits(timeout, memory, recycle_after, recycle_growth)
-    options = _job_options(workers, encoders, address, limits, shard_size, coverage, retry_failed)
+    options = _job_options(workers, encoders, address, limits, shard_size, coverage, retry_failed, refresh)
+    if plan and refresh:
+        raise InputError("--plan: does not count what --refresh extracts again; give one of them")
     if plan:
         _forecast(cache, config, options, inputs, as_json)
     else:
@@ -146,6 +149,7 @@ def _job_options(
     shard_size: int,
     coverage: float,
     retry_failed: bool,
+    refresh: list[str] | None,
 ) -> "ExtractOptions":
     from pipeline.extract import ExtractOptions
 
@@ -157,6 +161,7 @@ def _job_options(
         shard_size=shard_size,
         coverage=coverage,
         retry_failed=retry_failed,
+        refresh=tuple(refresh or ()),
     )
 
 

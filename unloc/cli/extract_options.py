@@ -56,6 +56,10 @@ RecycleGrowth = Annotated[
 ShardSize = Annotated[int, Option("--shard-size", min=1, help="Videos per shard.")]
 AllowPartial = Annotated[bool, Option("--allow-partial", help="Take what decodes of broken files.")]
 RetryFailed = Annotated[bool, Option("--retry-failed", help="Try failed videos again.")]
+Refresh = Annotated[
+    list[str] | None,
+    Option("--refresh", help="Extract this cached video again; changed: all whose file has changed. Repeatable."),
+]
 Prompts = Annotated[bool, Option(help="Class names also in the 28 CLIP prompts.")]
 Plan = Annotated[bool, Option("--plan", help="Try a few videos, tell what the whole would take, write nothing.")]
 Json = Annotated[bool, Option("--json", help="Print the summary or the plan as JSON.")]

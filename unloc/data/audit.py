@@ -1,11 +1,12 @@
 """Bit-rot in a cache: every byte of it against the checksums that were written with it."""
 
-from collections import Counter
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.data.cache import Cache, open_cache, read_attributes, read_checked
+from unloc.data.cache import ROWS, open_cache, read_attributes, read_checked
 from unloc.data.cache_writer import file_checksum, token_checksum
+from unloc.data.shard_map import ShardMap
 from unloc.errors import CacheError
 
 
@@ -17,9 +18,7 @@ class Damage:
     """Relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `plan.json`."""
     reason: str
     broken: tuple[str, ...] = ()
-    """Videos whose tokens are lost; of a shard whose table is damaged they cannot be told."""
-    intact: tuple[str, ...] = ()
-    """Videos of the place whose tokens are still those that were written."""
+    """Videos whose tokens or row are lost; where the shard's table is damaged they cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,16 @@ def audit_cache(path: Path) -> Audit:
     """
     open_cache(path)
     damages = [*_damaged_groups(path), *_damaged_notes(path)]
-    num_videos = num_texts = 0
-    rows: list[str] = []
+    num_texts, video_ids = 0, set()
     for folder in _shard_folders(path / "shards"):
-        damage, ids = _audit_videos(path, folder)
+        damage, ids = _audit_videos(folder)
         damages += damage
-        rows += ids
-        num_videos += len(ids)
+        video_ids |= set(ids)
     for folder in _shard_folders(path / "texts"):
         damage, count = _audit_texts(path, folder)
         damages += damage
         num_texts += count
-    twice = [video_id for video_id, count in Counter(rows).items() if count > 1]
-    if twice:
-        damages.append(Damage("shards", f"{len(twice)} videos stand in two shards (first: {twice[0]!r})"))
-    return Audit(num_videos, num_texts, tuple(damages))
+    return Audit(len(video_ids), num_texts, tuple(damages))
 
 
 def _shard_folders(folder: Path) -> list[Path]:
@@ -79,30 +73,34 @@ def _damaged_notes(path: Path) -> list[Damage]:
     return damages
 
 
-def _audit_videos(path: Path, folder: Path) -> tuple[list[Damage], list[str]]:
+def _audit_videos(folder: Path) -> tuple[list[Damage], list[str]]:
     """Damage of one shard of videos, and the ids it holds."""
     place = f"shards/{folder.name}"
     try:
-        rows = read_attributes(folder)["videos"]
+        videos = read_attributes(folder)["videos"]
     except (CacheError, KeyError):
         return [Damage(place, "its table is damaged: which videos it holds cannot be read")], []
-    ids = [row["video_id"] for row in rows]
-    cache, lost = Cache(path), {}
-    for row in rows:
-        reason = _lost_tokens(cache, row | {"shard": folder.name})
-        if reason:
-            lost[row["video_id"]] = reason
-    intact = tuple(video_id for video_id in ids if video_id not in lost)
-    reason = next(iter(lost.values()), None) or damaged_files(folder)
-    return [Damage(place, reason, tuple(lost), intact)] if reason else [], ids
+    reason = damaged_files(folder)
+    return [Damage(place, reason, tuple(lost_videos(folder)))] if reason else [], videos["video_id"]
 
 
-def _lost_tokens(cache: Cache, row: dict) -> str | None:
+def lost_videos(folder: Path) -> list[str]:
+    """Videos of a shard with an intact table of which anything is not what was written."""
+    stated = read_attributes(folder)
+    ids, files = stated["videos"]["video_id"], stated["files"]
+    rows = folder / ROWS
+    if not rows.is_file() or file_checksum(rows) != files.get(ROWS):
+        return ids
     try:
-        tokens = cache.stored_tokens(row)
-    except CacheError as error:
-        return str(error)
-    return None if token_checksum(tokens) == row["tokens_sha256"] else "checksum of its tokens differs"
+        frames = ShardMap(folder / "frames")
+    except CacheError:
+        return ids
+    with rows.open(encoding="utf-8") as handle:
+        return [
+            row["video_id"]
+            for row in map(json.loads, handle)
+            if token_checksum(frames.rows(row["first_row"], row["num_tokens"])) != row["tokens_sha256"]
+        ]
 
 
 def _audit_texts(path: Path, folder: Path) -> tuple[list[Damage], int]:

@@ -1,24 +1,29 @@
 """The cache: tokens of videos and texts in sharded Zarr v3, read by mapping the shard files.
 
-    CACHE/zarr.json                  fingerprint (which tower and preprocessing) and versions
-    CACHE/shards/00000/zarr.json     the shard's table: one entry per video, and the checksums of its files;
-                                     written with the shard, in one rename
-    CACHE/shards/00000/frames        (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
-    CACHE/aliases.json               ids that name the same file as a cached video (`v_<id>` and `<id>`)
-    CACHE/projections.json           CLIP's own projections, where tokens are kept before them: a trained one starts so
-    CACHE/texts/00000/zarr.json      table of texts: [text, first row, rows]
-    CACHE/texts/00000/tokens         (rows, D), all tokens of each text from BOS to EOS
+    CACHE/zarr.json                    fingerprint (which tower and preprocessing) and versions
+    CACHE/shards/00000/zarr.json       the shard's table: columns with one value per video, the rows of the videos that
+                                       failed, and checksums of all files of the shard
+    CACHE/shards/00000/frames          (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
+    CACHE/shards/00000/videos.jsonl    all that is known of each video beside its tokens, one line per video
+    CACHE/aliases.json                 ids that name the same file as a cached video (`v_<id>` and `<id>`)
+    CACHE/projections.json             CLIP's own projections, where tokens are kept before them
+    CACHE/texts/00000/zarr.json        table of texts: [text, first row, rows]
+    CACHE/texts/00000/tokens           (rows, D), all tokens of each text from BOS to EOS
 
-Any Zarr v3 reader opens the arrays. Locally the shard file of an uncompressed array is its bytes and an index, so it
-is mapped into memory: a random batch costs about what one memmap would. Every group's `zarr.json`, the plan and the
-aliases carry a checksum over their own bytes; `shards/zarr.json` holds a copy of the fingerprint.
+Opening reads the tables; a video's row, with its times, is read when asked for. Any Zarr v3 reader opens the arrays.
+Locally the shard file of an uncompressed array is its bytes and an index, so it is mapped into memory: a random batch
+costs about what one memmap would. Every group's `zarr.json`, the plan and the aliases carry a checksum over their own
+bytes; `shards/zarr.json` holds a copy of the fingerprint.
 """
 
 import json
 import re
+import resource
 from base64 import b64decode
-from dataclasses import dataclass
-from functools import cached_property
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import google_crc32c
@@ -28,9 +33,13 @@ from unloc.data.shard_map import ShardMap
 from unloc.data.token_dtype import from_stored
 from unloc.errors import CacheError, MissingError
 
-FORMAT = 2
+FORMAT = 3
 SHARD_NAME = "{:05d}"
 CHECKSUM_KEY = "crc32c"
+COLUMNS = ("video_id", "first_row", "num_tokens", "duration_seconds", "file_bytes", "file_mtime_ns")
+ROWS = "videos.jsonl"
+MOST_MAPS, MOST_TIMES = 10_000, 20_000
+REMEMBERED = ("_map", "_line_ends", "times_seconds")  # of a Cache, by each process for itself
 UNSTATED = {
     "tower.projected": True,
     "tower.texts_projected": True,
@@ -42,16 +51,20 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
 _CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CachedVideo:
     """Frame tokens of one video."""
 
     frames: np.ndarray
     """(views, T, D), read only: a view into the mapped shard, or of a bfloat16 cache a float32 copy."""
     times_seconds: np.ndarray
-    """(T,) when each frame is shown from, seconds from the start of the video."""
-    meta: dict
-    """The video's row: id, sha256, duration_seconds, decoder, decoder_reason, codec, size, …"""
+    """(T,) when each frame is shown from, seconds from the start of the video. Read only."""
+    _read_row: Callable[[], dict] = field(repr=False)
+
+    @cached_property
+    def meta(self) -> dict:
+        """The video's row, read on first use: video_id, content_sha256, duration_seconds, decoder, codec, …"""
+        return self._read_row()
 
 
 def url_of(path: Path | str) -> str | None:
@@ -94,7 +107,9 @@ def read_attributes(group: Path) -> dict:
         raise CacheError(_damaged(file))
     stated = attributes.get("unloc_cache", FORMAT)
     if stated != FORMAT:
-        raise CacheError(f"{group}: cache format {stated!r}, this unloc reads {FORMAT}; extract into a new folder")
+        raise CacheError(
+            f"{group}: cache format {stated!r}, this unloc reads {FORMAT}; run `unloc extract` again into a new folder"
+        )
     if attributes.get(CHECKSUM_KEY) != group_checksum(raw):
         raise CacheError(_damaged(file))
     return attributes
@@ -107,17 +122,15 @@ def _damaged(file: Path) -> str:
 def read_checked(file: Path) -> dict:
     """The values of a JSON file that `cache_writer.write_checked` wrote; none where there is no file.
 
-    Raises CacheError where it is not what was written. Files without a checksum are of an earlier version.
+    Raises CacheError where it is not what was written.
     """
     if not file.is_file():
         return {}
     raw = file.read_bytes()
     try:
         stated = json.loads(raw)
-        if not {"values", CHECKSUM_KEY} & stated.keys():
-            return stated
         values, is_whole = stated["values"], stated[CHECKSUM_KEY] == group_checksum(raw)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
         raise CacheError(_damaged(file))
@@ -142,6 +155,59 @@ def group_checksum(raw: bytes) -> str:
     return f"{google_crc32c.value(head + mark + b'00000000' + tail[8:]):08x}"
 
 
+class Rows(Mapping[str, dict]):
+    """The row of every cached video by id, with `shard`; a row is read and parsed each time it is asked for."""
+
+    def __init__(self, cache: "Cache") -> None:
+        self._cache = cache
+
+    def __getitem__(self, video_id: str) -> dict:
+        shard, position = self._cache.place(video_id)
+        return json.loads(self._cache.row_line(shard, position)) | {"shard": shard}
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._cache.table.number_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cache.table.number_of)
+
+    def __len__(self) -> int:
+        return len(self._cache.table.number_of)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tables of all shards, joined: position i of every column is the same video."""
+
+    number_of: dict[str, int]
+    """Position of each video id in the columns; a video in two shards has the one in the later shard."""
+    columns: dict[str, np.ndarray]
+    """(N,) int64 each: `COLUMNS` without the id, -1 where a row has no such value; durations float64, and NaN."""
+    shards: list[str]
+    """Names of the shards, in order."""
+    starts: list[int]
+    """Position of the first video of each shard."""
+    failed: dict[str, list[dict]]
+    """Rows of the videos that failed, by shard."""
+
+    @classmethod
+    def read(cls, folders: list[Path]) -> "Table":
+        """From the tables of shards, in order. Raises CacheError where one is damaged."""
+        number_of, starts, failed, parts, count = {}, [], {}, {name: [] for name in COLUMNS[1:]}, 0
+        for folder in folders:
+            stated = read_attributes(folder)
+            ids, failed[folder.name] = stated["videos"]["video_id"], stated["failed"]
+            starts.append(count)
+            number_of.update(zip(ids, range(count, count + len(ids)), strict=True))
+            for name, part in parts.items():
+                dtype, unknown = (np.float64, np.nan) if name == "duration_seconds" else (np.int64, -1)
+                values = [unknown if value is None else value for value in stated["videos"][name]]
+                part.append(np.asarray(values, dtype=dtype))
+            count += len(ids)
+        columns = {name: np.concatenate(part) if part else np.zeros(0, np.int64) for name, part in parts.items()}
+        return cls(number_of, columns, [folder.name for folder in folders], starts, failed)
+
+
 class Cache:
     """Read access by video id and by text. New shards written after opening are not seen."""
 
@@ -152,14 +218,25 @@ class Cache:
         self.versions: dict = attributes["versions"]
         self.dtype: str = self.fingerprint.get("dtype", "float16")
         """How tokens are stored: float16, float32 or bfloat16 (see `token_dtype`)."""
-        self._maps: dict[str, ShardMap] = {}
-        self._times: dict[str, np.ndarray] = {}
+        self._remember()
         self._finite: set[str] = set()
         """Videos whose tokens were looked at."""
 
+    def _remember(self) -> None:
+        # A map holds an open file: at most half of those that the process may open.
+        num_maps = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, MOST_MAPS)
+        self._map = lru_cache(maxsize=num_maps)(self._open_map)
+        self._line_ends = lru_cache(maxsize=None)(self._find_line_ends)
+        self.times_seconds = lru_cache(maxsize=MOST_TIMES)(self._read_times)
+        """(T,) of one of `rows`, read only: when each frame is shown from, in seconds."""
+
     def __getstate__(self) -> dict:
         # Maps would be pickled as the data they show; another process maps the shards itself.
-        return self.__dict__ | {"_maps": {}, "_times": {}}
+        return {key: value for key, value in self.__dict__.items() if key not in REMEMBERED}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self._remember()
 
     @property
     def note(self) -> str:
@@ -170,24 +247,36 @@ class Cache:
         return f"{self.path}: tokens of {name} with random weights (--pretrained none), for smoke tests only"
 
     @cached_property
-    def tables(self) -> dict[str, dict]:
-        """Attributes of every committed shard, by name, in order."""
-        shards = self.path / "shards"
-        names = sorted(item.name for item in shards.glob("[0-9]*") if (item / "zarr.json").is_file())
-        return {name: read_attributes(shards / name) for name in names}
+    def table(self) -> Table:
+        """The tables of every committed shard."""
+        return Table.read(sorted(file.parent for file in (self.path / "shards").glob("[0-9]*/zarr.json")))
 
-    @cached_property
-    def rows(self) -> dict[str, dict]:
-        """The row of every cached video, with its shard; a later shard replaces an earlier one."""
+    @property
+    def shards(self) -> list[str]:
+        """Names of the committed shards, in order."""
+        return self.table.shards
+
+    @property
+    def rows(self) -> Rows:
+        """What is known of every cached video beside its tokens and times."""
+        return Rows(self)
+
+    def column(self, name: str, video_id: str) -> int | float:
+        """One of `COLUMNS` of one of `rows`, without parsing the row (`Table.columns`)."""
+        return self.table.columns[name][self.table.number_of[video_id]].item()
+
+    def place(self, video_id: str) -> tuple[str, int]:
+        """The shard of a cached video and its position there."""
+        number = self.table.number_of[video_id]
+        shard = bisect_right(self.table.starts, number) - 1  # the last one where empty shards start there too
+        return self.shards[shard], number - self.table.starts[shard]
+
+    def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
+        """Measured seconds of those videos that are cached, by any of their ids; NaN where a row does not know it."""
+        own = {video_id: self.own_id(video_id) for video_id in video_ids}
         return {
-            row["video_id"]: {**row, "shard": name} for name, table in self.tables.items() for row in table["videos"]
+            video_id: float(self.column("duration_seconds", name)) for video_id, name in own.items() if name is not None
         }
-
-    @cached_property
-    def durations(self) -> dict[str, float]:
-        """Measured seconds of every cached video, by each of its ids."""
-        found = {video_id: float(row.get("duration_seconds") or np.nan) for video_id, row in self.rows.items()}
-        return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -211,35 +300,51 @@ class Cache:
         return found
 
     def __contains__(self, video_id: str) -> bool:
-        return video_id in self.rows or self.aliases.get(video_id) in self.rows
+        return self.own_id(video_id) is not None
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def own_id(self, video_id: str) -> str | None:
+        """The id under which a video's tokens are stored: its own, or that of which it is an alias; None: neither."""
+        own = video_id if video_id in self.rows else self.aliases.get(video_id)
+        return own if own in self.rows else None
+
+    def _known(self, video_id: str) -> str:
+        own = self.own_id(video_id)
+        if own is None:
+            raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
+        return own
+
     def row(self, video_id: str) -> dict:
         """The row of a video by any of its ids. Raises MissingError where it is not cached."""
-        if video_id not in self:
-            raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
-        return self.rows.get(video_id) or self.rows[self.aliases[video_id]]
+        return self.rows[self._known(video_id)]
 
     def __getitem__(self, video_id: str) -> CachedVideo:
-        row = self.row(video_id)
-        frames = from_stored(self.stored_tokens(row), self.dtype)
-        if video_id not in self._finite:  # once for each reader
+        own = self._known(video_id)
+        frames = from_stored(self.stored_tokens(own), self.dtype)
+        if own not in self._finite:  # once for each reader
             self._require_finite(f"video {video_id!r}", frames)
-            self._finite.add(video_id)
-        return CachedVideo(frames.swapaxes(0, 1), self._times_of(row), row)
+            self._finite.add(own)
+        return CachedVideo(frames.swapaxes(0, 1), self.times_seconds(own), partial(self.rows.__getitem__, own))
 
     def _require_finite(self, what: str, tokens: np.ndarray) -> None:
         if not np.isfinite(tokens).all():
             raise CacheError(
                 f"{self.path}: {what} has NaN or infinite tokens; leave it out of the manifest, or extract it again "
-                "into a new cache"
+                "with --refresh"
             )
 
-    def stored_tokens(self, row: dict) -> np.ndarray:
+    def stored_tokens(self, video_id: str) -> np.ndarray:
         """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
-        return self._map(f"shards/{row['shard']}/frames").rows(row["first_row"], row["num_tokens"])
+        shard, _ = self.place(video_id)
+        first, count = self.column("first_row", video_id), self.column("num_tokens", video_id)
+        return self._map(f"shards/{shard}/frames").rows(first, count)
+
+    def _read_times(self, video_id: str) -> np.ndarray:
+        times = np.asarray(self.rows[video_id]["times_seconds"], dtype=np.float64)
+        times.flags.writeable = False  # the next reader gets the same array
+        return times
 
     @property
     def num_texts(self) -> int:
@@ -273,13 +378,25 @@ class Cache:
             self._require_finite(f"text {text!r}", tokens)
         return found
 
-    def _times_of(self, row: dict) -> np.ndarray:
-        video_id = row["video_id"]
-        if video_id not in self._times:
-            self._times[video_id] = np.asarray(row["times_seconds"], dtype=np.float64)
-        return self._times[video_id]
+    def fetch(self, name: str) -> Path:
+        """A file or array of the cache that is to be read, by its name in it; a remote cache brings it here first."""
+        return self.path / name
 
-    def _map(self, name: str) -> ShardMap:
-        if name not in self._maps:
-            self._maps[name] = ShardMap(self.path / name)
-        return self._maps[name]
+    def _open_map(self, name: str) -> ShardMap:
+        return ShardMap(self.fetch(name))
+
+    def row_line(self, shard: str, position: int) -> bytes:
+        """A line of a shard's `videos.jsonl`. Raises CacheError where the file is not what was written."""
+        ends = self._line_ends(shard)
+        start = int(ends[position - 1]) if position else 0
+        with (self.path / "shards" / shard / ROWS).open("rb") as handle:
+            handle.seek(start)
+            return handle.read(int(ends[position]) - start)
+
+    def _find_line_ends(self, shard: str) -> np.ndarray:
+        """Where each line of a shard's `videos.jsonl` ends; on the way the file is checked, once."""
+        file, folder = self.fetch(f"shards/{shard}/{ROWS}"), self.path / "shards" / shard
+        raw = file.read_bytes() if file.is_file() else b""
+        if f"{google_crc32c.value(raw):08x}" != read_attributes(folder)["files"].get(ROWS):
+            raise CacheError(_damaged(file))
+        return np.flatnonzero(np.frombuffer(raw, dtype=np.uint8) == ord("\n")) + 1

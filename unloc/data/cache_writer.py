@@ -7,16 +7,27 @@ import json
 import os
 import shutil
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import zarr
 
-from unloc.data.cache import CHECKSUM_KEY, FORMAT, SHARD_NAME, completed, group_checksum, open_cache
+from unloc.data.cache import (
+    CHECKSUM_KEY,
+    COLUMNS,
+    FORMAT,
+    ROWS,
+    SHARD_NAME,
+    Cache,
+    completed,
+    group_checksum,
+    open_cache,
+)
 from unloc.data.token_dtype import STORED_DTYPES
 from unloc.errors import CacheError, FingerprintError
 
@@ -32,6 +43,12 @@ class VideoTokens:
     """Its row: video_id, times_seconds, sha256, …"""
     tokens: np.ndarray
     """(T, views, D) as they are stored (`token_dtype.to_stored`)."""
+
+
+def stored_video(cache: Cache, video_id: str) -> VideoTokens:
+    """One of a cache's `rows` as it was given to `write_video_shard`."""
+    row = {key: value for key, value in cache.rows[video_id].items() if key not in ("first_row", "num_tokens", "shard")}
+    return VideoTokens(row, cache.stored_tokens(video_id))
 
 
 def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
@@ -147,21 +164,36 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         raise
 
 
-def write_video_shard(path: Path, name: str, videos: Sequence[VideoTokens], failed: Sequence[dict], dtype: str) -> None:
-    """Write a shard of videos (in this order) and the rows of those that failed; it appears whole or not at all."""
-    lengths = [len(video.tokens) for video in videos]
+def write_video_shard(
+    path: Path,
+    name: str,
+    videos: Iterable[VideoTokens],
+    failed: Sequence[dict],
+    dtype: str,
+    lengths: Sequence[int] | None = None,
+) -> None:
+    """Write a shard of videos (in this order) and the rows of those that failed; it appears whole or not at all.
+
+    Videos that are not all in memory are taken one at a time where `lengths`, their numbers of tokens, are given. A
+    shard of that name that is there already is replaced.
+    """
+    lengths = [len(video.tokens) for video in videos] if lengths is None else lengths
     firsts, chunk = layout(lengths)
-    table = [
-        video.meta | {"first_row": first, "num_tokens": length}
-        for video, first, length in zip(videos, firsts, lengths, strict=False)
-    ]
     folder = _fresh(path / "shards" / f".{name}.part")
-    if videos:
-        data = np.zeros((firsts[-1], *videos[0].tokens.shape[1:]), dtype=STORED_DTYPES[dtype])
-        for first, video in zip(firsts, videos, strict=False):
-            data[first : first + len(video.tokens)] = _as_stored(video, dtype)
-        write_array(folder / "frames", data, chunk, dtype)
-    _commit(folder, path / "shards" / name, {"videos": table, "failed": list(failed)})
+    columns = {column: [] for column in COLUMNS}
+
+    def tokens_of(videos: Iterable[VideoTokens]) -> Iterator[np.ndarray]:
+        with (folder / ROWS).open("w", encoding="utf-8") as handle:
+            for video, first, length in zip(videos, firsts, lengths, strict=False):
+                row = video.meta | {"first_row": first, "num_tokens": length}
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+                for column, values in columns.items():
+                    values.append(row.get(column))
+                yield _as_stored(video, dtype)
+
+    if lengths:
+        write_array(folder / "frames", tokens_of(videos), firsts, chunk, dtype)
+    _commit(folder, path / "shards" / name, {"videos": columns, "failed": list(failed)})
 
 
 def layout(lengths: Sequence[int]) -> tuple[list[int], int]:
@@ -190,9 +222,8 @@ def write_text_shard(
     for text, tokens in texts:
         table.append([text, row, len(tokens)])
         row += len(tokens)
-    data = np.zeros((-(-row // CHUNK_ROWS) * CHUNK_ROWS, texts[0][1].shape[1]), dtype=STORED_DTYPES[dtype])
-    data[:row] = np.concatenate([tokens for _, tokens in texts])
-    write_array(folder / "tokens", data, CHUNK_ROWS, dtype)
+    data = np.concatenate([tokens for _, tokens in texts])
+    write_array(folder / "tokens", [data], [0, -(-row // CHUNK_ROWS) * CHUNK_ROWS], CHUNK_ROWS, dtype)
     _commit(folder, path / "texts" / name, {"texts": table})
 
 
@@ -209,8 +240,13 @@ def _commit(folder: Path, target: Path, table: dict) -> None:
     (folder / "zarr.json").write_text(group_metadata({**table, "files": checksums}), encoding="utf-8")
     for item in [*folder.rglob("*"), folder]:
         flush(item)
+    replaced = folder.with_name(f".{target.name}.old.part")
+    if target.exists():
+        target.rename(_fresh(replaced))  # `claim.remove_rests` brings it back after a kill
     folder.rename(target)
     flush(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def flush(path: Path) -> None:
@@ -231,16 +267,19 @@ def file_checksum(path: Path) -> str:
     return checksum.hexdigest().decode()
 
 
-def write_array(path: Path, data: np.ndarray, chunk_rows: int, dtype: str) -> None:
-    """One uncompressed Zarr v3 array in one shard file, chunks in order; its attributes say how to read bfloat16."""
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        create_array(path, data.shape, chunk_rows, dtype)[...] = data
+def write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int], chunk_rows: int, dtype: str) -> None:
+    """One uncompressed Zarr v3 array in one shard file, of parts that begin at `firsts`; zeros fill what lies between.
 
-
-def create_array(path: Path, shape: tuple[int, ...], chunk_rows: int, dtype: str) -> zarr.Array:
-    """Such an array without its data: nothing but its `zarr.json`."""
+    The last of `firsts` is the number of all rows. zarr writes the array's metadata. The shard file is written here, as
+    zarr would hold all of it in memory several times: the chunks in order, then offset and length of each as uint64,
+    then the crc32c of these (Zarr v3, `sharding_indexed`).
+    """
+    parts = iter(parts)
+    part = next(parts)
+    shape = (firsts[-1], *part.shape[1:])
+    row_bytes = part[:1].nbytes
     bits = {"bits_of": "bfloat16", "value": "the uint16 shifted left by 16 bits, read as float32"}
-    return zarr.create_array(
+    zarr.create_array(
         store=str(path),
         shape=shape,
         dtype=STORED_DTYPES[dtype],
@@ -250,6 +289,15 @@ def create_array(path: Path, shape: tuple[int, ...], chunk_rows: int, dtype: str
         filters=None,
         attributes=bits if dtype == "bfloat16" else None,
     )
+    file = path / "c" / Path(*"0" * len(shape))
+    file.parent.mkdir(parents=True)
+    with file.open("wb") as handle:
+        for one, end in zip(chain([part], parts), firsts[1:], strict=True):
+            handle.write(np.ascontiguousarray(one))
+            handle.write(bytes(end * row_bytes - handle.tell()))
+        chunk_bytes = chunk_rows * row_bytes
+        index = np.asarray([(at, chunk_bytes) for at in range(0, handle.tell(), chunk_bytes)], dtype="<u8").tobytes()
+        handle.write(index + google_crc32c.value(index).to_bytes(4, "little"))
 
 
 def token_checksum(tokens: np.ndarray) -> str:

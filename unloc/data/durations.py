@@ -46,8 +46,7 @@ def durations_of(manifest: Manifest) -> dict[str, float]:
 
 def cached_durations(manifest: Manifest, cache: Cache) -> Manifest:
     """The manifest with the measured duration of cached videos wherever it states none."""
-    known = (video_id for video_id in unknown_durations(manifest) if video_id in cache)
-    return _filled(manifest, {video_id: cache.row(video_id)["duration_seconds"] for video_id in known})
+    return _filled(manifest, cache.durations_of(unknown_durations(manifest)))
 
 
 def measured_durations(manifest: Manifest, files: Mapping[str, Path]) -> tuple[Manifest, int, dict[str, str]]:

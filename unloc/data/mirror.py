@@ -30,8 +30,8 @@ from unloc.errors import CacheError, InputError, MissingError
 
 KINDS = ("shards", "texts")
 IDENTITY, LOCK = "mirror.json", "lock"
-FIRST = ("shards/zarr.json", "texts/zarr.json", IDENTITY, "zarr.json", "projections.json", "plan.json")
-LAST = ("aliases.json", "ledger.jsonl", "summary.json")
+FIRST = ("shards/zarr.json", "texts/zarr.json", IDENTITY, "zarr.json", "projections.json", "plan.json", "aliases.json")
+LAST = ("ledger.jsonl", "summary.json")
 
 
 class Home:
@@ -85,11 +85,16 @@ class Mirror(Home):
             if free:
                 self._synchronise()
 
-    def pull_tokens(self, shard: str) -> None:
-        """Bring the arrays of a shard (`shards/00003`) here, as far as they are not. Raises CacheError for damage."""
+    def pull_files(self, place: str) -> None:
+        """Bring a file, an array or all of a shard (`shards/00003/frames`) here, as far as it is not.
+
+        Raises CacheError for damage.
+        """
+        shard = "/".join(place.split("/")[:2])
         for name, checksum in read_attributes(self.folder / shard)["files"].items():
-            if not (self.folder / shard / name).is_file():
-                self.store.fetch(f"{shard}/{name}", self.folder / shard / name, checksum)
+            file = f"{shard}/{name}"
+            if f"{file}/".startswith(f"{place}/") and not (self.folder / file).is_file():
+                self.store.fetch(file, self.folder / file, checksum)
 
     def publish(self) -> None:
         """Bring what is new here to the URL: tokens before the table that makes them visible.
@@ -104,8 +109,9 @@ class Mirror(Home):
             self._send_if_changed(name)
         for shard in self.local_shards():
             if shard not in self._settled:
-                files = sorted(item for item in (self.folder / shard).glob("*/**/*") if item.is_file())
-                for file in [*files, self.folder / shard / "zarr.json"]:
+                files = sorted(item for item in (self.folder / shard).rglob("*") if item.is_file())
+                table = self.folder / shard / "zarr.json"
+                for file in [*(file for file in files if file != table), table]:
                     self._send_if_changed(file.relative_to(self.folder).as_posix())
                 self._settled.add(shard)
         for name in LAST:

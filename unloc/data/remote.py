@@ -9,7 +9,6 @@ from pathlib import Path
 from unloc.data.cache import Cache, url_of
 from unloc.data.mirror import ExactCopy, Home, Mirror
 from unloc.data.object_store import ObjectStore
-from unloc.data.shard_map import ShardMap
 from unloc.errors import MissingError
 
 logger = logging.getLogger(__name__)
@@ -22,10 +21,10 @@ class MirroredCache(Cache):
         super().__init__(mirror.folder)
         self.url = mirror.url
 
-    def _map(self, name: str) -> ShardMap:
-        if name not in self._maps:
-            Mirror(self.url, self.path).pull_tokens(name.rpartition("/")[0])
-        return super()._map(name)
+    def fetch(self, name: str) -> Path:
+        """A file or array that is to be read, after it came here."""
+        Mirror(self.url, self.path).pull_files(name)
+        return super().fetch(name)
 
 
 def open_remote(url: str) -> Cache:
@@ -61,7 +60,7 @@ def local_copy(path: Path | str) -> Path:
     mirror = Mirror(url)
     open_remote(url)
     for shard in mirror.local_shards():
-        mirror.pull_tokens(shard)
+        mirror.pull_files(shard)
     return mirror.folder
 
 

@@ -168,7 +168,7 @@ def require_data(manifest: Manifest, cache: Cache, recipe: Recipe) -> None:
             selected = restricted(manifest.select(split), lambda video_id: video_id in cache)
             if len(selected.videos):  # with none, the examples name those that are missing
                 require_annotations(recipe.task, selected, split, way_out)
-                require_seconds(recipe.task, selected, split, cache.durations)
+                require_seconds(recipe.task, selected, split, cache.durations_of(selected.videos["video_id"]))
 
 
 def require_full_batch(recipe: Recipe, num_examples: int) -> None:
