@@ -187,8 +187,6 @@ class _Job:
             for done, result in enumerate(results, start=1):
                 video_id = self._settle(result)
                 self.on_progress(done, len(jobs), self.summary.frames)
-                if video_id in self.left_over and not self.options.release:
-                    continue  # a shard that is repaired waits for all that was in it
                 name = shards.settle(video_id)
                 if name is not None:
                     self._write_shard(name)
@@ -298,8 +296,7 @@ class _Job:
             result = replace(result, partial_allowed=self.config.allow_partial)
             if result.reason == MACHINE:
                 self.left_over[result.video_id] = result
-                if self.options.release:
-                    self.plan.release(self.cache, lambda video_id: video_id != result.video_id)
+                self.plan.release(self.cache, lambda video_id: video_id != result.video_id)
             else:
                 self.staging.put(result)
             self.note_failure(result)
