@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.aliases import add_aliases, drop_aliases, share_tokens, split_by_file
 from pipeline.claim import held, own_cache, remove_rests, tidied_up
-from pipeline.cluster import connected, make_pool
+from pipeline.cluster import connected, counted, make_pool, suited_to_device
 from pipeline.decode_child import MACHINE, Job
 from pipeline.decoding import Limits
 from pipeline.ledger import CACHED, UNCHANGED, Failure, Ledger, Plan, Staging, failures_of, last_failures
@@ -27,7 +27,6 @@ from unloc.data.mirror import Home
 from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, CoverageError, InputError
-from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.reading import file_hash, file_identity
 
@@ -62,8 +61,8 @@ class ExtractOptions:
     """Ids of cached videos that are extracted again; `changed`: all whose file is another than the one cached."""
 
 
-Progress = Callable[[int, int, int], None]
-"""Called with videos done, videos due, frames encoded so far."""
+Progress = Callable[[int, int, int, int], None]
+"""Called with videos done, videos due, frames encoded and videos failed so far in this run."""
 
 
 def extract(
@@ -113,10 +112,11 @@ def run_job(
     started = time.perf_counter()
     if unknown := set(options.refresh) - files.keys() - {CHANGED}:
         raise InputError(f"--refresh {sorted(unknown)[0]}: the manifest has no such video, or it has no file")
-    in_process = options.workers == 0 and options.encoders != 0
-    encoder = Encoder(config, resolve_device("auto" if in_process else "cpu"))
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
-    with disk_errors(cache_path):
+    uses_cluster = options.address is not None and options.workers != 0
+    cluster = connected(options.address, options.workers, options.encoders) if uses_cluster else nullcontext()
+    with disk_errors(cache_path), cluster:
+        encoder = Encoder(*suited_to_device(config, options.encoders, on_cluster=uses_cluster))
         home = own_cache(home_of(cache_path), encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
         with held(home, encoder.fingerprint), tidied_up(path):
@@ -182,11 +182,12 @@ class _Job:
         for name in shards.take_complete():
             self._write_shard(name)
         jobs = [Job(video_id, self.files[video_id]) for video_id in shards.unsettled if video_id in self.files]
-        self.on_progress(0, len(jobs), 0)
+        self.on_progress(0, len(jobs), 0, 0)
+        failed_before = self.summary.failed
         with results_of(jobs, self.encoder, self.options, self.summary) as results:
             for done, result in enumerate(results, start=1):
                 video_id = self._settle(result)
-                self.on_progress(done, len(jobs), self.summary.frames)
+                self.on_progress(done, len(jobs), self.summary.frames, self.summary.failed - failed_before)
                 name = shards.settle(video_id)
                 if name is not None:
                     self._write_shard(name)
@@ -348,7 +349,7 @@ def results_of(
         with connected(options.address, options.workers, options.encoders):
             summary.seconds_start_up += time.perf_counter() - started
             pool = make_pool(encoder, options.limits, options.workers, options.encoders)
-            yield pool.results(jobs)
+            yield counted(pool.results(jobs))
         summary.seconds_start_up += pool.seconds_to_first_worker
 
 

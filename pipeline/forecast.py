@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import av
 import numpy as np
 
 from pipeline.claim import beside
-from pipeline.cluster import connected, local_accelerators, own_cpus
+from pipeline.cluster import connected, local_accelerators, own_cpus, suited_to_device
 from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, is_worth_a_try
 from pipeline.ledger import failures_of
@@ -25,7 +26,6 @@ from unloc.data.remote import home_of
 from unloc.data.tar_shards import VideoFile, on_disk
 from unloc.data.video.facts import best_stream, open_container, start_seconds
 from unloc.errors import CoverageError, VideoError
-from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
@@ -95,8 +95,10 @@ def forecast(
     Raises CoverageError where none of the sampled videos decodes.
     """
     started = time.perf_counter()
-    workers, encoders, has_gpu = _sizes(options)
-    encoder = Encoder(config, resolve_device("auto" if has_gpu else "cpu"))
+    with connected(options.address, options.workers, options.encoders) if options.address else nullcontext():
+        workers, encoders, has_gpu = _sizes(options)
+        config, device = suited_to_device(config, options.encoders, on_cluster=options.address is not None)
+    encoder = Encoder(config, device)
     seconds_load = time.perf_counter() - started
     cache = _cache_there(home_of(cache_path), encoder.fingerprint)
     uncached = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
@@ -150,12 +152,11 @@ def _num_files(cache: Cache | None, num_videos: int, shard_size: int, has_new_te
 def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:
     """Workers, encoders apart from them, and whether these have GPUs."""
     if options.workers == 0:
-        return 0, 0, False
+        return 0, 0, options.encoders != 0 and local_accelerators() > 0
     if options.address is None:
         nodes = [Node("", "", own_cpus(options.workers, options.encoders), local_accelerators())]
     else:
-        with connected(options.address, options.workers, options.encoders):
-            nodes = live_nodes()
+        nodes = live_nodes()
     staff = wanted_staff(nodes, options.workers, options.encoders, MANY)
     return staff.takers, staff.encoders, staff.encoders > 0 and any(node.gpus for node in nodes)
 

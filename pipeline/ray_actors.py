@@ -22,8 +22,9 @@ PING_SECONDS = 2.0
 GET_SECONDS = 60.0  # for what is ready to reach this process
 CONNECT_SECONDS = 10.0
 RESULTS_AHEAD = 8  # of an actor's results that may wait in the object store
-CONTROL = {"max_restarts": 0, "concurrency_groups": {"control": 1}}  # where an actor answers while it works
-VIDEO_ACTOR, ENCODE_ACTOR = ray.remote(**CONTROL)(VideoWorker), ray.remote(**CONTROL)(EncodeWorker)
+CALLS_AT_ONCE = 256  # of decoders to one encoder, which puts their frames into batches; more wait in Ray
+VIDEO_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1})(VideoWorker)  # answers while it works
+ENCODE_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1, "frames": CALLS_AT_ONCE})(EncodeWorker)
 STREAM = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
 
 

@@ -1,6 +1,5 @@
 """Workers: jobs in, results out as they are ready. The same code in this process and in every Ray actor."""
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,17 +11,19 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.decode_child import MACHINE, Broken, Ended, Frames, Job, Opened
 from pipeline.decoding import Event, GuardedDecoder, Limits
 from pipeline.ledger import Failure
+from pipeline.shared_batches import Pulse, SharedBatches
 from unloc.data.cache_writer import VideoTokens
 from unloc.data.remote_video import RemoteVideo
 from unloc.data.tar_shards import VideoFile
 from unloc.errors import UnlocError, VideoError
-from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder
+from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, is_same_in_any_place
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.reading import CHANGED, ReadSpec, file_identity
 
 Result = VideoTokens | Failure
-BATCHES_AHEAD = 4  # that a worker may have on their way to an encoder in another process
+FRAMES_SENT = 64  # at once to an encoder in another process
+BATCHES_AHEAD = 4  # that a worker may have on their way there
 READ_BYTES = 1 << 20
 MAX_STRIKES = 5  # failures of one machine, with no video done in between, before it gets no more
 
@@ -145,30 +146,10 @@ def in_process_results(encoder: Encoder, limits: Limits, jobs: Iterable[Job]) ->
                 yield result
 
 
-class Pulse:
-    """How long an actor has been at one thing; while it waits for others it is at nothing."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def beat(self) -> None:
-        """Something new begins."""
-        self._since = time.monotonic()
-
-    def rest(self) -> None:
-        """Others have to act now."""
-        self._since = None
-
-    def seconds(self) -> float:
-        """Since the last beat; 0 at rest."""
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
-
-
 class RemoteEncoder:
-    """An EncodeWorker in another process, as a FrameBatcher wants it."""
+    """An EncodeWorker in another process, as a FrameBatcher wants it. Frames are put into batches there."""
 
-    batches_ahead = BATCHES_AHEAD
+    batch, batches_ahead, mixes = FRAMES_SENT, BATCHES_AHEAD, False
 
     def __init__(self, config: EncodeConfig, pulse: Pulse) -> None:
         self.config, self.pulse = config, pulse
@@ -189,11 +170,11 @@ class RemoteEncoder:
 
 
 class EncodeWorker:
-    """A Ray actor that encodes what workers send it."""
+    """A Ray actor that encodes what workers send it, in full batches of whatever has come."""
 
     def __init__(self, config: EncodeConfig, device: str) -> None:
         self.config, self.device, self.pulse = config, device, Pulse()
-        self.encoder: Encoder | None = None
+        self.batches: SharedBatches | None = None
 
     @ray.method(concurrency_group="control")
     def ping(self) -> float:
@@ -203,16 +184,16 @@ class EncodeWorker:
     def load(self) -> str:
         """Make the tower ready; the device that it computes on, which is no GPU where PyTorch sees none."""
         device = self.device if torch.cuda.is_available() else "cpu"
-        self.encoder = Encoder(self.config, resolve_device(device))
+        encoder = Encoder(self.config, resolve_device(device))
+        size = encoder.preprocess.image_size
+        trial = np.random.default_rng(0).integers(0, 255, (1, len(self.config.views), 3, size, size), dtype=np.uint8)
+        self.batches = SharedBatches(encoder, self.pulse, mixes=is_same_in_any_place(encoder, trial))
         return device
 
+    @ray.method(concurrency_group="frames")
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
-        """Tokens of a batch of pixels, and the seconds that took."""
-        self.pulse.beat()
-        try:
-            return self.encoder.start_encoding(pixels)()
-        finally:
-            self.pulse.rest()
+        """Tokens of some frames, and the seconds that they took."""
+        return self.batches.encode(pixels)
 
 
 class VideoWorker:

@@ -8,6 +8,9 @@ import json
 import re
 import shlex
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -186,8 +189,18 @@ def stood_in(line):
     return line
 
 
+@pytest.fixture
+def bucket(here):
+    """The current folder at a URL, which stands in for a bucket."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(here))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_the_page_runs(page, here, unloc):
+def test_every_block_of_the_page_runs(page, here, bucket, unloc):
     """In the order of the page, so that a block may read what one before it wrote."""
     text = (ROOT / page).read_text()
     if "--cache cache" in text and "unloc extract" not in text:
@@ -197,7 +210,7 @@ def test_every_block_of_the_page_runs(page, here, unloc):
     for language, text, line in blocks(page):
         if language == "python":
             exec(compile(stood_in(text), f"{page}:{line}", "exec"), {})
-        for words in command_lines(stood_in(text)) if language == "bash" else ():
+        for words in command_lines(stood_in(text).replace("s3://bucket", bucket)) if language == "bash" else ():
             if words[0] == "unloc":
                 smaller = TINY.split() if words[1] == "fit" and "--print-config" not in words else ()
                 code, _, errors = unloc(*words[1:], *smaller)

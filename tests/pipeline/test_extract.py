@@ -232,7 +232,7 @@ from pipeline.extract import ExtractOptions, extract
 from unloc.inference.encode import EncodeConfig
 folder, cache, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 files = {path.stem: path for path in sorted(folder.glob("*.mp4"))}
-def tell(done, due, frames):
+def tell(done, due, frames, failed):
     print(done, flush=True)
 extract(cache, EncodeConfig(fps=5.0), ExtractOptions(workers=workers, shard_size=3), files, [],
         ["a red square", "a man walks"], tell)

@@ -50,7 +50,7 @@ def actors(name: str) -> list[int]:
 def at_first_result(deed):
     """A callback of progress that does a deed once."""
 
-    def on_progress(done, due, frames):
+    def on_progress(done, due, frames, failed):
         if done == 1:
             deed()
 

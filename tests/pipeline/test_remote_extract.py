@@ -113,7 +113,7 @@ def test_a_bucket_that_is_down_for_a_while_costs_nothing_and_one_that_stays_down
 ):
     url = "flakyextract://bucket/down"
 
-    def go_down(done, due, frames):
+    def go_down(done, due, frames, failed):
         monkeypatch.setattr(FlakyFileSystem, "is_down", 2 <= done < 5)
 
     run(url, video_folder, on_progress=go_down)
@@ -133,7 +133,7 @@ def test_stopped_at_any_video_it_goes_on_here_or_on_another_machine(clean, video
     url = f"memory://extract/stopped-{elsewhere}"
     for stop_at in (1, 3, 2, 5):
 
-        def stop(done, due, frames, stop_at=stop_at):
+        def stop(done, due, frames, failed, stop_at=stop_at):
             if done == stop_at:
                 raise Stopped
 
@@ -194,7 +194,7 @@ from pipeline.extract import ExtractOptions, extract
 from unloc.inference.encode import EncodeConfig
 files = {path.stem: path for path in sorted(Path(sys.argv[1]).glob("*.mp4"))}
 extract(sys.argv[2], EncodeConfig(fps=2.0), ExtractOptions(workers=0, shard_size=2), files, [], ["a red square"],
-        lambda done, due, frames: print(done, flush=True))
+        lambda done, due, frames, failed: print(done, flush=True))
 """
 
 

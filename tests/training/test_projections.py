@@ -14,6 +14,7 @@ from unloc.config import load_recipe
 from unloc.data.audit import audit_cache
 from unloc.data.cache import open_cache
 from unloc.data.cache_writer import write_projections
+from unloc.data.remote import home_of
 from unloc.data.schema import build_manifest, load_manifest, query_row, save_manifest, video_row
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
@@ -141,7 +142,7 @@ def test_projections_are_merged_published_audited_and_mended(tiny, video_folder,
         _ = open_cache(one).projections
     damages = audit_cache(one)
     assert [damage.place for damage in damages.damages] == ["projections.json"]
-    repair(one, damages, lambda video_id, file: None, ExtractOptions(workers=0))
+    repair(home_of(one), lambda video_id, file: None, ExtractOptions(workers=0))
     assert (one / "projections.json").read_bytes() == raw and not audit_cache(one).damages
 
 

@@ -175,9 +175,9 @@ def _forecast(cache: str, config: "EncodeConfig", options: "ExtractOptions", inp
 
 def _run(cache: str, config: "EncodeConfig", options: "ExtractOptions", inputs: _Inputs, as_json: bool) -> None:
     from pipeline.extract import require_coverage, run_job
-    from unloc.cli.progress import shown_notes, termination_as_interrupt, video_bar
+    from unloc.cli.progress import shown_notes, termination_as_interrupt, video_progress
 
-    with shown_notes("pipeline"), video_bar() as on_progress, termination_as_interrupt():
+    with shown_notes("pipeline"), video_progress() as on_progress, termination_as_interrupt():
         summary = run_job(cache, config, options, inputs.files, inputs.missing, inputs.texts, on_progress)
     typer.echo(json.dumps(summary.to_dict(), indent=1) if as_json else _table(summary.lines()))
     _print_failures(summary.failures, f"{summary.cache}/ledger.jsonl")

@@ -41,6 +41,7 @@ ROWS = "videos.jsonl"
 MOST_MAPS, MOST_TIMES = 10_000, 20_000
 REMEMBERED = ("_map", "_line_ends", "times_seconds")  # of a Cache, by each process for itself
 UNSTATED = {
+    "tower.batch": 16,
     "tower.projected": True,
     "tower.texts_projected": True,
     "tower.num_layers": 1,

@@ -15,7 +15,6 @@ import numpy as np
 from unloc.data.cache_writer import VideoTokens, token_checksum
 from unloc.data.token_dtype import to_stored
 from unloc.errors import InputError, VideoError
-from unloc.model.towers import BATCH
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +22,12 @@ logger = logging.getLogger(__name__)
 class PixelEncoder(Protocol):
     """What the batcher needs of an Encoder, in this process or in another."""
 
+    batch: int
+    """Frames that it takes at once."""
     batches_ahead: int
     """Batches that may be on their way before the tokens of the first are waited for."""
+    mixes: bool | None
+    """May frames of several videos share a batch? None: as a trial says (`is_same_in_any_place`)."""
 
     def start_encoding(self, pixels: np.ndarray) -> "EncodingCall":
         """Begin with pixels (N, views, 3, S, S) uint8; calling the answer waits for the tokens."""
@@ -54,8 +57,8 @@ class FrameBatcher:
     """Call `begin`, `add` … `end` (or `drop`) per video; `take_finished` gives what is complete."""
 
     def __init__(self, encoder: PixelEncoder, *, mixes: bool | None = None) -> None:
-        """`mixes`: may frames of several videos share a batch? None: as the trial with the tower says."""
-        self.encoder, self.mixes = encoder, mixes
+        """`mixes`: may frames of several videos share a batch? None: as the encoder says."""
+        self.encoder, self.mixes = encoder, encoder.mixes if mixes is None else mixes
         self._open: dict[str, _OpenVideo] = {}
         self._waiting: list[_Waiting] = []
         self._running: deque[tuple[list[_Waiting], EncodingCall]] = deque()
@@ -68,7 +71,7 @@ class FrameBatcher:
         """Frames (F, views, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
         for places, image in zip(positions, pixels, strict=True):
             self._waiting.append(_Waiting(self._open[video_id], places, image))
-            if len(self._waiting) == BATCH:
+            if len(self._waiting) == self.encoder.batch:
                 self._start()
 
     def end(self, video_id: str, row: dict) -> None:
@@ -123,13 +126,14 @@ class FrameBatcher:
 
     def _may_mix(self) -> bool:
         if self.mixes is None:
-            self.mixes = self._is_same_in_any_slot()
+            self.mixes = is_same_in_any_place(self.encoder, np.stack([frame.pixels for frame in self._waiting]))
             if not self.mixes:
                 logger.warning("this tower's tokens depend on their place in a batch: batches hold one video each")
         return self.mixes
 
-    def _is_same_in_any_slot(self) -> bool:
-        pixels = np.stack([frame.pixels for frame in self._waiting])
-        shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(BATCH - len(pixels), 0), pixels])
-        alone, behind_others = (self.encoder.start_encoding(given)()[0] for given in (pixels, shifted))
-        return np.array_equal(alone, behind_others[-len(pixels) :])
+
+def is_same_in_any_place(encoder: PixelEncoder, pixels: np.ndarray) -> bool:
+    """Are the tokens of these pixels (fewer than a batch) the same bits at the end of a batch as at its start?"""
+    shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(encoder.batch - len(pixels), 0), pixels])
+    alone, behind_others = (encoder.start_encoding(given)()[0] for given in (pixels, shifted))
+    return np.array_equal(alone, behind_others[-len(pixels) :])

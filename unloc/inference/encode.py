@@ -19,7 +19,7 @@ from unloc.data.views import CENTRE, require_views
 from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher
 from unloc.inference.reading import ReadSpec, VideoReading
-from unloc.model.frame_tokens import FrameTokens, resolve_dtype
+from unloc.model.frame_tokens import CPU_BATCH, FrameTokens, resolve_dtype
 from unloc.model.towers import Tower, load_tower
 
 RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
@@ -45,6 +45,8 @@ class EncodeConfig:
     num_layers: int = 1
     texts_projected: bool = True
     """Which tokens the towers give (`frame_tokens.FrameTokens`)."""
+    batch: int | None = None
+    """Frames of one forward pass; None: as many as suit the device that encodes."""
     views: tuple[str, ...] = CENTRE
     """Which pictures of a frame are encoded (`data.views`)."""
     decoder: str = "auto"
@@ -69,6 +71,7 @@ class EncodeConfig:
             num_layers=self.num_layers,
             dtype=resolve_dtype(self.tower_dtype),
             texts_projected=self.texts_projected,
+            batch=self.batch or CPU_BATCH,
         )
 
     @classmethod
@@ -94,6 +97,7 @@ class EncodeConfig:
             projected=fingerprint["tower.projected"],
             num_layers=fingerprint["tower.num_layers"],
             texts_projected=fingerprint["tower.texts_projected"],
+            batch=fingerprint["tower.batch"],
             views=tuple(fingerprint["views"]),
         )
 
@@ -105,11 +109,13 @@ class EncodeConfig:
 class Encoder:
     """A tower with its preprocessing, ready to encode files and texts."""
 
-    batches_ahead = 0
+    mixes: bool | None = None
 
     def __init__(self, config: EncodeConfig, device: torch.device | str = "cpu") -> None:
         wanted = config.wanted_tokens()
-        self.config, self.device = replace(config, tower_dtype=wanted.dtype), device
+        self.config = replace(config, tower_dtype=wanted.dtype, batch=wanted.batch)
+        self.device = torch.device(device)
+        self.batch, self.batches_ahead = wanted.batch, 1 if self.device.type == "cuda" else 0
         self.tower: Tower = load_tower(config.tower, config.pretrained, wanted, like=config.like)
         self.tower.model.to(device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
@@ -147,6 +153,7 @@ class Encoder:
             for frame in reading.frames():
                 batcher.add(video_id, [frame.positions], frame.pixels[None])
         batcher.end(video_id, reading.row(video_id))
+        batcher.flush()
         ((_, result),) = batcher.take_finished()
         if isinstance(result, VideoError):
             raise result
@@ -154,16 +161,32 @@ class Encoder:
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """(N, views, 3, S, S) uint8 to (N, views, D) float32."""
-        with single_threaded():
-            images = normalise(torch.from_numpy(pixels).to(self.device).flatten(0, 1), self.preprocess)
-            return self.tower.encode_images(images).cpu().numpy().reshape(*pixels.shape[:2], -1)
+        return self.start_encoding(pixels)()[0]
 
     def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
-        """`encode_pixels` for a FrameBatcher: done when this returns."""
+        """Begin with pixels (N, views, 3, S, S) uint8: a GPU goes on while this process does something else."""
         started = time.perf_counter()
-        tokens = self.encode_pixels(pixels)
+        images = torch.from_numpy(pixels).flatten(0, 1)
+        with single_threaded():
+            if self.device.type == "cpu":
+                tokens, done = self._tokens(images), None
+            else:
+                images = images.pin_memory().to(self.device, non_blocking=True)
+                tokens = self._tokens(images).to("cpu", non_blocking=True)
+                done = torch.cuda.Event()
+                done.record()
         seconds = time.perf_counter() - started
-        return lambda: (tokens, seconds)
+
+        def wait() -> tuple[np.ndarray, float]:
+            began = time.perf_counter()
+            if done is not None:
+                done.synchronize()
+            return tokens.numpy().reshape(*pixels.shape[:2], -1), seconds + time.perf_counter() - began
+
+        return wait
+
+    def _tokens(self, images: torch.Tensor) -> torch.Tensor:
+        return self.tower.encode_images(normalise(images, self.preprocess))
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text in the stored dtype."""

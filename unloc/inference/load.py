@@ -138,10 +138,12 @@ def checkpoint_folder(run: Path) -> Path:
 def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:
     """Refuse a cache made by another tower or preprocessing than the model was trained on.
 
-    Views do not count: whatever else a cache has, the first is the centre, and only training reads others. Raises
+    Views do not count: whatever else a cache has, the first is the centre, and only training reads others. Nor does
+    the batch size, by which the tokens of a GPU and of a CPU differ in their last bits. Raises
     FingerprintError naming every key that differs and both values.
     """
-    one, other = ({**values, "views": ["centre"]} for values in (trained_on, fingerprint))
+    ignored = {"views": ["centre"], "tower.batch": None}
+    one, other = (completed(values) | ignored for values in (trained_on, fingerprint))
     differing = fingerprint_differences(one, other, names=("model", "cache"))
     if differing:
         raise FingerprintError(

@@ -20,6 +20,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions that multiply bfloat16 faster than float32
 
 
+CPU_BATCH, GPU_BATCH = 16, 256
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameTokens:
     """How a tower is asked for its tokens."""
@@ -32,6 +35,8 @@ class FrameTokens:
     """The last so many layers side by side."""
     dtype: str = "float32"
     """Of the image tower's weights and activations: float32 or bfloat16."""
+    batch: int = CPU_BATCH
+    """Frames of one forward pass, always: the last one is padded, so that a token does not depend on its neighbours."""
     texts_projected: bool = True
     """Text tokens behind CLIP's own projection."""
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from unloc.errors import TowerError
 from unloc.model.clip_models import TOY_FOLDER, WeightSettings, activation_of, clip_model
-from unloc.model.frame_tokens import DTYPES, FrameTokens, frame_tokens, require_kind
+from unloc.model.frame_tokens import CPU_BATCH, DTYPES, FrameTokens, frame_tokens, require_kind
 from unloc.model.pretrained import pretrained_model
 
-BATCH = 16  # images per forward pass, always: a token must not depend on what else is in its batch
+TEXT_BATCH = 256  # texts of one forward pass on a GPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,8 @@ class TowerSpec:
     """Of a weights file: the tag whose activation and preprocessing it has, where the tags of the model disagree."""
     texts_projected: bool = True
     """Text tokens behind CLIP's projection."""
+    batch: int = CPU_BATCH
+    """Frames of one forward pass; another number may change the last bit of a token on a GPU."""
 
     def to_dict(self) -> dict:
         """For the fingerprint."""
@@ -93,6 +95,7 @@ class Tower:
             activation=activation_of(model),
             like=like,
             texts_projected=self.wanted.texts_projected,
+            batch=self.wanted.batch,
         )
 
     @torch.inference_mode()
@@ -112,22 +115,31 @@ class Tower:
 
         Runs in batches of a fixed size, the last padded: equal images give equal bits whatever stands beside them.
         """
-        tokens = []
-        for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH].to(self._dtype)
-            padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])
+        tokens, batch = [], self.wanted.batch
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch].to(self._dtype)
+            padded = torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])])
             tokens.append(frame_tokens(self.model.visual, padded, self.wanted)[: len(part)])
         return torch.cat(tokens).float()
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> list[Tensor]:
-        """All valid tokens (K, D) of each text, from BOS to EOS, float32. Too long texts keep their EOS."""
-        encoded = []
-        for text in texts:  # one by one, for the same reason as BATCH
-            ids = self.tokenizer([text], context_length=self.spec.context_length).to(self.model.text_projection.device)
-            last = int(ids.argmax(dim=-1))  # EOS has the highest id; attention is causal: what follows is not needed
-            encoded.append(self._text_tokens(ids[:, : last + 1])[0].float().cpu())
-        return encoded
+        """All valid tokens (K, D) of each text, from BOS to EOS, float32. Too long texts keep their EOS.
+
+        Attention is causal, so what follows EOS changes nothing: a CPU encodes each text alone at its own length, a GPU
+        full batches of the context length, the last one padded.
+        """
+        if not texts:
+            return []
+        ids = self.tokenizer(texts, context_length=self.spec.context_length)
+        lengths = (ids.argmax(dim=-1) + 1).tolist()  # EOS has the highest id
+        device = self.model.text_projection.device
+        if device.type == "cpu":
+            rows = zip(ids, lengths, strict=True)
+            return [self._text_tokens(row[None, :length])[0].float() for row, length in rows]
+        padded = torch.cat([ids, ids[:1].expand(-len(ids) % TEXT_BATCH, -1)]).to(device)
+        tokens = torch.cat([self._text_tokens(part).float().cpu() for part in padded.split(TEXT_BATCH)])
+        return [row[:length] for row, length in zip(tokens, lengths, strict=False)]
 
     def _text_tokens(self, ids: Tensor) -> Tensor:
         """All tokens after the final norm, projected if wanted: open_clip's encode_text before it picks EOS."""
