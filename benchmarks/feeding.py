@@ -1,0 +1,134 @@
+"""Is a fast encoder kept busy? The share of its time in which a pretended GPU computes, by the number of decoders.
+
+The GPU is pretended: it takes 5,000 frames a second (--rate) and computes beside the process that feeds it, as a real
+one does. The decoders are pretended too: their frames are ready at once. What is left is what this project does in
+between: batches, Ray's object store, the encoder's threads. Beside it, in the same run, how it was done before:
+batches of 16 frames, one after another. Usage: python benchmarks/feeding.py [--decoders 4 8 16] [--seconds 8]
+"""
+
+import argparse
+import time
+
+import numpy as np
+import ray
+import torch
+
+from pipeline.shared_batches import Pulse, SharedBatches
+from pipeline.workers import RemoteEncoder
+from unloc.inference.batching import FrameBatcher
+from unloc.inference.encode import EncodeConfig
+from unloc.model.frame_tokens import GPU_BATCH
+
+FRAMES, SIZE, CHANNELS = 128, 224, 512  # of a video
+
+
+class PretendedGpu:
+    """Computes `rate` frames a second, one batch after another; the process that asks goes on meanwhile."""
+
+    batch, batches_ahead, mixes = GPU_BATCH, 1, True
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.free_at, self.busy = rate, 0.0, 0.0
+
+    def start_encoding(self, pixels: np.ndarray):
+        """What `Encoder` does on a GPU: copy to memory that the device reads, start, answer later."""
+        torch.from_numpy(pixels).clone()
+        seconds = self.batch / self.rate  # a batch that is not full takes as long
+        self.free_at = max(self.free_at, time.perf_counter()) + seconds
+        self.busy += len(pixels) / self.rate
+        ready = self.free_at
+
+        def wait():
+            time.sleep(max(0.0, ready - time.perf_counter()))
+            return np.zeros((len(pixels), 1, CHANNELS), np.float32), seconds
+
+        return wait
+
+
+class SharedEncoder:
+    """`EncodeWorker` with a pretended GPU."""
+
+    def __init__(self, rate: float) -> None:
+        self.gpu = PretendedGpu(rate)
+        self.batches = SharedBatches(self.gpu, Pulse(), mixes=True)
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+        """Tokens of some frames."""
+        return self.batches.encode(pixels)
+
+    def busy(self) -> float:
+        """Seconds of useful computing."""
+        return self.gpu.busy
+
+
+class PlainEncoder:
+    """Batches of 16 as they come, each waited for."""
+
+    def __init__(self, rate: float) -> None:
+        self.gpu = PretendedGpu(rate)
+        self.gpu.batch = 16
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+        """Tokens of a batch."""
+        return self.gpu.start_encoding(pixels)()
+
+    def busy(self) -> float:
+        """Seconds of useful computing."""
+        return self.gpu.busy
+
+
+@ray.remote(num_cpus=0)
+class ReadyDecoder:
+    """Sends videos whose frames are there already."""
+
+    def run(self, encoder: ray.actor.ActorHandle, until: float, frames_sent: int, ahead: int) -> int:
+        """Frames encoded until the clock says so."""
+        remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), Pulse())
+        remote.actor, remote.batch, remote.batches_ahead = encoder, frames_sent, ahead
+        frames = np.random.default_rng(0).integers(0, 255, (FRAMES, 1, 3, SIZE, SIZE), dtype=np.uint8)
+        batcher, count, row = FrameBatcher(remote), 0, {"file": ""}
+        while time.time() < until:
+            batcher.begin(str(count), FRAMES)
+            for start in range(0, FRAMES, 16):  # as they come from a decoder's pipe
+                positions = [[position] for position in range(start, start + 16)]
+                batcher.add(str(count), positions, frames[start : start + 16])
+            batcher.end(str(count), row)
+            batcher.take_finished()
+            count += 1
+        batcher.flush()
+        return count * FRAMES
+
+
+def busy_share(plain: bool, rate: float, decoders: list[ray.actor.ActorHandle], seconds: float) -> float:
+    """Share of the time in which the GPU computed."""
+    kind = PlainEncoder if plain else SharedEncoder
+    encoder = ray.remote(num_cpus=0, max_concurrency=1 if plain else 256)(kind).remote(rate)
+    ray.get(encoder.busy.remote())
+    sent = {"frames_sent": 16, "ahead": 0} if plain else {"frames_sent": RemoteEncoder.batch, "ahead": 4}
+    started = time.time()
+    ray.get([decoder.run.remote(encoder, started + seconds, **sent) for decoder in decoders])
+    share = ray.get(encoder.busy.remote()) / (time.time() - started)
+    ray.kill(encoder)
+    return share
+
+
+def main() -> None:
+    """Print one row for each number of decoders."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--decoders", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--rate", type=float, default=5000.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    options = parser.parse_args()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=4 << 30)
+    decoders = [ReadyDecoder.remote() for _ in range(max(options.decoders))]
+    ray.get([decoder.__ray_ready__.remote() for decoder in decoders])
+    print(f"a GPU of {options.rate:.0f} frames/s, {FRAMES} frames of {SIZE} x {SIZE} a video")
+    print(f"{'decoders':>8} {'busy share':>11} {'batches of 16, one by one':>26} {'ratio':>6}", flush=True)
+    for count in options.decoders:
+        now, plain = (busy_share(kind, options.rate, decoders[:count], options.seconds) for kind in (False, True))
+        print(f"{count:8d} {now:11.2f} {plain:26.2f} {now / plain:6.2f}", flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
