@@ -21,7 +21,7 @@ from unloc.inference.device import computing, resolve_device, resolve_precision
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
 from unloc.inference.run import forward
-from unloc.model.towers import BATCH
+from unloc.model.frame_tokens import GPU_BATCH
 from unloc.model.unloc import UnLoc
 from unloc.training.run import fit_recipe
 
@@ -52,7 +52,7 @@ def finished(device: torch.device) -> float:
 @pytest.mark.parametrize("dtype", TOKENS)
 def test_tokens_of_videos_are_those_of_the_cpu(video_folder, dtype):
     device, config = resolve_device(WANTED), {"tower": "toy", "fps": 5.0, "dtype": "float32"}
-    here = Encoder(EncodeConfig(**config, tower_dtype=dtype), device)
+    here = Encoder(EncodeConfig(**config, tower_dtype=dtype, batch=GPU_BATCH), device)
     there = Encoder(EncodeConfig(**config), "cpu")
     for path in sorted(video_folder.glob("*.mp4")):
         tokens = [encoder.encode_video(path, path.stem).tokens for encoder in (here, there)]
@@ -61,8 +61,8 @@ def test_tokens_of_videos_are_those_of_the_cpu(video_folder, dtype):
     for found, expected in zip(here.encode_texts(texts), there.encode_texts(texts), strict=True):
         assert deviation(found, expected) < TOKENS["float32"]
     size = here.preprocess.image_size
-    pixels = np.random.default_rng(0).integers(0, 255, (8 * BATCH, 1, 3, size, size), dtype=np.uint8)
-    here.encode_pixels(pixels[:BATCH])
+    pixels = np.random.default_rng(0).integers(0, 255, (2 * GPU_BATCH, 1, 3, size, size), dtype=np.uint8)
+    here.encode_pixels(pixels[:GPU_BATCH])
     started = finished(device)
     here.encode_pixels(pixels)
     print(f"\nextract, toy tower in {dtype} on {device}: {len(pixels) / (finished(device) - started):.0f} frames/s")
