@@ -1,12 +1,10 @@
 """Shared by all tests: shapes are checked, the folder of references is found or skipped, small videos are rendered."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from jaxtyping import install_import_hook
 
 # From here on every tensor shape stated in ops and model is checked at each call.
@@ -21,14 +19,6 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not here: references, golden values and real videos are not part of the project")
     return SHARED
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    """Undo what `fit` sets: a forked process hangs in OpenMP where its parent has computed on several threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def render_video(path: Path, *, num_frames: int = 20, fps: int = 10, seed: int = 0) -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import pipeline.decode_child as decode_child
 from pipeline.extract import ExtractOptions, extract
@@ -68,6 +69,7 @@ def run_disturbed(cache: Path, files: dict[str, Path], number: int, deed: Callab
     process = os.fork()
     if process == 0:
         code = 70
+        torch.set_num_threads(1)  # OpenMP hangs in a forked process whose parent has computed on several threads
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
         try:
             at_write(cache, number, deed)
