@@ -1,6 +1,7 @@
 """Shared by all tests: shapes are checked, the folder of references is found or skipped, small videos are rendered."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not here: references, golden values and real videos are not part of the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server of this machine."""
+    pytest.importorskip("moto", reason="moto serves S3 for tests: pip install 'unloc[dev]'")
+    pytest.importorskip("s3fs", reason="s3fs is an extra")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    server.stop()
 
 
 def render_video(path: Path, *, num_frames: int = 20, fps: int = 10, seed: int = 0) -> Path:

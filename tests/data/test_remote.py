@@ -53,18 +53,6 @@ def mirrors(tmp_path, monkeypatch):
     return tmp_path / "mirrors"
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    pytest.importorskip("moto", reason="moto serves S3 for tests: pip install 'unloc[dev]'")
-    pytest.importorskip("s3fs", reason="s3fs is an extra")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    server.stop()
-
-
 @pytest.fixture(params=["memory", "s3"])
 def url(request, monkeypatch):
     if request.param == "memory":
