@@ -153,6 +153,29 @@ def test_a_partly_rated_manifest_trains_and_what_is_not_rated_counts_for_nothing
     assert all(np.isfinite(row["saliency"]) and row["saliency"] > 0 for row in rows if row["kind"] == "train")
 
 
+@pytest.mark.parametrize("task", ["mr", "hd"])
+def test_queries_that_hide_their_annotations_do_not_train(unloc, token_world, tmp_path, task):
+    manifest, cache = token_world
+    loaded = load_manifest(manifest)
+    hides = [n % 4 == 0 for n in range(len(loaded.queries))]
+    columns = {
+        "segments": [[] if hide else kept for hide, kept in zip(hides, loaded.queries["segments"], strict=True)],
+        "saliency_scores": [
+            None if hide else kept for hide, kept in zip(hides, loaded.queries["saliency_scores"], strict=True)
+        ],
+    }
+    partly = replace(loaded, queries=loaded.queries.assign(**columns))
+    kept = replace(loaded, queries=loaded.queries[~np.asarray(hides)])
+    for name, rows in (("partly", partly), ("kept", kept)):
+        save_manifest(rows, tmp_path / f"{name}.jsonl")
+        code, _, err = unloc(*fit_words(task, tmp_path / f"{name}.jsonl", cache, tmp_path / name, "data.val_split=''"))
+        assert code == 0 and ("have no annotations" in err) == (name == "partly")
+    weights = [
+        (tmp_path / name / "checkpoints" / "last").resolve() / "model.safetensors" for name in ("partly", "kept")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 @pytest.mark.parametrize("task", ["tal", "as"])
 def test_a_label_that_is_no_class_is_named(unloc, token_world, tmp_path, task):
     manifest, cache = token_world

@@ -64,6 +64,14 @@ def default_train_split(manifest: Manifest, split: str) -> str | None:
     return names[0] if names else None
 
 
+def annotated_queries(task: str, queries: pd.DataFrame) -> pd.Series:
+    """Which queries have segments, or for hd ratings; the annotations of the others are hidden."""
+    shown = queries["segments"].map(len) > 0
+    if task == "hd":
+        shown |= queries["saliency_scores"].map(lambda scores: isinstance(scores, list))
+    return shown
+
+
 def has_annotations(task: str, selected: Manifest) -> bool:
     """Whether the split holds something to score the task with."""
     if task == "hd":
@@ -81,6 +89,10 @@ def require_annotations(
             f"split {split!r} of manifest {selected.name!r} has no {wanted} for {task}; the manifest serves "
             f"{', '.join(selected.tasks)}; are the annotations of this split hidden? {way_out}"
         )
+    num_hidden = 0 if task in ("tal", "as") else int((~annotated_queries(task, selected.queries)).sum())
+    if num_hidden:
+        told = f"split {split!r} of manifest {selected.name!r}: {num_hidden} of {len(selected.queries)} queries"
+        logger.warning("%s have no annotations: they do not train, and score as the protocol says", told)
     require_seconds(task, selected, split, stated_durations(selected))
 
 

@@ -24,6 +24,7 @@ from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
 from unloc.data.durations import cached_durations, durations_of
 from unloc.data.schema import Manifest
 from unloc.errors import DivergedError, InputError, StoppedError
+from unloc.evaluation.evaluator import annotated_queries
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo, build_model, start_projections
 from unloc.inference.texts import ClassTexts
@@ -61,6 +62,13 @@ def build_examples(recipe: Recipe, manifest: Manifest, cache: Cache) -> Examples
     )
 
 
+def without_hidden(manifest: Manifest, task: str) -> Manifest:
+    """Without the queries whose annotations are hidden: trained on, they would say that nothing is to be found."""
+    if task_named(task).text_kind == "class":
+        return manifest
+    return replace(manifest, queries=manifest.queries[annotated_queries(task, manifest.queries)].reset_index(drop=True))
+
+
 def epoch_batches(videos: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Example indices of one epoch in ceil(n / batch_size) batches of nearly equal size, shuffled.
 
@@ -96,7 +104,7 @@ class Trainer:
         self.on_step = on_step or (lambda progress: None)
         require_task(manifest, recipe.task)
         manifest = cached_durations(manifest, cache)
-        self.train_manifest = manifest.select(recipe.data.train_split)
+        self.train_manifest = without_hidden(manifest.select(recipe.data.train_split), recipe.task)
         self.val_manifest = manifest.select(recipe.data.val_split) if recipe.data.val_split else None
         self.examples = build_examples(recipe, self.train_manifest, cache)
         if self.val_manifest is not None:
