@@ -1,9 +1,11 @@
 """Is a fast encoder kept busy? The share of its time in which a pretended GPU computes, by the number of decoders.
 
 The GPU is pretended: it takes 5,000 frames a second (--rate) and computes beside the process that feeds it, as a real
-one does. The decoders are pretended too: their frames are ready at once. What is left is what this project does in
-between: batches, Ray's object store, the encoder's threads. Beside it, in the same run, how it was done before:
-batches of 16 frames, one after another. Usage: python benchmarks/feeding.py [--decoders 4 8 16] [--seconds 8]
+one does; its memory for copies is used again, as PyTorch's allocator of pinned memory does. The decoders are pretended
+too: their frames are ready at once. What is left is what this project does in between: batches, Ray's object store,
+the encoder's threads. Beside it, in the same run, how it was done before: batches of 16 frames, one after another. A
+warm-up goes first (--warmup): the first use of each page of the object store costs ten times a later one.
+Usage: python benchmarks/feeding.py [--decoders 4 8 16] [--seconds 15]
 """
 
 import argparse
@@ -29,10 +31,11 @@ class PretendedGpu:
 
     def __init__(self, rate: float) -> None:
         self.rate, self.free_at, self.busy = rate, 0.0, 0.0
+        self.pinned = torch.empty((GPU_BATCH, 1, 3, SIZE, SIZE), dtype=torch.uint8)
 
     def start_encoding(self, pixels: np.ndarray):
         """What `Encoder` does on a GPU: copy to memory that the device reads, start, answer later."""
-        torch.from_numpy(pixels).clone()
+        self.pinned[: len(pixels)].copy_(torch.from_numpy(pixels))
         seconds = self.batch / self.rate  # a batch that is not full takes as long
         self.free_at = max(self.free_at, time.perf_counter()) + seconds
         self.busy += len(pixels) / self.rate
@@ -99,17 +102,25 @@ class ReadyDecoder:
         return count * FRAMES
 
 
-def busy_share(plain: bool, rate: float, decoders: list[ray.actor.ActorHandle], seconds: float) -> float:
-    """Share of the time in which the GPU computed."""
+def busy_share(plain: bool, rate: float, decoders: list[ray.actor.ActorHandle], seconds: float, warmup: float) -> float:
+    """Share of the seconds after the warm-up in which the GPU computed."""
     kind = PlainEncoder if plain else SharedEncoder
     encoder = ray.remote(num_cpus=0, max_concurrency=1 if plain else 256)(kind).remote(rate)
     ray.get(encoder.busy.remote())
     sent = {"frames_sent": 16, "ahead": 0} if plain else {"frames_sent": RemoteEncoder.batch, "ahead": 4}
-    started = time.time()
-    ray.get([decoder.run.remote(encoder, started + seconds, **sent) for decoder in decoders])
-    share = ray.get(encoder.busy.remote()) / (time.time() - started)
+    until = time.time() + warmup + seconds + 1.0
+    running = [decoder.run.remote(encoder, until, **sent) for decoder in decoders]
+    time.sleep(warmup)
+    (before, began), (after, ended) = measured(encoder, 0.0), measured(encoder, seconds)
+    ray.get(running)
     ray.kill(encoder)
-    return share
+    return (after - before) / (ended - began)
+
+
+def measured(encoder: ray.actor.ActorHandle, seconds: float) -> tuple[float, float]:
+    """Seconds of computing so far, in some seconds from now, and the time then."""
+    time.sleep(seconds)
+    return ray.get(encoder.busy.remote()), time.perf_counter()
 
 
 def main() -> None:
@@ -117,15 +128,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--decoders", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--rate", type=float, default=5000.0)
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--warmup", type=float, default=10.0)
     options = parser.parse_args()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=4 << 30)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 << 30)
     decoders = [ReadyDecoder.remote() for _ in range(max(options.decoders))]
     ray.get([decoder.__ray_ready__.remote() for decoder in decoders])
     print(f"a GPU of {options.rate:.0f} frames/s, {FRAMES} frames of {SIZE} x {SIZE} a video")
     print(f"{'decoders':>8} {'busy share':>11} {'batches of 16, one by one':>26} {'ratio':>6}", flush=True)
     for count in options.decoders:
-        now, plain = (busy_share(kind, options.rate, decoders[:count], options.seconds) for kind in (False, True))
+        now, plain = (
+            busy_share(kind, options.rate, decoders[:count], options.seconds, options.warmup) for kind in (False, True)
+        )
         print(f"{count:8d} {now:11.2f} {plain:26.2f} {now / plain:6.2f}", flush=True)
     ray.shutdown()
 
