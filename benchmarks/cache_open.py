@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from unloc.annotations.schema import build_manifest, video_row
+from unloc.cache.reading import SHARD_NAME, open_cache
+from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.config import DataConfig
-from unloc.data.cache import SHARD_NAME, open_cache
-from unloc.data.cache_writer import VideoTokens, create_or_check, write_video_shard
-from unloc.data.collate import Example
-from unloc.data.dataset import InstanceExamples
-from unloc.data.schema import build_manifest, video_row
+from unloc.examples.batches import Example
+from unloc.examples.examples import InstanceExamples
 
 TOKENS, SHARD_VIDEOS, TRAINED = 128, 512, 1000
 

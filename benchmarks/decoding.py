@@ -14,11 +14,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from unloc.data.video import scan
-from unloc.data.video.decord_reader import DecordReader
-from unloc.data.video.facts import VideoFacts
-from unloc.data.video.pyav_reader import PyAVReader
 from unloc.errors import VideoError
+from unloc.video.decord_reader import DecordReader
+from unloc.video.facts import VideoFacts, scan
+from unloc.video.pyav_reader import PyAVReader
 
 SIZE, RATE, REPEATS = (640, 360), 25, 3
 KINDS = {

@@ -23,11 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unloc.data.converters import convert
-from unloc.data.prediction_reading import read_predictions
-from unloc.data.prediction_writing import write_detections, write_moments
-from unloc.data.predictions import DETECTION_COLUMNS, MomentPrediction
-from unloc.data.schema import (
+from unloc.annotations.converters import convert
+from unloc.annotations.schema import (
     Manifest,
     build_manifest,
     instance_row,
@@ -38,6 +35,9 @@ from unloc.data.schema import (
 )
 from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, detection
 from unloc.evaluation.evaluator import score
+from unloc.predictions.reading import read_predictions
+from unloc.predictions.records import DETECTION_COLUMNS, MomentPrediction
+from unloc.predictions.writing import write_detections, write_moments
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 PARTS = ("ours", "loop", "qvhighlights")

@@ -24,9 +24,9 @@ import torch
 from decoding import render
 from process_tree import Watched, watch
 
-from unloc.data.preprocess import resize_and_crop
-from unloc.data.video import open_video
 from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.video.choose import open_video
+from unloc.video.preprocess import resize_and_crop
 
 RATE, PLAIN_CLIPS = 25, 2
 

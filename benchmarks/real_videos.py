@@ -2,7 +2,7 @@
 
     python benchmarks/real_videos.py [../shared/videos/A] [--frames 16] [--timeout 120] > benchmarks/results/videos_A.md
 
-That the frames are those of a sequential reference is tests/data/test_video_real.py.
+That the frames are those of a sequential reference is tests/video/test_video_real.py.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from unloc.data.cache import open_cache
-from unloc.data.locate import EXTENSIONS
+from unloc.cache.reading import open_cache
+from unloc.video.locate import EXTENSIONS
 
 
 def write_manifest(folder: Path, out: Path) -> list[str]:

@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from unloc.data.cache import Cache, open_cache, read_checked
-from unloc.data.cache_writer import write_checked
-from unloc.data.tar_shards import VideoFile
-from unloc.inference.reading import file_hash, file_identity
+from unloc.cache.reading import Cache, open_cache, read_checked
+from unloc.cache.writing import write_checked
+from unloc.video.reading import file_hash, file_identity
+from unloc.video.tar_shards import VideoFile
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unloc.data.cache_writer import create_or_check, fingerprint_hash
-from unloc.data.lease import lease
-from unloc.data.mirror import Home
+from unloc.cache.lock import lease
+from unloc.cache.mirror import Home
+from unloc.cache.writing import create_or_check, fingerprint_hash
 from unloc.errors import FingerprintError
 from unloc.inference.encode import recorded_versions
 

@@ -18,10 +18,10 @@ import av
 import numpy as np
 import torch
 
-from unloc.data.remote_video import RemoteVideo
-from unloc.data.tar_shards import VideoFile, on_disk
 from unloc.errors import VideoError
-from unloc.inference.reading import CHANGED, ReadSpec, ResizedFrame, VideoReading, file_identity, file_version
+from unloc.video.reading import CHANGED, ReadSpec, ResizedFrame, VideoReading, file_identity, file_version
+from unloc.video.remote_video import RemoteVideo
+from unloc.video.tar_shards import VideoFile, on_disk
 
 FRAMES_PER_MESSAGE = 16
 PULSE_SECONDS = 0.1  # of silence after which a reading says that it gets on

@@ -25,7 +25,7 @@ from pipeline.decode_child import (
     run_child,
 )
 from unloc.errors import UnlocError
-from unloc.inference.reading import ReadSpec
+from unloc.video.reading import ReadSpec
 
 logger = logging.getLogger(__name__)
 MAX_KILLS = 2  # a video whose decoder died this often is quarantined

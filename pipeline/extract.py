@@ -15,20 +15,20 @@ from pipeline.decoding import Limits
 from pipeline.ledger import CACHED, UNCHANGED, Failure, Ledger, Plan, Staging, failures_of, last_failures
 from pipeline.summary import Summary
 from pipeline.workers import Result, in_process_results
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import (
+from unloc.cache.mirror import Home
+from unloc.cache.reading import open_cache
+from unloc.cache.remote import home_of
+from unloc.cache.writing import (
     VideoTokens,
     disk_errors,
     write_projections,
     write_text_shard,
     write_video_shard,
 )
-from unloc.data.mirror import Home
-from unloc.data.remote import home_of
-from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, CoverageError, InputError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import file_hash, file_identity
+from unloc.video.reading import file_hash, file_identity
+from unloc.video.tar_shards import VideoFile
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000

@@ -19,14 +19,14 @@ from pipeline.ledger import failures_of
 from pipeline.ray_actors import live_nodes
 from pipeline.supervisor import Node, wanted_staff
 from pipeline.workers import in_process_results
-from unloc.data.cache import Cache, open_cache
-from unloc.data.cache_writer import CHUNK_ROWS, VideoTokens, fingerprint_differences
-from unloc.data.mirror import Home
-from unloc.data.remote import home_of
-from unloc.data.tar_shards import VideoFile, on_disk
-from unloc.data.video.facts import best_stream, open_container, start_seconds
+from unloc.cache.mirror import Home
+from unloc.cache.reading import Cache, open_cache
+from unloc.cache.remote import home_of
+from unloc.cache.writing import CHUNK_ROWS, VideoTokens, fingerprint_differences
 from unloc.errors import CoverageError, VideoError
 from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.video.facts import best_stream, open_container, start_seconds
+from unloc.video.tar_shards import VideoFile, on_disk
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
 PROBE_SECONDS = 20.0  # for the headers of files whose duration is unknown; thousands of local files

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.ledger import Failure, Plan, failures_of
-from unloc.data.cache import Cache, open_cache
-from unloc.data.cache_writer import (
+from unloc.annotations.schema import Manifest
+from unloc.cache.dtype import require_token_dtype, to_stored
+from unloc.cache.features import FeatureSource, Timing, list_features, read_tokens, tokens_hash
+from unloc.cache.lock import lease
+from unloc.cache.reading import Cache, open_cache
+from unloc.cache.writing import (
     VideoTokens,
     create_or_check,
     token_checksum,
     write_text_shard,
     write_video_shard,
 )
-from unloc.data.features import FeatureSource, Timing, list_features, read_tokens, tokens_hash
-from unloc.data.lease import lease
-from unloc.data.schema import Manifest
-from unloc.data.token_dtype import require_token_dtype, to_stored
 from unloc.errors import InputError, MissingError, VideoError
-from unloc.inference.reading import file_identity
+from unloc.video.reading import file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000

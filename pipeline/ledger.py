@@ -22,10 +22,10 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from unloc.data.cache import SHARD_NAME, Cache, read_checked
-from unloc.data.cache_writer import VideoTokens, write_checked
-from unloc.data.tar_shards import VideoFile
-from unloc.inference.reading import file_identity
+from unloc.cache.reading import SHARD_NAME, Cache, read_checked
+from unloc.cache.writing import VideoTokens, write_checked
+from unloc.video.reading import file_identity
+from unloc.video.tar_shards import VideoFile
 
 logger = logging.getLogger(__name__)
 CACHED, FAILED, UNCHANGED = "cached", "failed", "unchanged"

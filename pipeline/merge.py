@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.ledger import Failure, Plan, Staging, failures_of
-from unloc.data.audit import audit_cache
-from unloc.data.cache import Cache, open_cache
-from unloc.data.cache_writer import (
+from unloc.cache.audit import audit_cache
+from unloc.cache.lock import lease
+from unloc.cache.reading import Cache, open_cache
+from unloc.cache.writing import (
     VideoTokens,
     create_or_check,
     fingerprint_differences,
@@ -21,7 +22,6 @@ from unloc.data.cache_writer import (
     write_text_shard,
     write_video_shard,
 )
-from unloc.data.lease import lease
 from unloc.errors import CacheError, FingerprintError, InputError
 
 TEXTS_PER_SHARD = 20_000

@@ -16,7 +16,7 @@ from pipeline.supervisor import Died, Event, Finished, Gave, Heard, Node, Raised
 from pipeline.workers import EncodeWorker, VideoWorker, last_line
 from unloc.errors import UnlocError
 from unloc.inference.encode import EncodeConfig
-from unloc.inference.reading import ReadSpec
+from unloc.video.reading import ReadSpec
 
 PING_SECONDS = 2.0
 GET_SECONDS = 60.0  # for what is ready to reach this process

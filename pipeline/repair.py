@@ -16,9 +16,11 @@ from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, results_of, write_staged
 from pipeline.ledger import FAILED, MISSING, Failure, Ledger, Plan, Staging
 from pipeline.summary import Summary
-from unloc.data.audit import Audit, Damage, audit_cache
-from unloc.data.cache import CHECKSUM_KEY, Cache, Table, open_cache, read_attributes
-from unloc.data.cache_writer import (
+from unloc.cache.audit import Audit, Damage, audit_cache
+from unloc.cache.lock import lease
+from unloc.cache.mirror import Home
+from unloc.cache.reading import CHECKSUM_KEY, Cache, Table, open_cache, read_attributes
+from unloc.cache.writing import (
     fingerprint_differences,
     group_metadata,
     stored_video,
@@ -27,12 +29,10 @@ from unloc.data.cache_writer import (
     write_projections,
     write_text_shard,
 )
-from unloc.data.lease import lease
-from unloc.data.mirror import Home
-from unloc.data.tar_shards import VideoFile
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import file_hash
+from unloc.video.reading import file_hash
+from unloc.video.tar_shards import VideoFile
 
 FindFile = Callable[[str, str | None], VideoFile | None]
 """The file of a video id, given the file name that the cache knows; None where there is none."""

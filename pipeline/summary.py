@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.ledger import Failure
-from unloc.data.cache_writer import write_atomically
+from unloc.cache.writing import write_atomically
 
 STAGES = ("decode", "preprocess", "encode", "write", "waiting", "start_up", "wall")
 WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is partial

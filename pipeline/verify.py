@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.ledger import Plan, failures_of
-from unloc.data.cache import completed, open_cache, url_of
-from unloc.data.remote import file_sizes
+from unloc.cache.reading import completed, open_cache, url_of
+from unloc.cache.remote import file_sizes
 
 
 def describe(path: Path | str) -> dict[str, dict]:

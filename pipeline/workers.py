@@ -12,14 +12,14 @@ from pipeline.decode_child import MACHINE, Broken, Ended, Frames, Job, Opened
 from pipeline.decoding import Event, GuardedDecoder, Limits
 from pipeline.ledger import Failure
 from pipeline.shared_batches import Pulse, SharedBatches
-from unloc.data.cache_writer import VideoTokens
-from unloc.data.remote_video import RemoteVideo
-from unloc.data.tar_shards import VideoFile
+from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, is_same_in_any_place
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import CHANGED, ReadSpec, file_identity
+from unloc.video.reading import CHANGED, ReadSpec, file_identity
+from unloc.video.remote_video import RemoteVideo
+from unloc.video.tar_shards import VideoFile
 
 Result = VideoTokens | Failure
 FRAMES_SENT = 64  # at once to an encoder in another process

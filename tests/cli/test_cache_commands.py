@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.extract import ExtractOptions, extract
+from unloc.cache.reading import open_cache
 from unloc.cli import app
-from unloc.data.cache import open_cache
 from unloc.errors import CacheError, FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig
 

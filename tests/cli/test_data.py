@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from unloc.data.schema import load_manifest
+from unloc.annotations.schema import load_manifest
 
 ENTRY = {"duration": 10.0, "subset": "train", "annotations": [{"segment": [1, 2], "label": "cat"}]}
 OTHER = {"duration": 10.0, "subset": "test", "annotations": [{"segment": [8, 12], "label": "dog"}]}
@@ -165,7 +165,7 @@ def test_an_interrupt_is_one_line_and_code_130(unloc, folder, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unloc.data.schema.load_manifest", interrupt)
+    monkeypatch.setattr("unloc.annotations.schema.load_manifest", interrupt)
     code, _, err = unloc("data", "check", "m.jsonl")
     said = "interrupted; what is finished is kept, the same command goes on (fit: with --resume)"
     assert code == 130 and err.splitlines() == [said]

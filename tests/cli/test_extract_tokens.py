@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from unloc.annotations.schema import build_manifest, save_manifest, video_row
+from unloc.cache.reading import open_cache
 from unloc.cli import app
-from unloc.data.cache import open_cache
-from unloc.data.schema import build_manifest, save_manifest, video_row
 from unloc.errors import InputError, MissingError, TowerError
 
 

@@ -228,7 +228,7 @@ def test_the_example_of_every_help_text_runs(command, examples, here, unloc):
 
 
 def test_the_manifest_that_the_page_of_data_prints_is_one(here):
-    from unloc.data.schema import load_manifest
+    from unloc.annotations.schema import load_manifest
 
     (text,) = [text for language, text, _ in blocks("docs/data.md") if language == "json"]
     Path("printed.jsonl").write_text(text)

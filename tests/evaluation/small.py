@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from unloc.data.predictions import MomentPrediction, detections_table
-from unloc.data.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.predictions.records import MomentPrediction, detections_table
 
 
 def load(path):

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import tal_detections, tal_manifest
-from unloc.data.prediction_reading import read_frames
-from unloc.data.predictions import FramePrediction, Problems
-from unloc.data.schema import build_manifest, instance_row, video_row
+from unloc.annotations.schema import build_manifest, instance_row, video_row
 from unloc.evaluation.bootstrap import (
     WeightedPrecision,
     frame_intervals,
@@ -39,6 +37,8 @@ from unloc.evaluation.segmentation import (
     video_frames,
     weighted_counts,
 )
+from unloc.predictions.reading import read_frames
+from unloc.predictions.records import FramePrediction, Problems
 
 RNG = np.random.default_rng(0)
 VIDEOS = [f"v{number}" for number in range(6)]

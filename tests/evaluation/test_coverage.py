@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import moments, tal_detections, tal_manifest
-from unloc.data.predictions import FramePrediction
-from unloc.data.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
 from unloc.errors import InputError, MissingError
 from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.evaluator import evaluate, require_annotations, score
+from unloc.predictions.records import FramePrediction
 
 TRUTH = {"v": [("Run", 0, 10)], "w": [("Run", 0, 10)], "no action": []}
 

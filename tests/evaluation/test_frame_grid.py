@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unloc.data.predictions import FramePrediction
-from unloc.data.schema import build_manifest, instance_row, video_row
+from unloc.annotations.schema import build_manifest, instance_row, video_row
 from unloc.errors import InputError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.evaluator import evaluate, score
+from unloc.predictions.records import FramePrediction
 
 CLASSES = ("a", "b")
 

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import load, same
-from unloc.data.converters import convert
-from unloc.data.prediction_reading import read_detections, read_moments, read_predictions
-from unloc.data.predictions import FramePrediction, Problems
-from unloc.data.video_lists import without_videos
+from unloc.annotations.converters import convert
+from unloc.annotations.video_lists import without_videos
 from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, average_precision, detection
 from unloc.evaluation.evaluator import score
@@ -26,6 +24,8 @@ from unloc.evaluation.segmentation import (
     segmentation_metrics,
 )
 from unloc.evaluation.ties import tie_spans
+from unloc.predictions.reading import read_detections, read_moments, read_predictions
+from unloc.predictions.records import FramePrediction, Problems
 
 EXACT = 1e-7  # percent: 1e-9 as a fraction
 TAL = {

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
-from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
-from unloc.data.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
 from unloc.evaluation import retrieval, segmentation
 from unloc.evaluation.detection import PROTOCOLS, detection, kept_truth, protocol_named
 from unloc.evaluation.evaluator import TASK_PROTOCOLS, score
 from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.retrieval import hull_ratio, moment_retrieval
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 
 FEW = settings(max_examples=15, deadline=None)
 LABELS = ("Run", "Jump", "Swim")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import load, same, tal_detections, tal_manifest
-from unloc.data.predictions import FramePrediction, MomentPrediction
-from unloc.data.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
 from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, average_precision, detection
 from unloc.evaluation.evaluator import score
 from unloc.evaluation.segmentation import action_segmentation
+from unloc.predictions.records import FramePrediction, MomentPrediction
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 

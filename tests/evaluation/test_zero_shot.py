@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import load, same, tal_detections, tal_manifest
-from unloc.data.class_splits import ClassSplit, read_class_splits
-from unloc.data.converters import convert
-from unloc.data.nonsense import nonsense_manifest, nonsense_names
-from unloc.data.prediction_reading import read_detections
-from unloc.data.vocabulary import names_in_vocabulary, read_vocabulary, words_of
+from unloc.annotations.class_splits import ClassSplit, read_class_splits
+from unloc.annotations.converters import convert
+from unloc.annotations.nonsense import nonsense_manifest, nonsense_names
+from unloc.annotations.vocabulary import names_in_vocabulary, read_vocabulary, words_of
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.evaluation.detection import detection
 from unloc.evaluation.zero_shot import ZeroShotSources, one_for_all, zero_shot
+from unloc.predictions.reading import read_detections
 
 OFFICIAL = {
     "activitynet13_tal": ("activitynet", "validation", "ActivityNet", "activitynet"),

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.training.test_trainer import recipe_for, weights_of
+from unloc.annotations.schema import load_manifest
+from unloc.cache.reading import open_cache
 from unloc.config import recipe_from_dict
-from unloc.data.cache import open_cache
-from unloc.data.collate import collate
-from unloc.data.dataset import QueryExamples
-from unloc.data.schema import load_manifest
+from unloc.examples.batches import collate
+from unloc.examples.examples import QueryExamples
 from unloc.inference.device import computing, resolve_device, resolve_precision
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model

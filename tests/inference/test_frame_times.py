@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.rendered import X264, Kind, render, uneven_times
+from tests.video.rendered import X264, Kind, render, uneven_times
+from unloc.annotations.durations import cached_durations
+from unloc.annotations.schema import build_manifest, instance_row, video_row
+from unloc.cache.reading import open_cache
+from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
 from unloc.config import load_recipe
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
-from unloc.data.dataset import WindowExamples
-from unloc.data.durations import cached_durations
-from unloc.data.prediction_reading import read_frames
-from unloc.data.prediction_writing import write_frames
-from unloc.data.sampling import FrameSampling
-from unloc.data.schema import build_manifest, instance_row, video_row
-from unloc.data.video.facts import scan
 from unloc.evaluation.evaluator import evaluate
+from unloc.examples.examples import WindowExamples
 from unloc.inference.baseline import baseline_detections, baseline_frames
 from unloc.inference.load import CheckpointInfo, LoadedModel
 from unloc.inference.run import predict_frames
 from unloc.inference.texts import ClassTexts
 from unloc.model.unloc import Outputs
+from unloc.predictions.reading import read_frames
+from unloc.predictions.writing import write_frames
+from unloc.video.facts import scan
+from unloc.video.sampling import FrameSampling
 
 CLASSES = ("open", "pour", "stir")
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from unloc.config import DataConfig, Recipe
-from unloc.data.collate import Example
-from unloc.data.prompts import prompted
-from unloc.data.steps import TimeGrid
+from unloc.examples.batches import Example
+from unloc.examples.prompts import prompted
+from unloc.examples.steps import TimeGrid
 from unloc.inference.run import class_outputs
 from unloc.inference.texts import ClassTexts
 from unloc.model.unloc import Outputs

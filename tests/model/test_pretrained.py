@@ -199,7 +199,7 @@ def test_random_weights_are_the_same_every_time_and_say_so(tiny):
 
 
 def test_a_cache_made_before_the_activation_was_stated_is_of_its_names_activation():
-    from unloc.data.cache import completed
+    from unloc.cache.reading import completed
 
     toy = Encoder(EncodeConfig(fps=2.0)).fingerprint
     new = ("tower.activation", "tower.like", "tower.texts_projected")

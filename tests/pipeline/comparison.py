@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
+from unloc.cache.audit import audit_cache
+from unloc.cache.reading import open_cache
 
 
 def token_bytes(cache: Path) -> dict[str, bytes]:

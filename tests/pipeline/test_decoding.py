@@ -18,9 +18,9 @@ import pipeline.decode_child as decode_child
 from pipeline.decode_child import Broken, Ended, Frames, Job, Opened
 from pipeline.decoding import GuardedDecoder, Limits, Retried
 from tests.conftest import render_video
-from unloc.data.video import facts, pyav_reader
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.reading import VideoReading, file_identity
+from unloc.video import facts, pyav_reader
+from unloc.video.reading import VideoReading, file_identity
 
 LIMITS = Limits(timeout_seconds=20.0, memory_bytes=1 << 30)
 

@@ -17,9 +17,9 @@ from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from pipeline.verify import describe
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.lease import lease
+from unloc.cache.audit import audit_cache
+from unloc.cache.lock import lease
+from unloc.cache.reading import open_cache
 from unloc.errors import CacheError, CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.model.towers import Tower

@@ -20,13 +20,13 @@ import torch
 import pipeline.decode_child as decode_child
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.locate import locate_in_shards
-from unloc.data.packing import pack_videos
-from unloc.data.schema import build_manifest, video_row
+from unloc.annotations.schema import build_manifest, video_row
+from unloc.cache.audit import audit_cache
+from unloc.cache.reading import open_cache
 from unloc.errors import CacheError, CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig
+from unloc.video.locate import locate_in_shards
+from unloc.video.packing import pack_videos
 
 CONFIG = EncodeConfig(fps=5.0)
 OPTIONS = ExtractOptions(workers=0, shard_size=3, coverage=0.0)
@@ -120,8 +120,8 @@ def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does
 def test_killed_while_it_reads_tar_shards_and_run_again_nothing_differs(files, clean, tmp_path, number):
     rows = [video_row(video_id, "test", None) for video_id in files]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
-    pattern = pack_videos(manifest, files, tmp_path / "shards", shard_bytes=40_000).pattern
-    members, missing = locate_in_shards(manifest, pattern)
+    pattern = pack_videos(manifest.videos, files, tmp_path / "shards", shard_bytes=40_000).pattern
+    members, missing = locate_in_shards(manifest.videos, pattern)
     assert "{" in pattern and not missing
     assert run_disturbed(tmp_path / "cache", members, number, kill_self) == -signal.SIGKILL
     check_resumed(tmp_path / "cache", members, clean)
@@ -263,7 +263,7 @@ def members(files, tmp_path):
     """The videos that are some, in tar shards: each is copied to the temporary folder to be decoded."""
     videos = {video_id: path for video_id, path in files.items() if video_id != "v3b"}
     manifest = build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "test", None) for name in videos])
-    return locate_in_shards(manifest, pack_videos(manifest, videos, tmp_path / "shards").pattern)[0]
+    return locate_in_shards(manifest.videos, pack_videos(manifest.videos, videos, tmp_path / "shards").pattern)[0]
 
 
 def fill_temporary_folder(monkeypatch, prefix: str) -> None:

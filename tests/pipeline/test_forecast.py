@@ -10,8 +10,8 @@ import pytest
 from pipeline.claim import beside
 from pipeline.extract import ExtractOptions, extract
 from pipeline.forecast import forecast
-from tests.data.rendered import Kind, render
-from unloc.data.remote import home_of
+from tests.video.rendered import Kind, render
+from unloc.cache.remote import home_of
 from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.import_features import ImportConfig, import_features
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.features import Timing, list_features
-from unloc.data.schema import build_manifest, query_row, video_row
+from unloc.annotations.schema import build_manifest, query_row, video_row
+from unloc.cache.audit import audit_cache
+from unloc.cache.features import Timing, list_features
+from unloc.cache.reading import open_cache
 from unloc.errors import FingerprintError, InputError, MissingError
 
 CLIPS = Timing(spacing_seconds=2.0, span_seconds=2.0)
@@ -173,7 +173,7 @@ def test_unknown_formats_and_empty_folders_are_errors(tmp_path):
 
 def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
     from unloc.config import DataConfig
-    from unloc.data.dataset import QueryExamples
+    from unloc.examples.examples import QueryExamples
 
     texts = tmp_path / "t"
     texts.mkdir()

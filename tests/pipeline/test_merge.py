@@ -8,9 +8,9 @@ import pytest
 import pipeline.merge
 from pipeline.extract import ExtractOptions, extract
 from pipeline.merge import merge
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import group_metadata
+from unloc.cache.audit import audit_cache
+from unloc.cache.reading import open_cache
+from unloc.cache.writing import group_metadata
 from unloc.errors import CacheError, CoverageError, FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig
 

@@ -11,9 +11,9 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from pipeline.merge import merge
 from pipeline.repair import repair
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.mirror import Home
+from unloc.cache.audit import audit_cache
+from unloc.cache.mirror import Home
+from unloc.cache.reading import open_cache
 from unloc.errors import InputError
 from unloc.inference import reading
 from unloc.inference.encode import EncodeConfig, Encoder

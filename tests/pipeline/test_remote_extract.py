@@ -15,10 +15,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.extract import ExtractOptions, extract
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.mirror import mirror_folder
-from unloc.data.remote import exact_copy
+from unloc.cache.audit import audit_cache
+from unloc.cache.mirror import mirror_folder
+from unloc.cache.reading import open_cache
+from unloc.cache.remote import exact_copy
 from unloc.errors import CacheError
 from unloc.inference.encode import EncodeConfig
 
@@ -53,7 +53,7 @@ class FlakyFileSystem(MemoryFileSystem):
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLOC_MIRRORS", str(tmp_path / "mirrors"))
-    monkeypatch.setattr("unloc.data.object_store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("unloc.cache.object_store.PAUSE_SECONDS", 0)
     fsspec.register_implementation("flakyextract", FlakyFileSystem, clobber=True)
     monkeypatch.setattr(FlakyFileSystem, "is_down", False)
 

@@ -19,11 +19,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.decode_child import Broken, Ended, Job, Retried
 from pipeline.decoding import GuardedDecoder, Limits
 from pipeline.extract import ExtractOptions, extract
-from unloc.data.cache import open_cache
-from unloc.data.locate import locate_videos
-from unloc.data.schema import build_manifest, save_manifest, video_row
+from unloc.annotations.schema import build_manifest, save_manifest, video_row
+from unloc.cache.reading import open_cache
 from unloc.errors import MissingError
 from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.video.locate import locate_videos
 
 CONFIG = EncodeConfig(fps=2.0)
 OPTIONS = ExtractOptions(workers=0, shard_size=2)
@@ -55,7 +55,7 @@ class FaultyFileSystem(MemoryFileSystem):
 
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
-    monkeypatch.setattr("unloc.data.object_store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("unloc.cache.object_store.PAUSE_SECONDS", 0)
     monkeypatch.setattr(FaultyFileSystem, "marker", tmp_path / "count", raising=False)
     fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
     FaultyFileSystem.store.clear()
@@ -101,23 +101,27 @@ def token_bytes(cache):
 
 
 def decode(url, name="v0", **limits):
-    files, _ = locate_videos(manifest(name), url)
+    files, _ = locate_videos(manifest(name).videos, url)
     with GuardedDecoder(Encoder(CONFIG).read_spec, Limits(**limits)) as decoder:
         return [event for _, event in decoder.events([Job(name, files[name])])]
 
 
 def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next_run(url, video_folder, tmp_path):
-    files, missing = locate_videos(manifest("v0", "v1", "v2", "gone"), url)
+    files, missing = locate_videos(manifest("v0", "v1", "v2", "gone").videos, url)
     assert missing == ["gone"] and [file.name for file in files.values()] == ["v0.mp4", "v1.mp4", "v2.mp4"]
     extract(tmp_path / "remote", CONFIG, OPTIONS, files, [], [])
-    extract(tmp_path / "here", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2"), video_folder)[0], [], [])
+    extract(
+        tmp_path / "here", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2").videos, video_folder)[0], [], []
+    )
     assert token_bytes(tmp_path / "remote") == token_bytes(tmp_path / "here")
     for video_id, row in open_cache(tmp_path / "here").rows.items():
         other = open_cache(tmp_path / "remote").rows[video_id]
         for key in ("file", "file_bytes", "content_sha256", "duration_seconds", "times_seconds"):
             assert other[key] == row[key]
         assert other["file_mtime_ns"] > 0
-    again = extract(tmp_path / "remote", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2"), url)[0], [], [])
+    again = extract(
+        tmp_path / "remote", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2").videos, url)[0], [], []
+    )
     assert (again.cached_before, again.cached_now) == (3, 0)
 
 
@@ -136,7 +140,7 @@ def test_the_command_line_takes_urls_for_the_manifest_the_folder_and_single_vide
 
 def test_a_url_without_videos_or_without_the_manifest_is_one_line(unloc, url, tmp_path):
     with pytest.raises(MissingError, match="does not exist or holds nothing"):
-        locate_videos(manifest("v0"), f"{url}/nowhere")
+        locate_videos(manifest("v0").videos, f"{url}/nowhere")
     code, _, error = unloc("extract", f"{url}/none.jsonl", "--videos", url, "--cache", tmp_path / "c")
     assert code == 2 and "none.jsonl does not exist" in error and len(error.splitlines()) == 1
 
@@ -160,7 +164,7 @@ def test_a_network_that_fails_for_good_is_not_the_fault_of_the_video(faulty, vid
 
 def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, video_folder, tmp_path):
     upload(video_folder, "faulty://bucket/videos")
-    files, _ = locate_videos(manifest("v0"), "faulty://bucket/videos")
+    files, _ = locate_videos(manifest("v0").videos, "faulty://bucket/videos")
     lenient = ExtractOptions(workers=0, coverage=0.0)
     faulty("breaks off")
     assert extract(tmp_path / "cache", CONFIG, lenient, files, [], []).reasons == {"machine": 1}
@@ -170,7 +174,7 @@ def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, 
 
 def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, video_folder):
     upload(video_folder, "faulty://bucket/videos")
-    files, _ = locate_videos(manifest("v0", "v1"), "faulty://bucket/videos")
+    files, _ = locate_videos(manifest("v0", "v1").videos, "faulty://bucket/videos")
     store, root = fsspec.core.url_to_fs("faulty://bucket/videos")
     store.rm_file(f"{root}/v0.mp4")
     store.pipe_file(f"{root}/v1.mp4", (video_folder / "v1.mp4").read_bytes()[:3000])
@@ -185,7 +189,7 @@ def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_
     faulty, video_folder, monkeypatch
 ):
     from pipeline import decode_child
-    from unloc.inference.reading import VideoReading
+    from unloc.video.reading import VideoReading
 
     class Changing(VideoReading):
         num_changed = 0
@@ -224,7 +228,7 @@ class Server(SimpleHTTPRequestHandler):
 
 def test_videos_of_a_web_server_are_read_and_half_ones_noticed(video_folder, tmp_path, monkeypatch):
     pytest.importorskip("aiohttp", reason="fsspec reads https with it")
-    monkeypatch.setattr("unloc.data.object_store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("unloc.cache.object_store.PAUSE_SECONDS", 0)
     (tmp_path / "videos" / "some more").mkdir(parents=True)
     shutil.copy(video_folder / "v0.mp4", tmp_path / "videos" / "some more" / "a film.mp4")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=tmp_path)) as server:
@@ -233,7 +237,7 @@ def test_videos_of_a_web_server_are_read_and_half_ones_noticed(video_folder, tmp
         whole = decode(url, "a film")[-1]
         assert whole.row["file"] == "a film.mp4"
         assert whole.row["content_sha256"] == hashlib.sha256((video_folder / "v0.mp4").read_bytes()).hexdigest()
-        (file,) = locate_videos(manifest("a film"), url)[0].values()
+        (file,) = locate_videos(manifest("a film").videos, url)[0].values()
         with file.open() as handle:
             assert handle.read() == (video_folder / "v0.mp4").read_bytes()
         monkeypatch.setattr(Server, "gives_half", True)

@@ -16,11 +16,11 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Staging
 from pipeline.repair import ManifestContent, repair
 from tests.conftest import render_video
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache, read_attributes
-from unloc.data.cache_writer import VideoTokens, group_metadata
-from unloc.data.lease import lease
-from unloc.data.mirror import Home
+from unloc.cache.audit import audit_cache
+from unloc.cache.lock import lease
+from unloc.cache.mirror import Home
+from unloc.cache.reading import open_cache, read_attributes
+from unloc.cache.writing import VideoTokens, group_metadata
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.inference.encode import EncodeConfig
 

@@ -22,7 +22,7 @@ from pipeline.supervisor import (
     wanted_staff,
 )
 from pipeline.workers import EncoderLost
-from unloc.data.cache_writer import VideoTokens
+from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError
 
 TIMEOUT = 20.0

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline.extract import ExtractOptions, extract
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import create_or_check, fingerprint_differences
+from unloc.cache.reading import open_cache
+from unloc.cache.writing import create_or_check, fingerprint_differences
 from unloc.errors import FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import require_same_cache

@@ -29,7 +29,7 @@ def test_activitynet_has_the_official_keys_and_every_class_event(files, plans):
 
 
 def test_every_format_converts_into_a_manifest_that_says_it_is_synthetic(files, tmp_path):
-    from unloc.data.converters import convert
+    from unloc.annotations.converters import convert
 
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from unloc.synth import toy_tower_files
-from unloc.synth.captions import (
+from benchmarks.toy_tower.captions import (
     ANY,
     FACTS,
     SCENE_LENGTH_SECONDS,
@@ -19,15 +18,16 @@ from unloc.synth.captions import (
     render_chunk,
     sprite_facts,
 )
-from unloc.synth.drawing import Sprite
-from unloc.synth.scenes import Scene
-from unloc.synth.train_tower import (
+from benchmarks.toy_tower.train_tower import (
     TowerTraining,
     build_model,
     contrastive_loss,
     encode_captions,
     train,
 )
+from unloc.synth import toy_tower_files
+from unloc.synth.drawing import Sprite
+from unloc.synth.scenes import Scene
 from unloc.synth.vocabulary import COLOURS, SHAPES
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unloc.data.cache_writer import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
-from unloc.data.schema import build_manifest, instance_row, query_row, save_manifest, video_row
+from unloc.annotations.schema import build_manifest, instance_row, query_row, save_manifest, video_row
+from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
 
 DIM, FPS, SECONDS = 16, 2.0, 16.0
 NAMES = ("red circle", "blue square", "green star")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from tests.training.test_trainer import recipe_for
-from unloc.data.cache import open_cache
-from unloc.data.durations import cached_durations, durations_of, measured_durations
-from unloc.data.schema import build_manifest, load_manifest, save_manifest, video_row
-from unloc.data.video.facts import scan
+from unloc.annotations.durations import cached_durations, durations_of, measured_durations
+from unloc.annotations.schema import build_manifest, load_manifest, save_manifest, video_row
+from unloc.cache.reading import open_cache
 from unloc.errors import InputError
 from unloc.training.run import fit_recipe
+from unloc.video.facts import scan
 
 HEADER = '{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}\n'
 

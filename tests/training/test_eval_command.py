@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.training.test_trainer import recipe_for
-from unloc.data.prediction_reading import read_predictions
-from unloc.data.schema import load_manifest, save_manifest
+from unloc.annotations.schema import load_manifest, save_manifest
+from unloc.predictions.reading import read_predictions
 from unloc.training.run import fit_recipe
 
 

@@ -10,12 +10,12 @@ import torch
 from pipeline.extract import ExtractOptions, extract
 from pipeline.merge import merge
 from pipeline.repair import repair
+from unloc.annotations.schema import build_manifest, load_manifest, query_row, save_manifest, video_row
+from unloc.cache.audit import audit_cache
+from unloc.cache.reading import open_cache
+from unloc.cache.remote import home_of
+from unloc.cache.writing import write_projections
 from unloc.config import load_recipe
-from unloc.data.audit import audit_cache
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import write_projections
-from unloc.data.remote import home_of
-from unloc.data.schema import build_manifest, load_manifest, query_row, save_manifest, video_row
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
 from unloc.inference.load import load_model

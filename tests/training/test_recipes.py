@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from tests.training.recipe_headers import ABLATIONS, NAMES, PAPER, header, loaded, numbers, stated
+from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.cli import app
 from unloc.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
-from unloc.data.collate import Example, collate
-from unloc.data.schema import load_manifest, save_manifest
-from unloc.data.steps import TimeGrid
 from unloc.errors import ConfigError, FingerprintError, UnlocError
+from unloc.examples.batches import Example, collate
+from unloc.examples.steps import TimeGrid
 from unloc.inference.load import CheckpointInfo, build_model
 from unloc.recipe_files import shipped_recipes
 from unloc.tasks import task_named

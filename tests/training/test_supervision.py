@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.training.test_trainer import EXTRA, SHAPE
-from unloc.data.cache import open_cache
-from unloc.data.cache_writer import VideoTokens, token_checksum, write_video_shard
-from unloc.data.schema import load_manifest, save_manifest
+from unloc.annotations.schema import load_manifest, save_manifest
+from unloc.cache.reading import open_cache
+from unloc.cache.writing import VideoTokens, token_checksum, write_video_shard
 
 FEW = ("train.epochs=0.2", "train.eval_every_epochs=0.1")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unloc.annotations.schema import load_manifest, video_row
+from unloc.cache.reading import open_cache
 from unloc.config import load_recipe, recipe_from_dict
-from unloc.data.cache import open_cache
-from unloc.data.schema import load_manifest, video_row
 from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
 from unloc.inference.load import load_model, require_same_cache
 from unloc.training import checkpoint
@@ -258,7 +258,7 @@ def test_the_manifest_of_another_task_is_refused(token_world, tmp_path):
     manifest, cache = token_world
     import dataclasses
 
-    from unloc.data.schema import save_manifest
+    from unloc.annotations.schema import save_manifest
 
     only_tal = dataclasses.replace(load_manifest(manifest), tasks=("tal",))
     save_manifest(only_tal, tmp_path / "tal.jsonl")

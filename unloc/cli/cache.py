@@ -12,8 +12,8 @@ from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
     from pipeline.repair import FindFile, ManifestContent
-    from unloc.data.audit import Audit
-    from unloc.data.mirror import Home
+    from unloc.cache.audit import Audit
+    from unloc.cache.mirror import Home
 
 cache_app = typer.Typer(help="Describe and audit a cache.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
@@ -61,7 +61,7 @@ def verify(
     """
     if videos and shards:
         raise InputError("--repair: give one of --videos and --shards")
-    from unloc.data.remote import exact_copy
+    from unloc.cache.remote import exact_copy
 
     with exact_copy(cache) as home:
         if repair:
@@ -81,14 +81,14 @@ def verify(
 
 def _num_waiting(folder: Path) -> int:
     from pipeline.ledger import Plan
-    from unloc.data.cache import open_cache
+    from unloc.cache.reading import open_cache
 
     return sum(map(len, Plan(folder).open_shards(open_cache(folder)).values()))
 
 
 def _audited(folder: Path) -> "Audit":
     """What an audit finds, every damage told."""
-    from unloc.data.audit import audit_cache
+    from unloc.cache.audit import audit_cache
 
     audit = audit_cache(folder)
     _tell_damages(audit)
@@ -128,15 +128,15 @@ class _Videos:
     @classmethod
     def read(cls, videos: Path | None, shards: str | None, manifest: Path | None) -> "_Videos":
         from pipeline.repair import ManifestContent
-        from unloc.data.locate import VideoIndex, find_video_file, index_folder, index_shards, locate_files
-        from unloc.data.schema import load_manifest
-        from unloc.data.texts import manifest_texts
+        from unloc.annotations.schema import load_manifest
+        from unloc.examples.texts import manifest_texts
+        from unloc.video.locate import VideoIndex, find_video_file, index_folder, index_shards, locate_files
 
         index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex([])
         content = None
         if manifest:
             loaded = load_manifest(manifest)
-            content = ManifestContent(locate_files(loaded, index)[0], manifest_texts(loaded, prompts=True))
+            content = ManifestContent(locate_files(loaded.videos, index)[0], manifest_texts(loaded, prompts=True))
         named = content.files if content else {}
         return cls(lambda video_id, file: named.get(video_id) or find_video_file(index, video_id, file), content)
 
@@ -152,7 +152,7 @@ def merge(
     Example: unloc cache merge data/all data/cache-machine1 data/cache-machine2
     """
     from pipeline.merge import merge as join
-    from unloc.data.remote import local_copy, writable
+    from unloc.cache.remote import local_copy, writable
 
     with writable(out) as folder:
         done = join(folder, [local_copy(source) for source in sources], shard_size=shard_size)

@@ -10,7 +10,7 @@ from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.import_features import ImportSummary
-    from unloc.data.features import Timing
+    from unloc.cache.features import Timing
 
 CLIP_SECONDS = {"moment-detr": 2.0, "univtg": 2.0}  # QVHighlights' clips, which their feature files follow
 WINDOWED = ("actionformer", "opentad")
@@ -41,8 +41,8 @@ def import_command(
     Example: unloc cache import actionformer i3d/ --cache data/i3d --origin "I3D" --fps 30 --stride 4 --window 16
     """
     from pipeline.import_features import ImportConfig, import_features
-    from unloc.data.remote import writable
-    from unloc.data.schema import load_manifest
+    from unloc.annotations.schema import load_manifest
+    from unloc.cache.remote import writable
 
     timing = _timing(format_name, clip_seconds, fps, stride, window, even)
     config = ImportConfig(
@@ -59,7 +59,7 @@ def import_command(
 def _timing(
     format_name: str, clip_seconds: float | None, fps: float | None, stride: int | None, window: int | None, even: bool
 ) -> "Timing":
-    from unloc.data.features import FORMATS, Timing
+    from unloc.cache.features import FORMATS, Timing
 
     if format_name not in FORMATS:
         raise InputError(f"FORMAT: got {format_name!r}, expected one of {', '.join(FORMATS)}")

@@ -11,10 +11,10 @@ from unloc.cli import app
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from unloc.data.check import Finding
-    from unloc.data.locate import Coverage
-    from unloc.data.official import Repairs
-    from unloc.data.schema import Manifest, UnreadableLine
+    from unloc.annotations.check import Finding
+    from unloc.annotations.official import Repairs
+    from unloc.annotations.schema import Manifest, UnreadableLine
+    from unloc.video.locate import Coverage
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -76,11 +76,11 @@ def convert(
 
     Example: unloc data convert charades-sta --annotations charades_sta_test.txt Charades_v1_test.csv --out test.jsonl
     """
-    from unloc.data.check import findings
-    from unloc.data.converters import convert as convert_files
-    from unloc.data.official import Repairs
-    from unloc.data.repair import apply_rule
-    from unloc.data.schema import numbered, save_manifest
+    from unloc.annotations.check import findings
+    from unloc.annotations.converters import convert as convert_files
+    from unloc.annotations.official import Repairs
+    from unloc.annotations.repair import apply_rule
+    from unloc.annotations.schema import numbered, save_manifest
 
     paths, told = [*annotations, *map(Path, context.args)], Repairs()
     _refuse_overwriting(paths, out, changes)
@@ -104,7 +104,7 @@ def _refuse_overwriting(inputs: list[Path], *outputs: Path | None) -> None:
 
 
 def _apply_lists(manifest: "Manifest", without: list[Path], only: list[Path], told: "Repairs") -> "Manifest":
-    from unloc.data.video_lists import only_videos, read_video_list, without_videos
+    from unloc.annotations.video_lists import only_videos, read_video_list, without_videos
 
     for option, paths, restrict in (("--without", without, without_videos), ("--only", only, only_videos)):
         for path in paths:
@@ -136,7 +136,7 @@ def _print_lines(lines: Iterable[str], *, to_stderr: bool = False) -> None:
 
 def _print_counts(manifest: "Manifest") -> None:
     """Videos, queries, windows and instances of every split, and the videos that splits share."""
-    from unloc.data.check import shared_between_splits
+    from unloc.annotations.check import shared_between_splits
 
     typer.echo(f"{manifest.name}: tasks {', '.join(manifest.tasks)}; {len(manifest.classes)} classes")
     for split in manifest.splits:
@@ -150,7 +150,7 @@ def _print_counts(manifest: "Manifest") -> None:
 
 
 def _print_kinds(found: list["Finding"], path: Path) -> None:
-    from unloc.data.check import count_kinds
+    from unloc.annotations.check import count_kinds
 
     for kind, count, first in count_kinds(found):
         note = "note: " if first.is_note else ""
@@ -172,10 +172,10 @@ def check(
 
     Example: unloc data check data/mr.jsonl --videos data/videos --bad-rows repair --out data/mr.repaired.jsonl
     """
-    from unloc.data.check import findings, unreadable_findings
-    from unloc.data.durations import measured_durations
-    from unloc.data.locate import folder_coverage
-    from unloc.data.schema import load_manifest
+    from unloc.annotations.check import findings, unreadable_findings
+    from unloc.annotations.durations import measured_durations
+    from unloc.annotations.schema import load_manifest
+    from unloc.video.locate import folder_coverage
 
     unreadable: list[UnreadableLine] = []
     loaded = load_manifest(manifest, unreadable)
@@ -183,7 +183,7 @@ def check(
         raise InputError(
             "--out: give --bad-rows repair or drop, or --videos to measure durations; else nothing changes"
         )
-    coverage, broken, measured = folder_coverage(loaded, videos) if videos else None, {}, 0
+    coverage, broken, measured = folder_coverage(loaded.videos, videos) if videos else None, {}, 0
     if coverage is not None:
         loaded, measured, broken = measured_durations(loaded, coverage.whole)
     settled, told = _settle(loaded, unreadable, bad_rows, out)
@@ -213,9 +213,9 @@ def _settle(
     manifest: "Manifest", unreadable: list["UnreadableLine"], bad_rows: str, out: Path | None
 ) -> tuple["Manifest", "Repairs"]:
     """The manifest after the rule, written where asked for, and what the rule changed."""
-    from unloc.data.official import Repairs
-    from unloc.data.repair import apply_rule
-    from unloc.data.schema import numbered, save_manifest
+    from unloc.annotations.official import Repairs
+    from unloc.annotations.repair import apply_rule
+    from unloc.annotations.schema import numbered, save_manifest
 
     told = Repairs()
     settled = numbered(apply_rule(manifest, bad_rows, told))
@@ -260,9 +260,9 @@ def zero_shot(
 
     Example: unloc data zero-shot anet.jsonl --lists train_50_test_50/ActivityNet --split validation --out data/zs50
     """
-    from unloc.data.class_splits import read_class_splits, seen_manifest, unseen_manifest
-    from unloc.data.nonsense import nonsense_manifest
-    from unloc.data.schema import load_manifest, save_manifest
+    from unloc.annotations.class_splits import read_class_splits, seen_manifest, unseen_manifest
+    from unloc.annotations.nonsense import nonsense_manifest
+    from unloc.annotations.schema import load_manifest, save_manifest
 
     loaded = load_manifest(manifest)
     for split in read_class_splits(lists):

@@ -13,8 +13,8 @@ from unloc.cli.evaluate_output import plot_paths, print_report, report_path, wri
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from unloc.data.cache import Cache
-    from unloc.data.schema import Manifest
+    from unloc.annotations.schema import Manifest
+    from unloc.cache.reading import Cache
     from unloc.evaluation.evaluator import Predictions
     from unloc.evaluation.outputs import Outputs
     from unloc.inference.load import LoadedModel
@@ -125,10 +125,10 @@ def _annotations(
     """The manifest without the videos left out of the split, the options that say by what to score, and which videos
     are scored. Durations that the manifest does not state are taken from the cache.
     """
-    from unloc.data.cache import open_cache
-    from unloc.data.durations import cached_durations
-    from unloc.data.schema import load_manifest
-    from unloc.data.video_lists import listed_filter, restricted
+    from unloc.annotations.durations import cached_durations
+    from unloc.annotations.schema import load_manifest
+    from unloc.annotations.video_lists import listed_filter, restricted
+    from unloc.cache.reading import open_cache
     from unloc.evaluation.evaluator import default_train_split
 
     if path is None:
@@ -215,7 +215,7 @@ def _write(
     asked: _Asked, paths: list[Path], task: str, found: "Predictions", split: str, external_labels: bool
 ) -> None:
     """Write the predictions of a split into claimed files."""
-    from unloc.data.prediction_writing import export_predictions, missing_submissions
+    from unloc.predictions.writing import export_predictions, missing_submissions
 
     with asked.outputs.writing():
         for path in paths:
@@ -241,7 +241,7 @@ def _claim_predictions(asked: _Asked, task: str, *, beside_report: bool = True) 
 
 
 def _evaluate_baseline(asked: _Asked, scoring: dict) -> tuple[dict | None, "Predictions"]:
-    from unloc.data.cache import open_cache
+    from unloc.cache.reading import open_cache
     from unloc.evaluation.evaluator import evaluate
     from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments, require_embeddings
 
@@ -270,13 +270,13 @@ def _written(paths: list[Path]) -> dict:
 
 def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple[dict | None, "Predictions"]:
     """The report of a run; of a split whose annotations are hidden only the predictions, where they are exported."""
-    from unloc.data.cache import open_cache
-    from unloc.data.prediction_writing import SUBMITTED_SPLITS
-    from unloc.data.vocabulary import names_in_vocabulary
+    from unloc.annotations.vocabulary import names_in_vocabulary
+    from unloc.cache.reading import open_cache
     from unloc.evaluation.evaluator import default_train_split, evaluate, require_seconds
     from unloc.inference.device import described, resolve_device
     from unloc.inference.load import load_model, require_same_cache
     from unloc.inference.run import predict_split
+    from unloc.predictions.writing import SUBMITTED_SPLITS
     from unloc.training.trainer import require_task
 
     where = resolve_device(device)

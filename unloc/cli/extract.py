@@ -14,8 +14,8 @@ from unloc.errors import InputError
 if TYPE_CHECKING:
     from pipeline.decoding import Limits
     from pipeline.extract import ExtractOptions
-    from unloc.data.tar_shards import VideoFile
     from unloc.inference.encode import EncodeConfig
+    from unloc.video.tar_shards import VideoFile
 
 SHOWN_FAILURES = 20
 GIB = 1 << 30
@@ -106,14 +106,14 @@ class _Inputs:
         cls, manifest: Path, videos: Path | None, shards: str | None, split: str | None, limit: int, prompts: bool
     ) -> "_Inputs":
         """Of one split, or all. Raises InputError where not exactly one place with videos is given."""
-        from unloc.data.locate import locate_in_shards, locate_videos
-        from unloc.data.schema import load_manifest
-        from unloc.data.texts import manifest_texts
+        from unloc.annotations.schema import load_manifest
+        from unloc.examples.texts import manifest_texts
+        from unloc.video.locate import locate_in_shards, locate_videos
 
         if (videos is None) == (shards is None):
             raise InputError("unloc extract: give one of --videos DIR and --shards 'videos-{000..127}.tar'")
         selected = load_manifest(manifest).select(split)
-        files, missing = locate_in_shards(selected, shards) if shards else locate_videos(selected, videos)
+        files, missing = locate_in_shards(selected.videos, shards) if shards else locate_videos(selected.videos, videos)
         if limit:
             files, missing = dict(list(files.items())[:limit]), []
         table = selected.videos

@@ -16,13 +16,13 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from unloc.data.durations import durations_of
-from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
-from unloc.data.schema import INSTANCE_COLUMNS, Manifest
+from unloc.annotations.durations import durations_of
+from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
 from unloc.evaluation.detection import found_at_multiple
 from unloc.evaluation.matching import Matches, interpolated_precision, match_detections, overlap_over_union
 from unloc.evaluation.retrieval import align, truth_of
 from unloc.evaluation.runs import runs
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 
 REACHED, TOUCHED = 0.5, 0.1
 KINDS = ("true", "duplicate", "wrong label", "poor boundary", "confused", "background")

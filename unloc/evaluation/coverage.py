@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from unloc.data.predictions import FramePrediction, MomentPrediction
-from unloc.data.schema import Manifest
+from unloc.annotations.schema import Manifest
 from unloc.evaluation.retrieval import align
+from unloc.predictions.records import FramePrediction, MomentPrediction
 
 
 def coverage(manifest: Manifest, predictions: pd.DataFrame | Sequence, task: str) -> dict:

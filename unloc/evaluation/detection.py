@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from unloc.data.schema import Manifest
+from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.matching import Matches, interpolated_precision, match_detections, overlap_over_union
 

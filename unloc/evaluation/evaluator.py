@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from unloc.data.durations import stated_durations
-from unloc.data.predictions import FramePrediction, MomentPrediction
-from unloc.data.schema import Manifest
+from unloc.annotations.durations import stated_durations
+from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation import retrieval, segmentation
 from unloc.evaluation.bootstrap import detection_intervals, frame_intervals, query_intervals
@@ -22,6 +21,7 @@ from unloc.evaluation.mismatch import other_unit
 from unloc.evaluation.qvhighlights import LIGHTHOUSE_RANGES, official_report, qvhighlights_values
 from unloc.evaluation.rows import QueryValues
 from unloc.evaluation.ties import tie_spans
+from unloc.predictions.records import FramePrediction, MomentPrediction
 from unloc.tasks import task_named
 
 logger = logging.getLogger(__name__)

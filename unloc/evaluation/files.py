@@ -11,17 +11,17 @@ from pathlib import Path
 import pandas as pd
 
 from unloc import __version__
-from unloc.data.class_splits import ClassSplit, read_class_splits
-from unloc.data.nonsense import nonsense_manifest
-from unloc.data.prediction_reading import PredictionFile, read_predictions
-from unloc.data.predictions import Problems, StoredScores
-from unloc.data.schema import Manifest
-from unloc.data.vocabulary import read_vocabulary
+from unloc.annotations.class_splits import ClassSplit, read_class_splits
+from unloc.annotations.nonsense import nonsense_manifest
+from unloc.annotations.schema import Manifest
+from unloc.annotations.vocabulary import read_vocabulary
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.evaluation.evaluator import Predictions, checked_protocol, evaluate, header
 from unloc.evaluation.mismatch import require_match, require_score
 from unloc.evaluation.screening import screen_predictions
 from unloc.evaluation.zero_shot import PredictionsOf, ZeroShotSources, one_for_all, zero_shot
+from unloc.predictions.reading import PredictionFile, read_predictions
+from unloc.predictions.records import Problems, StoredScores
 
 VERSIONED = {"numpy": "numpy", "pandas": "pandas", "torch": "torch", "open_clip": "open_clip_torch", "zarr": "zarr"}
 

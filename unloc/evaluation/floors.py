@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from unloc.data.durations import durations_of
-from unloc.data.predictions import FramePrediction, MomentPrediction
-from unloc.data.schema import CLIP_SECONDS, Manifest
+from unloc.annotations.durations import durations_of
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.highlight import ratings_of
 from unloc.evaluation.matching import overlap_over_union
+from unloc.predictions.records import FramePrediction, MomentPrediction
 
 GRID = np.linspace(0.0, 1.0, 51)
 BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all that a floor chooses from

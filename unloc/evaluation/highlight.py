@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.data.durations import durations_of
-from unloc.data.predictions import MomentPrediction
-from unloc.data.schema import CLIP_SECONDS, Manifest
+from unloc.annotations.durations import durations_of
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.retrieval import align
 from unloc.evaluation.rows import QueryValues
+from unloc.predictions.records import MomentPrediction
 
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 

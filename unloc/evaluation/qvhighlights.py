@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.data.predictions import MomentPrediction
-from unloc.data.schema import Manifest
+from unloc.annotations.schema import Manifest
 from unloc.evaluation.matching import match
 from unloc.evaluation.retrieval import PROTOCOLS, align, hull_ratio, truth_of, within
 from unloc.evaluation.rows import QueryValues
+from unloc.predictions.records import MomentPrediction
 
 RANGES = {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
 LIGHTHOUSE_RANGES = {"full": PROTOCOLS["lighthouse"].lengths}

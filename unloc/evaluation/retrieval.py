@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unloc.data.durations import durations_of
-from unloc.data.predictions import MomentPrediction
-from unloc.data.schema import Manifest
+from unloc.annotations.durations import durations_of
+from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.rows import QueryValues
+from unloc.predictions.records import MomentPrediction
 
 RANKS, THRESHOLDS = (1, 5, 10), (0.3, 0.5, 0.7)
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from unloc.data.durations import stated_durations
-from unloc.data.predictions import FramePrediction, MomentPrediction, Problems, StoredScores
-from unloc.data.schema import CLIP_SECONDS, Manifest
+from unloc.annotations.durations import stated_durations
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
 from unloc.evaluation.mismatch import other_unit
 from unloc.evaluation.retrieval import QueryKeys, align, text_key
+from unloc.predictions.records import FramePrediction, MomentPrediction, Problems, StoredScores
 
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"

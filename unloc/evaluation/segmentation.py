@@ -16,12 +16,12 @@ from functools import partial
 
 import numpy as np
 
-from unloc.data.durations import durations_of
-from unloc.data.predictions import FramePrediction, StoredScores
-from unloc.data.schema import Manifest
+from unloc.annotations.durations import durations_of
+from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.frame_precision import frame_map, frame_precision
 from unloc.evaluation.runs import BACKGROUND, OVERLAPS, edit_score, f1_of, run_counts
+from unloc.predictions.records import FramePrediction, StoredScores
 
 ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, whatever the floating point says
 LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips are frames still

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.data.predictions import MomentPrediction
-from unloc.data.schema import Manifest
+from unloc.annotations.schema import Manifest
 from unloc.evaluation.retrieval import PROTOCOLS, RANKS, THRESHOLDS, align, best_first, finite_ratio, truth_of
+from unloc.predictions.records import MomentPrediction
 
 
 def tie_spans(

@@ -7,11 +7,11 @@ similarity, standardised within the video, passes a threshold is a prediction, s
 import numpy as np
 import pandas as pd
 
-from unloc.data.cache import Cache, CachedVideo
-from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
-from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.data.steps import at_distinct_times, nearest_index, token_spans
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.cache.reading import Cache, CachedVideo
 from unloc.errors import InputError
+from unloc.examples.steps import at_distinct_times, nearest_index, token_spans
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # standard deviations above the video's mean
 

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from unloc.data.cache_writer import VideoTokens, token_checksum
-from unloc.data.token_dtype import to_stored
+from unloc.cache.dtype import to_stored
+from unloc.cache.writing import VideoTokens, token_checksum
 from unloc.errors import InputError, VideoError
 
 logger = logging.getLogger(__name__)

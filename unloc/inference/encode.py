@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unloc.data.cache import completed
-from unloc.data.cache_writer import VideoTokens
-from unloc.data.preprocess import PreprocessSpec, normalise
-from unloc.data.sampling import FrameSampling
-from unloc.data.token_dtype import require_token_dtype, to_stored
-from unloc.data.views import CENTRE, require_views
+from unloc.cache.dtype import require_token_dtype, to_stored
+from unloc.cache.reading import completed
+from unloc.cache.writing import VideoTokens
 from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher
-from unloc.inference.reading import ReadSpec, VideoReading
 from unloc.model.frame_tokens import CPU_BATCH, FrameTokens, resolve_dtype
 from unloc.model.towers import Tower, load_tower
+from unloc.video.preprocess import PreprocessSpec, normalise
+from unloc.video.reading import ReadSpec, VideoReading
+from unloc.video.sampling import FrameSampling
+from unloc.video.views import CENTRE, require_views
 
 RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
 

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from unloc.cache.reading import Cache, completed
+from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe, dump_recipe, recipe_from_dict
-from unloc.data.cache import Cache, completed
-from unloc.data.cache_writer import fingerprint_differences
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named

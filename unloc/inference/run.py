@@ -7,14 +7,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.cache.reading import Cache
 from unloc.config import DecodeConfig, Recipe
-from unloc.data.cache import Cache
-from unloc.data.collate import Batch, Example, collate
-from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
-from unloc.data.predictions import FramePrediction, MomentPrediction, detections_table
-from unloc.data.schema import CLIP_SECONDS, Manifest
-from unloc.data.steps import at_distinct_times
 from unloc.errors import DivergedError
+from unloc.examples.batches import Batch, Example, collate
+from unloc.examples.examples import InstanceExamples, QueryExamples, WindowExamples
+from unloc.examples.steps import at_distinct_times
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
 from unloc.inference.texts import ClassTexts
@@ -22,6 +21,7 @@ from unloc.model.unloc import Outputs, UnLoc
 from unloc.ops.decode import decode_segments
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import make_points
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 
 Predictions = list[MomentPrediction] | pd.DataFrame | list[FramePrediction]
 

@@ -3,10 +3,10 @@
 import numpy as np
 from torch import Tensor
 
+from unloc.cache.reading import Cache
 from unloc.config import DataConfig
-from unloc.data.cache import Cache
-from unloc.data.collate import pad_texts
-from unloc.data.prompts import prompted
+from unloc.examples.batches import pad_texts
+from unloc.examples.prompts import prompted
 
 
 class ClassTexts:

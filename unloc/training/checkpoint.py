@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from unloc.data.cache_writer import flush, write_atomically
+from unloc.cache.writing import flush, write_atomically
 from unloc.errors import InputError
 from unloc.inference.load import CheckpointInfo
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from unloc.data.collate import Batch
+from unloc.examples.batches import Batch
 
 
 @dataclass(frozen=True)

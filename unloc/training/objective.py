@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unloc.config import LossConfig, Recipe
-from unloc.data.collate import Batch
+from unloc.examples.batches import Batch
 from unloc.model.unloc import Outputs
 from unloc.ops.losses import box_loss, focal_loss, sigmoid_loss, sum_over
 from unloc.ops.points import Points, make_points

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
+from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
+from unloc.annotations.video_lists import restricted
+from unloc.cache.lock import LOCK, lease
+from unloc.cache.reading import Cache, open_cache
+from unloc.cache.writing import disk_errors, write_atomically
 from unloc.config import Recipe, dump_recipe, load_recipe
-from unloc.data.cache import Cache, open_cache
-from unloc.data.cache_writer import disk_errors, write_atomically
-from unloc.data.lease import LOCK, lease
-from unloc.data.schema import Manifest, load_manifest, manifest_rows
-from unloc.data.video_lists import restricted
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.evaluation.evaluator import require_annotations, require_seconds
 from unloc.inference.device import described, resolve_device

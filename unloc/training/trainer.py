@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from unloc.annotations.durations import cached_durations, durations_of
+from unloc.annotations.schema import Manifest
+from unloc.cache.reading import Cache
+from unloc.cache.writing import write_atomically
 from unloc.config import Recipe
-from unloc.data.cache import Cache
-from unloc.data.cache_writer import write_atomically
-from unloc.data.collate import Batch, choose_classes, collate, collate_class_pairs
-from unloc.data.dataset import InstanceExamples, QueryExamples, WindowExamples
-from unloc.data.durations import cached_durations, durations_of
-from unloc.data.schema import Manifest
 from unloc.errors import DivergedError, InputError, StoppedError
 from unloc.evaluation.evaluator import annotated_queries
+from unloc.examples.batches import Batch, choose_classes, collate, collate_class_pairs
+from unloc.examples.examples import InstanceExamples, QueryExamples, WindowExamples
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo, build_model, start_projections
 from unloc.inference.texts import ClassTexts

@@ -1,7 +1,7 @@
 """Metrics of a model on a split, for the loop."""
 
-from unloc.data.cache import Cache
-from unloc.data.schema import Manifest
+from unloc.annotations.schema import Manifest
+from unloc.cache.reading import Cache
 from unloc.evaluation.evaluator import score
 from unloc.inference.load import CheckpointInfo, LoadedModel
 from unloc.inference.run import predict_split

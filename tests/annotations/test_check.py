@@ -1,0 +1,230 @@
+"""Every kind of bad row is found with its line, and changed only by the rule asked for."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unloc.annotations.check import NOTES, count_kinds, findings, segment_problem, shared_between_splits
+from unloc.annotations.official import Repairs
+from unloc.annotations.repair import RULES, apply_rule
+from unloc.annotations.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
+from unloc.errors import InputError, ManifestError
+from unloc.video.locate import folder_coverage
+
+
+@pytest.fixture
+def bad_manifest():
+    rows = [
+        video_row("v", "train", 10.0),
+        video_row("v", "train", 10.0),
+        video_row("w", "train", -1.0),
+        video_row("x", "train", None),
+        query_row("v", "train", "1", "fine", [[1, 2], [5, 12], [1, 2]]),
+        query_row("v", "train", "2", "reversed", [[5, 4]]),
+        query_row("v", "train", "2", " ", [[3, 3]]),
+        query_row("u", "train", "4", "nowhere", [[1, 2]]),
+        query_row("v", "val", "5", "no such split", [[1, 2]]),
+        query_row("v", "train", "6", "rated", [[0, 4]], [0, 7], [[1, 2, 9], [1, 1, 1]]),
+        query_row("v", "train", "7", "short", [[0, 4]], [0, 1], [[1, 2, 3]]),
+        query_row("v", "train", "8", "late", [[8, 10]], [9], [[1, 2, 3]]),
+        query_row("v", "train", "9", "rounded", [[8, 10.01]]),
+        query_row("v", "train", "10", "infinite", [[0, math.inf]]),
+        instance_row("v", "train", "cat", 1, 2),
+        instance_row("v", "train", "cat", 1, 2),
+        instance_row("v", "train", "dog", -1, 2),
+        instance_row("v", "train", "cat", 11, 12),
+        instance_row("x", "train", "cat", 0, 999),
+    ]
+    return build_manifest(name="bad", tasks=("mr",), rows=rows, classes=["cat", "eel", "cat", " "])
+
+
+def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
+    save_manifest(bad_manifest, tmp_path / "m.jsonl")
+    found = findings(load_manifest(tmp_path / "m.jsonl"))
+    assert {(item.line, item.kind) for item in found if not item.is_note} == {
+        (1, "duplicate class"),
+        (1, "empty class"),
+        (3, "duplicate video"),
+        (4, "bad duration"),
+        (6, "duplicate window"),
+        (6, "segment past the video"),
+        (7, "reversed segment"),
+        (8, "duplicate qid"),
+        (8, "empty text"),
+        (8, "zero-length segment"),
+        (9, "video not described"),
+        (10, "unknown split"),
+        (11, "saliency out of range"),
+        (12, "saliency of wrong length"),
+        (13, "clip outside the video"),
+        (15, "segment not finite"),
+        (17, "duplicate row"),
+        (18, "unknown label"),
+        (18, "segment before the video"),
+        (19, "segment wholly past the video"),
+    }
+    assert {(item.line, item.kind) for item in found if item.is_note} == {
+        (1, "class without instances"),
+        (5, "unknown duration"),
+        (8, "segment of at most 0.1 s"),
+        (14, "segment past the video by rounding"),
+    }
+
+
+def test_what_a_folder_lacks_stands_at_the_line_of_its_video(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    rows = [video_row(key, "t", 1.0) for key in ("a", "v_a", "gone")]
+    manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
+    found = findings(manifest, folder_coverage(manifest.videos, tmp_path))
+    assert [(item.line, item.kind) for item in found] == [
+        (2, "empty video file"),
+        (3, "empty video file"),
+        (3, "two ids with one file"),
+        (4, "missing video"),
+    ]
+
+
+def test_kinds_are_counted_with_their_first_place(bad_manifest):
+    kinds = {kind: (count, first.line) for kind, count, first in count_kinds(findings(bad_manifest))}
+    assert kinds["segment past the video"] == (1, 6) and kinds["duplicate row"] == (1, 17)
+    assert next(iter(kinds)) == "duplicate class"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "duration", "problem"),
+    [
+        (0, 10, 10, None),
+        (0, 10.01, 10, "segment past the video by rounding"),
+        (0, 10.02, 10, "segment past the video"),
+        (10, 11, 10, "segment wholly past the video"),
+        (0, 99, math.nan, None),
+        (-0.1, 1, 10, "segment before the video"),
+        (2, 2, 10, "zero-length segment"),
+        (3, 2, 10, "reversed segment"),
+        (math.nan, 2, 10, "segment not finite"),
+    ],
+)
+def test_a_segment_has_one_problem_or_none(start, end, duration, problem):
+    assert segment_problem(start, end, duration) == problem
+
+
+def test_repair_cuts_and_drops_and_tells_every_change(bad_manifest):
+    told = Repairs()
+    repaired = apply_rule(bad_manifest, "repair", told)
+    assert repaired.queries["segments"].tolist() == [[[1, 2], [5, 10]], [[0, 4]], [[0, 4]], [[8, 10]], [[8, 10]]]
+    assert repaired.queries["saliency_scores"].tolist() == [None] * 5
+    assert repaired.videos["duration_seconds"].fillna(0).tolist() == [10, 0, 0]
+    assert repaired.instances[["start_seconds", "end_seconds"]].to_numpy().tolist() == [[1, 2], [0, 999]]
+    assert repaired.classes == ("cat", "eel")
+    assert {rule: len(places) for rule, places in told.places.items()} == {
+        "duplicate or empty class: dropped": 2,
+        "duplicate video: dropped": 1,
+        "bad duration: made unknown": 1,
+        "duplicate window: dropped": 1,
+        "segment past the video: cut to the video": 1,
+        "reversed segment: dropped": 1,
+        "query without a window left: dropped": 2,
+        "empty text: dropped": 1,
+        "video not described: dropped": 1,
+        "unknown split: dropped": 1,
+        "saliency out of range: ratings left out": 1,
+        "saliency of wrong length: ratings left out": 1,
+        "clip outside the video: ratings left out": 1,
+        "segment past the video by rounding: cut to the video": 1,
+        "segment not finite: dropped": 1,
+        "duplicate row: dropped": 1,
+        "unknown label: dropped": 1,
+        "segment wholly past the video: dropped": 1,
+    }
+
+
+def test_drop_leaves_out_what_repair_would_cut_and_keeps_what_is_only_rounded(bad_manifest):
+    dropped = apply_rule(bad_manifest, "drop", Repairs())
+    assert dropped.queries["segments"].tolist() == [[[1, 2]], [[0, 4]], [[0, 4]], [[8, 10]], [[8, 10.01]]]
+    assert list(dropped.videos["video_id"]) == ["v", "x"]
+
+
+@pytest.mark.parametrize("rule", ["repair", "drop"])
+def test_after_a_rule_no_bad_row_is_left_and_a_second_time_nothing_changes(bad_manifest, rule):
+    once = apply_rule(bad_manifest, rule, Repairs())
+    assert not [item for item in findings(once) if not item.is_note]
+    told = Repairs()
+    apply_rule(once, rule, told)
+    assert not told.places
+
+
+bound = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0, 10.005])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(bound, bound), max_size=6), st.sampled_from(["repair", "drop"]))
+def test_after_a_rule_every_segment_lies_in_its_video(segments, rule):
+    rows = [video_row("v", "train", 10.0), query_row("v", "train", "1", "q", segments)]
+    rows += [instance_row("v", "train", "a", *segment) for segment in segments]
+    settled = apply_rule(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule, Repairs())
+    left = [tuple(segment) for segments in settled.queries["segments"] for segment in segments]
+    assert all(0 <= start < end <= (10 if rule == "repair" else 10.01) + 1e-6 for start, end in left)
+    assert not [item for item in findings(settled) if not item.is_note]
+    good = {(start, end) for start, end in segments if 0 <= start < end <= 10}
+    assert good <= set(left)
+
+
+def test_keep_changes_nothing_and_another_rule_is_an_error(bad_manifest):
+    told = Repairs()
+    assert apply_rule(bad_manifest, "keep", told) is bad_manifest and not told.places
+    with pytest.raises(InputError, match=f"--bad-rows: got 'ignore', expected one of {', '.join(RULES)}"):
+        apply_rule(bad_manifest, "ignore", told)
+    empty = build_manifest(name="x", tasks=("mr",), rows=[video_row("v", "train", -1.0)])
+    with pytest.raises(ManifestError, match="no video of 'x' is left"):
+        apply_rule(empty, "drop", told)
+
+
+def test_a_name_that_states_another_length_than_the_duration_is_noted_with_every_query():
+    rows = [video_row("ab_60.0_210.0", "val", 150.0), video_row("cd_60.0_210.0", "val", 126.0)]
+    rows += [
+        video_row("ef_0.0_2.5", "val", None),
+        video_row("clip_1_9", "val", 4.0),
+        video_row("gh_0.0_9.0", "val", 2.0),
+    ]
+    rows += [query_row(video, "val", str(n), f"query {n}", [[0, 1]]) for n, video in enumerate(["cd_60.0_210.0"] * 2)]
+    found = [item for item in findings(build_manifest(name="m", tasks=("mr",), rows=rows)) if "name" in item.kind]
+    assert [item.words.split()[0].strip(":") for item in found] == ["gh_0.0_9.0", "cd_60.0_210.0", "cd_60.0_210.0"]
+    assert all(item.is_note for item in found)
+
+
+def test_segments_too_short_to_be_meant_are_noted():
+    rows = [video_row("v", "val", 9.0)]
+    rows += [
+        instance_row("v", "val", "a", start, end) for start, end in ((0, 0), (1, 1.01), (2, 2.1), (3, 3.2), (5, 4))
+    ]
+    rows.append(query_row("v", "val", "1", "q", [[0, 0.05], [2, 4]]))
+    manifest = build_manifest(name="m", tasks=("tal", "mr"), rows=rows, classes=("a",))
+    kinds = Counter(item.kind for item in findings(manifest))
+    assert kinds == {"segment of at most 0.1 s": 4, "zero-length segment": 1, "reversed segment": 1}
+
+
+def test_hidden_annotations_stay_hidden():
+    rows = [video_row("v", "test", 10.0), query_row("v", "test", "1", "words", [])]
+    manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
+    assert not findings(manifest)
+    for rule in RULES:
+        assert apply_rule(manifest, rule, Repairs()).queries["segments"].tolist() == [[]]
+
+
+def test_videos_that_splits_share_are_counted():
+    rows = [video_row(key, split, 1.0) for key, split in (("a", "one"), ("a", "two"), ("b", "two"), ("c", "three"))]
+    assert shared_between_splits(build_manifest(name="x", tasks=("mr",), rows=rows)) == {("one", "two"): 1}
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs/data.md"
+
+
+def test_the_document_names_every_kind_and_its_manifest_can_be_read(bad_manifest, tmp_path):
+    words = DOCUMENT.read_text(encoding="utf-8")
+    assert not [kind for kind in {item.kind for item in findings(bad_manifest)} | NOTES if kind not in words]
+    (tmp_path / "m.jsonl").write_text(words.split("```json")[1].split("```")[0].strip())
+    assert not findings(load_manifest(tmp_path / "m.jsonl"))

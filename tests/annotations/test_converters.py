@@ -1,0 +1,155 @@
+import json
+
+import pytest
+
+from unloc.annotations.check import findings
+from unloc.annotations.converters import CONVERTERS, convert
+from unloc.annotations.official import Repairs
+from unloc.errors import InputError, ManifestError, MissingError
+from unloc.examples.prompts import prompted
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+ENTRY = {"duration": 10.0, "subset": "training", "annotations": [{"segment": [1.0, 2.5], "label": "Running"}]}
+
+
+def test_activitynet_keeps_subsets_as_splits_and_sorts_classes(tmp_path):
+    other = ENTRY | {"subset": "validation", "annotations": [{"segment": [0, 3], "label": "Archery"}]}
+    path = write(tmp_path / "a.json", {"version": "1.3", "taxonomy": [], "database": {"v1": ENTRY, "v2": other}})
+    manifest = convert("activitynet", [path])
+    assert manifest.classes == ("Archery", "Running") and manifest.splits == ["training", "validation"]
+    only = convert("activitynet", [path], "validation")
+    assert list(only.videos["video_id"]) == ["v2"] and only.classes == ("Archery", "Running")
+
+
+def test_classes_of_the_taxonomy_that_no_video_shows_are_classes_too(tmp_path):
+    nodes = [("Root", None), ("Sports", "Root"), ("Running", "Sports"), ("Rowing", "Sports")]
+    taxonomy = [{"nodeName": name, "parentName": parent} for name, parent in nodes]
+    path = write(tmp_path / "a.json", {"taxonomy": taxonomy, "database": {"v1": ENTRY}})
+    assert convert("activitynet", [path]).classes == ("Rowing", "Running")
+    for odd in (7, [7, None, {"nodeName": 3}, {"parentName": []}]):
+        write(path, {"taxonomy": odd, "database": {"v1": ENTRY}})
+        assert convert("activitynet", [path]).classes == ("Running",)
+
+
+def test_activitynet_captions_take_the_split_of_the_name_and_clean_the_sentences(tmp_path):
+    content = {"v_a": {"duration": 9.0, "timestamps": [[0, 3], [3, 9]], "sentences": [" One.", "Two\nlines. "]}}
+    manifest = convert("activitynet-captions", [write(tmp_path / "val_2.json", content)])
+    assert manifest.splits == ["val_2"] and list(manifest.queries["text"]) == ["One.", "Two lines."]
+
+
+def test_charades_reads_lines_and_lengths_and_says_what_is_missing(tmp_path):
+    text = write(tmp_path / "charades_sta_test.txt", "ABC 1.0 4.5##a person sits.\nABC 2.0 9.0##a person stands.\n")
+    lengths = write(tmp_path / "Charades_v1_test.csv", "id,subject,length\nABC,S,8.25\n")
+    manifest = convert("charades-sta", [text, lengths])
+    assert manifest.queries["segments"].tolist() == [[[1.0, 4.5]], [[2.0, 9.0]]]
+    assert manifest.videos["duration_seconds"].tolist() == [8.25]
+    with pytest.raises(ManifestError, match="no length for video 'ABC'"):
+        convert("charades-sta", [text])
+    broken = write(tmp_path / "charades_sta_train.txt", "ABC 1.0##a person sits.\n")
+    with pytest.raises(ManifestError, match=r"charades_sta_train\.txt:1"):
+        convert("charades-sta", [broken, lengths])
+
+
+def test_qvhighlights_keeps_windows_and_ratings(tmp_path):
+    row = {"qid": 7, "query": "q", "duration": 10, "vid": "x", "relevant_windows": [[2, 6]]}
+    row |= {"relevant_clip_ids": [1, 2], "saliency_scores": [[1, 2, 3], [4, 4, 4]]}
+    manifest = convert("qvhighlights", [write(tmp_path / "highlight_val_release.jsonl", json.dumps(row) + "\n")])
+    assert manifest.queries.iloc[0]["saliency_scores"] == [[1, 2, 3], [4, 4, 4]] and manifest.tasks == ("mr", "hd")
+    assert not findings(manifest)
+
+
+def test_coin_orders_classes_by_step_id_and_tells_shared_names_apart(tmp_path):
+    def video(task, steps):
+        annotation = [{"id": key, "segment": [n, n + 1.0], "label": label} for n, (key, label) in enumerate(steps)]
+        return {"duration": 9, "subset": "training", "class": task, "annotation": annotation}
+
+    database = {"a": video("Tea", [("2", "pour"), ("10", "stir")]), "b": video("Soup", [("1", "pour")])}
+    manifest = convert("coin", [write(tmp_path / "COIN.json", {"database": database})])
+    assert manifest.classes == ("pour (Soup)", "pour (Tea)", "stir")
+
+
+def test_coin_has_its_778_classes_whichever_steps_its_files_show(tmp_path):
+    steps = [("506", "pull out the screen connector and remove the screen"), ("508", "reset and screw on the screws")]
+    annotation = [{"id": key, "segment": [n, n + 1.0], "label": label} for n, (key, label) in enumerate(steps)]
+    entry = {"duration": 9, "subset": "testing", "class": "ReplaceLaptopScreen", "annotation": annotation}
+    manifest = convert("coin", [write(tmp_path / "COIN.json", {"database": {"a": entry}})])
+    assert len(manifest.classes) == len(set(manifest.classes)) == 778
+    assert [manifest.classes.index(label) for label in manifest.instances["label"]] == [505, 507]  # in order of ids
+
+
+@pytest.mark.parametrize("rendered", [True, False])
+def test_a_rendered_world_is_called_synthetic_by_its_manifest(tmp_path, rendered):
+    video = "v_synth7_00003" if rendered else "v_QOlSCBRmfWY"
+    entry = {"duration": 9, "timestamps": [[0, 1]], "sentences": ["a cat"]}
+    manifest = convert("activitynet-captions", [write(tmp_path / "val.json", {video: entry})])
+    names = (
+        "synthetic_activitynet_captions",
+        "synthetic world rendered by unloc, annotations in the format activitynet-captions",
+    )
+    assert (manifest.name, manifest.source) == (names if rendered else ("activitynet_captions", "ActivityNet Captions"))
+
+
+def test_of_several_lengths_the_first_is_taken_and_it_is_told(tmp_path):
+    write(tmp_path / "charades_sta_test.txt", "ABC 1.0 4.5##a person sits.\n")
+    write(tmp_path / "Charades_a.csv", "id,length\nABC,8\nABC,8.0\n")
+    write(tmp_path / "Charades_b.csv", "id,length\nABC,9\n")
+    write(tmp_path / "LICENSE.txt", "not annotations")
+    told = Repairs()
+    assert convert("charades-sta", [tmp_path], None, told).videos["duration_seconds"].tolist() == [8.0]
+    assert told.places == {
+        "video with several lengths: the first one taken": [f"{tmp_path / 'Charades_b.csv'}:2: 'ABC'"]
+    }
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_a_cut_off_or_foreign_file_is_one_clear_error(name, tmp_path):
+    path = write(tmp_path / "train.json", '{"database": {"v1": {"dur')
+    with pytest.raises(ManifestError, match=r"train\.json"):
+        convert(name, [path])
+    with pytest.raises(MissingError, match="do not exist"):
+        convert(name, [tmp_path / "nowhere.json"])
+
+
+def test_an_unknown_format_and_an_unknown_split_name_are_errors(tmp_path):
+    with pytest.raises(InputError, match="expected one of activitynet"):
+        convert("tacos", [tmp_path])
+    path = write(tmp_path / "mine.json", {"v_a": {"duration": 1, "timestamps": [], "sentences": []}})
+    with pytest.raises(ManifestError, match="give --split"):
+        convert("activitynet-captions", [path])
+
+
+def test_there_are_28_different_prompts():
+    prompts = prompted("long_jump")
+    assert len(set(prompts)) == 28 and all("long jump" in prompt for prompt in prompts)
+
+
+EVENT = {"query": "a dog >>> runs", "span": [[1, 2.5]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "split"),
+    [
+        ("test.json", {"v_x.mp4": {"duration": 9, "spans": [[1, 2.5]], "queries": ["a dog >>> runs"]}}, "test"),
+        ("data.jsonl", {"video_path": "v_x.mp4", "duration": 9, "events": [EVENT]}, "train"),
+        ("answers.json", {"v_x.mp4>>>a dog >>> runs>>>[1.0, 2.5]": {"timestamps": [[0, 1]], "duration": 9}}, "test"),
+        ("list.json", ["v_x.mp4>>>a dog >>> runs>>>(1.0, 2.5)"], "test"),
+        ("lines.txt", "v_x.mp4>>>a dog >>> runs>>>[1.0, 2.5]\n", "test"),
+        ("lines_val.jsonl", '"v_x.mp4>>>a dog >>> runs>>>[[1.0, 2.5]]"\n', "val"),
+    ],
+)
+def test_timelens_is_read_in_every_form_it_is_found_in(tmp_path, name, content, split):
+    manifest = convert("timelens", [write(tmp_path / name, content)])
+    assert manifest.videos[["video_id", "file", "split"]].to_numpy().tolist() == [["v_x", "v_x.mp4", split]]
+    assert manifest.queries[["text", "segments"]].to_numpy().tolist() == [["a dog >>> runs", [[1.0, 2.5]]]]
+
+
+@pytest.mark.parametrize("line", ["v>>>[1, 2]", "v>>>q>>>soon", "v>>>q>>>[1]", ">>>q>>>[1, 2]", '["v", 1]'])
+def test_a_timelens_line_that_is_none_is_an_error_with_its_file(tmp_path, line):
+    with pytest.raises(ManifestError, match=r"lines\.txt"):
+        convert("timelens", [write(tmp_path / "lines.txt", line)])

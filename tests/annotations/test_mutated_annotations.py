@@ -1,0 +1,108 @@
+"""Whatever stands in an annotation file or a manifest: it can be judged, repaired and written, or is one clear line."""
+
+import copy
+import json
+
+import pytest
+
+from unloc.annotations.check import findings
+from unloc.annotations.converters import convert
+from unloc.annotations.official import Repairs
+from unloc.annotations.repair import apply_rule
+from unloc.annotations.schema import load_manifest, save_manifest
+from unloc.errors import UnlocError
+
+ENTRY = {"duration": 10, "subset": "training", "annotations": [{"segment": [1, 2.5], "label": "Run"}]}
+STEPS = {"duration": 9, "subset": "training", "class": "Tea"}
+STEPS |= {"annotation": [{"id": "1", "segment": [0, 1], "label": "pour"}]}
+QUERY = {"qid": 7, "query": "q", "duration": 10, "vid": "x", "relevant_windows": [[2, 4]]}
+QUERY |= {"relevant_clip_ids": [1], "saliency_scores": [[3]]}
+FILES = {
+    "activitynet": ("a.json", {"database": {"v1": ENTRY}}),
+    "thumos14": ("a.json", {"database": {"v1": ENTRY | {"subset": "Test"}}}),
+    "coin": ("a.json", {"database": {"v1": STEPS}}),
+    "activitynet-captions": ("val_1.json", {"v_a": {"duration": 9, "timestamps": [[0, 3]], "sentences": ["One."]}}),
+    "qvhighlights": ("highlight_val.jsonl", QUERY),
+    "timelens": ("a.json", {"v.mp4": {"duration": 9, "spans": [[1, 2]], "queries": ["q"]}, "v>>>q>>>[1, 2]": {}}),
+}
+GONE = object()
+VALUES = [None, "", -1, 10**400, float("nan"), [], {}, [None, None], "\ud83d", GONE]
+
+
+def places(node, path=()):
+    """Every path of keys and indices into a JSON value."""
+    yield path
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in pairs:
+        yield from places(child, (*path, key))
+
+
+def changed(content, path, value):
+    """The content with another value at a path, or without what stands there."""
+    if not path:
+        return value
+    content = copy.deepcopy(content)
+    node = content
+    for key in path[:-1]:
+        node = node[key]
+    if value is GONE:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return content
+
+
+def mutations(content):
+    for path in places(content):
+        for value in VALUES:
+            if path or value is not GONE:
+                yield changed(content, path, value)
+
+
+def write(path, content):
+    path.write_text("\n".join(map(json.dumps, content)) if isinstance(content, tuple) else json.dumps(content))
+    return path
+
+
+def judge(manifest, folder):
+    for rule in ("repair", "drop"):
+        save_manifest(apply_rule(manifest, rule, Repairs()), folder / "settled.jsonl")
+        assert all(item.is_note for item in findings(load_manifest(folder / "settled.jsonl")))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_value_anywhere_in_annotations_is_converted_or_refused_in_one_line(name, tmp_path):
+    file_name, content = FILES[name]
+    judge(convert(name, [write(tmp_path / file_name, content)]), tmp_path)
+    refused = 0
+    for mutated in mutations(content):
+        try:
+            judge(convert(name, [write(tmp_path / file_name, mutated)]), tmp_path)
+        except UnlocError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 20
+
+
+HEADER = {"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"], "classes": ["a", "b"]}
+ROWS = [
+    {"kind": "video", "video_id": "v", "split": "t", "duration_seconds": 9},
+    {"kind": "query", "video_id": "v", "split": "t", "qid": "1", "text": "q", "segments": [[0, 2]]},
+    {"kind": "instance", "video_id": "v", "split": "t", "label": "a", "segment": [0, 1]},
+]
+ROWS[1] |= {"relevant_clip_ids": [0], "saliency_scores": [[3]]}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_any_value_anywhere_in_a_row_is_a_finding_an_unreadable_line_or_harmless(number, tmp_path):
+    told = 0
+    for mutated in mutations(ROWS[number]):
+        rows, unreadable = [HEADER, *ROWS, ROWS[0] | {"video_id": "w"}], []
+        rows[number + 1] = mutated
+        try:
+            manifest = load_manifest(write(tmp_path / "m.jsonl", tuple(rows)), unreadable)
+            told += bool(unreadable or findings(manifest))
+            judge(manifest, tmp_path)
+        except UnlocError as error:
+            assert "\n" not in str(error)
+    assert told > 20

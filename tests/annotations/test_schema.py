@@ -1,0 +1,112 @@
+"""Manifests on disk: what is written is read again, what cannot be read names file and line."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unloc.annotations.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
+from unloc.errors import InputError, ManifestError, MissingError
+
+HEADER = '{"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"]}'
+VIDEO = {"kind": "video", "video_id": "v", "split": "t", "duration_seconds": 9}
+QUERY = {"kind": "query", "video_id": "v", "split": "t", "qid": "1", "text": "q", "segments": [[0, 1]]}
+INSTANCE = {"kind": "instance", "video_id": "v", "split": "t", "label": "a", "segment": [0, 1]}
+
+name = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+time = st.floats(-1e6, 1e6)
+segment = st.tuples(time, time)
+
+
+@settings(max_examples=40, deadline=None)
+@given(name, name, st.floats(1e-3, 1e6) | st.none(), st.lists(segment), name, st.none() | st.lists(st.integers(0, 99)))
+def test_what_is_written_is_read_again(tmp_path_factory, video_id, text, duration, segments, label, clips):
+    scores = clips and [[0, 2, 4] for _ in clips]
+    rows = [
+        video_row(video_id, "t", duration),
+        query_row(video_id, "t", "1", text, segments, clips, scores),
+        *(instance_row(video_id, "t", label, start, end) for start, end in segments),
+    ]
+    manifest = build_manifest(name=text, tasks=("mr", "tal"), rows=rows, classes=[label], source=text)
+    path = tmp_path_factory.getbasetemp() / "manifest.jsonl"
+    save_manifest(manifest, path)
+    again = load_manifest(path)
+    assert (again.name, again.tasks, again.classes, again.source) == (text, ("mr", "tal"), (label,), text)
+    for key in ("videos", "queries", "instances"):
+        assert getattr(again, key).equals(getattr(manifest, key))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "m.jsonl is empty"),
+        (HEADER, "describes no video"),
+        ("[1, 2]", "m.jsonl:1: expected a JSON object, got list"),
+        (HEADER.replace("1,", "2,"), "m.jsonl:1: not a manifest of version 1"),
+        (HEADER.replace("mr", "ocr"), "m.jsonl:1: unknown task 'ocr'"),
+        (json.dumps(VIDEO), "m.jsonl:1: not a manifest of version 1: .* got kind 'video'"),
+        (f"{HEADER}\n\n{HEADER}", "m.jsonl:3: a second header"),
+        (f'{HEADER}\n{{"kind": "video"}}', "m.jsonl:2: row of kind 'video' lacks duration_seconds, split, video_id"),
+        (f"{HEADER}\n{'[' * 100_000}", "m.jsonl:2: not a manifest row: nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_manifest_names_file_and_line(tmp_path, content, words):
+    path = tmp_path / "m.jsonl"
+    path.write_text(content)
+    with pytest.raises(ManifestError, match=words):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (VIDEO | {"kind": "clip"}, "unknown kind 'clip'"),
+        (VIDEO | {"video_id": ""}, "video_id must be a non-empty string"),
+        (VIDEO | {"duration_seconds": "9"}, "duration_seconds must be a number or null"),
+        (VIDEO | {"file": 3}, "file must be a path or null"),
+        (QUERY | {"text": None}, "text must be a string"),
+        (QUERY | {"qid": 1.5}, "qid must be a non-empty string"),
+        (QUERY | {"segments": [0, 1]}, "segments must be a list of"),
+        (QUERY | {"relevant_clip_ids": ["a"]}, "relevant_clip_ids must be a list of numbers"),
+        (QUERY | {"saliency_scores": [1]}, "saliency_scores must be a list of lists"),
+        (INSTANCE | {"segment": [0, 1, 2]}, "segment must be"),
+        (INSTANCE | {"segment": [0, True]}, "segment must be"),
+        (INSTANCE | {"label": None}, "label must be a non-empty string"),
+    ],
+)
+def test_a_row_that_cannot_be_read_stops_a_reader_or_is_told_to_a_checker(tmp_path, row, words):
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join([HEADER, json.dumps(VIDEO), json.dumps(row)]))
+    with pytest.raises(ManifestError, match=f"m.jsonl:3: {words}"):
+        load_manifest(path)
+    unreadable = []
+    assert len(load_manifest(path, unreadable).videos) == 1
+    assert [item.line for item in unreadable] == [3] and words in unreadable[0].reason
+
+
+def test_what_is_not_there_or_not_text_is_said(tmp_path):
+    with pytest.raises(MissingError, match="does not exist"):
+        load_manifest(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ManifestError, match="is a folder"):
+        load_manifest(tmp_path)
+    (tmp_path / "video.mp4").write_bytes(b"\x00\xff\xfe")
+    with pytest.raises(ManifestError, match="not text"):
+        load_manifest(tmp_path / "video.mp4")
+
+
+def test_half_a_character_is_an_error_and_leaves_nothing_behind(tmp_path):
+    manifest = build_manifest(name="x", tasks=("mr",), rows=[VIDEO | {"video_id": "\ud83d"}])
+    with pytest.raises(InputError, match="cannot be written"):
+        save_manifest(manifest, tmp_path / "m.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_is_selected_in_all_tables_and_an_unknown_one_names_those_that_exist():
+    rows = [VIDEO, QUERY, INSTANCE, VIDEO | {"split": "u"}, INSTANCE | {"split": "u"}]
+    manifest = build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"])
+    part = manifest.select("u")
+    assert (len(part.videos), len(part.queries), len(part.instances)) == (1, 0, 1)
+    assert manifest.select(None) is manifest
+    with pytest.raises(MissingError, match="split 'val' is not in manifest 'x'; it has: t, u"):
+        manifest.select("val")

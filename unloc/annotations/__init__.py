@@ -1,0 +1,1 @@
+"""Annotations: the manifest schema, official formats, checks and repairs, class splits."""

@@ -1,0 +1,1 @@
+"""The cache: tokens on disk, read, written, checked, here or in a bucket."""

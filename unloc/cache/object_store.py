@@ -1,0 +1,184 @@
+"""Objects below one URL (`s3://bucket/cache`, `memory://cache`), read and written whole, over fsspec.
+
+Stores fail now and then: every action is tried again, and what was sent is there only once its size is right.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import fsspec
+from fsspec.callbacks import Callback
+
+from unloc.cache.writing import file_checksum
+from unloc.errors import CacheError, InputError, MissingError
+
+logger = logging.getLogger(__name__)
+ATTEMPTS, PAUSE_SECONDS = 7, 0.1  # pauses double: about six seconds in all
+Result = TypeVar("Result")
+
+
+class ObjectStore:
+    """The objects below a URL, by their name relative to it."""
+
+    def __init__(self, url: str) -> None:
+        """Raises InputError where there is no such kind of store, or what it needs is not installed."""
+        self.url = url
+        try:
+            self.store, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            hint = "; it needs: pip install 'unloc[s3]'" if url.startswith("s3:") else ""
+            raise InputError(f"{url}: {_on_one_line(error)}{hint}") from None
+        self.root = root.rstrip("/")
+        self._passing, self._final = _store_errors()
+
+    def sizes(self) -> dict[str, int]:
+        """Every object with its bytes."""
+        return {name: info["size"] for name, info in self.infos().items()}
+
+    def infos(self) -> dict[str, dict]:
+        """Every object with what the store says of it."""
+
+        def find() -> dict[str, dict]:
+            self.store.invalidate_cache()
+            start = f"{self.root.lstrip('/')}/"
+            found = {name.lstrip("/"): info for name, info in self.store.find(self.root, detail=True).items()}
+            return {name.removeprefix(start): info for name, info in found.items() if name.startswith(start)}
+
+        try:
+            return self._try(find, "")
+        except FileNotFoundError:
+            return {}
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an object. Raises FileNotFoundError where it is not there."""
+        return self._try(lambda: self.store.cat_file(self.key(name)), name)
+
+    def info(self, name: str) -> dict:
+        """What the store says of an object now. Raises FileNotFoundError where it is not there."""
+
+        def ask() -> dict:
+            self.store.invalidate_cache()
+            return self.store.info(self.key(name))
+
+        return self._try(ask, name)
+
+    def download(self, name: str, copy: BinaryIO, size: int | None, callback: Callback) -> None:
+        """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
+
+        def get() -> None:
+            copy.truncate(0)
+            self.store.get_file(self.key(name), f"/proc/self/fd/{copy.fileno()}", callback=callback)
+            came = os.fstat(copy.fileno()).st_size
+            if size is not None and came != size:
+                raise OSError(f"{came} of its {size} bytes came")
+
+        self._try(get, name)
+
+    def fetch(self, name: str, target: Path, checksum: str | None = None) -> None:
+        """An object into a file, which appears whole. Raises CacheError where its crc32c is not the stated one."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+
+        def get() -> None:
+            self.store.get_file(self.key(name), str(part))
+            if checksum is not None and file_checksum(part) != checksum:
+                raise OSError("its checksum is not the one in its table; `unloc cache verify` tells what is broken")
+
+        self._try(get, name)
+        part.replace(target)
+
+    def send(self, file: Path, name: str) -> None:
+        """A file as an object."""
+
+        def put() -> None:
+            try:
+                self.store.put_file(str(file), self.key(name))
+                self.store.invalidate_cache()
+                size = self.store.info(self.key(name))["size"]
+            except FileNotFoundError as error:
+                raise OSError(f"it is not there after it was sent ({_on_one_line(error)})") from None
+            if size != file.stat().st_size:
+                raise OSError(f"it has {size} bytes after {file.stat().st_size} were sent")
+
+        self._try(put, name)
+
+    def create(self, name: str, content: dict) -> bool:
+        """Write a JSON object that must not be there yet; False where it is, and holds something else.
+
+        Raises MissingError where there is no such bucket.
+        """
+        raw = json.dumps(content).encode()
+        try:
+            self._try(lambda: self.store.pipe_file(self.key(name), raw, mode="create"), name)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                return self.read(name) == raw  # a first attempt may have arrived though it was said to have failed
+            return False
+        except FileNotFoundError as error:
+            raise MissingError(f"{self.url}: there is no such bucket ({_on_one_line(error)}); make it first") from None
+        return True
+
+    def replace(self, name: str, content: dict) -> None:
+        """Write a JSON object over what is there."""
+        self._try(lambda: self.store.pipe_file(self.key(name), json.dumps(content).encode()), name)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        with suppress(FileNotFoundError):
+            self._try(lambda: self.store.rm_file(self.key(name)), name)
+
+    def key(self, name: str) -> str:
+        """The name by which the store knows an object."""
+        return f"{self.root}/{name}"
+
+    def _try(self, action: Callable[[], Result], name: str) -> Result:
+        """The result of an action, tried again while the store fails. Raises CacheError after the last attempt."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return action()
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except self._final as error:
+                raise CacheError(f"{self.url}/{name}: not allowed ({_on_one_line(error)}); check credentials") from None
+            except self._passing as error:
+                words = _on_one_line(error)
+                logger.info("%s/%s: %s (attempt %d)", self.url, name, words, attempt + 1)
+                if attempt + 1 < ATTEMPTS:
+                    time.sleep(PAUSE_SECONDS * 2**attempt)
+        raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({words}); run the same command again")
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+Errors = tuple[type[Exception], ...]
+
+
+def _store_errors() -> tuple[Errors, Errors]:
+    """What a store raises that may work when tried again, and what will not; those of clients are no OSErrors."""
+    passing, final = (OSError,), (PermissionError,)
+    with suppress(ImportError):
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+        passing, final = (*passing, BotoCoreError, ClientError), (*final, NoCredentialsError, PartialCredentialsError)
+    with suppress(ImportError):
+        from aiohttp import ClientError as WebError
+
+        passing = (*passing, WebError)
+    return passing, final
+
+
+def read_url(url: str) -> bytes:
+    """The bytes of the object at a URL. Raises MissingError where it is not there."""
+    folder, _, name = url.rpartition("/")
+    try:
+        return ObjectStore(folder).read(name)
+    except FileNotFoundError:
+        raise MissingError(f"{url} does not exist") from None

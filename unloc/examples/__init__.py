@@ -1,0 +1,1 @@
+"""Examples: what a model is given, from a manifest and a cache."""

@@ -1,0 +1,1 @@
+"""Predictions: records, and their files in every published form."""
