@@ -15,8 +15,8 @@ from unloc.cache.audit import audit_cache
 from unloc.cache.mirror import Home
 from unloc.cache.reading import open_cache
 from unloc.errors import InputError
-from unloc.inference import reading
 from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.video import reading
 
 CONFIG = EncodeConfig(fps=5.0)
 
