@@ -3,24 +3,27 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture
+def fails(unloc):
+    """Runs a command line that must fail with exit code 2 and one line on stderr that has these words."""
+
+    def run(*words, saying):
+        code, _, errors = unloc(*words)
+        assert code == 2 and errors.count("\n") == 1 and saying in errors, errors
+
+    return run
 
 
-def unloc(*words, cwd=ROOT):
-    command = [sys.executable, "-m", "unloc", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def fails(*words, saying):
-    done = unloc(*words)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1 and saying in lines[0], done.stderr
-    return lines[0]
+def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "unloc", "eval", "--predictions", "gone", "--manifest", "gone.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    debugged = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert debugged.returncode == 1 and "Traceback" in debugged.stderr
 
 
 def test_help_and_version_import_no_torch_and_no_pandas():
@@ -50,10 +53,10 @@ def test_help_and_version_import_no_torch_and_no_pandas():
         "eval",
     ],
 )
-def test_every_verb_explains_itself(verb):
-    done = unloc(*verb.split(), "--help")
-    assert done.returncode == 0 and "Usage:" in done.stdout
-    assert verb == "data" or "Example: unloc " in done.stdout.replace("\n", " ").replace("  ", " ")
+def test_every_verb_explains_itself(unloc, verb):
+    code, out, _ = unloc(*verb.split(), "--help")
+    assert code == 0 and "Usage:" in out
+    assert verb == "data" or "Example: unloc " in out.replace("\n", " ").replace("  ", " ")
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def manifest(tmp_path):
     return path
 
 
-def test_bad_input_to_extract_is_one_line(manifest, video_folder, tmp_path):
+def test_bad_input_to_extract_is_one_line(fails, manifest, video_folder, tmp_path):
     cache = ("--cache", tmp_path / "cache")
     fails("extract", manifest, "--videos", tmp_path / "gone", *cache, saying="does not exist")
     fails("extract", tmp_path / "gone.jsonl", "--videos", video_folder, *cache, saying="does not exist")
@@ -83,15 +86,16 @@ def test_bad_input_to_extract_is_one_line(manifest, video_folder, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_unreadable_video_is_named_and_the_exit_code_is_not_zero(manifest, tmp_path):
+def test_an_unreadable_video_is_named_and_the_exit_code_is_not_zero(unloc, manifest, tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "v0.mp4").write_bytes(b"no video")
-    done = unloc("extract", manifest, "--videos", tmp_path / "videos", "--cache", tmp_path / "cache", "--workers", 0)
-    assert done.returncode == 2 and "v0: unreadable" in done.stderr
+    words = ("extract", manifest, "--videos", tmp_path / "videos", "--cache", tmp_path / "cache", "--workers", 0)
+    code, _, errors = unloc(*words)
+    assert code == 2 and "v0: unreadable" in errors
     assert "unreadable" in (tmp_path / "cache" / "ledger.jsonl").read_text()
 
 
-def test_bad_input_to_fit_is_one_line(manifest, tmp_path):
+def test_bad_input_to_fit_is_one_line(fails, manifest, tmp_path):
     rest = ("--manifest", manifest, "--cache", tmp_path / "cache", "--work-dir", tmp_path / "run")
     fails("fit", "synth_mr", "optim.lrr=1", *rest, saying="did you mean optim.lr?")
     fails("fit", "synth_rm", *rest, saying="synth_mr")
@@ -99,12 +103,12 @@ def test_bad_input_to_fit_is_one_line(manifest, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_resolved_recipe_is_printed():
-    done = unloc("fit", "synth_tal", "--print-config", "train.epochs=3")
-    assert done.returncode == 0 and "epochs: 3.0" in done.stdout and "task: tal" in done.stdout
+def test_the_resolved_recipe_is_printed(unloc):
+    code, out, _ = unloc("fit", "synth_tal", "--print-config", "train.epochs=3")
+    assert code == 0 and "epochs: 3.0" in out and "task: tal" in out
 
 
-def test_eval_says_what_it_needs(manifest, tmp_path):
+def test_eval_says_what_it_needs(fails, manifest, tmp_path):
     fails("eval", saying="one of RUN, --predictions FILE or --baseline")
     fails("eval", tmp_path, "--manifest", manifest, saying="--cache is needed")
     gone = tmp_path / "gone.jsonl"

@@ -167,5 +167,4 @@ def test_an_interrupt_is_one_line_and_code_130(unloc, folder, monkeypatch):
 
     monkeypatch.setattr("unloc.annotations.schema.load_manifest", interrupt)
     code, _, err = unloc("data", "check", "m.jsonl")
-    said = "interrupted; what is finished is kept, the same command goes on (fit: with --resume)"
-    assert code == 130 and err.splitlines() == [said]
+    assert code == 130 and err.startswith("interrupted; ") and err.count("\n") == 1

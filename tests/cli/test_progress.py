@@ -1,24 +1,34 @@
-"""What a log is told of long work."""
+"""What long work shows on a terminal and in a log."""
 
 import re
+import sys
 
 from unloc.cli import progress
 
 
-def test_a_line_has_videos_rate_failures_and_the_time_left():
-    line = progress.progress_line(25, 100, 600, 3, 60.0)
-    assert line == "25/100 videos, 10.0 frames/s, 3 failed, time left 0:03:00"
-    assert "time left unknown" in progress.progress_line(0, 100, 0, 0, 30.0)
+def test_in_a_log_a_line_has_action_count_rate_details_and_time_left(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with progress.progress("extracting", "videos") as report:
+        report(1, 4, failed=0)
+        report(3, 4, failed=1)
+    lines = capfd.readouterr().err.splitlines()
+    assert all("\r" not in line for line in lines)
+    wanted = r"extracting: 3 of 4 videos, +[\d.]+ videos/s, failed=1, \d\d:\d\d elapsed, \d\d:\d\d left"
+    assert any(re.fullmatch(wanted, line) for line in lines), lines
 
 
-def test_without_a_terminal_lines_are_written_while_the_work_goes_on(capfd, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
-    with progress.video_progress() as on_progress:
-        on_progress(1, 4, 32, 0)
-        while "1/4 videos" not in (told := capfd.readouterr().err):
-            pass
-        on_progress(2, 4, 64, 1)
-        while not re.search(r"2/4 videos, .* frames/s, 1 failed, time left", told):
-            told = capfd.readouterr().err
-    capfd.readouterr()
-    assert capfd.readouterr().err == ""  # and none after it
+def test_short_work_leaves_no_line_in_a_log(capfd):
+    with progress.progress("packing", "shards") as report:
+        report(1, 1)
+    with progress.progress("packing", "shards"):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_on_a_terminal_there_is_a_bar_that_starts_where_a_resumed_job_does(capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.progress("training", "steps") as report:
+        report(50, 100, loss="0.5")
+        report(51, 100, loss="0.4")
+    shown = capfd.readouterr().err
+    assert "training:  50%" in shown and "51/100" in shown and "\r" in shown

@@ -1,4 +1,4 @@
-"""The command line: one typer app, the only part that knows every other. Imports of the parts stand inside commands."""
+"""The command line: one typer app. Commands import the library inside their functions, so that `--help` is fast."""
 
 import sys
 from typing import Annotated
@@ -10,7 +10,7 @@ from unloc.errors import UnlocError
 
 app = typer.Typer(
     name="unloc",
-    help="Find when something happens in a video: extract tokens, fit a model, evaluate it, predict moments.",
+    help="Find when something happens in a video: extract tokens, fit a model, evaluate it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -33,44 +33,36 @@ def options(
     """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
 
 
-_UsageError = typer.BadParameter.__bases__[0]  # of typer's own click or of the installed one, by its version
+_UsageError = typer.BadParameter.__bases__[0]  # of the click that typer uses: its own or the installed one
 
 
 def main() -> None:
-    """Entry point: runs the app; every UnlocError, wrong usage and refusing disk is one line and exit code 2."""
+    """Run the app: an UnlocError, a usage error or an error of the file system is one line and exit code 2."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         code = app(standalone_mode=False)
-    except UnlocError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever read the output has had enough
+        if code == 130:  # how typer reports an interrupt
+            message = "interrupted; finished work is kept: run the same command again to continue (fit: with --resume)"
+            typer.echo(message, err=True)
+        raise SystemExit(code)
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         sys.stdout = None
         raise SystemExit(1) from None
-    except OSError as error:
+    except _UsageError as error:
+        message = error.format_message()
+        if "\n" not in message:  # else it is the help text that a command without arguments prints
+            command = error.ctx.command_path if error.ctx else "unloc"
+            message = f"error: {message.rstrip('.')}; see `{command} --help`"
+    except (UnlocError, OSError) as error:
         if debug:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {where}{error.strerror or error}; check the path, its rights and its disk", err=True)
-        raise SystemExit(2) from None
-    except _UsageError as error:
-        _print_usage_error(error)
-        raise SystemExit(2) from None
-    if code == 130:  # typer's answer to an interrupt
-        typer.echo("interrupted; what is finished is kept, the same command goes on (fit: with --resume)", err=True)
-    raise SystemExit(code)
-
-
-def _print_usage_error(error: Exception) -> None:
-    words = error.format_message()
-    if "\n" in words:  # a command without arguments answers with its help
-        typer.echo(words, err=True)
-    else:
-        command = error.ctx.command_path if error.ctx else "unloc"
-        typer.echo(f"error: {words.rstrip('.')}; see `{command} --help`", err=True)
+        message = f"error: {' '.join(str(error).splitlines())}"
+        if not isinstance(error, UnlocError):
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"error: {where}{error.strerror or error}; check the path, permissions and free disk space"
+    typer.echo(message, err=True)
+    raise SystemExit(2)
 
 
 from unloc.cli import cache, cache_import, data, data_pack, evaluate, extract, fit  # noqa: E402, F401  (they register their commands)

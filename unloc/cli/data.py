@@ -34,10 +34,10 @@ def synth(
     """
     import os
 
-    from unloc.cli.progress import count_bar
+    from unloc.cli.progress import progress
     from unloc.synth.world import render_world
 
-    with count_bar("video") as on_progress:
+    with progress("rendering", "videos") as on_progress:
         render_world(
             out,
             num_videos=videos,

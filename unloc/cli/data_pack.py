@@ -23,13 +23,13 @@ def pack(
     Example: unloc data pack data/mr.jsonl --videos data/videos --out data/shards
     """
     from unloc.annotations.schema import load_manifest
-    from unloc.cli.progress import count_bar
+    from unloc.cli.progress import progress
     from unloc.video.locate import locate_videos
     from unloc.video.packing import pack_videos
 
     selected = load_manifest(manifest).select(split)
     files, missing = locate_videos(selected.videos, videos)
-    with count_bar("shard") as on_progress:
+    with progress("packing", "shards") as on_progress:
         done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
     typer.echo(
         f"{out}: {done.videos} videos, {done.bytes / 1e6:.1f} MB, in {done.shards} shards ({done.written_now} written "

@@ -50,10 +50,10 @@ def fit(
         return
     if manifest is None or cache is None or work_dir is None:
         raise InputError("unloc fit: --manifest, --cache and --work-dir are needed (or --print-config)")
-    from unloc.cli.progress import shown_notes, step_bar
+    from unloc.cli.progress import progress, shown_warnings
     from unloc.training.run import fit_recipe
 
-    with shown_notes("unloc"), step_bar() as on_step:
+    with shown_warnings("unloc"), progress("training", "steps") as report:
         metrics = fit_recipe(
             resolved,
             manifest,
@@ -65,7 +65,7 @@ def fit(
             threads=threads,
             init=_start(init, resolved.task),
             change_optim=change_optim,
-            on_step=on_step,
+            on_step=lambda step: report(step.step, step.total_steps, loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}"),
         )
     typer.echo(
         "\n".join([*(f"{key:28} {value:8.2f}" for key, value in metrics.items()), f"run: {work_dir} ({resolved.name})"])
