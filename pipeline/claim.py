@@ -1,15 +1,14 @@
 """Claiming a cache for writing: which folder, held by nobody else, cleared of what a killed run left."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unloc.cache.lock import lease
 from unloc.cache.mirror import Home
 from unloc.cache.writing import create_or_check, fingerprint_hash
 from unloc.errors import FingerprintError
+from unloc.files import folder_lock, remove_leftovers
 from unloc.inference.encode import recorded_versions
 
 logger = logging.getLogger(__name__)
@@ -39,23 +38,10 @@ def held(home: Home, fingerprint: dict) -> Iterator[None]:
     """Both leases, and the cache made or checked again now that nobody else writes; it is at its URL before a video."""
     with home.lease():
         create_or_check(home.folder, fingerprint, recorded_versions())
-        with lease(home.folder):
+        with folder_lock(home.folder):
             create_or_check(home.folder, fingerprint, recorded_versions())
             home.publish()
             yield
-
-
-def remove_rests(path: Path) -> None:
-    """What a killed run was writing; a shard that it was replacing comes back."""
-    for replaced in path.glob("*/.*.old.part"):
-        shard = replaced.with_name(replaced.name[1 : -len(".old.part")])
-        if not shard.exists() and any(replaced.iterdir()):
-            replaced.rename(shard)
-    for rest in [*path.glob("*/.*.part"), *path.glob(".*.part")]:
-        if rest.is_dir():
-            shutil.rmtree(rest)
-        else:
-            rest.unlink()
 
 
 @contextmanager
@@ -64,5 +50,5 @@ def tidied_up(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError:
-        remove_rests(path)
+        remove_leftovers(path)
         raise

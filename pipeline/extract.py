@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.aliases import add_aliases, drop_aliases, share_tokens, split_by_file
-from pipeline.claim import held, own_cache, remove_rests, tidied_up
+from pipeline.claim import held, own_cache, tidied_up
 from pipeline.cluster import connected, counted, make_pool, suited_to_device
 from pipeline.decode_child import MACHINE, Job
 from pipeline.decoding import Limits
@@ -20,12 +20,12 @@ from unloc.cache.reading import open_cache
 from unloc.cache.remote import home_of
 from unloc.cache.writing import (
     VideoTokens,
-    disk_errors,
     write_projections,
     write_text_shard,
     write_video_shard,
 )
 from unloc.errors import CacheError, CoverageError, InputError
+from unloc.files import disk_full_errors, remove_leftovers
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.reading import file_hash, file_identity
 from unloc.video.tar_shards import VideoFile
@@ -115,12 +115,12 @@ def run_job(
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
     uses_cluster = options.address is not None and options.workers != 0
     cluster = connected(options.address, options.workers, options.encoders) if uses_cluster else nullcontext()
-    with disk_errors(cache_path), cluster:
+    with disk_full_errors(cache_path), cluster:
         encoder = Encoder(*suited_to_device(config, options.encoders, on_cluster=uses_cluster))
         home = own_cache(home_of(cache_path), encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
         with held(home, encoder.fingerprint), tidied_up(path):
-            remove_rests(path)
+            remove_leftovers(path)
             if encoder.tower.projections and not open_cache(path).projections:
                 write_projections(path, encoder.tower.projections)
             summary.texts_now = _add_texts(path, encoder, texts)

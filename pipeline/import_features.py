@@ -11,7 +11,6 @@ from pipeline.ledger import Failure, Plan, failures_of
 from unloc.annotations.schema import Manifest
 from unloc.cache.dtype import require_token_dtype, to_stored
 from unloc.cache.features import FeatureSource, Timing, list_features, read_tokens, tokens_hash
-from unloc.cache.lock import lease
 from unloc.cache.reading import Cache, open_cache
 from unloc.cache.writing import (
     VideoTokens,
@@ -21,6 +20,7 @@ from unloc.cache.writing import (
     write_video_shard,
 )
 from unloc.errors import InputError, MissingError, VideoError
+from unloc.files import folder_lock
 from unloc.video.reading import file_identity
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def import_features(
         )
     frame_dim = _check_timing(chosen, config, durations)
     create_or_check(out, config.fingerprint(frame_dim), {})
-    with lease(out):
+    with folder_lock(out):
         summary = ImportSummary(missing=[video_id for video_id in durations if video_id not in chosen])
         _write_videos(out, chosen, config, durations, summary, shard_size)
         if texts is not None and manifest is not None:

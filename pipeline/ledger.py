@@ -3,7 +3,7 @@
     CACHE/plan.json            which video belongs to which shard, in order; only ever added to
     CACHE/staging/NAME         tokens and row of a video, or why it failed, while its shard is not complete yet
     CACHE/ledger.jsonl         one line per attempt, for people and scripts
-    CACHE/lock                 who is writing (`data.lease`)
+    CACHE/lock                 who is writing (`files.folder_lock`)
 
 A video's place is fixed before it is decoded, and a shard is written in that order once all its videos are settled.
 So a run that was killed and started again writes the same bytes as one that was not.
@@ -24,6 +24,7 @@ import numpy as np
 
 from unloc.cache.reading import SHARD_NAME, Cache, read_checked
 from unloc.cache.writing import VideoTokens, write_checked
+from unloc.files import replacing
 from unloc.video.reading import file_identity
 from unloc.video.tar_shards import VideoFile
 
@@ -87,14 +88,12 @@ class Staging:
         else:
             video_id, tokens = result.meta["video_id"], np.ascontiguousarray(result.tokens)
             parts = [_line({"meta": result.meta, "dtype": tokens.dtype.str, "shape": tokens.shape}), tokens.data]
-        checksum, target = google_crc32c.Checksum(), self._path(video_id)
-        temporary = target.with_name(f".{target.name}.part")
-        with temporary.open("wb") as handle:
+        checksum = google_crc32c.Checksum()
+        with replacing(self._path(video_id), sync=False) as temporary, temporary.open("wb") as handle:
             for part in parts:
                 checksum.update(bytes(part))
                 handle.write(part)
             handle.write(checksum.digest())
-        temporary.replace(target)
 
     def get(self, video_id: str) -> VideoTokens | Failure | None:
         """The result kept for a video, or None. A damaged one is removed and counts as none."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipeline.ledger import Failure, Plan, Staging, failures_of
 from unloc.cache.audit import audit_cache
-from unloc.cache.lock import lease
 from unloc.cache.reading import Cache, open_cache
 from unloc.cache.writing import (
     VideoTokens,
@@ -23,6 +22,7 @@ from unloc.cache.writing import (
     write_video_shard,
 )
 from unloc.errors import CacheError, FingerprintError, InputError
+from unloc.files import folder_lock
 
 TEXTS_PER_SHARD = 20_000
 
@@ -48,7 +48,7 @@ def merge(out: Path, sources: Sequence[Path], *, shard_size: int = 512) -> Merge
     caches = [_whole(source) for source in sources]
     _require_one_fingerprint([*caches, open_cache(out)] if (out / "zarr.json").is_file() else caches)
     create_or_check(out, caches[0].fingerprint, caches[0].versions)
-    with lease(out):
+    with folder_lock(out):
         _write_projections(out, caches)
         summary = MergeSummary()
         _require_same_tokens([open_cache(out), *caches])

@@ -11,25 +11,23 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.aliases import add_aliases, share_tokens, split_by_file
-from pipeline.claim import remove_rests
 from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, results_of, write_staged
 from pipeline.ledger import FAILED, MISSING, Failure, Ledger, Plan, Staging
 from pipeline.summary import Summary
 from unloc.cache.audit import Audit, Damage, audit_cache
-from unloc.cache.lock import lease
 from unloc.cache.mirror import Home
 from unloc.cache.reading import CHECKSUM_KEY, Cache, Table, open_cache, read_attributes
 from unloc.cache.writing import (
     fingerprint_differences,
     group_metadata,
     stored_video,
-    write_atomically,
     write_checked,
     write_projections,
     write_text_shard,
 )
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
+from unloc.files import folder_lock, remove_leftovers, write_file
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.reading import file_hash
 from unloc.video.tar_shards import VideoFile
@@ -72,8 +70,8 @@ def repair(
     where the tower that made it is needed and cannot be had.
     """
     path = home.folder
-    with home.lease(), lease(path):
-        remove_rests(path)
+    with home.lease(), folder_lock(path):
+        remove_leftovers(path)
         root = _mend_root(path)
         before = audit_cache(path)
         before = replace(before, damages=(*root, *before.damages))
@@ -97,7 +95,7 @@ def _mend_root(path: Path) -> list[Damage]:
 def _copy_metadata(source: Path, target: Path) -> None:
     attributes = read_attributes(source)
     del attributes[CHECKSUM_KEY]
-    write_atomically(target / "zarr.json", group_metadata(attributes))
+    write_file(target / "zarr.json", group_metadata(attributes))
 
 
 @dataclass
@@ -145,7 +143,7 @@ class _Mender:
         if "shards/zarr.json" in places:
             _copy_metadata(self.path, self.path / "shards")
         if "texts/zarr.json" in places:
-            write_atomically(self.path / "texts" / "zarr.json", group_metadata({}))
+            write_file(self.path / "texts" / "zarr.json", group_metadata({}))
         if "projections.json" in places:
             write_projections(self.path, self.encoder.tower.projections)
         if "plan.json" in places:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipeline.ledger import Failure
-from unloc.cache.writing import write_atomically
+from unloc.files import write_file
 
 STAGES = ("decode", "preprocess", "encode", "write", "waiting", "start_up", "wall")
 WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is partial
@@ -81,7 +81,7 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Keep it as JSON."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+        write_file(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
 
     def lines(self) -> list[tuple[str, str]]:
         """A table of (name, words) for people."""

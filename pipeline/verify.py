@@ -4,8 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.ledger import Plan, failures_of
-from unloc.cache.reading import completed, open_cache, url_of
+from unloc.cache.reading import completed, open_cache
 from unloc.cache.remote import file_sizes
+from unloc.files import url_of
 
 
 def describe(path: Path | str) -> dict[str, dict]:

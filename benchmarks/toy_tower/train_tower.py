@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.toy_tower.captions import CHUNK_FRAMES, CaptionedFrame, captions_true, render_chunk
+from unloc.files import replacing, write_file
 from unloc.synth import TOWER_FOLDER
 from unloc.synth.vocabulary import COLOURS, LOOKS, SHAPES
 
@@ -277,11 +278,10 @@ def _half(value: Tensor) -> Tensor:
 def save(model: CLIP, record: dict, out: Path) -> None:
     """Weights as fp16 safetensors and the record beside them, each whole or not at all."""
     tensors = {name: _half(value.detach()).contiguous() for name, value in model.state_dict().items()}
-    part = out / "weights.safetensors.part"
-    save_file(tensors, part)
-    part.chmod(0o644)  # safetensors writes for the owner only
-    part.replace(out / "weights.safetensors")
-    (out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with replacing(out / "weights.safetensors") as part:
+        save_file(tensors, part)
+        part.chmod(0o644)  # safetensors writes for the owner only
+    write_file(out / "record.json", json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:

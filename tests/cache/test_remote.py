@@ -16,10 +16,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from unloc.cache.audit import audit_cache
 from unloc.cache.mirror import Mirror, mirror_folder
-from unloc.cache.reading import open_cache, url_of
+from unloc.cache.reading import open_cache
 from unloc.cache.remote import exact_copy, home_of, local_copy, writable
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
 from unloc.errors import CacheError, InputError, MissingError
+from unloc.files import url_of
 
 FINGERPRINT = {"dtype": "float16", "sampling.fps": 2.0}
 

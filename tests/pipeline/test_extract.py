@@ -18,9 +18,9 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from pipeline.verify import describe
 from unloc.cache.audit import audit_cache
-from unloc.cache.lock import lease
 from unloc.cache.reading import open_cache
 from unloc.errors import CacheError, CoverageError
+from unloc.files import folder_lock
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.model.towers import Tower
 
@@ -186,11 +186,11 @@ def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_fol
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
-    with lease(clean), pytest.raises(CacheError, match="is writing this cache"), lease(clean):
+    with folder_lock(clean), pytest.raises(CacheError, match="is writing this cache"), folder_lock(clean):
         pass
     holder = {"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"}
     (clean / "lock").write_text(json.dumps(holder))
-    with lease(clean):
+    with folder_lock(clean):
         assert json.loads((clean / "lock").read_text())["pid"] == os.getpid()
     assert not (clean / "lock").exists()
 

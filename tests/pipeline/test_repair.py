@@ -17,11 +17,11 @@ from pipeline.ledger import Staging
 from pipeline.repair import ManifestContent, repair
 from tests.conftest import render_video
 from unloc.cache.audit import audit_cache
-from unloc.cache.lock import lease
 from unloc.cache.mirror import Home
 from unloc.cache.reading import open_cache, read_attributes
 from unloc.cache.writing import VideoTokens, group_metadata
 from unloc.errors import CacheError, FingerprintError, MissingError
+from unloc.files import folder_lock
 from unloc.inference.encode import EncodeConfig
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -274,7 +274,7 @@ def test_without_plan_and_table_it_is_said_that_nothing_can_be_told(clean, damag
 
 
 def test_a_cache_that_is_being_written_is_not_repaired(damaged, folder):
-    with lease(damaged), pytest.raises(CacheError, match="is writing this cache"):
+    with folder_lock(damaged), pytest.raises(CacheError, match="is writing this cache"):
         mend(damaged, folder)
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import pandas as pd
 
 from unloc.annotations.rows import parse_row
-from unloc.cache.reading import url_of
 from unloc.errors import InputError, ManifestError, MissingError
+from unloc.files import url_of, write_file
 
 SCHEMA_VERSION = 1
 CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
@@ -161,12 +161,8 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
         "source": manifest.source,
     }
     lines = [json.dumps(row, ensure_ascii=False) for row in [header, *manifest_rows(manifest)]]
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        content = ("\n".join(lines) + "\n").encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_file(path, "\n".join(lines) + "\n")
     except UnicodeEncodeError as error:
         words = error.object[max(error.start - 20, 0) : error.end].encode("ascii", "backslashreplace").decode()
         raise InputError(

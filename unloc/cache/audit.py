@@ -6,8 +6,9 @@ from pathlib import Path
 
 from unloc.cache.reading import ROWS, open_cache, read_attributes, read_checked
 from unloc.cache.shard_map import ShardMap
-from unloc.cache.writing import file_checksum, token_checksum
+from unloc.cache.writing import token_checksum
 from unloc.errors import CacheError
+from unloc.files import file_crc32c
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def lost_videos(folder: Path) -> list[str]:
     stated = read_attributes(folder)
     ids, files = stated["videos"]["video_id"], stated["files"]
     rows = folder / ROWS
-    if not rows.is_file() or file_checksum(rows) != files.get(ROWS):
+    if not rows.is_file() or file_crc32c(rows) != files.get(ROWS):
         return ids
     try:
         frames = ShardMap(folder / "frames")
@@ -123,6 +124,6 @@ def damaged_files(folder: Path) -> str | None:
             return f"{name} is gone"
         if name not in stated:
             return f"{name} is not of this shard"
-        if file_checksum(folder / name) != stated[name]:
+        if file_crc32c(folder / name) != stated[name]:
             return f"checksum of {name} differs"
     return None

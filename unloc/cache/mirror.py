@@ -10,7 +10,6 @@ before; a mirror of that one is thrown away.
 """
 
 import atexit
-import fcntl
 import hashlib
 import json
 import os
@@ -25,8 +24,8 @@ from pathlib import Path
 
 from unloc.cache.object_store import ObjectStore
 from unloc.cache.reading import read_attributes, read_checked
-from unloc.cache.writing import file_checksum, write_atomically
 from unloc.errors import CacheError, InputError, MissingError
+from unloc.files import file_crc32c, file_lock, write_file
 
 KINDS = ("shards", "texts")
 IDENTITY, LOCK = "mirror.json", "lock"
@@ -81,7 +80,7 @@ class Mirror(Home):
 
     def pull(self) -> None:
         """Bring fingerprint, tables and plan here; while a process here writes the cache, its mirror is ahead."""
-        with _held(_beside(self.folder, "pull"), wait=True), _held(_beside(self.folder, "lease"), wait=False) as free:
+        with file_lock(_beside(self.folder, "pull"), wait=True), file_lock(_beside(self.folder, "lease")) as free:
             if free:
                 self._synchronise()
 
@@ -104,7 +103,7 @@ class Mirror(Home):
         if not (self.folder / "zarr.json").is_file():
             return
         if not (self.folder / IDENTITY).is_file():
-            write_atomically(self.folder / IDENTITY, json.dumps({"id": uuid.uuid4().hex}))
+            write_file(self.folder / IDENTITY, json.dumps({"id": uuid.uuid4().hex}))
         for name in FIRST:
             self._send_if_changed(name)
         for shard in self.local_shards():
@@ -121,8 +120,8 @@ class Mirror(Home):
     def lease(self) -> Iterator[None]:
         """Hold the URL for writing, up to date. Raises CacheError where another process holds it."""
         with ExitStack() as held:
-            with _held(_beside(self.folder, "pull"), wait=True):  # a reader that pulls holds the lease for a moment
-                free = held.enter_context(_held(_beside(self.folder, "lease"), wait=False))
+            with file_lock(_beside(self.folder, "pull"), wait=True):  # a reader that pulls holds the lease for a moment
+                free = held.enter_context(file_lock(_beside(self.folder, "lease")))
             if not free:
                 raise CacheError(f"{self.url}: another process on this machine is writing this cache; wait for it")
             self._take_lock()
@@ -159,7 +158,7 @@ class Mirror(Home):
         for name in (*FIRST, *LAST):
             if name in there and not (name == "ledger.jsonl" and self._ledger_is_ahead(there[name])):
                 self.store.fetch(name, self.folder / name)
-                self._sent[name] = file_checksum(self.folder / name)
+                self._sent[name] = file_crc32c(self.folder / name)
         tables = {name.removesuffix("/zarr.json") for name in there if name.count("/") == 2 and "zarr.json" in name}
         for shard in tables:
             self._pull_table(shard)
@@ -202,7 +201,7 @@ class Mirror(Home):
 
     def _send_if_changed(self, name: str) -> None:
         file = self.folder / name
-        if file.is_file() and self._sent.get(name) != (checksum := file_checksum(file)):
+        if file.is_file() and self._sent.get(name) != (checksum := file_crc32c(file)):
             self.store.send(file, name)
             self._sent[name] = checksum
 
@@ -217,7 +216,7 @@ class ExactCopy(Mirror):
             raise MissingError(f"cache {self.url} does not exist")
         for name in names:
             self.store.fetch(name, self.folder / name)
-            self._sent[name] = file_checksum(self.folder / name)
+            self._sent[name] = file_crc32c(self.folder / name)
 
     def publish(self) -> None:
         """Send what was mended, and remove what mending removed."""
@@ -251,19 +250,6 @@ def _home_of_this_process() -> Path:
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}.{suffix}")
-
-
-@contextmanager
-def _held(file: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock file; yields False where another holds it and we are not to wait."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _started(pid: int | None) -> str | None:

@@ -15,8 +15,8 @@ from typing import BinaryIO, TypeVar
 import fsspec
 from fsspec.callbacks import Callback
 
-from unloc.cache.writing import file_checksum
 from unloc.errors import CacheError, InputError, MissingError
+from unloc.files import file_crc32c
 
 logger = logging.getLogger(__name__)
 ATTEMPTS, PAUSE_SECONDS = 7, 0.1  # pauses double: about six seconds in all
@@ -83,12 +83,12 @@ class ObjectStore:
     def fetch(self, name: str, target: Path, checksum: str | None = None) -> None:
         """An object into a file, which appears whole. Raises CacheError where its crc32c is not the stated one."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several readers may fetch one object
 
         def get() -> None:
             self.store.get_file(self.key(name), str(part))
-            if checksum is not None and file_checksum(part) != checksum:
-                raise OSError("its checksum is not the one in its table; `unloc cache verify` tells what is broken")
+            if checksum is not None and file_crc32c(part) != checksum:
+                raise OSError("its checksum is not the one in its table; run `unloc cache verify`")
 
         self._try(get, name)
         part.replace(target)

@@ -17,7 +17,6 @@ bytes; `shards/zarr.json` holds a copy of the fingerprint.
 """
 
 import json
-import re
 import resource
 from base64 import b64decode
 from bisect import bisect_right
@@ -32,6 +31,7 @@ import numpy as np
 from unloc.cache.dtype import from_stored
 from unloc.cache.shard_map import ShardMap
 from unloc.errors import CacheError, MissingError
+from unloc.files import url_of
 
 FORMAT = 3
 SHARD_NAME = "{:05d}"
@@ -48,7 +48,6 @@ UNSTATED = {
     "tower.dtype": "float32",
     "tower.like": None,
 }
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
 _CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
 
 
@@ -66,14 +65,6 @@ class CachedVideo:
     def meta(self) -> dict:
         """The video's row, read on first use: video_id, content_sha256, duration_seconds, decoder, codec, …"""
         return self._read_row()
-
-
-def url_of(path: Path | str) -> str | None:
-    """The URL that a path is meant as, or None for a local one. `Path` makes `s3:/bucket` of `s3://bucket`."""
-    match = _SCHEME.match(str(path))
-    if match is None or match[1].lower() == "file":
-        return None
-    return f"{match[1].lower()}://{str(path)[match.end() :].rstrip('/')}"
 
 
 def open_cache(path: Path | str) -> "Cache":

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from unloc.cache.mirror import ExactCopy, Home, Mirror
 from unloc.cache.object_store import ObjectStore
-from unloc.cache.reading import Cache, url_of
+from unloc.cache.reading import Cache
 from unloc.errors import MissingError
+from unloc.files import url_of
 
 logger = logging.getLogger(__name__)
 

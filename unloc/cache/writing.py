@@ -1,6 +1,5 @@
 """Writing a cache: a new one with its fingerprint, shards of videos, shards of texts; each appears in one rename."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,9 +29,9 @@ from unloc.cache.reading import (
     open_cache,
 )
 from unloc.errors import CacheError, FingerprintError
+from unloc.files import commit_folder, file_crc32c, write_file
 
 CHUNK_ROWS = 32  # rows per chunk where videos differ in length; a video begins on a chunk
-READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
 def _create(path: Path, attributes: dict) -> None:
     for name, stated in (("shards", attributes), ("texts", {})):
         (path / name).mkdir(exist_ok=True)
-        write_atomically(path / name / "zarr.json", group_metadata(stated))
-    write_atomically(path / "zarr.json", group_metadata(attributes))  # last: with it the cache is there
+        write_file(path / name / "zarr.json", group_metadata(stated))
+    write_file(path / "zarr.json", group_metadata(attributes))  # last: with it the cache is there
 
 
 @contextmanager
@@ -120,7 +119,7 @@ def group_metadata(attributes: dict) -> str:
 def write_checked(path: Path, values: dict) -> None:
     """Write values atomically as JSON with a checksum over all its bytes (`cache.read_checked`)."""
     stated = {"values": values, CHECKSUM_KEY: "0" * 8}
-    write_atomically(path, _with_checksum(json.dumps(stated, ensure_ascii=False)))
+    write_file(path, _with_checksum(json.dumps(stated, ensure_ascii=False)))
 
 
 def write_projections(path: Path, projections: Mapping[str, np.ndarray]) -> None:
@@ -135,33 +134,6 @@ def write_projections(path: Path, projections: Mapping[str, np.ndarray]) -> None
 def _with_checksum(text: str) -> str:
     head, _, tail = text.rpartition("0" * 8)
     return head + group_checksum(text.encode()) + tail
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name of this process, flush it to disk, rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    flush(path.parent)
-
-
-@contextmanager
-def disk_errors(path: Path | str) -> Iterator[None]:
-    """A full disk is said in one line: CacheError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            words = "no space left; what is finished is kept: free some, run the same again (fit: with --resume)"
-            raise CacheError(f"{path}: {words}") from error
-        raise
 
 
 def write_video_shard(
@@ -236,35 +208,9 @@ def _fresh(folder: Path) -> Path:
 def _commit(folder: Path, target: Path, table: dict) -> None:
     """Give a written folder its table with the checksums of its files, and its name; all is on disk before that."""
     files = sorted(item for item in folder.rglob("*") if item.is_file())
-    checksums = {item.relative_to(folder).as_posix(): file_checksum(item) for item in files}
+    checksums = {item.relative_to(folder).as_posix(): file_crc32c(item) for item in files}
     (folder / "zarr.json").write_text(group_metadata({**table, "files": checksums}), encoding="utf-8")
-    for item in [*folder.rglob("*"), folder]:
-        flush(item)
-    replaced = folder.with_name(f".{target.name}.old.part")
-    if target.exists():
-        target.rename(_fresh(replaced))  # `claim.remove_rests` brings it back after a kill
-    folder.rename(target)
-    flush(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def flush(path: Path) -> None:
-    """Make a file or a folder's names survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_checksum(path: Path) -> str:
-    """crc32c of a file's bytes, as eight hexadecimal digits."""
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as handle:
-        while part := handle.read(READ_BYTES):
-            checksum.update(part)
-    return checksum.hexdigest().decode()
+    commit_folder(folder, target)
 
 
 def write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int], chunk_rows: int, dtype: str) -> None:

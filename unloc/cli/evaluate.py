@@ -263,7 +263,7 @@ def _told_note(cache: "Cache") -> dict:
 
 
 def _written(paths: list[Path]) -> dict:
-    from unloc.evaluation.files import file_sha256
+    from unloc.files import file_sha256
 
     return {"predictions_sha256": file_sha256(paths[0])} if paths else {}
 

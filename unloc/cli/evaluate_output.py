@@ -8,6 +8,7 @@ import typer
 
 from unloc.cli.evaluate_plots import PLOTS, write_plots
 from unloc.errors import InputError
+from unloc.files import write_file
 
 SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
 
@@ -19,15 +20,12 @@ def write_report(report: dict, out: Path) -> None:
     Raises InputError where it cannot be written.
     """
     path = report_path(out)
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if "analysis" in report:
             plots = write_plots(report["analysis"], path.parent / "analysis")
             report["analysis"]["plots"] = [str(plot.relative_to(path.parent)) for plot in plots]
         text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
-        temporary.replace(path)
+        write_file(path, f"{text}\n".encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
 

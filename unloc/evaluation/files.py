@@ -1,6 +1,5 @@
 """Scoring files of predictions: read, screened and scored, with what was read stated beside the figures."""
 
-import hashlib
 import platform
 import sys
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from unloc.evaluation.evaluator import Predictions, checked_protocol, evaluate, 
 from unloc.evaluation.mismatch import require_match, require_score
 from unloc.evaluation.screening import screen_predictions
 from unloc.evaluation.zero_shot import PredictionsOf, ZeroShotSources, one_for_all, zero_shot
+from unloc.files import file_sha256
 from unloc.predictions.reading import PredictionFile, read_predictions
 from unloc.predictions.records import Problems, StoredScores
 
@@ -78,12 +78,6 @@ class PredictionFiles:
                 kind: [number, self.problems.first[kind]] for kind, number in self.problems.counts.items()
             },
         }
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(manifest: Path, lists: Iterable[Path] = ()) -> dict:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unloc.errors import InputError
-from unloc.evaluation.files import file_sha256
+from unloc.files import file_sha256, write_file
 
 RECORD = ".unloc-eval.json"
 
@@ -52,11 +52,8 @@ class Outputs:
     def _remember(self, hash_of: Callable[[Path], str | None]) -> None:
         for folder in {path.parent for path in self._claimed}:
             known = _record(folder) | {path.name: hash_of(path) for path in self._claimed if path.parent == folder}
-            temporary = folder / f"{RECORD}.part"
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-                temporary.replace(folder / RECORD)
+                write_file(folder / RECORD, json.dumps(known, indent=1) + "\n")
             except OSError as error:
                 raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from unloc.errors import InputError
+from unloc.files import write_file
 from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction
 
 SUBMITTED_SPLITS = ("val", "test")  # of QVHighlights, in one zip
@@ -24,12 +25,9 @@ WINDOW_COLUMNS = ["qid", "video_id", "query", "start_seconds", "end_seconds", "s
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Half a character becomes its JSON escape, which is how it came in.
-        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
-        temporary.replace(path)
+        write_file(path, content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 

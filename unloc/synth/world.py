@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from unloc.errors import InputError
+from unloc.files import replacing, write_file
 from unloc.synth.events import VideoPlan, plan_video, video_generator
 from unloc.synth.formats import all_annotations
 from unloc.synth.motion import event_sprite, idler_sprite
@@ -53,7 +54,7 @@ def render_world(
                 on_progress(done, num_videos)
     plans = [plan_video(seed, index) for index in range(num_videos)]
     for path, text in all_annotations(plans, seed).items():
-        _write_text(out / "annotations" / path, text)
+        write_file(out / "annotations" / path, text)
 
 
 def claim_folder(out: Path, seed: int, *, overwrite: bool) -> None:
@@ -70,7 +71,7 @@ def claim_folder(out: Path, seed: int, *, overwrite: bool) -> None:
             raise InputError(f"{out} {what}; asked for {mine}: {way_out}")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    _write_text(record, json.dumps(mine) + "\n")
+    write_file(record, json.dumps(mine) + "\n")
 
 
 def _read_record(record: Path) -> dict | None:
@@ -99,9 +100,8 @@ def render_video(job: tuple[int, int, str]) -> int:
     seed, index, folder = job
     plan = plan_video(seed, index)
     target = Path(folder) / f"{plan.video_id}.mp4"
-    part = target.with_name(f".{target.name}.part")
-    encode_video(part, plan, video_frames(plan, seed))
-    part.replace(target)
+    with replacing(target, sync=False) as part:
+        encode_video(part, plan, video_frames(plan, seed))
     return plan.num_frames
 
 
@@ -130,10 +130,3 @@ def encode_video(path: Path, plan: VideoPlan, frames: Iterable[np.ndarray]) -> N
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

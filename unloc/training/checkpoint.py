@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from unloc.cache.writing import flush, write_atomically
 from unloc.errors import InputError
+from unloc.files import commit_folder, fsync, write_file
 from unloc.inference.load import CheckpointInfo
 
 NAMES = ("best", "last")  # in this order: with `last` a step is done
@@ -34,7 +34,7 @@ def save_checkpoint(run: Path, info: CheckpointInfo, weights: dict[str, Tensor],
     folder, described = links / f"step-{info.step:08d}", json.dumps(info.to_dict(), indent=1)
     links.mkdir(parents=True, exist_ok=True)
     if folder.name in _named(links):
-        write_atomically(folder / "checkpoint.json", described)
+        write_file(folder / "checkpoint.json", described)
     else:
         try:
             _write_folder(folder, described, weights, state)
@@ -59,9 +59,7 @@ def _write_folder(folder: Path, described: str, weights: dict[str, Tensor], stat
     torch.save(state, held)
     (temporary / "state.pt").write_bytes(held.getbuffer())
     (temporary / "checkpoint.json").write_text(described, encoding="utf-8")
-    for item in [*temporary.iterdir(), temporary]:
-        flush(item)
-    temporary.rename(folder)
+    commit_folder(temporary, folder)
 
 
 def _point(link: Path, target: str) -> None:
@@ -69,7 +67,7 @@ def _point(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target, target_is_directory=True)
     temporary.replace(link)
-    flush(link.parent)
+    fsync(link.parent)
 
 
 def _named(folder: Path) -> set[str]:

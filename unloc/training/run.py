@@ -19,12 +19,11 @@ import torch
 
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
 from unloc.annotations.video_lists import restricted
-from unloc.cache.lock import LOCK, lease
 from unloc.cache.reading import Cache, open_cache
-from unloc.cache.writing import disk_errors, write_atomically
 from unloc.config import Recipe, dump_recipe, load_recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.evaluation.evaluator import require_annotations, require_seconds
+from unloc.files import LOCK, disk_full_errors, folder_lock, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import load_model, require_same_cache
 from unloc.tasks import task_named
@@ -66,7 +65,7 @@ def fit_recipe(
     require_cache_of(recipe, opened.fingerprint, cache)
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     require_folder(run, recipe, **asked)
-    with disk_errors(run), _held(run), _logged() as log_to:
+    with disk_full_errors(run), _held(run), _logged() as log_to:
         changes = require_folder(run, recipe, **asked)  # again, now that nobody else writes here
         if opened.note:
             logger.warning(opened.note)
@@ -85,8 +84,8 @@ def fit_recipe(
         if resume and trainer.resume():
             if changes:
                 noted = before | {"changes": _with_change(before, trainer.step, changes)}
-                write_atomically(run / "env.json", json.dumps(noted, indent=1))
-                write_atomically(run / "recipe.yaml", dump_recipe(recipe))
+                write_file(run / "env.json", json.dumps(noted, indent=1))
+                write_file(run / "recipe.yaml", dump_recipe(recipe))
         else:
             if init is not None:
                 start_from(trainer, init)
@@ -144,7 +143,7 @@ def _held(run: Path) -> Iterator[None]:
     is_new = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     try:
-        with lease(run, "training into this run folder"):
+        with folder_lock(run, "training into this run folder"):
             yield
     finally:
         if is_new and not any(run.iterdir()):
@@ -323,9 +322,9 @@ def make_folder(run: Path, recipe: Recipe, fingerprint: dict, noted: dict, *, ov
         for item in sorted(run.iterdir(), key=lambda item: item.name == "recipe.yaml"):
             if item.name != LOCK:
                 shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-    write_atomically(run / "env.json", json.dumps(noted, indent=1))
-    write_atomically(run / "cache.json", json.dumps(fingerprint, indent=1))
-    write_atomically(run / "recipe.yaml", dump_recipe(recipe))
+    write_file(run / "env.json", json.dumps(noted, indent=1))
+    write_file(run / "cache.json", json.dumps(fingerprint, indent=1))
+    write_file(run / "recipe.yaml", dump_recipe(recipe))
 
 
 def _noted(run: Path, name: str) -> dict:

@@ -19,12 +19,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from unloc.annotations.durations import cached_durations, durations_of
 from unloc.annotations.schema import Manifest
 from unloc.cache.reading import Cache
-from unloc.cache.writing import write_atomically
 from unloc.config import Recipe
 from unloc.errors import DivergedError, InputError, StoppedError
 from unloc.evaluation.evaluator import annotated_queries
 from unloc.examples.batches import Batch, choose_classes, collate, collate_class_pairs
 from unloc.examples.examples import InstanceExamples, QueryExamples, WindowExamples
+from unloc.files import write_file
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo, build_model, start_projections
 from unloc.inference.texts import ClassTexts
@@ -388,7 +388,7 @@ class MetricsLog:
         path = self.run / "metrics.jsonl"
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            write_atomically(path, "".join(line for line in lines if self._is_done(line)))
+            write_file(path, "".join(line for line in lines if self._is_done(line)))
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(self.run, self.step)
         return self

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import pandas as pd
 
-from unloc.cache.reading import url_of
 from unloc.errors import MissingError
+from unloc.files import url_of
 from unloc.video.remote_video import RemoteVideo, at_url, list_videos
 from unloc.video.tar_shards import TarMember, VideoFile, shard_members
 

@@ -4,7 +4,6 @@ Which video goes into which shard follows from the manifest's order and the size
 out: the same videos give the same bytes. A shard appears whole or not at all, and one that stands is not written again.
 """
 
-import os
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from unloc.errors import InputError
+from unloc.files import replacing
 
 SHARD_NAME = "videos-{:06d}.tar"
 BLOCK = 512  # what a header takes, and what contents are rounded up to
@@ -115,15 +115,10 @@ def _write_if_absent(path: Path, videos: Sequence[PackedVideo]) -> bool:
         if _headers(path) != [(item.name, item.size, item.mtime) for item in members]:
             raise InputError(f"{path}: holds other videos than this packing puts there; pack into a new folder")
         return False
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as handle:
-        with tarfile.open(fileobj=handle, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for member, video in zip(members, videos, strict=True):
-                with video.file.open("rb") as source:
-                    tar.addfile(member, source)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(path)
+    with replacing(path) as part, tarfile.open(part, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for member, video in zip(members, videos, strict=True):
+            with video.file.open("rb") as source:
+                tar.addfile(member, source)
     return True
 
 

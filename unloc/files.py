@@ -1,0 +1,177 @@
+"""Files that appear whole or not at all, their checksums, and locks between processes."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import google_crc32c
+
+from unloc.errors import CacheError
+
+logger = logging.getLogger(__name__)
+LOCK = "lock"
+BLOCK_BYTES = 1 << 24
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
+
+
+def url_of(path: Path | str) -> str | None:
+    """The URL that a path stands for, None for a local path. `Path` turns `s3://bucket` into `s3:/bucket`."""
+    match = _SCHEME.match(str(path))
+    if match is None or match[1].lower() == "file":
+        return None
+    return f"{match[1].lower()}://{str(path)[match.end() :].rstrip('/')}"
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` at the end of the block and removed after an error.
+
+    `sync`: the file survives a power cut once this returns. Raises OSError naming `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        if sync:
+            fsync(temporary)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+    if sync:
+        fsync(path.parent)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; its folder is made if need be. Raises OSError naming `path`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def fsync(path: Path) -> None:
+    """Write a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit_folder(part: Path, target: Path) -> None:
+    """Rename a written folder `.NAME.part` to its name, after all of it is on the disk; an existing one is replaced.
+
+    Killed between the two renames, the replaced folder is restored by `remove_leftovers`.
+    """
+    for item in [*part.rglob("*"), part]:
+        fsync(item)
+    replaced = part.with_name(f".{target.name}.old.part")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    part.rename(target)
+    fsync(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder and its subfolders; restore folders being replaced."""
+    for replaced in folder.glob("*/.*.old.part"):
+        target = replaced.with_name(replaced.name[1 : -len(".old.part")])
+        if not target.exists():
+            replaced.rename(target)
+    for leftover in [*folder.glob("*/.*.part"), *folder.glob(".*.part")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+@contextmanager
+def disk_full_errors(path: Path | str) -> Iterator[None]:
+    """Turn the error of a full disk into a CacheError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "finished work is kept: free some space and run the same command again (fit: with --resume)"
+            raise CacheError(f"{path}: no space left; {advice}") from error
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_crc32c(path: Path) -> str:
+    """crc32c of a file's bytes, eight hexadecimal digits."""
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            checksum.update(block)
+    return checksum.hexdigest().decode()
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[TextIO | None]:
+    """Lock a file, made if need be; yields it open, or None where another process has the lock and `wait` is false.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+            return
+        except OSError as error:
+            logger.warning("%s: this file system has no locks (%s); run one writer at a time", path, error.strerror)
+        yield file
+
+
+@contextmanager
+def folder_lock(folder: Path, action: str = "writing this cache") -> Iterator[None]:
+    """Lock a folder by FOLDER/lock, which names this process and is removed at the end.
+
+    Raises CacheError naming the process that has the lock and its `action`.
+    """
+    path, is_current = folder / LOCK, False
+    while True:
+        with file_lock(path) as file:
+            if file is None:
+                raise CacheError(f"{path}: {_lock_owner(path)} is {action}; wait for it to end")
+            with suppress(FileNotFoundError):
+                is_current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            if not is_current:  # the process that had the lock has just removed the file
+                continue
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock_owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
