@@ -6,7 +6,7 @@ from unloc.annotations.check import findings
 from unloc.annotations.converters import CONVERTERS, convert
 from unloc.annotations.official import Repairs
 from unloc.errors import InputError, ManifestError, MissingError
-from unloc.examples.prompts import prompted
+from unloc.examples.texts import prompted
 
 
 def write(path, content):

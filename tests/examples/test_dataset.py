@@ -3,7 +3,7 @@ import pytest
 
 from unloc.evaluation.segmentation import painted
 from unloc.examples.batches import pad_texts
-from unloc.examples.examples import VideoTokens, clip_segments, paint_steps, random_stretch, step_saliency
+from unloc.examples.examples import clip_segments, paint_steps, random_crop, step_saliency
 from unloc.examples.steps import TimeGrid, token_spans
 
 
@@ -29,14 +29,14 @@ def test_a_crop_keeps_the_segments_whole_and_is_long_enough():
     class Config:
         crop_probability, crop_min_fraction = 1.0, 0.5
 
-    tokens = VideoTokens("v", np.zeros((101, 2)), np.linspace(0, 50, 101), 50.0)
+    times = np.linspace(0, 50, 101)
     segments = np.array([[10.0, 14.0], [30.0, 33.0]])
     for seed in range(30):
-        stretch = random_stretch(tokens, segments, Config, np.random.default_rng(seed))
-        if stretch is not None:
-            assert stretch[0] <= 10 and stretch[1] >= 33 and stretch[1] - stretch[0] >= 25 - 1e-9
-            assert stretch[0] >= 0 and stretch[1] <= 50 + 1e-9
-    assert random_stretch(tokens, segments, Config, None) is None
+        crop = random_crop(times, segments, Config, np.random.default_rng(seed))
+        if crop is not None:
+            assert crop[0] <= 10 and crop[1] >= 33 and crop[1] - crop[0] >= 25 - 1e-9
+            assert crop[0] >= 0 and crop[1] <= 50 + 1e-9
+    assert random_crop(times, segments, Config, None) is None
 
 
 def test_segments_cut_to_less_than_half_are_left_out():

@@ -46,9 +46,9 @@ def test_floor_takes_the_frame_that_the_official_sampling_counts_to(num_tokens, 
     assert (nearest != chosen).any() == (num_tokens not in (128, 1))
 
 
-def test_floor_of_a_stretch_or_a_jittered_step_is_the_last_frame_before_it():
+def test_floor_of_a_crop_or_a_jittered_step_is_the_last_frame_before_it():
     times = np.arange(100) * 0.1
-    grid, chosen = linspace_steps(times, 20, stretch=(2.05, 5.0), pick="floor")
+    grid, chosen = linspace_steps(times, 20, crop=(2.05, 5.0), pick="floor")
     wanted = grid.to_seconds(np.arange(20))
     assert (times[chosen] <= wanted + 1e-5).all() and (times[chosen + 1] > wanted).all()
     _, jittered = linspace_steps(times, 20, rng=np.random.default_rng(0), pick="floor")

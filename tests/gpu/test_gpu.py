@@ -17,10 +17,11 @@ from unloc.cache.reading import open_cache
 from unloc.config import recipe_from_dict
 from unloc.examples.batches import collate
 from unloc.examples.examples import QueryExamples
+from unloc.examples.sources import CachedTokens
 from unloc.inference.device import computing, resolve_device, resolve_precision
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
-from unloc.inference.run import forward
+from unloc.inference.predict import forward
 from unloc.model.frame_tokens import GPU_BATCH
 from unloc.model.unloc import UnLoc
 from unloc.training.run import fit_recipe
@@ -96,7 +97,7 @@ def test_outputs_are_those_of_the_cpu(token_world, tmp_path, precision):
     manifest, cache = token_world
     fit_recipe(recipe_for("hd", "train.epochs=1"), manifest, cache, tmp_path / "run", device="cpu", threads=1)
     recipe = recipe_for("hd", f"train.precision={precision}")
-    examples = QueryExamples(load_manifest(manifest).select("test"), open_cache(cache), recipe.data)
+    examples = QueryExamples(load_manifest(manifest).select("test"), CachedTokens(open_cache(cache)), recipe.data)
     batch = collate([examples.example(n) for n in range(8)], max_text_tokens=32)
     with torch.inference_mode():
         expected = forward(

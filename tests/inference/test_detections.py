@@ -1,7 +1,7 @@
 import torch
 
 from unloc.config import DecodeConfig
-from unloc.inference.run import detections_of
+from unloc.inference.predict import detections_of
 
 
 def test_soft_nms_per_class_keeps_the_best_of_a_video_not_of_every_class():

@@ -13,11 +13,12 @@ from unloc.cache.reading import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
 from unloc.config import load_recipe
 from unloc.evaluation.evaluator import evaluate
-from unloc.examples.examples import WindowExamples
+from unloc.examples.examples import WindowExamples, paint_steps
+from unloc.examples.sources import CachedTokens
+from unloc.examples.steps import token_spans, window_offsets, window_steps
 from unloc.inference.baseline import baseline_detections, baseline_frames
 from unloc.inference.load import CheckpointInfo, LoadedModel
-from unloc.inference.run import predict_frames
-from unloc.inference.texts import ClassTexts
+from unloc.inference.predict import predict_split
 from unloc.model.unloc import Outputs
 from unloc.predictions.reading import read_frames
 from unloc.predictions.writing import write_frames
@@ -71,16 +72,21 @@ def perfect_predictions(manifest, cache, monkeypatch):
     """What a model predicts whose logits are its own training targets."""
     recipe = load_recipe("synth_as", ["data.num_steps=32", "data.prompts=false"])
 
+    labelled = WindowExamples(manifest, CachedTokens(cache), recipe.data)
+
     def true_outputs(model, examples, texts, recipe):
-        steps = np.stack([example.step_classes for example in examples])
+        video = labelled.video(examples[0].video_id)
+        spans = token_spans(video.times_seconds, video.duration_seconds)
+        labels = paint_steps(spans, *labelled.instances(video.video_id))
+        offsets = window_offsets(len(labels), recipe.data.num_steps)
+        steps = np.stack([labels[window_steps(len(labels), recipe.data.num_steps, start)[0]] for start in offsets])
         logits = np.where(steps[:, None] == np.arange(len(CLASSES))[:, None], 1.0, -1.0)
         mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
         return Outputs(torch.from_numpy(logits), None, None), type("Batch", (), {"frame_mask": mask})
 
-    monkeypatch.setattr("unloc.inference.run.class_outputs", true_outputs)
+    monkeypatch.setattr("unloc.inference.predict.class_outputs", true_outputs)
     info = CheckpointInfo(recipe=recipe, classes=CLASSES, frame_dim=4, text_dim=4, fingerprint={}, step=0)
-    examples = WindowExamples(manifest, cache, recipe.data)
-    return predict_frames(LoadedModel(torch.nn.Identity(), info), examples, ClassTexts(CLASSES, cache, recipe.data))
+    return predict_split(LoadedModel(torch.nn.Identity(), info), manifest, CachedTokens(cache))
 
 
 def test_a_model_that_predicts_its_training_targets_scores_100_through_the_file(world, tmp_path, monkeypatch):

@@ -4,17 +4,16 @@ import torch
 
 from unloc.config import DataConfig, Recipe
 from unloc.examples.batches import Example
-from unloc.examples.prompts import prompted
 from unloc.examples.steps import TimeGrid
-from unloc.inference.run import class_outputs
-from unloc.inference.texts import ClassTexts
+from unloc.examples.texts import ClassTexts, prompted
+from unloc.inference.predict import class_outputs
 from unloc.model.unloc import Outputs
 
 CLASSES = ("long jump", "high_jump")
 
 
 class TextsOfOneToken:
-    """Stands for a cache: every text is one token that holds the text's own number."""
+    """A source: every text is one token that holds the text's own number."""
 
     def texts(self, texts):
         numbers = {text: number for number, text in enumerate(sorted(set(texts)))}
@@ -22,7 +21,7 @@ class TextsOfOneToken:
 
 
 class RepeatsTexts(torch.nn.Module):
-    """Stands for a model: the logit of every class is its text token."""
+    """A model: the logit of every class is its text token."""
 
     def __init__(self):
         super().__init__()

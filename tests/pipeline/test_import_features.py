@@ -174,6 +174,7 @@ def test_unknown_formats_and_empty_folders_are_errors(tmp_path):
 def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
     from unloc.config import DataConfig
     from unloc.examples.examples import QueryExamples
+    from unloc.examples.sources import CachedTokens
 
     texts = tmp_path / "t"
     texts.mkdir()
@@ -181,7 +182,8 @@ def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
         np.savez(texts / f"{qid}.npz", last_hidden_state=features(3))
     manifest = manifest_of({"a": 10.0, "b": 14.0})
     import_features(tmp_path / "c", npz_folder, config("univtg"), manifest=manifest, texts=texts)
-    example = QueryExamples(manifest, open_cache(tmp_path / "c"), DataConfig(num_steps=5)).example(0)
+    source = CachedTokens(open_cache(tmp_path / "c"))
+    example = QueryExamples(manifest, source, DataConfig(num_steps=5)).example(0)
     assert example.frames.shape == (5, 6) and example.grid.start_seconds == 1.0
     assert json.dumps(open_cache(tmp_path / "c").fingerprint)
 

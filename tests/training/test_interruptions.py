@@ -19,6 +19,7 @@ from tests.training.test_trainer import assert_same_runs, recipe_for, weights_of
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.config import dump_recipe
 from unloc.errors import CacheError, ConfigError, DivergedError, InputError, StoppedError
+from unloc.training import run as run_module
 from unloc.training import trainer as trainer_module
 from unloc.training.run import fit_recipe
 
@@ -65,15 +66,15 @@ def test_sigterm_keeps_the_step_that_is_done_and_the_resumed_run_ends_in_the_sam
 def test_sigterm_ends_a_validation_at_once_and_the_resumed_run_does_it_again(
     token_world, tmp_path, whole, monkeypatch, number
 ):
-    recipe, run, calls, validate = recipe_for("mr", *WORDS), tmp_path / "run", [], trainer_module.validate
+    recipe, run, calls, predict_split = recipe_for("mr", *WORDS), tmp_path / "run", [], run_module.predict_split
 
     def stopped_once(*arguments):
         calls.append(1)
         if len(calls) == number:
             terminate()
-        return validate(*arguments)
+        return predict_split(*arguments)
 
-    monkeypatch.setattr(trainer_module, "validate", stopped_once)
+    monkeypatch.setattr(run_module, "predict_split", stopped_once)
     with pytest.raises(StoppedError):
         fit_recipe(recipe, *token_world, run, threads=1)
     assert step_of(run) == (3, 6, 8)[number - 1]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from unloc.config import recipe_from_dict
-from unloc.examples.batches import Example, choose_classes, collate, collate_class_pairs
+from unloc.examples.batches import Example, collate, collate_class_pairs
+from unloc.examples.loader import choose_classes
 from unloc.examples.steps import TimeGrid
 from unloc.model.unloc import UnLoc
 from unloc.training.objective import compute_losses, saliency_loss

@@ -19,8 +19,7 @@ from unloc.config import load_recipe
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
 from unloc.inference.load import load_model
-from unloc.training.run import fit_recipe
-from unloc.training.trainer import Trainer
+from unloc.training.run import build_trainer, fit_recipe, splits_of
 
 TEXTS = ["a cat jumps", "a dog runs to the door"]
 BEFORE = {"projected": False, "texts_projected": False}
@@ -45,7 +44,9 @@ def cached(path, video_folder, names=("v0", "v1"), **config):
 
 
 def started(recipe, manifest, cache, tmp_path):
-    return Trainer(recipe, load_manifest(manifest), open_cache(cache), tmp_path / "run")
+    opened = open_cache(cache)
+    splits = splits_of(recipe, load_manifest(manifest), opened)
+    return build_trainer(recipe, *splits, opened, tmp_path / "run")
 
 
 def scenic(*overrides):
@@ -72,7 +73,7 @@ def test_a_trained_projection_starts_as_clips_own_so_that_the_model_begins_as_on
 
 
 def inputs(trainer):
-    batch = trainer._batch([0, 1], 0)
+    batch = trainer.loader.batch([0, 1], 0)
     return batch.frames, batch.frame_mask, batch.texts, batch.text_mask
 
 

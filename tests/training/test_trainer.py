@@ -13,11 +13,11 @@ from unloc.annotations.schema import load_manifest, video_row
 from unloc.cache.reading import open_cache
 from unloc.config import load_recipe, recipe_from_dict
 from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
+from unloc.examples.loader import epoch_batches
 from unloc.inference.load import load_model, require_same_cache
 from unloc.training import checkpoint
 from unloc.training.optim import lr_factor
 from unloc.training.run import fit_recipe
-from unloc.training.trainer import epoch_batches
 
 SHAPE = ["model.width=16", "model.num_heads=2", "model.mlp_width=32", "model.num_layers=2", "model.num_levels=3"]
 SHAPE += ["targets.range_edges=[0,4,8,inf]", "data.num_steps=32", "optim.lr=0.003", "optim.name=adamw"]

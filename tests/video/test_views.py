@@ -5,7 +5,7 @@ import torch
 from unloc.cache.reading import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.errors import InputError
-from unloc.examples.examples import read_tokens
+from unloc.examples.sources import CachedTokens
 from unloc.video.preprocess import PreprocessSpec, resize_and_crop
 from unloc.video.views import ViewMaker, require_views
 
@@ -77,7 +77,7 @@ def test_training_draws_any_view_and_evaluation_reads_the_centre(tmp_path):
     meta = {"video_id": "a", "times_seconds": [0.0, 1.0, 2.0, 3.0], "duration_seconds": 4.0}
     create_or_check(tmp_path / "c", {"dtype": "float16", "views": ["centre", "flip", "crop0"]}, {})
     write_video_shard(tmp_path / "c", "00000", [VideoTokens(meta, tokens)], [], "float16")
-    cache = open_cache(tmp_path / "c")
-    assert not read_tokens(cache, "a", float("nan"), None).frames.any()
-    drawn = {float(read_tokens(cache, "a", 4.0, np.random.default_rng(n)).frames.mean()) for n in range(20)}
+    source = CachedTokens(open_cache(tmp_path / "c"))
+    assert not source.frames("a", None)[0].any()
+    drawn = {float(source.frames("a", np.random.default_rng(n))[0].mean()) for n in range(20)}
     assert drawn == {0.0, 1.0, 2.0}

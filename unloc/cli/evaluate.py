@@ -273,11 +273,11 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
     from unloc.annotations.vocabulary import names_in_vocabulary
     from unloc.cache.reading import open_cache
     from unloc.evaluation.evaluator import default_train_split, evaluate, require_seconds
+    from unloc.examples.sources import CachedTokens
     from unloc.inference.device import described, resolve_device
-    from unloc.inference.load import load_model, require_same_cache
-    from unloc.inference.run import predict_split
+    from unloc.inference.load import load_model, require_same_cache, require_task
+    from unloc.inference.predict import predict_split
     from unloc.predictions.writing import SUBMITTED_SPLITS
-    from unloc.training.trainer import require_task
 
     where = resolve_device(device)
     loaded, manifest, split = load_model(run, where), asked.manifest, scoring["split"]
@@ -292,13 +292,13 @@ def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple
     require_same_cache(loaded.info.fingerprint, opened.fingerprint, asked.cache)
     told = _told_note(opened)
     model = _asked_for(loaded, manifest.classes)
-    found = predict_split(model, manifest.select(split), opened)
+    found = predict_split(model, manifest.select(split), CachedTokens(opened))
     _write(asked, paths, recipe.task, found, split, scoring["external_labels"])
     if asked.export is not None and asked.export.suffix.lower() == ".zip":
         for other in SUBMITTED_SPLITS:
             part = manifest.select(other) if other in manifest.splits and other != split else None
             if part is not None and all(video_id in opened for video_id in part.videos["video_id"]):
-                more = predict_split(model, part, opened)
+                more = predict_split(model, part, CachedTokens(opened))
                 _write(asked, [asked.export], recipe.task, more, other, scoring["external_labels"])
     if not scored:
         return None, found

@@ -16,15 +16,13 @@ class Example:
 
     video_id: str
     frames: np.ndarray
-    """(T, D) float32 frame tokens."""
+    """(T, D) float32 frame tokens, or pixels."""
     frame_mask: np.ndarray
     """(T,) bool, true where valid."""
     duration_seconds: float
     """Length of the video."""
     grid: TimeGrid | None = None
     """Steps to seconds; None where steps are consecutive tokens, which are not evenly spaced (AS)."""
-    query_index: int = -1
-    """Row of the query table (query tasks)."""
     text: np.ndarray | None = None
     """(K, Dt) tokens of the example's own query (query tasks)."""
     segments_steps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
@@ -62,9 +60,9 @@ class Batch:
     is_rated: Tensor | None = None
     """(B,) bool, true where the query has ratings (query tasks)."""
     step_labels: Tensor | None = None
-    """(B, T) true where the row's own class is (AS, class pairs)."""
+    """(B, T) true where the step is of the row's class (AS, class pairs)."""
     rows_per_video: int = 1
-    """Rows that stand for one video (class pairs), else 1."""
+    """Rows of one video (class pairs), else 1."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
@@ -73,78 +71,66 @@ class Batch:
 
 
 def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Texts (K_i, D) as (C, K, D) with mask (C, K), K the longest; a text over max_tokens keeps its last token, EOS.
+    """Texts (K_i, D) or ids (K_i,) as (C, K, …) with mask (C, K), K the longest.
 
-    Deviation from the official code, which cuts EOS off and so makes long captions indistinguishable (spec §1.3).
+    A text over max_tokens keeps its last token, EOS. The official code cuts EOS off, which makes long captions
+    indistinguishable.
     """
     cut = [text if len(text) <= max_tokens else np.concatenate([text[: max_tokens - 1], text[-1:]]) for text in texts]
-    longest = max(len(text) for text in cut)
-    padded = torch.zeros(len(cut), longest, cut[0].shape[-1])
-    mask = torch.zeros(len(cut), longest, dtype=torch.bool)
+    lengths = torch.tensor([len(text) for text in cut])
+    dtype = torch.float32 if cut[0].ndim > 1 else torch.long
+    padded = torch.zeros(len(cut), int(lengths.max()), *cut[0].shape[1:], dtype=dtype)
     for row, text in enumerate(cut):
-        padded[row, : len(text)] = torch.from_numpy(np.asarray(text, dtype=np.float32))
-        mask[row, : len(text)] = True
-    return padded, mask
+        padded[row, : len(text)] = torch.from_numpy(text.astype(np.float32 if dtype.is_floating_point else np.int64))
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 def collate(
     examples: Sequence[Example], *, max_text_tokens: int, class_texts: tuple[Tensor, Tensor] | None = None
 ) -> Batch:
-    """Stack examples. With class_texts (tokens, mask) these are the texts; else each example's own query is."""
-    if class_texts is None:
-        texts, text_mask = pad_texts([example.text for example in examples], max_text_tokens)
-    else:
-        texts, text_mask = class_texts
-    segments, segment_text = _pad_segments(examples, own_text=class_texts is None)
+    """Stack examples. The texts are `class_texts` (tokens, mask), or without them each example's own query."""
+    texts, text_mask = class_texts or pad_texts([example.text for example in examples], max_text_tokens)
+    longest = max(1, *(len(example.segments_steps) for example in examples))
+    segments, segment_text = _no_segments(len(examples), longest)
+    for row, example in enumerate(examples):
+        count = len(example.segments_steps)
+        segments[row, :count] = torch.from_numpy(example.segments_steps)
+        segment_text[row, :count] = row if class_texts is None else torch.as_tensor(example.segment_classes.tolist())
+    ratings = {}
+    if class_texts is None:  # also where no query is rated: processes that train together must sum the same losses
+        unrated = np.zeros(len(examples[0].frames), dtype=np.float32)
+        rated = [example.saliency is not None for example in examples]
+        saliency = [unrated if example.saliency is None else example.saliency for example in examples]
+        ratings = {"saliency": torch.from_numpy(np.stack(saliency)), "is_rated": torch.tensor(rated)}
     return Batch(
         examples=tuple(examples),
-        frames=torch.from_numpy(np.stack([example.frames for example in examples])),
-        frame_mask=torch.from_numpy(np.stack([example.frame_mask for example in examples])),
+        frames=_stacked(examples, "frames"),
+        frame_mask=_stacked(examples, "frame_mask"),
         texts=texts,
         text_mask=text_mask,
         segments_steps=segments,
         segment_text=segment_text,
-        step_classes=_stack([example.step_classes for example in examples]),
-        **(_ratings(examples) if class_texts is None else {}),
+        step_classes=_stacked(examples, "step_classes"),
+        **ratings,
     )
 
 
-def _ratings(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Also where none is rated: processes that train together must all sum the same losses."""
-    unrated = np.zeros(len(examples[0].frames), dtype=np.float32)
-    saliency = np.stack([unrated if example.saliency is None else example.saliency for example in examples])
-    is_rated = torch.tensor([example.saliency is not None for example in examples])
-    return {"saliency": torch.from_numpy(saliency), "is_rated": is_rated}
-
-
-def choose_classes(present: np.ndarray, num_classes: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count,) different class indices: those present (all, or a random part of them), then random others."""
-    present = rng.permutation(np.unique(present[present >= 0]))[:count]
-    others = rng.permutation(np.setdiff1d(np.arange(num_classes), present))
-    return np.concatenate([present, others[: count - len(present)]]).astype(np.int64)
-
-
 def collate_class_pairs(examples: Sequence[Example], class_texts: tuple[Tensor, Tensor], classes: np.ndarray) -> Batch:
-    """One row per (video, class) of `classes` (B, M): the video's frames again, that class as the row's only text.
+    """One row per (video, class) of `classes` (B, M): the video's frames with that class as the only text.
 
     A step then fuses M classes per video instead of all of them.
     """
     count = classes.shape[1]
-    longest = max(1, *(len(example.segments_steps) for example in examples))
-    segments = torch.zeros(classes.size, longest, 2)
-    text = torch.full((classes.size, longest), -1, dtype=torch.long)
+    segments, text = _no_segments(classes.size, max(1, *(len(example.segments_steps) for example in examples)))
     for row, (index, class_index) in enumerate((b, c) for b, chosen in enumerate(classes) for c in chosen):
         own = examples[index].segments_steps[examples[index].segment_classes == class_index]
         segments[row, : len(own)] = torch.from_numpy(own)
         text[row, : len(own)] = row
-    flat = torch.from_numpy(classes.reshape(-1))
-    frames = torch.from_numpy(np.stack([example.frames for example in examples]))
-    mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
-    steps = _stack([example.step_classes for example in examples])
+    flat, steps = torch.from_numpy(classes.reshape(-1)), _stacked(examples, "step_classes")
     return Batch(
         examples=tuple(example for example in examples for _ in range(count)),
-        frames=frames.repeat_interleave(count, dim=0),
-        frame_mask=mask.repeat_interleave(count, dim=0),
+        frames=_stacked(examples, "frames").repeat_interleave(count, dim=0),
+        frame_mask=_stacked(examples, "frame_mask").repeat_interleave(count, dim=0),
         texts=class_texts[0][flat],
         text_mask=class_texts[1][flat],
         segments_steps=segments,
@@ -154,16 +140,10 @@ def collate_class_pairs(examples: Sequence[Example], class_texts: tuple[Tensor, 
     )
 
 
-def _pad_segments(examples: Sequence[Example], *, own_text: bool) -> tuple[Tensor, Tensor]:
-    longest = max(1, *(len(example.segments_steps) for example in examples))
-    segments = torch.zeros(len(examples), longest, 2)
-    text = torch.full((len(examples), longest), -1, dtype=torch.long)
-    for row, example in enumerate(examples):
-        count = len(example.segments_steps)
-        segments[row, :count] = torch.from_numpy(example.segments_steps)
-        text[row, :count] = row if own_text else torch.as_tensor(example.segment_classes.tolist())
-    return segments, text
+def _no_segments(rows: int, longest: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(rows, longest, 2), torch.full((rows, longest), -1, dtype=torch.long)
 
 
-def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+def _stacked(examples: Sequence[Example], name: str) -> Tensor | None:
+    arrays = [getattr(example, name) for example in examples]
     return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))

@@ -1,9 +1,9 @@
-"""Level-0 steps of one example: which cached tokens it sees, and which seconds of the video each step stands for.
+"""Level-0 steps of one example: which frames it has, and which seconds of the video each step covers.
 
-`linspace` spreads T steps evenly over a stretch of the video (paper §4.2; official `linspace` sampling) and takes one
-cached token for each; steps and seconds then map onto each other by an affine `TimeGrid`. `window` takes T
-consecutive tokens and masks what lies beyond the end (AS, paper §4.2). Cached tokens are not evenly spaced (a frame
-rate need not divide the sampling rate), so a step of a window stands for its token's own `token_spans`.
+`linspace` spreads T steps evenly over the video or a crop of it (paper §4.2, as the official code) and takes one frame
+for each; steps and seconds then map onto each other by an affine `TimeGrid`. `window` takes T consecutive frames and
+masks those past the end (AS, paper §4.2). Frames are not evenly spaced (a frame rate need not divide the sampling
+rate), so each step of a window has its own `token_spans`.
 """
 
 from dataclasses import dataclass
@@ -39,20 +39,19 @@ def linspace_steps(
     times_seconds: np.ndarray,
     num_steps: int,
     *,
-    stretch: tuple[float, float] | None = None,
+    crop: tuple[float, float] | None = None,
     rng: np.random.Generator | None = None,
     pick: str = "nearest",
 ) -> tuple[TimeGrid, np.ndarray]:
-    """T steps evenly over the tokens' times, or over a stretch (start, end) of them.
+    """T steps evenly over the frames' times, or over a crop (start, end) of them.
 
-    Returns the grid and, for each step, the index of its token; with `rng` that of a random time within half a step
-    (training jitter). `pick` nearest: the token nearest in time. `pick` floor: token floor(i (N-1) / (T-1)) of the N of
-    the video for step i, as the official code counts stored frames, up to one token early. Short videos repeat tokens
-    instead of padding (official).
+    Returns the grid and, for each step, the index of its frame; with `rng` that of a random time within half a step
+    (training jitter). `pick` nearest: the frame nearest in time. `pick` floor: frame floor(i (N-1) / (T-1)) of N for
+    step i, as the official code counts stored frames. Short videos repeat frames instead of padding (official).
     """
-    start, end = stretch or (float(times_seconds[0]), float(times_seconds[-1]))
+    start, end = crop or (float(times_seconds[0]), float(times_seconds[-1]))
     spacing = (end - start) / max(num_steps - 1, 1)
-    if spacing <= 0:  # a single token: any positive spacing describes it, one second is the least surprising
+    if spacing <= 0:  # a single frame: any positive spacing describes it
         spacing = 1.0
     wanted = start + spacing * np.arange(num_steps)
     if rng is not None:
@@ -60,7 +59,7 @@ def linspace_steps(
     grid = TimeGrid(start, spacing)
     if pick == "nearest":
         return grid, nearest_index(times_seconds, wanted)
-    if stretch is None and rng is None:  # by count: the times of real frames are not exactly even
+    if crop is None and rng is None:  # by count: the times of real frames are not exactly even
         return grid, np.linspace(0, len(times_seconds) - 1, num_steps).astype(np.int64)
     return grid, np.clip(np.searchsorted(times_seconds, wanted + 1e-6, side="right") - 1, 0, len(times_seconds) - 1)
 
@@ -76,15 +75,15 @@ def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.n
 
 
 def window_steps(num_tokens: int, num_steps: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    """T consecutive tokens from `offset`: token indices (T,), and a mask (T,) that is False past the end."""
+    """T consecutive frames from `offset`: their indices (T,), and a mask (T,) that is False past the end."""
     index = offset + np.arange(num_steps)
     return np.minimum(index, num_tokens - 1), index < num_tokens
 
 
 def token_spans(times_seconds: np.ndarray, duration_seconds: float) -> np.ndarray:
-    """(T, 2) seconds: each token stands for the video from its time until the next later one.
+    """(T, 2) seconds: each frame covers the video from its time until the next later one.
 
-    The first begins with the video, the last ends with it. Tokens of one time (a repeated frame) share their span.
+    The first span begins with the video, the last ends with it. A repeated frame (equal times) shares its span.
     """
     following = np.searchsorted(times_seconds, times_seconds, side="right")
     ends = np.append(times_seconds, max(duration_seconds, float(times_seconds[-1])))[following]
@@ -92,7 +91,7 @@ def token_spans(times_seconds: np.ndarray, duration_seconds: float) -> np.ndarra
 
 
 def at_distinct_times(times_seconds: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rising times, and the scores (T, C) at each; those of tokens of one time (a repeated frame) are averaged."""
+    """Rising times, and the scores (T, C) at each; those of a repeated frame are averaged."""
     distinct, first, counts = np.unique(times_seconds, return_index=True, return_counts=True)
     return distinct, np.add.reduceat(scores, first, axis=0) / counts[:, None]
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from unloc.annotations.schema import Manifest
 from unloc.cache.reading import Cache, completed
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe, dump_recipe, recipe_from_dict
@@ -133,6 +134,15 @@ def checkpoint_folder(run: Path) -> Path:
     raise MissingError(
         f"{run}: no checkpoint here (looked for checkpoints/best, checkpoints/last); `unloc fit` makes one"
     )
+
+
+def require_task(manifest: Manifest, task: str) -> None:
+    """Raise InputError unless the manifest serves the task."""
+    if task not in manifest.tasks:
+        served = ", ".join(manifest.tasks)
+        raise InputError(
+            f"manifest {manifest.name!r} serves {served}, not {task}; give the manifest of a {task} dataset"
+        )
 
 
 def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:

@@ -1,0 +1,73 @@
+"""Training batches: which examples, in which order, and how they are stacked.
+
+Batch `step` of a run depends on the seed and on `step` alone, so a resumed run sees what an uninterrupted one sees.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from unloc.config import Recipe
+from unloc.examples.batches import Batch, collate, collate_class_pairs
+from unloc.examples.examples import Examples
+from unloc.examples.texts import ClassTexts
+
+
+class Loader:
+    """Batches of one split. `class_texts` are the texts of class tasks; query examples bring their own."""
+
+    def __init__(self, examples: Examples, class_texts: ClassTexts | None, recipe: Recipe) -> None:
+        self.examples, self.class_texts, self.train = examples, class_texts, recipe.train
+        self.max_text_tokens = recipe.data.max_text_tokens
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.examples) // self.train.batch_size)
+
+    def batches(self, first_step: int, end_step: int) -> Iterator[Batch]:
+        """The batches of these steps, counted from the start of training."""
+        epoch, order = -1, []
+        for step in range(first_step, end_step):
+            if step // len(self) != epoch:
+                epoch = step // len(self)
+                order = epoch_batches(self.examples.videos, self.train.batch_size, self.train.seed, epoch)
+            yield self.batch(order[step % len(self)], epoch)
+
+    def batch(self, indices: list[int], epoch: int) -> Batch:
+        """These examples with the random choices (view, crop, jitter, prompts) of an epoch."""
+        seed = self.train.seed
+        examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
+        if self.class_texts is None:
+            return collate(examples, max_text_tokens=self.max_text_tokens)
+        rng = np.random.default_rng([seed, epoch, indices[0], 1])
+        class_texts = self.class_texts.sample(rng)
+        num_classes = len(class_texts[0])
+        count = min(self.train.classes_per_video, num_classes)
+        if not count:
+            return collate(examples, max_text_tokens=self.max_text_tokens, class_texts=class_texts)
+        present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
+        classes = np.stack([choose_classes(found, num_classes, count, rng) for found in present])
+        return collate_class_pairs(examples, class_texts, classes)
+
+
+def epoch_batches(videos: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Example indices of one epoch in ceil(n / batch_size) batches of nearly equal size, shuffled.
+
+    `videos` has the video of each example. No video is twice in a batch (as far as there are more batches than examples
+    of one video): with in-batch negatives another caption of the same video would be a false negative.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    by_video: dict[str, list[int]] = {}
+    for index in rng.permutation(len(videos)):
+        by_video.setdefault(videos[index], []).append(int(index))
+    dealt = [index for indices in by_video.values() for index in indices]
+    num_batches = -(-len(videos) // batch_size)
+    batches = [dealt[start::num_batches] for start in range(num_batches)]
+    return [batches[number] for number in rng.permutation(num_batches)]
+
+
+def choose_classes(present: np.ndarray, num_classes: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) different class indices: those present (all, or a random part of them), then random others."""
+    present = rng.permutation(np.unique(present[present >= 0]))[:count]
+    others = rng.permutation(np.setdiff1d(np.arange(num_classes), present))
+    return np.concatenate([present, others[: count - len(present)]]).astype(np.int64)

@@ -1,0 +1,199 @@
+"""Predictions of a model: of frames with their times and texts, and of all videos of a manifest.
+
+The first three functions need no manifest; `predict_split` loops over them, as validation and `unloc eval` do.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.config import DecodeConfig, Recipe
+from unloc.errors import DivergedError
+from unloc.examples.batches import Batch, Example, collate
+from unloc.examples.examples import build_examples, linspace_example, windows_of
+from unloc.examples.sources import Source, VideoFrames
+from unloc.examples.steps import at_distinct_times
+from unloc.examples.texts import ClassTexts
+from unloc.inference.device import computing
+from unloc.inference.load import LoadedModel
+from unloc.model.unloc import Outputs, UnLoc
+from unloc.ops.decode import decode_segments
+from unloc.ops.nms import soft_nms
+from unloc.ops.points import make_points
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
+
+Predictions = list[MomentPrediction] | pd.DataFrame | list[FramePrediction]
+QUERY_BATCH, VIDEO_BATCH = 16, 4
+
+
+@torch.inference_mode()
+def predict_moments(
+    loaded: LoadedModel, videos: Sequence[VideoFrames], texts: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Moments of each video for its own text (K, D): (N, 3) start, end, score in seconds, best first, and where the
+    model has a saliency head one score per 2 s clip. All are computed in one batch.
+    """
+    recipe = loaded.info.recipe
+    examples = [linspace_example(video, recipe.data, text=text) for video, text in zip(videos, texts, strict=True)]
+    batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens)
+    outputs = forward(loaded.model, batch, recipe, pairing="own")
+    segments = segments_in_seconds(outputs, examples)[:, 0]
+    windows = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode)
+    if outputs.saliency is None:
+        return [(found, None) for found in windows]
+    saliency = [clip_saliency(logits[0], example) for logits, example in zip(outputs.saliency, examples, strict=True)]
+    return list(zip(windows, saliency, strict=True))
+
+
+@torch.inference_mode()
+def predict_detections(
+    loaded: LoadedModel, videos: Sequence[VideoFrames], texts: ClassTexts
+) -> list[list[tuple[int, np.ndarray]]]:
+    """Detections of all classes in each video: class index and start, end, score in seconds, best first."""
+    recipe = loaded.info.recipe
+    examples = [linspace_example(video, recipe.data) for video in videos]
+    outputs, _ = class_outputs(loaded.model, examples, texts, recipe)
+    segments = segments_in_seconds(outputs, examples)
+    rows = zip(segments, outputs.relevance, strict=True)
+    return [list(detections_of(boxes, logits.sigmoid(), recipe.decode)) for boxes, logits in rows]
+
+
+@torch.inference_mode()
+def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -> tuple[np.ndarray, np.ndarray]:
+    """Times (T,) of a video's frames and the logits (T, C) of all classes at each."""
+    recipe = loaded.info.recipe
+    outputs, batch = class_outputs(loaded.model, windows_of(video, recipe.data), texts, recipe)
+    logits = outputs.relevance.transpose(1, 2).cpu()[batch.frame_mask].double().numpy()
+    return at_distinct_times(video.times_seconds, logits)
+
+
+def predict_split(loaded: LoadedModel, manifest: Manifest, source: Source) -> Predictions:
+    """Predictions for every video of the (already selected) manifest, of the kind the task has."""
+    recipe, classes = loaded.info.recipe, loaded.info.classes
+    examples, predictions = build_examples(recipe.task, manifest, source, recipe.data), []
+    if recipe.task in ("mr", "hd"):
+        queries = examples.queries.to_dict("records")
+        for rows in in_batches(queries, QUERY_BATCH):
+            videos, texts = (
+                [examples.video(row["video_id"]) for row in rows],
+                [examples.texts[row["text"]] for row in rows],
+            )
+            for row, (windows, saliency) in zip(rows, predict_moments(loaded, videos, texts), strict=True):
+                named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
+                predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
+        return predictions
+    texts = ClassTexts(classes, source, recipe.data)
+    if recipe.task == "tal":
+        for ids in in_batches(examples.videos, VIDEO_BATCH):
+            found = predict_detections(loaded, [examples.video(video_id) for video_id in ids], texts)
+            predictions += [
+                (video_id, classes[label], *window)
+                for video_id, detections in zip(ids, found, strict=True)
+                for label, window in detections
+            ]
+        return detections_table(predictions)
+    for video_id in examples.videos:
+        times, logits = predict_frames(loaded, examples.video(video_id), texts)
+        background = logits.max(axis=1) <= recipe.decode.background_logit
+        best = zip(background, logits.argmax(axis=1), strict=True)
+        labels = [None if is_background else classes[label] for is_background, label in best]
+        predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=logits))
+    return predictions
+
+
+def in_batches(items: list, size: int) -> Iterator[list]:
+    """Lists of at most `size` items, in order."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:
+    """The model's float32 outputs of a batch, on its device and in the recipe's precision.
+
+    Raises DivergedError where they are not finite.
+    """
+    device = next(model.parameters()).device
+    batch = batch.to(device)
+    with computing(device, recipe.train.precision):
+        outputs = model(batch.frames, batch.frame_mask, batch.texts, batch.text_mask, pairing=pairing)
+    if not outputs.relevance.isfinite().all():
+        ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
+        raise DivergedError(f"the model's outputs are not finite on videos {ids}: its weights are unusable")
+    return outputs.at_least_float32()
+
+
+def class_outputs(
+    model: UnLoc, examples: Sequence[Example], texts: ClassTexts, recipe: Recipe
+) -> tuple[Outputs, Batch]:
+    """Outputs for all classes: raw head outputs, averaged over the prompts (as the official code) or of the first."""
+    relevance, displacements, max_tokens = 0.0, None, recipe.data.max_text_tokens
+    for prompt in range(texts.num_averaged):
+        batch = collate(examples, max_text_tokens=max_tokens, class_texts=texts.prompt(prompt))
+        outputs = forward(model, batch, recipe, pairing="all")
+        relevance = outputs.relevance + relevance
+        if outputs.displacements is not None:
+            displacements = outputs.displacements + (0.0 if displacements is None else displacements)
+    share = 1.0 / texts.num_averaged
+    return Outputs(relevance * share, None if displacements is None else displacements * share, None), batch
+
+
+def segments_in_seconds(outputs: Outputs, examples: Sequence[Example]) -> Tensor:
+    """(B, C, P, 2) segments in seconds, clipped to the video."""
+    displacements, num_steps, num_levels = outputs.displacements, len(examples[0].frames), 1
+    while sum(num_steps >> level for level in range(num_levels)) < displacements.shape[-2]:
+        num_levels += 1
+    points = make_points(num_steps, num_levels).to(displacements.device)
+    grids = [(e.grid.start_seconds, e.grid.seconds_per_step, e.duration_seconds) for e in examples]
+    start, spacing, duration = displacements.new_tensor(grids).T[..., None, None, None]
+    return (start + decode_segments(displacements, points) * spacing).clamp(min=0.0).minimum(duration)
+
+
+def kept_windows(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[np.ndarray]:
+    """(N, 3) start, end, decayed score of every row (R, P, 2), (R, P) after Soft-NMS, best first."""
+    kept = soft_nms(
+        segments,
+        scores,
+        sigma=config.nms_sigma,
+        score_threshold=config.score_threshold,
+        max_detections=config.max_detections,
+    )
+    chosen = segments.gather(1, kept.index[..., None].expand(-1, -1, 2))
+    rows = torch.cat([chosen, kept.scores[..., None]], dim=-1).double().cpu().numpy()
+    return [row[mask] for row, mask in zip(rows, kept.valid.cpu().numpy(), strict=True)]
+
+
+def clip_saliency(logits: Tensor, example: Example) -> np.ndarray:
+    """One score per 2 s clip: the step logits, linearly interpolated at the middle of each clip."""
+    num_clips = max(1, int(example.duration_seconds / CLIP_SECONDS))
+    steps = example.grid.to_steps((np.arange(num_clips) + 0.5) * CLIP_SECONDS)
+    return np.interp(steps, np.arange(len(logits)), logits.float().cpu().numpy())
+
+
+def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> Iterator[tuple[int, np.ndarray]]:
+    """(class index, [start, end, score]) of one video's (C, P, 2) segments after Soft-NMS: at most `max_detections` of
+    all classes, best first.
+
+    Soft-NMS runs over all classes together by default, as in the official code; within each class with `nms_per_class`.
+    """
+    if config.nms_per_class:
+        per_class = enumerate(kept_windows(segments, scores, config))
+        found = [(label, window) for label, windows in per_class for window in windows]
+        yield from sorted(found, key=lambda item: -item[1][2])[: config.max_detections]
+        return
+    candidates = torch.nonzero(scores > config.score_threshold)
+    if not len(candidates):
+        return
+    label, point = candidates.T
+    flat_segments = segments[label, point]
+    kept = soft_nms(
+        flat_segments[None],
+        scores[label, point][None],
+        sigma=config.nms_sigma,
+        score_threshold=config.score_threshold,
+        max_detections=config.max_detections,
+    )
+    for index, score in zip(kept.index[0][kept.valid[0]], kept.scores[0][kept.valid[0]], strict=True):
+        yield int(label[index]), np.array([*flat_segments[index].tolist(), float(score)])
