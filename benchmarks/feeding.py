@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from pipeline.shared_batches import Pulse, SharedBatches
+from pipeline.shared_batches import BusyClock, SharedBatches
 from pipeline.workers import RemoteEncoder
 from unloc.inference.batching import FrameBatcher
 from unloc.inference.encode import EncodeConfig
@@ -53,7 +53,7 @@ class SharedEncoder:
 
     def __init__(self, rate: float) -> None:
         self.gpu = PretendedGpu(rate)
-        self.batches = SharedBatches(self.gpu, Pulse(), mixes=True)
+        self.batches = SharedBatches(self.gpu, mixes=True)
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
         """Tokens of some frames."""
@@ -86,12 +86,11 @@ class ReadyDecoder:
 
     def run(self, encoder: ray.actor.ActorHandle, until: float, frames_sent: int, ahead: int) -> int:
         """Frames encoded until the clock says so."""
-        remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), Pulse())
+        remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), BusyClock())
         remote.actor, remote.batch, remote.batches_ahead = encoder, frames_sent, ahead
         frames = np.random.default_rng(0).integers(0, 255, (FRAMES, 1, 3, SIZE, SIZE), dtype=np.uint8)
-        batcher, count, row = FrameBatcher(remote), 0, {"file": ""}
+        batcher, count, row = FrameBatcher(remote), 0, {"file": "", "times_seconds": [0.0] * FRAMES}
         while time.time() < until:
-            batcher.begin(str(count), FRAMES)
             for start in range(0, FRAMES, 16):  # as they come from a decoder's pipe
                 positions = [[position] for position in range(start, start + 16)]
                 batcher.add(str(count), positions, frames[start : start + 16])

@@ -1,7 +1,7 @@
-"""The process that decodes: it takes jobs from a pipe and gives resized frames back, and may die at any of them.
+"""The process that decodes: jobs come in through a pipe, resized frames go back; it may crash or hang at any moment.
 
-Whatever a decoder does to its process (a hang, a segfault, a leak) ends here and not where the tower is. Frames go
-through the pipe a few at a time and wait there until they are taken, so memory does not grow with the video.
+Crashes, hangs and leaks of a decoder stay in this process, away from the tower. The pipe holds a few frames at a time,
+so memory does not grow with the length of a video.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,15 +18,16 @@ import av
 import numpy as np
 import torch
 
+from pipeline.ledger import Failure
 from unloc.errors import VideoError
 from unloc.video.reading import CHANGED, ReadSpec, ResizedFrame, VideoReading, file_identity, file_version
 from unloc.video.remote_video import RemoteVideo
 from unloc.video.tar_shards import VideoFile, on_disk
 
 FRAMES_PER_MESSAGE = 16
-PULSE_SECONDS = 0.1  # of silence after which a reading says that it gets on
-MAX_CHANGES = 3  # times that a file may change under its decoder
-MACHINE = "machine"  # reason of a Broken that says nothing about the video: its file, or a temporary one, failed here
+HEARTBEAT_SECONDS = 0.1
+MAX_CHANGES = 3  # times that a file may change while it is decoded
+MACHINE = "machine"  # reason of a Failure that is not the video's fault: a file could not be read or written here
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -51,25 +52,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """The process takes jobs."""
-
-    rss_bytes: int
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The file is a video, of which this many tokens are wanted."""
-
-    num_tokens: int
-
-
-@dataclass(frozen=True)
 class Frames:
-    """Some frames of it."""
+    """Some frames of the video."""
 
     positions: list[list[int]]
-    """Of each frame: which tokens it becomes."""
+    """For each frame, which tokens it becomes."""
     pixels: np.ndarray
     """(F, views, 3, S, S) uint8."""
 
@@ -79,72 +66,61 @@ class Ended:
     """All frames were sent."""
 
     row: dict
-    rss_bytes: int
-
-
-@dataclass(frozen=True)
-class Broken:
-    """There are no tokens of this video; frames sent before are void."""
-
-    reason: str
-    message: str
-    attempts: int = 1
-    identity: dict | None = None
-    """`file_identity` of what did not decode; None where its process did not live to say it."""
+    grown_bytes: int
+    """By how much the resident memory of the process has grown since its start."""
 
 
 @dataclass(frozen=True)
 class Retried:
-    """The video begins again, because its decoder died or its file changed; frames sent before are void."""
+    """The video starts again, because its decoder died or its file changed; discard the frames sent so far."""
 
 
 @dataclass(frozen=True)
 class Alive:
-    """The video is being read; nothing of it is ready."""
+    """The process makes progress."""
 
-    is_fetching: bool | None = None
-    """It is now fetched from its store, or no longer; None: as before."""
-
-
-Message = Opened | Frames | Ended | Broken | Retried | Alive
+    is_fetching: bool = False
+    """Is it downloading the video?"""
 
 
-class _Pulse:
-    """Says now and then that the process gets on; called from within the reading, so a hang is silent."""
+Message = Frames | Ended | Failure | Retried | Alive
+
+
+class _Heartbeat:
+    """Reports progress every HEARTBEAT_SECONDS; called from inside the reading, so that a hang is silent."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection, self.last = connection, time.monotonic()
+        self.connection, self.is_fetching, self.sent_at = connection, False, 0.0
 
     def __call__(self) -> None:
-        if time.monotonic() - self.last > PULSE_SECONDS:
-            self.connection.send(Alive())
-            self.last = time.monotonic()
+        if time.monotonic() - self.sent_at > HEARTBEAT_SECONDS:
+            self.send(Alive(self.is_fetching))
+
+    def send(self, message: Message) -> None:
+        self.connection.send(message)
+        self.sent_at = time.monotonic()
 
 
-def run_child(connection: Connection, stderr: int, spec: ReadSpec, memory_bytes: int) -> None:
-    """Decode jobs until the pipe is closed."""
+def run_child(parents_end: Connection, connection: Connection, stderr: int, spec: ReadSpec, memory_bytes: int) -> None:
+    """Decode jobs until the pipe is closed. The first message says that the process is ready."""
+    parents_end.close()  # otherwise the pipe never closes: this process would hold both its ends
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a hung decoder must not outlive its parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(stderr, 2)
     torch.set_num_threads(1)
-    _limit_memory(memory_bytes)
-    pulse = _Pulse(connection)
-    try:
-        connection.send(Ready(_memory("VmRSS")))
-        while True:
-            for message in _messages(connection.recv(), spec, pulse):
-                connection.send(message)
-                pulse.last = time.monotonic()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has gone, or wants no more
-
-
-def _limit_memory(more_bytes: int) -> None:
-    """Let allocations fail, as one video's error, before the system runs out and kills whom it likes."""
+    # A limit on memory makes allocations fail, as one video's error, before the system starts to kill processes.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = _memory("VmData") + more_bytes
+    soft = _memory("VmData") + memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    heartbeat, rss_at_start = _Heartbeat(connection), _memory("VmRSS")
+    try:
+        heartbeat.send(Alive())
+        while True:
+            for message in _messages(connection.recv(), spec, heartbeat, rss_at_start):
+                heartbeat.send(message)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent has ended, or closed the pipe
 
 
 def _memory(field: str) -> int:
@@ -155,35 +131,48 @@ def _memory(field: str) -> int:
     return 0
 
 
-def _messages(job: Job, spec: ReadSpec, on_progress: Callable[[], None]) -> Iterator[Message]:
-    """All that is to say of a job. A file that changes while it is read is read again."""
+def _messages(job: Job, spec: ReadSpec, heartbeat: _Heartbeat, rss_at_start: int) -> Iterator[Message]:
+    """All messages about one job. A file that changes while it is read is read again."""
     for _ in range(MAX_CHANGES):
-        file, last = job.path, None
+        file = job.path
         version, identity = file_version(file), file_identity(file)
+        heartbeat.is_fetching = isinstance(file, RemoteVideo)
         try:
             if isinstance(file, RemoteVideo):
                 yield Alive(is_fetching=True)
-                file = file.current()
-                version, identity = file, file_identity(file)
-            with on_disk(file, on_progress) as path:
-                yield Alive(is_fetching=False)
-                reading = VideoReading(path, spec, file, on_progress)
-                yield Opened(len(reading.wanted_seconds))
-                yield from _batches(reading, on_progress)
-                last = Ended(reading.row(job.video_id), _memory("VmRSS"))
+                version = file = file.current()
+                identity = file_identity(file)
+            with on_disk(file, heartbeat) as path:
+                heartbeat.is_fetching = False
+                yield Alive()
+                reading = VideoReading(path, spec, file, heartbeat)
+                yield from _frames(reading, heartbeat)
+                last = Ended(reading.row(job.video_id), _memory("VmRSS") - rss_at_start)
         except DECODING_ERRORS as error:
-            last = Broken(*_reason(job, error), identity=identity)
+            last = Failure(job.video_id, *_reason(job, error), **identity)
         if file_version(file) == version:
             yield last
             return
         yield Retried()
-    words = f"the file changed while it was decoded, {MAX_CHANGES} times; run again when it is whole"
-    yield Broken(CHANGED, f"{job.path}: {words}", MAX_CHANGES, identity)
+    message = f"{job.path}: the file changed while it was decoded, {MAX_CHANGES} times; run again when it is complete"
+    yield Failure(job.video_id, CHANGED, message, MAX_CHANGES, **identity)
+
+
+def _frames(reading: VideoReading, heartbeat: _Heartbeat) -> Iterator[Frames]:
+    batch: list[ResizedFrame] = []
+    for frame in reading.frames():
+        heartbeat()
+        batch.append(frame)
+        if len(batch) == FRAMES_PER_MESSAGE:
+            yield Frames([frame.positions for frame in batch], np.stack([frame.pixels for frame in batch]))
+            batch = []
+    if batch:
+        yield Frames([frame.positions for frame in batch], np.stack([frame.pixels for frame in batch]))
 
 
 def _reason(job: Job, error: Exception) -> tuple[str, str]:
-    """(reason, message) of what a decoder raised."""
-    words = " ".join(str(error).split())[:200] or "no word"
+    """(reason, message) of an exception."""
+    words = " ".join(str(error).split())[:200] or "no message"
     if isinstance(error, VideoError):
         return error.reason, str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in words):
@@ -191,21 +180,4 @@ def _reason(job: Job, error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
         at = f" at {error.filename}" if error.filename and str(error.filename) != str(job.path) else ""
         return MACHINE, f"{job.path}: cannot be read ({error.strerror or error}{at})"
-    return "decode_error", f"{job.path}: its decoder failed ({type(error).__name__}: {words})"
-
-
-def _batches(reading: VideoReading, on_progress: Callable[[], None]) -> Iterator[Frames]:
-    """Its frames, some at a time."""
-    some: list[ResizedFrame] = []
-    for frame in reading.frames():
-        on_progress()
-        some.append(frame)
-        if len(some) == FRAMES_PER_MESSAGE:
-            yield _together(some)
-            some = []
-    if some:
-        yield _together(some)
-
-
-def _together(frames: list[ResizedFrame]) -> Frames:
-    return Frames([frame.positions for frame in frames], np.stack([frame.pixels for frame in frames]))
+    return "decode_error", f"{job.path}: the decoder failed ({type(error).__name__}: {words})"

@@ -1,4 +1,4 @@
-"""A decoder behind a guard: a hang, a crash or a leak costs one video, whatever process the guard stands in."""
+"""A decoder in a guarded child process: a hang, a crash or a leak costs one video and not the calling process."""
 
 import logging
 import multiprocessing
@@ -11,63 +11,48 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.decode_child import (
-    MACHINE,
-    Alive,
-    Broken,
-    Ended,
-    Frames,
-    Job,
-    Message,
-    Opened,
-    Ready,
-    Retried,
-    run_child,
-)
+from pipeline.decode_child import MACHINE, Alive, Ended, Frames, Job, Message, Retried, run_child
+from pipeline.ledger import Failure
 from unloc.errors import UnlocError
 from unloc.video.reading import ReadSpec
 
 logger = logging.getLogger(__name__)
 MAX_KILLS = 2  # a video whose decoder died this often is quarantined
-MAX_KILLS_FROM_OUTSIDE = 5  # by SIGKILL, which neither this module nor the system for want of memory sent
-JOBS_AHEAD = 2  # handed to the process, so that it goes on while its frames are encoded
-START_SECONDS = 120.0  # a fork that met a lock of another thread never answers; it is replaced
+MAX_KILLS_FROM_OUTSIDE = 5  # the same for a SIGKILL that neither this module nor the kernel's OOM killer sent
+JOBS_AHEAD = 2  # sent to the process, so that it decodes the next video while frames of the last are encoded
+START_SECONDS = 120.0  # a fork taken while another thread held a lock may never answer; it is replaced
 MAX_STARTS = 3
 FROM_OUTSIDE = "from outside"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one video may cost, and how long one process may live."""
+    """What one video may cost, and how long one decoding process may live."""
 
     timeout_seconds: float = 600.0
-    """Longest silence: seconds without a sign that a video is read. Time in which frames wait to be encoded does not
-    count, and a long video may take as long as it needs."""
+    """Longest time without progress. Waiting for frames to be encoded does not count, and a long video may take as
+    long as it needs."""
     memory_bytes: int = 4 << 30
-    """Most memory that decoding a video may take."""
+    """Most memory that decoding one video may take."""
     recycle_videos: int = 500
     """Videos after which the process is replaced."""
     recycle_bytes: int = 1 << 30
-    """Growth in resident memory after which it is replaced."""
+    """Growth in resident memory after which the process is replaced."""
 
 
-Event = Opened | Frames | Ended | Broken | Retried
-
-
-class _HungError(Exception):
-    """Never leaves this module."""
+Event = Frames | Ended | Failure | Retried
 
 
 class GuardedDecoder:
     """Decodes in a forked process, which is replaced when it hangs, dies, leaks or is old. Close it after use."""
 
-    def __init__(self, spec: ReadSpec, limits: Limits, on_word: Callable[[], None] = lambda: None) -> None:
-        """`on_word` is called at every message of the process, also at those that only say that it gets on."""
-        self.spec, self.limits, self.on_word = spec, limits, on_word
+    def __init__(self, spec: ReadSpec, limits: Limits, on_message: Callable[[], None] = lambda: None) -> None:
+        """`on_message` is called for every sign of progress."""
+        self.spec, self.limits, self.on_message = spec, limits, on_message
         self._child: _Child | None = None
         self._queue: deque[Job] = deque()
         self._kills: Counter[bool] = Counter()
-        """Of the job at hand: how often its decoder was killed, and whether from outside."""
+        """For the current job: how often its decoder died, by whether it was killed from outside."""
         self._waited = 0.0
 
     def __enter__(self) -> "GuardedDecoder":
@@ -77,34 +62,39 @@ class GuardedDecoder:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and forget its jobs."""
+        self._end_child()
+        self._queue.clear()
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child = None
 
     def events(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Event]]:
-        """Opened, Frames … and Ended of one job after another; Broken ends a job, Retried begins it again."""
+        """Frames … and Ended of one job after another; or Failure, which ends it; Retried starts it again."""
         source = iter(jobs)
-        while self._hand_out(source):
+        while self._send_jobs(source):
             job = self._queue[0]
             event = self._next_event(job)
-            if isinstance(event, Ended | Broken):
+            if isinstance(event, Ended | Failure):
                 self._queue.popleft()
                 self._waited = 0.0
                 self._kills.clear()
+            self.on_message()
             yield job, event
 
-    def _hand_out(self, source: Iterator[Job]) -> bool:
-        """Keep some jobs in the process; False when there are no more."""
-        if self._child is not None and not self._queue and self._child.is_worn(self.limits):
-            self.close()
-        while len(self._queue) < JOBS_AHEAD and not (self._child and self._child.is_worn(self.limits)):
-            job = next(source, None)
-            if job is None:
-                break
+    def _send_jobs(self, source: Iterator[Job]) -> bool:
+        """Keep JOBS_AHEAD jobs in the process; False when there are no more."""
+        is_old = self._child is not None and self._child.is_old(self.limits)
+        if is_old and not self._queue:
+            self._end_child()
+            is_old = False
+        while len(self._queue) < JOBS_AHEAD and not is_old and (job := next(source, None)) is not None:
             self._queue.append(job)
             if self._child is not None:
                 self._child.send(job)
+                is_old = self._child.is_old(self.limits)
         if self._queue and self._child is None:
             self._child = _start(self.spec, self.limits)
             for job in self._queue:
@@ -112,118 +102,109 @@ class GuardedDecoder:
         return bool(self._queue)
 
     def _next_event(self, job: Job) -> Event:
-        started, is_fetching = time.monotonic(), False
+        started, is_fetching, limit = time.monotonic(), False, self.limits.timeout_seconds
         try:
-            event = self._child.receive(self.limits.timeout_seconds)
-            while isinstance(event, Alive):
-                is_fetching = is_fetching if event.is_fetching is None else event.is_fetching
-                self.on_word()
-                event = self._child.receive(self.limits.timeout_seconds)
-        except _HungError:
-            self.close()
-            if is_fetching:
-                words = f"nothing came from its store for {self.limits.timeout_seconds:g} s (--timeout)"
-                return self._after_kill(job, MACHINE, words)
-            words = f"its decoder made no progress for {self.limits.timeout_seconds:g} s (--timeout)"
-            return self._after_kill(job, "timeout", words)
+            while isinstance(event := self._child.receive(limit), Alive):
+                is_fetching = event.is_fetching
+                self.on_message()
         except (EOFError, OSError):
-            reason, words = self._child.cause_of_death()
+            reason, message = self._child.cause_of_death()
             self._child = None
-            return self._after_kill(job, reason, words)
+            return self._after_kill(job, reason, message)
+        if event is None:
+            self._end_child()
+            if is_fetching:
+                return self._after_kill(job, MACHINE, f"the download made no progress for {limit:g} s (--timeout)")
+            return self._after_kill(job, "timeout", f"the decoder made no progress for {limit:g} s (--timeout)")
         self._waited += time.monotonic() - started
         if isinstance(event, Ended):
             return replace(event, row=event.row | {"seconds_waiting": round(self._waited, 4)})
         return event
 
-    def _after_kill(self, job: Job, reason: str, words: str) -> Event:
+    def _after_kill(self, job: Job, reason: str, message: str) -> Event:
+        """Try the video again, or quarantine it."""
         self._waited = 0.0
         from_outside = reason == FROM_OUTSIDE
         self._kills[from_outside] += 1
         kills, most = self._kills[from_outside], MAX_KILLS_FROM_OUTSIDE if from_outside else MAX_KILLS
-        logger.warning("%s: %s (attempt %d of %d)", job.video_id, words, kills, most)
+        logger.warning("%s: %s (attempt %d of %d)", job.video_id, message, kills, most)
         if kills < most:
             return Retried()
-        return Broken("signal" if from_outside else reason, f"{job.path}: {words}, {kills} times: quarantined", kills)
+        message = f"{job.path}: {message}, {kills} times: quarantined"
+        return Failure(job.video_id, "signal" if from_outside else reason, message, kills)
 
 
 class _Child:
     """The process and its pipe."""
 
     def __init__(self, spec: ReadSpec, limits: Limits) -> None:
-        # Forked: what this process has imported need not be imported again, and its pages are shared.
+        # Forked: modules imported here need not be imported again, and their pages are shared.
         context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
+        self.connection, childs_end = context.Pipe()
         self.stderr = os.memfd_create("stderr of a decoder")
-        arguments = (self.connection, theirs, self.stderr, spec, limits.memory_bytes)
-        self.process = context.Process(target=_run_forked, args=arguments, daemon=True)
+        arguments = (self.connection, childs_end, self.stderr, spec, limits.memory_bytes)
+        self.process = context.Process(target=run_child, args=arguments, daemon=True)
         self.process.start()
-        theirs.close()
-        self.num_videos, self.rss_at_start, self.rss_bytes = 0, 0, 0
-        self.memory_kills = _memory_kills()
+        childs_end.close()
+        self.num_jobs, self.oom_kills = 0, _oom_kills()
+        self.grown_bytes: int | None = None
 
     def send(self, job: Job) -> None:
-        """Hand a job over; that the process has died is noticed when its answer is waited for."""
-        self.num_videos += 1
+        """Send a job; a dead process is noticed when its answer is awaited."""
+        self.num_jobs += 1
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(job)
 
-    def receive(self, timeout_seconds: float) -> Ready | Message:
-        """The next message. Raises _HungError after the timeout, EOFError or OSError where the process has died."""
+    def receive(self, timeout_seconds: float) -> Message | None:
+        """The next message; None after the timeout. Raises EOFError or OSError where the process has died."""
         if not self.connection.poll(timeout_seconds):
-            raise _HungError
+            return None
         message = self.connection.recv()
         if isinstance(message, Ended):
-            self.rss_bytes = message.rss_bytes
+            self.grown_bytes = message.grown_bytes
         return message
 
-    def is_worn(self, limits: Limits) -> bool:
-        """Has it done enough, or grown too much?"""
-        grown = self.rss_bytes - self.rss_at_start
-        return self.num_videos >= limits.recycle_videos or (self.rss_bytes > 0 and grown > limits.recycle_bytes)
+    def is_old(self, limits: Limits) -> bool:
+        """Has it decoded enough videos, or grown too much?"""
+        has_grown = self.grown_bytes is not None and self.grown_bytes > limits.recycle_bytes
+        return has_grown or self.num_jobs >= limits.recycle_videos
 
     def cause_of_death(self) -> tuple[str, str]:
-        """(reason, words) of a process that has gone."""
+        """(reason, message) of a process that has ended."""
         self.process.join(timeout=10)
         code = self.process.exitcode
         lines = os.pread(self.stderr, 1 << 16, 0).decode(errors="replace").strip().splitlines()
         self.kill()
-        if code is not None and code < 0:
-            if -code != signal.SIGKILL:
-                return "signal", f"its decoder was ended by {signal.Signals(-code).name}"
-            if _memory_kills() > self.memory_kills:
-                return "out_of_memory", "its decoder was killed because the machine ran out of memory"
-            return FROM_OUTSIDE, "its decoder was ended by SIGKILL from outside"
-        return "crash", f"its decoder ended with exit code {code} ({lines[-1][:160] if lines else 'no word'})"
+        if code is None or code >= 0:
+            return "crash", f"the decoder exited with code {code} ({lines[-1][:160] if lines else 'no output'})"
+        if -code != signal.SIGKILL:
+            return "signal", f"the decoder was killed by {signal.Signals(-code).name}"
+        if _oom_kills() > self.oom_kills:
+            return "out_of_memory", "the decoder was killed because the machine ran out of memory"
+        return FROM_OUTSIDE, "the decoder was killed by SIGKILL from outside"
 
     def kill(self) -> None:
         """End it at once."""
         self.process.kill()
-        self.process.join(timeout=5)  # one that waits for a dead disk cannot even be killed: it is left behind
+        self.process.join(timeout=5)  # a process that waits for a dead disk cannot be killed: it is left behind
         self.connection.close()
         os.close(self.stderr)
 
 
-def _memory_kills() -> int:
-    """How many processes Linux has killed for want of memory since it started."""
+def _oom_kills() -> int:
+    """Processes that the kernel has killed for lack of memory since it booted."""
     lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _run_forked(ours: object, theirs: object, stderr: int, spec: ReadSpec, memory_bytes: int) -> None:
-    ours.close()  # else the pipe would never end for a child that holds both its ends
-    run_child(theirs, stderr, spec, memory_bytes)
-
-
 def _start(spec: ReadSpec, limits: Limits) -> _Child:
-    """A process that has said that it takes jobs."""
+    """A process that has sent its first message."""
     for _ in range(MAX_STARTS):
         child = _Child(spec, limits)
         try:
-            child.rss_at_start = child.receive(START_SECONDS).rss_bytes
-        except _HungError:
-            child.kill()
-            continue
+            if child.receive(START_SECONDS) is not None:
+                return child
         except (EOFError, OSError):
             raise UnlocError(f"the decoding process does not start: {child.cause_of_death()[1]}") from None
-        return child
+        child.kill()
     raise UnlocError(f"the decoding process does not start: no answer in {START_SECONDS:.0f} s, {MAX_STARTS} times")

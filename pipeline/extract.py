@@ -9,11 +9,13 @@ from pathlib import Path
 
 from pipeline.aliases import add_aliases, drop_aliases, share_tokens, split_by_file
 from pipeline.claim import held, own_cache, tidied_up
-from pipeline.cluster import connected, counted, make_pool, suited_to_device
+from pipeline.cluster import connected, counted, suited_to_device
 from pipeline.decode_child import MACHINE, Job
 from pipeline.decoding import Limits
 from pipeline.ledger import CACHED, UNCHANGED, Failure, Ledger, Plan, Staging, failures_of, last_failures
+from pipeline.ray_actors import RayActors
 from pipeline.summary import Summary
+from pipeline.supervisor import Supervisor
 from pipeline.workers import Result, in_process_results
 from unloc.cache.mirror import Home
 from unloc.cache.reading import open_cache
@@ -59,6 +61,11 @@ class ExtractOptions:
     """Try videos again that failed before and whose file has not changed."""
     refresh: tuple[str, ...] = ()
     """Ids of cached videos that are extracted again; `changed`: all whose file is another than the one cached."""
+
+    @property
+    def uses_cluster(self) -> bool:
+        """Is the job to run on an existing Ray cluster?"""
+        return self.address is not None and self.workers != 0
 
 
 Progress = Callable[[int, int, int, int], None]
@@ -113,10 +120,9 @@ def run_job(
     if unknown := set(options.refresh) - files.keys() - {CHANGED}:
         raise InputError(f"--refresh {sorted(unknown)[0]}: the manifest has no such video, or it has no file")
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
-    uses_cluster = options.address is not None and options.workers != 0
-    cluster = connected(options.address, options.workers, options.encoders) if uses_cluster else nullcontext()
+    cluster = connected(options.address, options.workers, options.encoders) if options.uses_cluster else nullcontext()
     with disk_full_errors(cache_path), cluster:
-        encoder = Encoder(*suited_to_device(config, options.encoders, on_cluster=uses_cluster))
+        encoder = Encoder(*suited_to_device(config, options.encoders, on_cluster=options.uses_cluster))
         home = own_cache(home_of(cache_path), encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
         with held(home, encoder.fingerprint), tidied_up(path):
@@ -348,7 +354,8 @@ def results_of(
         started = time.perf_counter()
         with connected(options.address, options.workers, options.encoders):
             summary.seconds_start_up += time.perf_counter() - started
-            pool = make_pool(encoder, options.limits, options.workers, options.encoders)
+            actors = RayActors(encoder.config, encoder.read_spec, options.limits)
+            pool = Supervisor(actors, options.workers, options.encoders, options.limits.timeout_seconds)
             yield counted(pool.results(jobs))
         summary.seconds_start_up += pool.seconds_to_first_worker
 

@@ -5,19 +5,20 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+import torch
 
 from pipeline.claim import beside
-from pipeline.cluster import connected, local_accelerators, own_cpus, suited_to_device
+from pipeline.cluster import connected, local_cpus, suited_to_device
 from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, is_worth_a_try
 from pipeline.ledger import failures_of
 from pipeline.ray_actors import live_nodes
-from pipeline.supervisor import Node, wanted_staff
+from pipeline.supervisor import Node, pool_size
 from pipeline.workers import in_process_results
 from unloc.cache.mirror import Home
 from unloc.cache.reading import Cache, open_cache
@@ -29,56 +30,50 @@ from unloc.video.facts import best_stream, open_container, start_seconds
 from unloc.video.tar_shards import VideoFile, on_disk
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
-PROBE_SECONDS = 20.0  # for the headers of files whose duration is unknown; thousands of local files
-RAY_SECONDS = 5.0  # measured start of a local Ray
-FILES_OF_SHARD, FILES_OF_TEXTS, FILES_OF_CACHE = 4, 3, 6
+PROBE_SECONDS = 20.0  # for headers of files whose duration is unknown: enough for thousands of local files
+RAY_SECONDS = 5.0  # to start a local Ray, measured
+FILES_PER_SHARD, FILES_FOR_TEXTS, FILES_PER_CACHE = 4, 3, 6
 MANY = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of what is not cached yet. Seconds are those of this machine in its present state."""
+    """What the videos that are not cached yet would take, at the speed of this machine as it is now."""
 
     videos: int
     cached_before: int
     failed_before: int
-    """Failed before and would not be tried again."""
     missing: int
     hours_of_video: float
-    """Durations from the manifest; where it states none, from the headers of the files."""
     frames: int
     frames_per_second: float
     seconds_wall: float
     gpu_hours: float
-    """0 where the encoders have no GPU."""
     bytes: int
     files: int
     workers: int
     encoders: int
     sampled: int
     sampled_frames: int
-    failures: list[dict] = field(default_factory=list)
-    """Of the sample."""
+    failures: list[dict]
 
     def to_dict(self) -> dict:
         """For JSON."""
         return asdict(self)
 
     def lines(self) -> list[tuple[str, str]]:
-        """A table of (name, words) for people."""
-        who = f"{self.workers} workers" + (f", {self.encoders} encoders" if self.encoders else "")
+        """A table of (name, text) for people."""
+        before = f"{self.cached_before} cached before, {self.failed_before} failed before (not tried again)"
+        pool = f"{self.workers} workers" + (f", {self.encoders} encoders" if self.encoders else "")
         return [
-            ("videos", f"{self.videos} to do, {self.cached_before} cached before, {self._told_failed()}"),
+            ("videos", f"{self.videos} to do, {before}, {self.missing} without a file"),
             ("hours", f"{self.hours_of_video:.2f} of video"),
-            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second with {who})"),
+            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second with {pool})"),
             ("wall time", f"{self.seconds_wall / 3600:.2f} h ({self.seconds_wall:.0f} s, start-up included)"),
             ("GPU hours", f"{self.gpu_hours:.2f}"),
             ("disk", f"{self.bytes / 1e6:.1f} MB in {self.files} files"),
             ("sample", f"{self.sampled} videos, {self.sampled_frames} frames; {len(self.failures)} failed"),
         ]
-
-    def _told_failed(self) -> str:
-        return f"{self.failed_before} failed before (not tried again), {self.missing} without a file"
 
 
 def forecast(
@@ -90,78 +85,79 @@ def forecast(
     texts: Sequence[str],
     durations: dict[str, float],
 ) -> Forecast:
-    """Try a sample of what is due. `durations` are seconds of video where known.
+    """From a sample of the videos that are due. `durations` are seconds of video where known.
 
-    Raises CoverageError where none of the sampled videos decodes.
+    Raises CoverageError where none of the sampled videos can be encoded.
     """
     started = time.perf_counter()
-    with connected(options.address, options.workers, options.encoders) if options.address else nullcontext():
-        workers, encoders, has_gpu = _sizes(options)
-        config, device = suited_to_device(config, options.encoders, on_cluster=options.address is not None)
+    with connected(options.address, options.workers, options.encoders) if options.uses_cluster else nullcontext():
+        config, device = suited_to_device(config, options.encoders, on_cluster=options.uses_cluster)
+        cpus, gpus = local_cpus(options.workers, options.encoders), torch.cuda.device_count()
+        nodes = live_nodes() if options.uses_cluster else [Node("", "", cpus, gpus)]
+    workers, encoders = pool_size(nodes, options.workers, options.encoders, MANY) if options.workers else (0, 0)
     encoder = Encoder(config, device)
     seconds_load = time.perf_counter() - started
-    cache = _cache_there(home_of(cache_path), encoder.fingerprint)
-    uncached = {video_id: path for video_id, path in files.items() if cache is None or video_id not in cache}
-    due = _without_settled_failures(uncached, cache, config, options)
+
+    cache = _existing_cache(home_of(cache_path), encoder.fingerprint)
+    cached = set() if cache is None else {video_id for video_id in files if video_id in cache}
+    failed = {} if cache is None else failures_of(cache)
+    due = {
+        video_id: file
+        for video_id, file in files.items()
+        if video_id not in cached
+        and (video_id not in failed or is_worth_a_try(failed[video_id], file, config, options))
+    }
     new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
+
     sample, failures = _sample(encoder, options, due)
-    seconds = _total_seconds(due, durations)
-    frames = _num_frames(config, due, seconds)
-    decode, encode = (
-        _seconds_per_frame(sample, *stages) * frames for stages in (("decode", "preprocess"), ("encode",))
-    )
-    busy = _wall_seconds(decode, encode, workers, encoders)
+    sampled_frames = sum(len(video.tokens) for video in sample)
+    seconds = _video_seconds(due, durations)
+    frames = sum(config.num_frames or max(1, math.ceil(value * config.fps - 1e-6)) for value in seconds)
+
+    seconds_of = {
+        stage: frames * sum(video.meta[f"seconds_{stage}"] for video in sample) / max(1, sampled_frames)
+        for stage in ("decode", "preprocess", "encode")
+    }
+    decode, encode = seconds_of["decode"] + seconds_of["preprocess"], seconds_of["encode"]
+    if workers == 0:
+        busy = max(decode, encode)
+    elif encoders:
+        busy = max(decode / workers, encode / encoders)
+    else:
+        busy = (decode + encode) / workers
+
+    num_bytes = 0
+    if sample:
+        row_bytes = sum(len(json.dumps(video.meta)) for video in sample) / len(sample)
+        padding = 0 if config.num_frames else len(due) * CHUNK_ROWS // 2
+        num_bytes = int((frames + padding) * sample[0].tokens[0].nbytes + len(due) * row_bytes)
+    if new_texts:
+        tokens = encoder.encode_texts(new_texts[:SAMPLE_TEXTS])
+        num_bytes += sum(each.nbytes for each in tokens) * len(new_texts) // len(tokens)
+    num_files = FILES_PER_SHARD * -(-len(due) // options.shard_size) + FILES_FOR_TEXTS * bool(new_texts)
+
     return Forecast(
         videos=len(due),
-        cached_before=len(files) - len(uncached),
-        failed_before=len(uncached) - len(due),
+        cached_before=len(cached),
+        failed_before=len(files) - len(cached) - len(due),
         missing=len(missing),
-        hours_of_video=sum(seconds.values()) / 3600,
+        hours_of_video=sum(seconds) / 3600,
         frames=frames,
         frames_per_second=frames / busy if busy else 0.0,
         seconds_wall=busy + seconds_load + (RAY_SECONDS + seconds_load if workers else 0.0),
-        gpu_hours=encode / 3600 if has_gpu else 0.0,
-        bytes=_video_bytes(config, sample, len(due), frames) + _text_bytes(encoder, new_texts),
-        files=_num_files(cache, len(due), options.shard_size, bool(new_texts)),
+        gpu_hours=encode / 3600 if options.encoders != 0 and any(node.gpus for node in nodes) else 0.0,
+        bytes=num_bytes,
+        files=num_files + (FILES_PER_CACHE if cache is None else 0),
         workers=workers,
         encoders=encoders,
         sampled=len(sample),
-        sampled_frames=sum(len(video.tokens) for video in sample),
+        sampled_frames=sampled_frames,
         failures=failures,
     )
 
 
-def _without_settled_failures(
-    files: dict[str, VideoFile], cache: Cache | None, config: EncodeConfig, options: ExtractOptions
-) -> dict[str, VideoFile]:
-    """The files without those that failed before and that the job would not try again."""
-    failed = {} if cache is None else failures_of(cache)
-    return {
-        video_id: file
-        for video_id, file in files.items()
-        if video_id not in failed or is_worth_a_try(failed[video_id], file, config, options)
-    }
-
-
-def _num_files(cache: Cache | None, num_videos: int, shard_size: int, has_new_texts: bool) -> int:
-    """Files that are not there yet."""
-    of_cache = FILES_OF_CACHE if cache is None else 0
-    return of_cache + FILES_OF_SHARD * -(-num_videos // shard_size) + FILES_OF_TEXTS * has_new_texts
-
-
-def _sizes(options: ExtractOptions) -> tuple[int, int, bool]:
-    """Workers, encoders apart from them, and whether these have GPUs."""
-    if options.workers == 0:
-        return 0, 0, options.encoders != 0 and local_accelerators() > 0
-    if options.address is None:
-        nodes = [Node("", "", own_cpus(options.workers, options.encoders), local_accelerators())]
-    else:
-        nodes = live_nodes()
-    staff = wanted_staff(nodes, options.workers, options.encoders, MANY)
-    return staff.takers, staff.encoders, staff.encoders > 0 and any(node.gpus for node in nodes)
-
-
-def _cache_there(home: Home, fingerprint: dict) -> Cache | None:
+def _existing_cache(home: Home, fingerprint: dict) -> Cache | None:
+    """The cache of this fingerprint, in the folder asked for or next to it."""
     stated = json.loads(json.dumps(fingerprint))
     for candidate in (home, beside(home, fingerprint)):
         candidate.pull()
@@ -176,10 +172,9 @@ def _sample(
     encoder: Encoder, options: ExtractOptions, due: dict[str, VideoFile]
 ) -> tuple[list[VideoTokens], list[dict]]:
     """Videos evenly over those that are due, as many as a minute allows, and the failures among them."""
-    jobs = [Job(video_id, path) for video_id, path in due.items()]
-    middles = (np.arange(min(SAMPLE_VIDEOS, len(jobs))) + 0.5) / min(SAMPLE_VIDEOS, max(1, len(jobs)))
-    jobs, videos, failures = [jobs[int(middle * len(jobs))] for middle in middles], [], []
-    started = time.perf_counter()
+    count = min(SAMPLE_VIDEOS, len(due))
+    jobs = [Job(*list(due.items())[int((number + 0.5) / count * len(due))]) for number in range(count)]
+    videos, failures, started = [], [], time.perf_counter()
     for result in in_process_results(encoder, options.limits, jobs):
         if isinstance(result, VideoTokens):
             videos.append(result)
@@ -196,21 +191,21 @@ def _sample(
     return videos, failures
 
 
-def _total_seconds(due: dict[str, VideoFile], durations: dict[str, float]) -> dict[str, float]:
-    """Seconds of each video: stated, else by its header; of those for which there is no time, by their bytes."""
-    seconds = {video_id: durations[video_id] for video_id in due if 0 < durations.get(video_id, math.nan) < math.inf}
-    unknown, probed, started = [video_id for video_id in due if video_id not in seconds], {}, time.perf_counter()
-    for number in np.random.default_rng(0).permutation(len(unknown)).tolist():
-        probed[unknown[number]] = header_seconds(due[unknown[number]])
+def _video_seconds(due: dict[str, VideoFile], durations: dict[str, float]) -> list[float]:
+    """Seconds of each video: as stated, else from its header; where there is no time to read that, the mean."""
+    stated = [durations[video_id] for video_id in due if 0 < durations.get(video_id, math.nan) < math.inf]
+    unknown = [file for video_id, file in due.items() if not 0 < durations.get(video_id, math.nan) < math.inf]
+    probed, started = [], time.perf_counter()
+    for index in np.random.default_rng(0).permutation(len(unknown)).tolist():
+        probed.append(_header_seconds(unknown[index]))
         if time.perf_counter() - started > PROBE_SECONDS:
             break
-    per_byte = sum(probed.values()) / max(1, sum(due[video_id].stat().st_size for video_id in probed))
-    rest = {video_id: due[video_id].stat().st_size * per_byte for video_id in unknown if video_id not in probed}
-    return seconds | probed | rest
+    mean = sum(probed) / max(1, len(probed))
+    return stated + probed + [mean] * (len(unknown) - len(probed))
 
 
-def header_seconds(file: VideoFile) -> float:
-    """How long the container says that its best video stream is; 0 for a file that cannot be opened."""
+def _header_seconds(file: VideoFile) -> float:
+    """Duration of the best video stream as the container states it; 0 for a file that cannot be opened."""
     try:
         with on_disk(file) as path, open_container(path) as container:
             stream = best_stream(container, path)
@@ -220,37 +215,3 @@ def header_seconds(file: VideoFile) -> float:
             return offset + float(stream.duration * stream.time_base)
     except VideoError:
         return 0.0
-
-
-def _num_frames(config: EncodeConfig, due: dict[str, VideoFile], seconds: dict[str, float]) -> int:
-    if config.num_frames is not None:
-        return len(due) * config.num_frames
-    return sum(max(1, math.ceil(value * config.fps - 1e-6)) for value in seconds.values())
-
-
-def _seconds_per_frame(sample: list[VideoTokens], *stages: str) -> float:
-    frames = sum(len(video.tokens) for video in sample)
-    return sum(video.meta[f"seconds_{stage}"] for video in sample for stage in stages) / max(1, frames)
-
-
-def _wall_seconds(decode: float, encode: float, workers: int, encoders: int) -> float:
-    """Without start-up: stages that run in processes of their own overlap, those that share cores add up."""
-    if workers == 0:
-        return max(decode, encode)
-    if encoders:
-        return max(decode / workers, encode / encoders)
-    return (decode + encode) / workers
-
-
-def _video_bytes(config: EncodeConfig, sample: list[VideoTokens], num_videos: int, frames: int) -> int:
-    if not sample:
-        return 0
-    token_bytes = sample[0].tokens[0].nbytes
-    row_bytes = sum(len(json.dumps(video.meta)) for video in sample) / len(sample)
-    padding = 0 if config.num_frames else num_videos * CHUNK_ROWS // 2
-    return int((frames + padding) * token_bytes + num_videos * row_bytes)
-
-
-def _text_bytes(encoder: Encoder, texts: list[str]) -> int:
-    sample = encoder.encode_texts(texts[:SAMPLE_TEXTS])
-    return sum(tokens.nbytes for tokens in sample) * len(texts) // max(1, len(sample))

@@ -1,8 +1,10 @@
-"""Frames that several processes send, in full batches of one encoder: its device is to have no idle moment."""
+"""Frames from several processes in full batches of one encoder, so that its device is never idle."""
 
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import numpy as np
@@ -10,37 +12,38 @@ import numpy as np
 from unloc.inference.batching import EncodingCall, PixelEncoder
 
 BATCHES_RUNNING = 2  # one computes while the next is put together and copied
-FAILURES = (RuntimeError, ValueError)  # torch's, such as no memory: raised where the tokens are waited for
+FAILURES = (RuntimeError, ValueError)  # torch's, such as out of memory: passed on to the callers
 
 
-class Pulse:
-    """How long an actor has been at one thing; while it waits for others it is at nothing."""
+class BusyClock:
+    """How long an actor has been busy with one step; waiting for others is no step."""
 
     def __init__(self) -> None:
         self._since: float | None = None
 
-    def beat(self) -> None:
-        """Something new begins."""
+    def start(self) -> None:
+        """A step begins."""
         self._since = time.monotonic()
 
-    def rest(self) -> None:
-        """Others have to act now."""
+    def stop(self) -> None:
+        """The actor waits for others."""
         self._since = None
 
     def seconds(self) -> float:
-        """Since the last beat; 0 at rest."""
+        """Since the step began; 0 while waiting."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
 
+@dataclass(eq=False)
 class _Request:
-    """Frames of one call, and their tokens as they come."""
+    """The frames of one call."""
 
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels, self.num_started = pixels, 0
-        self.tokens: list[np.ndarray] = []
-        self.seconds, self.error = 0.0, None
-        self.is_over = threading.Event()
+    pixels: np.ndarray
+    answer: Future = field(default_factory=Future)
+    num_started: int = 0
+    tokens: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 _Part = tuple[_Request, int, int]
@@ -54,11 +57,12 @@ class SharedBatches:
     token's bits depend on its place in a batch, no two calls share one.
     """
 
-    def __init__(self, encoder: PixelEncoder, pulse: Pulse, *, mixes: bool) -> None:
-        self.encoder, self.pulse, self.mixes = encoder, pulse, mixes
+    def __init__(self, encoder: PixelEncoder, *, mixes: bool) -> None:
+        self.encoder, self.mixes = encoder, mixes
         self._arrived: SimpleQueue[_Request] = SimpleQueue()
         self._running: SimpleQueue[tuple[list[_Part], EncodingCall]] = SimpleQueue()
-        self._room, self._lock, self._num_running = threading.Semaphore(BATCHES_RUNNING), threading.Lock(), 0
+        self._free_places = threading.Semaphore(BATCHES_RUNNING)
+        self._starting, self._waiting = BusyClock(), BusyClock()
         for target in (self._start_batches, self._finish_batches):
             threading.Thread(target=target, daemon=True).start()
 
@@ -66,38 +70,40 @@ class SharedBatches:
         """(N, views, D) float32 tokens of pixels (N, views, 3, S, S) uint8, and the seconds that they took."""
         request = _Request(pixels)
         self._arrived.put(request)
-        request.is_over.wait()
-        if request.error is not None:
-            raise request.error
-        return np.concatenate(request.tokens), request.seconds
+        return request.answer.result()
+
+    def seconds_busy(self) -> float:
+        """How long the encoder has been at the batch that it started first; 0 where none runs."""
+        return max(self._starting.seconds(), self._waiting.seconds())
 
     def _start_batches(self) -> None:
-        waiting: deque[_Request] = deque()
+        requests: deque[_Request] = deque()
         while True:
-            if not waiting:
-                waiting.append(self._arrived.get())
-            self._room.acquire()
+            if not requests:
+                requests.append(self._arrived.get())
+            self._free_places.acquire()
             while not self._arrived.empty():
-                waiting.append(self._arrived.get())
-            parts = self._next_parts(waiting)
-            self._count(+1)
+                requests.append(self._arrived.get())
+            parts = self._next_parts(requests)
+            self._starting.start()
             try:
                 pixels = np.concatenate([request.pixels[start:stop] for request, start, stop in parts])
                 self._running.put((parts, self.encoder.start_encoding(pixels)))
             except FAILURES as error:
                 self._fail(parts, error)
-            waiting = deque(request for request in waiting if request.error is None)
+            self._starting.stop()
+            requests = deque(request for request in requests if not request.answer.done())
 
-    def _next_parts(self, waiting: deque[_Request]) -> list[_Part]:
-        """Frames for one batch, in the order in which they came."""
+    def _next_parts(self, requests: deque[_Request]) -> list[_Part]:
+        """Frames for one batch, first come first served."""
         parts, room = [], self.encoder.batch
-        while waiting and room:
-            request = waiting[0]
+        while requests and room:
+            request = requests[0]
             start, stop = request.num_started, min(request.num_started + room, len(request.pixels))
             parts.append((request, start, stop))
             request.num_started, room = stop, room - (stop - start)
             if stop == len(request.pixels):
-                waiting.popleft()
+                requests.popleft()
             if not self.mixes:
                 break
         return parts
@@ -105,32 +111,24 @@ class SharedBatches:
     def _finish_batches(self) -> None:
         while True:
             parts, call = self._running.get()
+            self._waiting.start()
             try:
                 tokens, seconds = call()
             except FAILURES as error:
                 self._fail(parts, error)
-                continue
-            first = 0
-            for request, start, stop in parts:
-                request.tokens.append(tokens[first : first + stop - start])
-                request.seconds += seconds * (stop - start) / len(tokens)
-                first += stop - start
-                if stop == len(request.pixels):
-                    request.is_over.set()
-            self._count(-1)
+            else:
+                first = 0
+                for request, start, stop in parts:
+                    request.tokens.append(tokens[first : first + stop - start])
+                    request.seconds += seconds * (stop - start) / len(tokens)
+                    first += stop - start
+                    if stop == len(request.pixels) and not request.answer.done():
+                        request.answer.set_result((np.concatenate(request.tokens), request.seconds))
+                self._free_places.release()
+            self._waiting.stop()
 
     def _fail(self, parts: list[_Part], error: Exception) -> None:
         for request, *_ in parts:
-            request.error = error
-            request.is_over.set()
-        self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._num_running += change
-            if self._num_running:
-                self.pulse.beat()
-            else:
-                self.pulse.rest()
-        if change < 0:
-            self._room.release()
+            if not request.answer.done():
+                request.answer.set_exception(error)
+        self._free_places.release()

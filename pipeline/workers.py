@@ -1,4 +1,4 @@
-"""Workers: jobs in, results out as they are ready. The same code in this process and in every Ray actor."""
+"""What workers do: jobs in, results out as they are ready. The same code runs in this process and in Ray actors."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,10 +8,10 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.decode_child import MACHINE, Broken, Ended, Frames, Job, Opened
-from pipeline.decoding import Event, GuardedDecoder, Limits
+from pipeline.decode_child import MACHINE, Ended, Frames, Job
+from pipeline.decoding import GuardedDecoder, Limits
 from pipeline.ledger import Failure
-from pipeline.shared_batches import Pulse, SharedBatches
+from pipeline.shared_batches import BusyClock, SharedBatches
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, is_same_in_any_place
@@ -22,52 +22,73 @@ from unloc.video.remote_video import RemoteVideo
 from unloc.video.tar_shards import VideoFile
 
 Result = VideoTokens | Failure
-FRAMES_SENT = 64  # at once to an encoder in another process
-BATCHES_AHEAD = 4  # that a worker may have on their way there
+FRAMES_PER_CALL = 64  # sent at once to an encoder in another process
+CALLS_AHEAD = 4  # that a decoder may have running there
 READ_BYTES = 1 << 20
-MAX_STRIKES = 5  # failures of one machine, with no video done in between, before it gets no more
+MAX_NODE_FAILURES = 5  # without a finished video in between; then a machine gets no more videos
 
 
 @dataclass(frozen=True)
 class EncoderLost:
-    """The encoder in another process failed; the jobs that the worker still had are not done."""
+    """The encoder in another process failed; the remaining jobs of the group are not done."""
 
-    words: str
-
-
-def id_of(result: Result) -> str:
-    """Which video a result is of."""
-    return result.video_id if isinstance(result, Failure) else result.meta["video_id"]
+    message: str
 
 
-def failure_of(job: Job, reason: str, message: str, attempts: int = 1) -> Failure:
-    """A failure with what tells later whether the file has changed.
+def encode_jobs(encoder: PixelEncoder, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
+    """Results of all jobs, each as soon as it is ready: a job may finish before one whose last batch is not full."""
+    batcher, open_jobs = FrameBatcher(encoder), {}
 
-    Its reason is MACHINE where this process cannot even read the file's bytes.
-    """
+    def finished() -> Iterator[Result]:
+        for video_id, result in batcher.take_finished():
+            job = open_jobs.pop(video_id)
+            is_bad = isinstance(result, VideoError)
+            yield completed_failure(job, Failure(video_id, result.reason, str(result))) if is_bad else result
+
+    for job, event in decoder.events(jobs):
+        open_jobs[job.video_id] = job
+        match event:
+            case Frames():
+                batcher.add(job.video_id, event.positions, event.pixels)
+            case Ended():
+                batcher.end(job.video_id, event.row)
+            case _:
+                batcher.drop(job.video_id)
+        if isinstance(event, Failure):
+            yield completed_failure(open_jobs.pop(job.video_id), event)
+        yield from finished()
+    batcher.flush()
+    yield from finished()
+
+
+def completed_failure(job: Job, failure: Failure) -> Failure:
+    """The failure with the file's identity; its reason is MACHINE if this process cannot even read the file."""
+    if failure.file_bytes is None:
+        failure = replace(failure, **file_identity(job.path))
     try:
         require_readable(job.path)
     except OSError as error:
-        reason, message = MACHINE, f"{message} ({job.path}: {error.strerror or error})"
-    return Failure(job.video_id, reason, message, attempts, **file_identity(job.path))
+        message = f"{failure.message} ({job.path}: {error.strerror or error})"
+        return replace(failure, reason=MACHINE, message=message)
+    return failure
 
 
 def require_readable(file: VideoFile) -> None:
-    """Read all bytes of a file, and none of one that is fetched before it is decoded. Raises OSError."""
+    """Read all bytes of a local file. Raises OSError."""
     if not isinstance(file, RemoteVideo):
         with file.open("rb") as handle:
             while handle.read(READ_BYTES):
                 pass
 
 
-def own_failure(job: Job, failure: Failure) -> Failure | None:
-    """The failure as the video's own; None where it is its worker's machine's, as this process reads the file well."""
+def video_failure(job: Job, failure: Failure) -> Failure | None:
+    """The failure of a worker if the video caused it; None if its machine did: this process reads the file well."""
     file = job.path
     if failure.reason != MACHINE:
-        # A machine that sees another size sees another file, or an empty one where something should be mounted.
+        # A worker that saw another size had another file, or an empty one where something should be mounted.
         is_plain = failure.reason != CHANGED and not isinstance(file, RemoteVideo)
-        here = file_identity(file).get("file_bytes")
-        return None if is_plain and here is not None and here != failure.file_bytes else failure
+        size = file_identity(file).get("file_bytes")
+        return None if is_plain and size is not None and size != failure.file_bytes else failure
     try:
         if isinstance(file, RemoteVideo):
             file.current()
@@ -82,77 +103,35 @@ def own_failure(job: Job, failure: Failure) -> Failure | None:
     return None
 
 
-class Assembler:
-    """Turns what happens to jobs into results: frames into tokens, errors into failures."""
-
-    def __init__(self, encoder: PixelEncoder) -> None:
-        self.batcher = FrameBatcher(encoder)
-        self.jobs: dict[str, Job] = {}
-
-    def take(self, job: Job, event: Event) -> Iterator[Result]:
-        """Results that this event completes, of this job or of earlier ones."""
-        batcher, video_id = self.batcher, job.video_id
-        self.jobs[video_id] = job
-        match event:
-            case Opened():
-                batcher.begin(video_id, event.num_tokens)
-            case Frames():
-                batcher.add(video_id, event.positions, event.pixels)
-            case Ended():
-                batcher.end(video_id, event.row)
-            case Broken():
-                batcher.drop(video_id)
-                failure = failure_of(self.jobs.pop(video_id), event.reason, event.message, event.attempts)
-                yield replace(failure, **(event.identity or {}))
-            case _:
-                batcher.drop(video_id)
-        yield from self._finished()
-
-    def flush(self) -> Iterator[Result]:
-        """Results of all videos that have ended: no frames will come for a while."""
-        self.batcher.flush()
-        yield from self._finished()
-
-    def _finished(self) -> Iterator[Result]:
-        for video_id, result in self.batcher.take_finished():
-            job = self.jobs.pop(video_id)
-            yield failure_of(job, result.reason, str(result)) if isinstance(result, VideoError) else result
-
-
-def encode_jobs(assembler: Assembler, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
-    """Results of all jobs, each as soon as it is ready; a job may overtake one whose last batch is not yet full."""
-    for job, event in decoder.events(jobs):
-        yield from assembler.take(job, event)
-    yield from assembler.flush()
-
-
 def in_process_results(encoder: Encoder, limits: Limits, jobs: Iterable[Job]) -> Iterator[Result]:
-    """Results with the tower in this process (`--workers 0`) and the decoder in a guarded one beside it.
+    """Results with the tower in this process (`--workers 0`) and the decoder in a guarded child process.
 
-    Raises UnlocError where this machine keeps failing; a failure of its own now and then has the reason MACHINE.
+    An occasional failure of this machine is a Failure with the reason MACHINE; UnlocError where it keeps failing.
     """
-    by_id, strikes = {}, 0
+    by_id, num_failures = {}, 0
     with GuardedDecoder(encoder.read_spec, limits) as decoder:
-        for result in encode_jobs(Assembler(encoder), decoder, (by_id.setdefault(job.video_id, job) for job in jobs)):
-            if isinstance(result, Failure) and result.reason == MACHINE:
-                failure = own_failure(by_id[result.video_id], result)
-                strikes += failure is None
-                if strikes == MAX_STRIKES:
-                    words = "mend that, run the same again: nothing is kept against the videos"
-                    raise UnlocError(f"this machine keeps failing: {result.message}; {words}")
-                yield failure or result
-            else:
-                strikes = 0
-                yield result
+        for result in encode_jobs(encoder, decoder, (by_id.setdefault(job.video_id, job) for job in jobs)):
+            if isinstance(result, VideoTokens):
+                num_failures = 0
+            elif result.reason == MACHINE:
+                failure = video_failure(by_id[result.video_id], result)
+                num_failures += failure is None
+                if num_failures == MAX_NODE_FAILURES:
+                    raise UnlocError(
+                        f"this machine keeps failing: {result.message}; fix it and run the same command again: no "
+                        "video was marked as failed for it"
+                    )
+                result = failure or result
+            yield result
 
 
 class RemoteEncoder:
-    """An EncodeWorker in another process, as a FrameBatcher wants it. Frames are put into batches there."""
+    """An EncodeWorker in another process, as a FrameBatcher needs it. Batches are put together there."""
 
-    batch, batches_ahead, mixes = FRAMES_SENT, BATCHES_AHEAD, False
+    batch, batches_ahead, mixes = FRAMES_PER_CALL, CALLS_AHEAD, False
 
-    def __init__(self, config: EncodeConfig, pulse: Pulse) -> None:
-        self.config, self.pulse = config, pulse
+    def __init__(self, config: EncodeConfig, clock: BusyClock) -> None:
+        self.config, self.clock = config, clock
         self.actor: ray.actor.ActorHandle | None = None
 
     def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
@@ -160,34 +139,34 @@ class RemoteEncoder:
         tokens = self.actor.encode.remote(pixels)
 
         def wait() -> tuple[np.ndarray, float]:
-            self.pulse.rest()
+            self.clock.stop()
             try:
                 return ray.get(tokens)
             finally:
-                self.pulse.beat()
+                self.clock.start()
 
         return wait
 
 
 class EncodeWorker:
-    """A Ray actor that encodes what workers send it, in full batches of whatever has come."""
+    """A Ray actor that encodes the frames of many decoders in full batches."""
 
     def __init__(self, config: EncodeConfig, device: str) -> None:
-        self.config, self.device, self.pulse = config, device, Pulse()
+        self.config, self.device = config, device
         self.batches: SharedBatches | None = None
 
     @ray.method(concurrency_group="control")
     def ping(self) -> float:
-        """Seconds for which it has been at one batch."""
-        return self.pulse.seconds()
+        """Seconds that the current batch has taken so far."""
+        return self.batches.seconds_busy() if self.batches else 0.0
 
     def load(self) -> str:
-        """Make the tower ready; the device that it computes on, which is no GPU where PyTorch sees none."""
+        """Load the tower; the device that it computes on, which is the CPU where PyTorch sees no GPU."""
         device = self.device if torch.cuda.is_available() else "cpu"
         encoder = Encoder(self.config, resolve_device(device))
         size = encoder.preprocess.image_size
         trial = np.random.default_rng(0).integers(0, 255, (1, len(self.config.views), 3, size, size), dtype=np.uint8)
-        self.batches = SharedBatches(encoder, self.pulse, mixes=is_same_in_any_place(encoder, trial))
+        self.batches = SharedBatches(encoder, mixes=is_same_in_any_place(encoder, trial))
         return device
 
     @ray.method(concurrency_group="frames")
@@ -200,53 +179,41 @@ class VideoWorker:
     """A Ray actor that decodes, and encodes itself (frames stay in it) or sends its frames to an EncodeWorker."""
 
     def __init__(self, config: EncodeConfig, spec: ReadSpec, limits: Limits) -> None:
-        self.config, self.spec, self.limits, self.pulse = config, spec, limits, Pulse()
+        self.config, self.clock = config, BusyClock()
+        self.decoder = GuardedDecoder(spec, limits, on_message=self.clock.start)
         self.encoder: Encoder | RemoteEncoder | None = None
-        self.assembler: Assembler | None = None
-        self.decoder: GuardedDecoder | None = None
 
     @ray.method(concurrency_group="control")
     def ping(self) -> float:
-        """Seconds since the last event of a video, while this actor has to bring about the next one."""
-        return self.pulse.seconds()
+        """Seconds without progress; 0 while it waits for the driver or the encoder."""
+        return self.clock.seconds()
 
     def load(self, *, encodes: bool) -> str:
-        """Make the tower ready, if this worker is to have one; the device that it computes on."""
-        self.encoder = Encoder(self.config) if encodes else RemoteEncoder(self.config, self.pulse)
-        self._begin()
+        """Load the tower, if this worker encodes; the device that it computes on."""
+        self.encoder = Encoder(self.config) if encodes else RemoteEncoder(self.config, self.clock)
         return "cpu"
-
-    def _begin(self) -> None:
-        self.assembler, self.decoder = Assembler(self.encoder), GuardedDecoder(self.spec, self.limits, self.pulse.beat)
 
     def results(self, jobs: list[Job], encode_worker: ray.actor.ActorHandle | None) -> Iterator[Result | EncoderLost]:
         """Results of the jobs as they are ready; EncoderLost ends them early."""
         if encode_worker is not None:
             self.encoder.actor = encode_worker
-        self.pulse.beat()
+        self.clock.start()
         try:
-            for job, event in self.decoder.events(jobs):
-                self.pulse.beat()
-                yield from self._given(self.assembler.take(job, event))
-            yield from self._given(self.assembler.flush())
+            for result in encode_jobs(self.encoder, self.decoder, jobs):
+                self.clock.stop()  # until the driver takes the result
+                yield result
+                self.clock.start()
         except RayError as error:
             self.decoder.close()
-            self._begin()
             yield EncoderLost(last_line(error))
         finally:
-            self.pulse.rest()
-
-    def _given(self, results: Iterator[Result]) -> Iterator[Result]:
-        for result in results:
-            self.pulse.rest()  # the driver takes them when it can
-            yield result
-            self.pulse.beat()
+            self.clock.stop()
 
 
 def last_line(error: Exception) -> str:
-    """An error's words on one line."""
+    """The last line of an error's message."""
     if isinstance(error, RayTaskError):
         error = error.cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = lines[-1][:200] if lines else ""
-    return words if isinstance(error, UnlocError | RayError) else f"{type(error).__name__}: {words}"
+    message = lines[-1][:200] if lines else ""
+    return message if isinstance(error, UnlocError | RayError) else f"{type(error).__name__}: {message}"

@@ -1,4 +1,4 @@
-"""Whatever a decoder does to its process costs one video, and the ledger has the true reason."""
+"""Whatever happens to a decoding process costs one video at most, and the failure has the true reason."""
 
 import ctypes
 import faulthandler
@@ -15,12 +15,13 @@ import av
 import pytest
 
 import pipeline.decode_child as decode_child
-from pipeline.decode_child import Broken, Ended, Frames, Job, Opened
+from pipeline.decode_child import Ended, Frames, Job
 from pipeline.decoding import GuardedDecoder, Limits, Retried
+from pipeline.ledger import Failure
 from tests.conftest import render_video
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video import facts, pyav_reader
-from unloc.video.reading import VideoReading, file_identity
+from unloc.video.reading import VideoReading
 
 LIMITS = Limits(timeout_seconds=20.0, memory_bytes=1 << 30)
 
@@ -66,7 +67,7 @@ def leave() -> None:
 
 
 class Hostile(VideoReading):
-    """Videos called like a misdeed do it, in the middle of their frames; `…_once` only the first time."""
+    """A video named like one of the functions above calls it after its first frame; `…_once` only the first time."""
 
     def frames(self):
         name = self.source.stem
@@ -86,7 +87,7 @@ def spec():
 
 @pytest.fixture
 def decode(spec, monkeypatch, video_folder, tmp_path):
-    """Decode videos of these names, made hostile by them; (events by id, pids seen)."""
+    """Decode videos of these names with `Hostile`; (events by id, pids of the decoders)."""
     monkeypatch.setattr(decode_child, "VideoReading", Hostile)
 
     def run(*names: str, limits: Limits = LIMITS):
@@ -109,7 +110,7 @@ def kinds(events: list) -> list[type]:
     return [type(event) for event in events]
 
 
-WHOLE = [Opened, Frames, Ended]
+WHOLE = [Frames, Ended]
 
 
 @pytest.mark.parametrize(
@@ -117,14 +118,14 @@ WHOLE = [Opened, Frames, Ended]
     [
         ("crash", "signal", "SIGSEGV"),
         ("abort", "signal", "SIGABRT"),
-        ("leave", "crash", r"exit code 3 \(assertion of the codec failed\)"),
+        ("leave", "crash", r"code 3 \(assertion of the codec failed\)"),
     ],
 )
 def test_a_second_death_quarantines_the_video_and_the_next_one_is_decoded(decode, deed, reason, words):
     events, _ = decode("before", deed, "after")
     assert kinds(events["before"]) == kinds(events["after"]) == WHOLE
     broken = events[deed][-1]
-    assert Counter(kinds(events[deed]))[Retried] == 1 and isinstance(broken, Broken)
+    assert Counter(kinds(events[deed]))[Retried] == 1 and isinstance(broken, Failure)
     assert (broken.reason, broken.attempts) == (reason, 2)
     assert broken.message.endswith("2 times: quarantined")
     assert re.search(words, broken.message)
@@ -183,7 +184,7 @@ def test_a_long_reading_of_which_no_frame_is_wanted_yet_does_not_time_out(monkey
 @pytest.mark.parametrize(
     ("deed", "words"), [("index_error", "IndexError: Out of bound indices"), ("end_of_file", "EOFError: .*End of file")]
 )
-def test_what_a_decoder_raises_is_the_failure_of_its_video_in_its_words(decode, deed, words):
+def test_an_exception_of_a_decoder_is_the_failure_of_its_video(decode, deed, words):
     events, pids = decode(deed, "after")
     assert events[deed][-1].reason == "decode_error" and re.search(words, events[deed][-1].message)
     assert kinds(events["after"]) == WHOLE and len(pids) == 1
@@ -225,7 +226,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again_and_its_row_is
         assert events[-1].row["content_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert events[-1].row["file_bytes"] == path.stat().st_size
     else:
-        assert events[-1].identity == file_identity(path)
+        assert events[-1].is_of(path)
 
 
 def test_a_file_that_never_stops_changing_is_a_failure_that_the_next_run_tries_again(
@@ -244,7 +245,7 @@ def test_a_file_that_never_stops_changing_is_a_failure_that_the_next_run_tries_a
     with GuardedDecoder(spec, LIMITS) as decoder:
         *_, last = (event for _, event in decoder.events([Job("v", path)]))
     assert (last.reason, last.attempts) == ("changed", 3)
-    assert last.identity["file_bytes"] < path.stat().st_size
+    assert last.file_bytes < path.stat().st_size
 
 
 def test_memory_beyond_the_limit_is_the_reason_without_a_kill(decode):
@@ -255,18 +256,18 @@ def test_memory_beyond_the_limit_is_the_reason_without_a_kill(decode):
 
 def test_a_kill_that_does_not_come_again_costs_nothing(decode):
     events, _ = decode("crash_once", "after")
-    assert kinds(events["crash_once"])[-4:] == [Retried, *WHOLE]
+    assert kinds(events["crash_once"])[-3:] == [Retried, *WHOLE]
     assert kinds(events["after"]) == WHOLE
 
 
-def test_kills_from_outside_are_not_soon_held_against_a_video(decode):
+def test_a_video_survives_four_kills_from_outside(decode):
     events, _ = decode("be_killed", "after")
     assert Counter(kinds(events["be_killed"]))[Retried] == 4
     assert (events["be_killed"][-1].reason, events["be_killed"][-1].attempts) == ("signal", 5)
     assert "SIGKILL from outside" in events["be_killed"][-1].message and kinds(events["after"]) == WHOLE
 
 
-def test_what_happened_to_one_video_is_not_held_against_another(decode):
+def test_deaths_of_its_decoder_count_for_one_video_only(decode):
     events, _ = decode("crash_once", "hang_once", "abort_once", limits=Limits(timeout_seconds=2.0))
     assert all(isinstance(those[-1], Ended) for those in events.values())
 

@@ -16,9 +16,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.decode_child import Broken, Ended, Job, Retried
+from pipeline.decode_child import Ended, Job, Retried
 from pipeline.decoding import GuardedDecoder, Limits
 from pipeline.extract import ExtractOptions, extract
+from pipeline.ledger import Failure
 from unloc.annotations.schema import build_manifest, save_manifest, video_row
 from unloc.cache.reading import open_cache
 from unloc.errors import MissingError
@@ -154,12 +155,12 @@ def test_a_download_that_fails_twice_is_tried_again_and_leaves_no_file(faulty, v
     assert not list((tmp_path / "temporary").iterdir())
 
 
-@pytest.mark.parametrize(("deed", "words"), [("breaks off", "connection reset"), ("stalls", "nothing came")])
+@pytest.mark.parametrize(("deed", "words"), [("breaks off", "connection reset"), ("stalls", "made no progress")])
 def test_a_network_that_fails_for_good_is_not_the_fault_of_the_video(faulty, video_folder, deed, words):
     upload(video_folder, "faulty://bucket/videos")
     faulty(deed)
     events = decode("faulty://bucket/videos", timeout_seconds=1.0)
-    assert isinstance(events[-1], Broken) and events[-1].reason == "machine" and words in events[-1].message
+    assert isinstance(events[-1], Failure) and events[-1].reason == "machine" and words in events[-1].message
 
 
 def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, video_folder, tmp_path):
@@ -182,7 +183,7 @@ def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, vide
         last = {job.video_id: event for job, event in decoder.events([Job(key, files[key]) for key in files])}
     assert (last["v0"].reason, last["v1"].reason) == ("not_found", "truncated")
     assert "faulty://bucket/videos/v1.mp4: the file is cut off" in last["v1"].message
-    assert last["v1"].identity["file_bytes"] == 3000, "of the object that was tried, not of the one that was listed"
+    assert last["v1"].file_bytes == 3000, "of the object that was tried, not of the one that was listed"
 
 
 def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_is_now(

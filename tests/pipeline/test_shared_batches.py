@@ -1,4 +1,4 @@
-"""Frames of many senders in full batches of one encoder."""
+"""Frames from many callers in full batches of one encoder."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pipeline.shared_batches import BATCHES_RUNNING, Pulse, SharedBatches
+from pipeline.shared_batches import BATCHES_RUNNING, SharedBatches
 
 
 class PretendedEncoder:
-    """Gives each frame's first value as its token; its device begins only when it is let."""
+    """Gives each frame's first value as its token; its device starts only when told to."""
 
     batch, batches_ahead, mixes = 8, 1, None
 
@@ -39,7 +39,7 @@ def frames(*values):
 
 def encoded_together(encoder, requests, *, mixes=True):
     """The tokens of requests that have all come before the device begins."""
-    batches = SharedBatches(encoder, Pulse(), mixes=mixes)
+    batches = SharedBatches(encoder, mixes=mixes)
     with ThreadPoolExecutor(len(requests) + 2) as pool:
         first = [pool.submit(batches.encode, frames(*range(100, 100 + encoder.batch))) for _ in range(BATCHES_RUNNING)]
         assert encoder.is_full.wait(timeout=60)
@@ -52,7 +52,7 @@ def encoded_together(encoder, requests, *, mixes=True):
         return [call.result() for call in found]
 
 
-def test_every_sender_gets_its_own_tokens_and_batches_are_full():
+def test_every_caller_gets_its_own_tokens_and_batches_are_full():
     encoder = PretendedEncoder()
     requests = [frames(*range(start, start + size)) for start, size in ((0, 5), (10, 20), (40, 1), (50, 6))]
     for request, (tokens, seconds) in zip(requests, encoded_together(encoder, requests), strict=True):
@@ -69,11 +69,11 @@ def test_calls_do_not_share_a_batch_where_a_token_depends_on_its_place():
     assert sorted(encoder.sizes[BATCHES_RUNNING:]) == [1, 1, 3, 8]
 
 
-def test_an_error_of_the_device_reaches_every_sender_and_later_calls_are_served():
+def test_an_error_of_the_device_reaches_every_caller_and_later_calls_are_served():
     encoder = PretendedEncoder()
     encoder.fails = True
     encoder.go.set()
-    batches = SharedBatches(encoder, Pulse(), mixes=True)
+    batches = SharedBatches(encoder, mixes=True)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="out of memory"):
             batches.encode(frames(1, 2))
@@ -81,15 +81,15 @@ def test_an_error_of_the_device_reaches_every_sender_and_later_calls_are_served(
     np.testing.assert_array_equal(batches.encode(frames(3))[0].ravel(), [3])
 
 
-def test_an_idle_encoder_is_at_rest_and_a_stuck_one_is_not():
-    encoder, pulse = PretendedEncoder(), Pulse()
-    batches = SharedBatches(encoder, pulse, mixes=True)
+def test_an_encoder_is_busy_while_a_batch_runs_and_idle_after_it():
+    encoder = PretendedEncoder()
+    batches = SharedBatches(encoder, mixes=True)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(batches.encode, frames(1))
         while not encoder.sizes:
             pass
-        assert pulse.seconds() > 0
+        assert batches.seconds_busy() > 0
         encoder.go.set()
         call.result()
-    while pulse.seconds() > 0:
+    while batches.seconds_busy() > 0:
         pass

@@ -1,4 +1,4 @@
-"""The supervisor over pretended actors, in a time of their own: every layout, size and fault without a process."""
+"""The supervisor over simulated actors in simulated time: every layout, size and fault without a process."""
 
 import itertools
 import random
@@ -9,18 +9,7 @@ import pytest
 
 from pipeline.decode_child import MACHINE, Job
 from pipeline.ledger import Failure
-from pipeline.supervisor import (
-    Died,
-    Finished,
-    Gave,
-    Heard,
-    Node,
-    Raised,
-    Ready,
-    Role,
-    Supervisor,
-    wanted_staff,
-)
+from pipeline.supervisor import Event, Node, Role, Supervisor, pool_size
 from pipeline.workers import EncoderLost
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError
@@ -31,8 +20,8 @@ GPU_MACHINE = [Node("a", "gpus", 4, 2)]
 
 
 @dataclass
-class Pretended:
-    """An actor: what it has to do, one thing a second."""
+class SimulatedActor:
+    """It does one job a second."""
 
     role: Role
     node: Node
@@ -67,7 +56,7 @@ class World:
 
     def start(self, role: Role, node: Node, *, num_cpus: int, num_gpus: int) -> int:
         number = sum(self.started.values())
-        self.actors[number] = Pretended(role, node, num_cpus)
+        self.actors[number] = SimulatedActor(role, node, num_cpus)
         self.started[role] += 1
         on_node = [actor for actor in self.actors.values() if actor.node == node]
         assert sum(actor.num_cpus for actor in on_node) <= node.cpus, "Ray would have no room for it"
@@ -79,12 +68,12 @@ class World:
     def stop(self, actor: int) -> None:
         del self.actors[actor]
 
-    def give(self, actor: int, jobs: list[Job], encoder: int | None) -> None:
-        taker = self.actors[actor]
-        assert taker.starts_in <= 0 and not taker.has_group, "given to one that has not answered, or is busy"
-        if taker.role is Role.DECODER:
+    def assign(self, actor: int, jobs: list[Job], encoder: int | None) -> None:
+        worker = self.actors[actor]
+        assert worker.starts_in <= 0 and not worker.has_group, "assigned to one that has not loaded, or is busy"
+        if worker.role is Role.DECODER:
             assert self.actors[encoder].starts_in <= 0
-        taker.jobs, taker.has_group, taker.encoder = deque(jobs), True, encoder
+        worker.jobs, worker.has_group, worker.encoder = deque(jobs), True, encoder
 
     def kill(self, number: int) -> None:
         self.killed.append(number)
@@ -98,31 +87,31 @@ class World:
             found += self._events_of(number, actor)
         return found
 
-    def _events_of(self, number: int, actor: Pretended) -> list:
+    def _events_of(self, number: int, actor: SimulatedActor) -> list:
         if actor.is_stopped or actor.node.node_id in self.does_not_start:
             return []
         if number in self.killed or actor.node not in self.all_nodes:
-            return [Died(number, "killed")]
+            return [Event(number, "died", "killed")]
         actor.starts_in -= 1
         if actor.starts_in == 0:
-            return [Heard(number, 0.0), Ready(number, "cpu")]
+            return [Event(number, "alive", 0.0), Event(number, "loaded", "cpu")]
         if actor.has_group and actor.role is Role.DECODER:
             encoder = self.actors.get(actor.encoder)
             if encoder is None or actor.encoder in self.killed:
                 actor.has_group, actor.jobs = False, deque()
-                return [Gave(number, EncoderLost("gone")), Finished(number)]
+                return [Event(number, "result", EncoderLost("gone")), Event(number, "finished")]
             if encoder.is_stopped:
-                return [Heard(number, 0.0)]
+                return [Event(number, "alive", 0.0)]
         if not actor.has_group:
-            return [Heard(number, 0.0)]
+            return [Event(number, "alive", 0.0)]
         if not actor.jobs:
             actor.has_group = False
-            return [Finished(number)]
+            return [Event(number, "finished")]
         job = actor.jobs.popleft()
         if actor.node.node_id in self.bad_nodes:
-            return [Gave(number, Failure(job.video_id, MACHINE, "no such mount"))]
+            return [Event(number, "result", Failure(job.video_id, MACHINE, "no such mount"))]
         result = self.gives(actor, job)
-        return [Gave(number, result)] if result is not None else [Died(number, "SIGSEGV")]
+        return [Event(number, "result", result) if result is not None else Event(number, "died", "SIGSEGV")]
 
 
 @pytest.fixture
@@ -159,8 +148,8 @@ def test_every_size_of_pool_on_every_size_of_machine_ends(jobs_of, cpus, gpus, e
         world = World([Node("a", "machine", cpus, gpus)])
         require_all_done(world, jobs_of(videos), workers, encoders)
         if videos:
-            takers = world.most[Role.DECODER] + world.most[Role.WORKER]
-            assert 1 <= takers <= min(videos, cpus if workers == -1 else workers)
+            num_workers = world.most[Role.DECODER] + world.most[Role.WORKER]
+            assert 1 <= num_workers <= min(videos, cpus if workers == -1 else workers)
             assert (world.most[Role.ENCODER] > 0) == is_split and (world.most[Role.WORKER] == 0) == is_split
             assert world.most[Role.ENCODER] <= (gpus or 8)
 
@@ -195,7 +184,7 @@ def test_a_node_that_joins_gets_actors_and_one_that_goes_loses_no_video(jobs_of)
         assert world.seconds > 20
 
 
-def test_encoders_that_are_more_than_gpus_are_told_and_never_go_to_the_cpu(jobs_of, caplog):
+def test_asking_for_more_encoders_than_gpus_is_a_warning_and_never_moves_one_to_the_cpu(jobs_of, caplog):
     world = World([Node("a", "machine", 16, 2)])
     require_all_done(world, jobs_of(50), 4, 8)
     assert world.most[Role.ENCODER] == 2 and "--encoders 8: 2 can run now" in caplog.text
@@ -220,14 +209,14 @@ def test_a_stopped_actor_is_replaced_within_twice_the_timeout(jobs_of, nodes, ro
     assert stopped and "silent for" in caplog.text
 
 
-def test_an_actor_that_answers_but_gets_nowhere_is_replaced(jobs_of, caplog):
+def test_an_actor_that_answers_without_progress_is_replaced(jobs_of, caplog):
     world, stuck = World(LAPTOP), set()
     events_of = world._events_of
 
     def hang(number, actor):
         if number == 0 and actor.has_group:
             stuck.add(number)
-        return [Heard(0, 31.0)] if number in stuck else events_of(number, actor)
+        return [Event(0, "alive", 31.0)] if number in stuck else events_of(number, actor)
 
     world._events_of = hang
     require_all_done(world, jobs_of(30))
@@ -235,7 +224,7 @@ def test_an_actor_that_answers_but_gets_nowhere_is_replaced(jobs_of, caplog):
 
 
 @pytest.mark.parametrize("second", [Node("b", "bad", 4, 0), Node("b", "bad", 64, 0)])
-def test_a_machine_without_the_mount_gets_no_more_and_is_named_and_no_video_is_lost(jobs_of, second, caplog):
+def test_a_machine_without_the_mount_is_named_and_gets_no_more_videos_and_no_video_is_lost(jobs_of, second, caplog):
     world = World([*LAPTOP, second])
     world.bad_nodes = {"b"}
     require_all_done(world, jobs_of(300))
@@ -243,15 +232,15 @@ def test_a_machine_without_the_mount_gets_no_more_and_is_named_and_no_video_is_l
     assert not [actor for actor in world.actors.values() if actor.node is second]
 
 
-def test_where_no_machine_works_the_job_ends_with_their_names_and_nothing_is_booked(jobs_of):
+def test_where_no_machine_works_the_job_names_them_and_marks_no_video_as_failed(jobs_of):
     world, results = World(LAPTOP), []
     world.bad_nodes = {"a"}
-    with pytest.raises(UnlocError, match=r"no machine that works is left .*laptop: no such mount"):
+    with pytest.raises(UnlocError, match=r"no working machine .*laptop: no such mount"):
         results.extend(Supervisor(world, -1, None, TIMEOUT).results(jobs_of(200)))
     assert not results and not world.actors
 
 
-def test_a_machine_that_fails_now_and_then_does_its_videos_in_the_end(jobs_of):
+def test_a_machine_that_fails_now_and_then_finishes_its_videos(jobs_of):
     world, rng = World(LAPTOP), random.Random(0)
 
     def sometimes(actor, job):
@@ -286,8 +275,8 @@ def test_a_file_that_this_process_cannot_read_either_is_the_videos_failure(jobs_
     assert run(world, jobs)["v3"].reason == "not_found"
 
 
-@pytest.mark.parametrize(("file_bytes", "is_booked"), [(7, True), (0, False), (None, False)])
-def test_a_failure_counts_only_where_the_worker_saw_the_file_that_is_there(jobs_of, file_bytes, is_booked):
+@pytest.mark.parametrize(("file_bytes", "is_final"), [(7, True), (0, False), (None, False)])
+def test_a_failure_counts_only_where_the_worker_saw_the_file_that_is_there(jobs_of, file_bytes, is_final):
     world, jobs, tries = World(LAPTOP), jobs_of(1), []
 
     def fail_once(actor, job):
@@ -296,7 +285,7 @@ def test_a_failure_counts_only_where_the_worker_saw_the_file_that_is_there(jobs_
         return Failure(job.video_id, "truncated", "cut off", file_bytes=file_bytes) if len(tries) == 1 else ok
 
     world.gives = fail_once
-    assert isinstance(run(world, jobs)["v0"], Failure) == is_booked
+    assert isinstance(run(world, jobs)["v0"], Failure) == is_final
 
 
 @pytest.mark.parametrize("nodes", [LAPTOP, GPU_MACHINE])
@@ -328,39 +317,43 @@ def require_nothing_lost_by_kills(world, jobs, rng):
     require_all_done(world, jobs)
 
 
-def test_an_actor_that_finds_no_room_is_told_again_and_again(jobs_of, caplog):
+def test_an_actor_that_finds_no_room_is_reported_again_and_again(jobs_of, caplog):
     world = World(GPU_MACHINE)
     world.does_not_start = {"a"}
     world.on_second = lambda world: world.does_not_start.clear() if world.seconds > 300 else None
     require_all_done(world, jobs_of(5))
-    told = [record for record in caplog.records if "no encoder has started (it needs 1 GPU)" in record.message]
+    told = [record for record in caplog.records if "2 encoder(s)" in record.message]
     assert len(told) > 3 and "free: 0 CPU, 0 GPU" in told[0].message
 
 
-def test_the_time_that_the_driver_takes_for_itself_is_no_silence(jobs_of, caplog):
+def test_time_that_the_driver_spends_is_not_silence_of_the_actors(jobs_of, caplog):
     world, jobs = World(LAPTOP), jobs_of(30)
     for result in Supervisor(world, -1, None, TIMEOUT).results(jobs):
         world.seconds += 1000 if result.meta["video_id"] == "v3" else 0
     assert "silent" not in caplog.text
 
 
-def test_code_that_fails_in_a_worker_is_its_machines_fault(jobs_of, caplog):
+def test_an_exception_in_a_worker_is_a_failure_of_its_machine(jobs_of, caplog):
     world = World([*LAPTOP, Node("b", "old", 4, 0)])
     events_of = world._events_of
 
     def fail(number, actor):
-        return [Raised(number, "ModuleNotFoundError: unloc")] if actor.node.node_id == "b" else events_of(number, actor)
+        return (
+            [Event(number, "raised", "ModuleNotFoundError: unloc")]
+            if actor.node.node_id == "b"
+            else events_of(number, actor)
+        )
 
     world._events_of = fail
     require_all_done(world, jobs_of(600))
-    assert "old gets no more videos: its worker failed: ModuleNotFoundError: unloc" in caplog.text
+    assert "old gets no more videos" in caplog.text and "ModuleNotFoundError: unloc" in caplog.text
 
 
-def test_staff_fits_into_the_cores_that_there_are():
+def test_the_pool_fits_into_the_cores_of_the_cluster():
     for cpus in range(1, 9):
         for gpus in (0, 1, 4):
             for workers in (-1, 1, 3, 64):
                 for encoders in (None, 0, 1, 2, 8):
-                    staff = wanted_staff([Node("a", "", cpus, gpus)], workers, encoders, 1000)
-                    assert staff.takers + staff.encoders <= max(cpus, 1 + (staff.encoders > 0))
-                    assert staff.encoders <= staff.takers and staff.encoders <= (gpus or 8)
+                    num_workers, num_encoders = pool_size([Node("a", "", cpus, gpus)], workers, encoders, 1000)
+                    assert num_workers + num_encoders <= max(cpus, 1 + (num_encoders > 0))
+                    assert num_encoders <= num_workers and num_encoders <= (gpus or 8)

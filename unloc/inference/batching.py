@@ -1,13 +1,13 @@
-"""Frames of many videos into full batches of the tower, and the tokens back to their videos.
+"""Frames of many videos in full batches of the tower, and the tokens back to their videos.
 
-A short video alone would leave most of its last batch empty. Which place in a batch a frame takes must not change its
-token: that is tried once, with the first batch that could be shared, and where the bits differ nothing is shared.
+A short video alone would leave most of its last batch empty. A frame's token must not depend on its place in a batch:
+this is tried once, with the first batch that could be shared; where the bits differ, each batch holds one video.
 """
 
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,25 +23,24 @@ class PixelEncoder(Protocol):
     """What the batcher needs of an Encoder, in this process or in another."""
 
     batch: int
-    """Frames that it takes at once."""
+    """Frames that it encodes at once."""
     batches_ahead: int
-    """Batches that may be on their way before the tokens of the first are waited for."""
+    """Batches that may be running before the tokens of the first are awaited."""
     mixes: bool | None
-    """May frames of several videos share a batch? None: as a trial says (`is_same_in_any_place`)."""
+    """May frames of several videos share a batch? None: not tried yet."""
 
     def start_encoding(self, pixels: np.ndarray) -> "EncodingCall":
-        """Begin with pixels (N, views, 3, S, S) uint8; calling the answer waits for the tokens."""
+        """Start to encode pixels (N, views, 3, S, S) uint8; calling the result waits for the tokens."""
 
 
 EncodingCall = Callable[[], tuple[np.ndarray, float]]
-"""Gives (N, views, D) float32 tokens and the seconds that the tower took for them."""
+"""Returns (N, views, D) float32 tokens and the seconds that the tower took for them."""
 
 
 @dataclass(eq=False)
 class _OpenVideo:
-    tokens: list[np.ndarray | None]
-    """(views, D) of each position, once encoded."""
-    num_missing: int
+    tokens: dict[int, np.ndarray] = field(default_factory=dict)
+    """(views, D) of each position encoded so far."""
     row: dict | None = None
     seconds_encode: float = 0.0
 
@@ -54,28 +53,25 @@ class _Waiting:
 
 
 class FrameBatcher:
-    """Call `begin`, `add` … `end` (or `drop`) per video; `take_finished` gives what is complete."""
+    """For each video call `add` … and `end` (or `drop`); `take_finished` returns the complete ones."""
 
     def __init__(self, encoder: PixelEncoder, *, mixes: bool | None = None) -> None:
         """`mixes`: may frames of several videos share a batch? None: as the encoder says."""
-        self.encoder, self.mixes = encoder, encoder.mixes if mixes is None else mixes
+        self.encoder, self.mixes = encoder, mixes
         self._open: dict[str, _OpenVideo] = {}
         self._waiting: list[_Waiting] = []
         self._running: deque[tuple[list[_Waiting], EncodingCall]] = deque()
 
-    def begin(self, video_id: str, num_tokens: int) -> None:
-        """A video of which this many tokens are wanted."""
-        self._open[video_id] = _OpenVideo([None] * num_tokens, num_tokens)
-
     def add(self, video_id: str, positions: list[list[int]], pixels: np.ndarray) -> None:
         """Frames (F, views, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
+        video = self._open.setdefault(video_id, _OpenVideo())
         for places, image in zip(positions, pixels, strict=True):
-            self._waiting.append(_Waiting(self._open[video_id], places, image))
+            self._waiting.append(_Waiting(video, places, image))
             if len(self._waiting) == self.encoder.batch:
                 self._start()
 
     def end(self, video_id: str, row: dict) -> None:
-        """No more frames of this video will come."""
+        """All frames of this video were added; `row["times_seconds"]` has the time of every token."""
         self._open[video_id].row = row
         if self._waiting and not self._may_mix():
             self._start()
@@ -86,7 +82,7 @@ class FrameBatcher:
         self._waiting = [frame for frame in self._waiting if frame.video is not dropped]
 
     def flush(self) -> None:
-        """Encode what waits, though the batch is not full, and wait for all tokens."""
+        """Encode the waiting frames in a batch that is not full, and wait for all tokens."""
         if self._waiting:
             self._start()
         while self._running:
@@ -103,33 +99,39 @@ class FrameBatcher:
         frames, call = self._running.popleft()
         tokens, seconds = call()
         for frame, token in zip(frames, tokens, strict=True):
-            for position in frame.positions:
-                frame.video.tokens[position] = token
-            frame.video.num_missing -= len(frame.positions)
+            frame.video.tokens |= dict.fromkeys(frame.positions, token)
             frame.video.seconds_encode += seconds / len(frames)
 
     def take_finished(self) -> list[tuple[str, VideoTokens | VideoError]]:
-        """(id, tokens) of videos that are complete, each once.
+        """(id, tokens) of the videos that are complete, each once.
 
         A VideoError (reason `does_not_fit`) stands for tokens that the stored dtype cannot hold.
         """
-        done = [name for name, video in self._open.items() if video.row is not None and video.num_missing == 0]
-        return [(name, self._finish(self._open.pop(name))) for name in done]
+        done = [
+            video_id
+            for video_id, video in self._open.items()
+            if video.row is not None and len(video.tokens) == len(video.row["times_seconds"])
+        ]
+        return [(video_id, self._finish(self._open.pop(video_id))) for video_id in done]
 
     def _finish(self, video: _OpenVideo) -> VideoTokens | VideoError:
+        tokens = np.stack([video.tokens[position] for position in range(len(video.tokens))])
         try:
-            tokens = to_stored(np.stack(video.tokens), self.encoder.config.dtype)
+            stored = to_stored(tokens, self.encoder.config.dtype)
         except InputError as error:
             return VideoError(f"{video.row['file']}: {error}", reason="does_not_fit")
-        timed = {"tokens_sha256": token_checksum(tokens), "seconds_encode": round(video.seconds_encode, 4)}
-        return VideoTokens(video.row | timed, tokens)
+        added = {"tokens_sha256": token_checksum(stored), "seconds_encode": round(video.seconds_encode, 4)}
+        return VideoTokens(video.row | added, stored)
 
     def _may_mix(self) -> bool:
-        if self.mixes is None:
-            self.mixes = is_same_in_any_place(self.encoder, np.stack([frame.pixels for frame in self._waiting]))
-            if not self.mixes:
-                logger.warning("this tower's tokens depend on their place in a batch: batches hold one video each")
-        return self.mixes
+        if self.mixes is not None:
+            return self.mixes
+        if self.encoder.mixes is None:
+            pixels = np.stack([frame.pixels for frame in self._waiting])
+            self.encoder.mixes = is_same_in_any_place(self.encoder, pixels)
+            if not self.encoder.mixes:
+                logger.warning("tokens of this tower depend on their place in a batch: each batch holds one video")
+        return self.encoder.mixes
 
 
 def is_same_in_any_place(encoder: PixelEncoder, pixels: np.ndarray) -> bool:

@@ -148,7 +148,6 @@ class Encoder:
     def encode_video(self, path: Path, video_id: str) -> VideoTokens:
         """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""
         reading, batcher = VideoReading(path, self.read_spec), FrameBatcher(self, mixes=False)
-        batcher.begin(video_id, len(reading.wanted_seconds))
         with single_threaded():
             for frame in reading.frames():
                 batcher.add(video_id, [frame.positions], frame.pixels[None])
