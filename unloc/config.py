@@ -1,65 +1,95 @@
-"""Recipes: what to train, as frozen dataclasses with the paper's values as defaults.
+"""What a recipe may say: frozen dataclasses with the paper's values as defaults, each field with its allowed values.
 
-A recipe file (YAML) states only what differs from the defaults, or from its base (`recipe_files`); `key=value`
-overrides go on top. Unknown keys are refused with a suggestion. Sources: UnLoc §3-4 and the official configurations
-(where they differ the field says so).
+Sources: UnLoc §3-4 and the official configurations (where they differ the field says so). Files: `unloc.recipes`.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
-from omegaconf import OmegaConf
-
-from unloc.config_checks import (
-    MAX_TEXT_TOKENS,
-    above_zero,
-    all_finite,
-    at_least,
-    between,
-    check_range_edges,
-    check_variant,
-    one_of,
-    parse_box_terms,
-)
-from unloc.config_values import built, dotted_values, merged_values
 from unloc.errors import ConfigError
-from unloc.recipe_files import recipe_name, recipe_path, shipped_recipes, stated_values
 
+BOX_TERMS = ("l1", "l1_over_union", "iou", "diou", "center_offset_squared")
 MAX_EPOCHS = 1_000_000.0
+MAX_PARAMETERS = 4_000_000_000  # 16 GB of weights; UnLoc-L has 0.06 billion without its towers
+MAX_BATCH_VALUES = 2**34  # 64 GiB of float32 frame tokens in one batch
+MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLIP's own limit is 77
+
+
+def one_of(*choices: str) -> Any:
+    """A field that is one of these words; the first is the default."""
+    return field(
+        default=choices[0], metadata={"allows": choices.__contains__, "expected": f"one of {', '.join(choices)}"}
+    )
+
+
+def number(default: float | None, low: float, high: float = math.inf, *, finite: bool = True) -> Any:
+    """A field from `low` to `high`, or None where that is the default."""
+    expected = f"{low} to {high}" if high < math.inf else f"at least {low}"
+    rule = {"allows": lambda value: value is None or low <= value <= high, "expected": expected, "finite": finite}
+    return field(default=default, metadata=rule)
+
+
+def positive(default: float, high: float = math.inf) -> Any:
+    """A field above 0, up to `high`."""
+    expected = "a number above 0" + (f", at most {high}" if high < math.inf else "")
+    return field(default=default, metadata={"allows": lambda value: 0 < value <= high, "expected": expected})
+
+
+class Section:
+    """A part of a recipe; raises ConfigError for a field that its declaration does not allow, or that is not finite."""
+
+    __slots__ = ()
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, rule = getattr(self, item.name), item.metadata
+            numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float)]
+            allowed = "allows" not in rule or rule["allows"](value)
+            if not allowed or (rule.get("finite", True) and not all(map(math.isfinite, numbers))):
+                expected = "a finite number" if allowed else rule["expected"]
+                raise ConfigError(f"{self.section}.{item.name}: got {value!r}, expected {expected}")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ConfigError where fields are valid by themselves but not together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Section):
     """Fusion, pyramid and heads (UnLoc §3.2-3.3; official widths)."""
 
-    width: int = 512
+    section = "model"
+    width: int = number(512, 1, 16384)
     """Channels of fusion, pyramid and heads (Base 512, Large 768)."""
-    num_heads: int = 8
+    num_heads: int = number(8, 1, 1024)
     """Attention heads (Base 8, Large 12)."""
-    mlp_width: int = 2048
+    mlp_width: int = number(2048, 1, 65536)
     """Hidden channels of the fusion MLPs (Base 2048, Large 3072)."""
-    num_layers: int = 6
+    num_layers: int = number(6, 1, 128)
     """Fusion layers."""
-    fusion: str = "mid"
+    fusion: str = one_of("mid", "late", "none")
     """mid: the paper's; late: cosine of frame and text; none: class logits without text (Table 3)."""
-    text_tokens: str = "all"
+    text_tokens: str = one_of("all", "eos")
     """all: every text token with its mask (paper's best); eos: one token (the official configurations)."""
-    positions: str = "sinusoidal"
+    positions: str = one_of("sinusoidal", "learned", "none")
     """sinusoidal, learned or none, over frames then text."""
-    pyramid: str = "simple"
+    pyramid: str = one_of("simple", "fpn", "none")
     """simple (ViTDet), fpn (max-pool inside the encoder, top-down sum) or none (Table 1)."""
-    num_levels: int = 4
+    num_levels: int = number(4, 1, 12)
     """Pyramid levels; level l has stride 2^l. Ignored by pyramid none."""
-    head: str = "conv"
+    head: str = one_of("conv", "linear")
     """conv: conv blocks per point; linear: one linear layer (official AS head)."""
-    num_head_convs: int = 3
+    num_head_convs: int = number(3, 1, 4)
     """Conv blocks of a head, 1-4 (paper 3; official TAL 4)."""
     share_heads: bool = True
     """One head for all levels, with a scale and shift per level, or a head per level."""
-    displacements: str = "per_text"
-    """per_text: every class or caption its own (paper §3.4); shared: one pair for all classes, from features averaged
-    over them (class tasks), which learns the shortest segment at each point. Late fusion always shares them."""
+    displacements: str = one_of("per_text", "shared")
+    """per_text: a pair per class or caption (paper §3.4); shared: one pair for all classes, from features averaged over
+    them (class tasks), which learns the shortest segment at each point. Late fusion always shares them."""
     project_frames: bool = False
     """A linear layer without bias over frame tokens of any width (official: tokens before CLIP's own projection, this
     layer starting from it); false: only where they are not as wide as the fusion."""
@@ -70,25 +100,13 @@ class ModelConfig:
     displacement_bias: float = 2.0
     """Initial bias of the displacements (official: 2, Charades-STA 0)."""
     saliency_head: bool = False
-    """A score per level-0 step beside the segments (HD)."""
-    dropout: float = 0.0
+    """A score per level-0 step in addition to the segments (HD)."""
+    dropout: float = number(0.0, 0.0, 0.99)
     """Dropout of the fusion transformer (official: 0)."""
-    max_texts_in_flight: int = 0
-    """Texts fused at once, the rest after them with activation checkpointing; 0: all at once."""
+    max_texts_in_flight: int = number(0, 0, 1_000_000)
+    """Texts fused at once, in chunks with activation checkpointing; 0: all at once."""
 
-    def __post_init__(self) -> None:
-        one_of("model", "fusion", self.fusion, ("mid", "late", "none"))
-        one_of("model", "text_tokens", self.text_tokens, ("all", "eos"))
-        one_of("model", "positions", self.positions, ("sinusoidal", "learned", "none"))
-        one_of("model", "pyramid", self.pyramid, ("simple", "fpn", "none"))
-        one_of("model", "head", self.head, ("conv", "linear"))
-        one_of("model", "displacements", self.displacements, ("per_text", "shared"))
-        most = {"width": 16384, "num_heads": 1024, "mlp_width": 65536, "num_layers": 128, "num_levels": 12}
-        for key, limit in most.items():
-            between("model", key, getattr(self, key), 1, limit)
-        between("model", "max_texts_in_flight", self.max_texts_in_flight, 0, 1_000_000)
-        between("model", "num_head_convs", self.num_head_convs, 1, 4)
-        between("model", "dropout", self.dropout, 0.0, 0.99)
+    def _check(self) -> None:
         if self.pyramid == "fpn" and self.num_levels > self.num_layers:
             raise ConfigError(
                 f"model.num_levels: {self.num_levels} levels need as many layers for pyramid fpn, got {self.num_layers}"
@@ -100,110 +118,106 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TowerConfig:
+class TowerConfig(Section):
     """Image and text tower (UnLoc §3.1, Tables 2 and 4)."""
 
+    section = "towers"
     name: str = ""
-    """open_clip's name, such as ViT-B-16 or ViT-L-14; empty: whichever made the cache."""
+    """open_clip's name, such as ViT-B-16 or ViT-L-14; empty: the one that made the cache."""
     pretrained: str = ""
-    """Its weights: open_clip's tag, or the name of a weights file; empty: whichever made the cache."""
-    text_name: str = "clip"
+    """Its weights: open_clip's tag, or the name of a weights file; empty: those that made the cache."""
+    text_name: str = one_of("clip", "t5-small", "t5-base")
     """clip: the text tower of the same CLIP; t5-small, t5-base: unpaired (Table 2, extra `t5`)."""
-    frame_token: str = "cls"
+    frame_token: str = one_of("cls", "gap")
     """cls: the class token, a learnable one per frame; gap: mean of the patch tokens (official Large)."""
-    image: str = "cached"
-    """What becomes of the image tower (Table 4). finetune: it trains; frozen: it does not, and its tokens may come from
-    a cache; cached: only its tokens are there, whatever the paper does with it."""
-    text: str = "cached"
-    """The same of the text tower (cached also: official Large TAL and COIN, which are given embeddings)."""
+    image: str = one_of("cached", "frozen", "finetune")
+    """How the image tower is used (Table 4). finetune: it trains; frozen: it does not, and its tokens may be cached;
+    cached: only its tokens are available, whatever the paper does."""
+    text: str = one_of("cached", "frozen", "finetune")
+    """The same for the text tower (cached also: official Large TAL and COIN, which read embeddings)."""
 
-    def __post_init__(self) -> None:
-        one_of("towers", "text_name", self.text_name, ("clip", "t5-small", "t5-base"))
-        one_of("towers", "frame_token", self.frame_token, ("cls", "gap"))
+    def _check(self) -> None:
         for key in ("image", "text"):
-            one_of("towers", key, getattr(self, key), ("cached", "frozen", "finetune"))
             if getattr(self, key) == "finetune" and not self.name:
                 raise ConfigError(f"towers.{key}: finetune, but towers.name names no tower; give one, such as ViT-B-16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TargetConfig:
-    """Which points are positive (official: dataset_utils; spec §2.2)."""
+class TargetConfig(Section):
+    """Which points are positive (official: dataset_utils)."""
 
-    range_edges: list[float] = field(default_factory=lambda: [0.0, 4.0, 8.0, 16.0, math.inf])
+    section = "targets"
+    range_edges: list[float] = field(
+        default_factory=lambda: [0.0, 4.0, 8.0, 16.0, math.inf], metadata={"finite": False}
+    )
     """Edges of the regression ranges in level-0 steps: level l takes [edge_l, edge_l+1)."""
-    radius: float = 3.0
+    radius: float = number(3.0, 0.0, finite=False)
     """Centre sampling: positives lie within radius x 2^l steps of the segment's centre; inf turns it off."""
 
-    def __post_init__(self) -> None:
-        check_range_edges(self.range_edges)
-        at_least("targets", "radius", self.radius, 0.0)
+    def _check(self) -> None:
+        edges = self.range_edges
+        if len(edges) < 2 or edges[0] != 0 or not all(low < high for low, high in itertools.pairwise(edges)):
+            raise ConfigError(f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig:
-    """Losses (UnLoc §3.3; spec §3)."""
+class LossConfig(Section):
+    """Losses (UnLoc §3.3)."""
 
-    relevance: str = "focal"
+    section = "loss"
+    relevance: str = one_of("focal", "sigmoid")
     """focal or sigmoid."""
-    relevance_weight: float = 10.0
+    relevance_weight: float = number(10.0, 0.0)
     """Factor of the relevance loss (official 10)."""
-    focal_alpha: float = 0.25
+    focal_alpha: float = number(0.25, 0.0, 1.0)
     """Focal weight of positives."""
-    focal_gamma: float = 2.0
+    focal_gamma: float = number(2.0, 0.0)
     """Focal exponent."""
     box: str = "iou"
     """Sum of l1, l1_over_union, iou, diou, center_offset_squared, each with an optional factor: `0.8*iou+l1`."""
-    saliency_weight: float = 1.0
+    saliency_weight: float = number(1.0, 0.0)
     """Factor of the saliency loss where there is a saliency head."""
 
-    def __post_init__(self) -> None:
-        one_of("loss", "relevance", self.relevance, ("focal", "sigmoid"))
+    def _check(self) -> None:
         parse_box_terms(self.box)
-        between("loss", "focal_alpha", self.focal_alpha, 0.0, 1.0)
-        for key in ("relevance_weight", "focal_gamma", "saliency_weight"):
-            at_least("loss", key, getattr(self, key), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeConfig:
-    """From outputs to predictions (spec §5)."""
+class DecodeConfig(Section):
+    """From outputs to predictions."""
 
-    score_threshold: float = 0.001
+    section = "decode"
+    score_threshold: float = number(0.001, 0.0, 1.0)
     """Predictions at or below this score are dropped."""
-    nms_sigma: float = 0.3
+    nms_sigma: float = number(0.3, 1e-6)
     """Gaussian Soft-NMS: an overlap of IoU u keeps exp(-u^2 / (2 sigma)) of the score."""
-    max_detections: int = 100
+    max_detections: int = number(100, 1, 100_000)
     """Predictions kept per query (MR, HD), or per video over all its classes (TAL)."""
     nms_per_class: bool = False
     """TAL: Soft-NMS within each class instead of over all classes; `max_detections` holds per video either way."""
     background_logit: float = 0.0
     """AS: a step whose best logit is at or below this is background."""
 
-    def __post_init__(self) -> None:
-        between("decode", "score_threshold", self.score_threshold, 0.0, 1.0)
-        at_least("decode", "nms_sigma", self.nms_sigma, 1e-6)
-        between("decode", "max_detections", self.max_detections, 1, 100_000)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(Section):
     """What one example holds."""
 
+    section = "data"
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
-    """Split that selects the best checkpoint; empty or null: none, the last one counts."""
-    num_steps: int = 128
+    """Split that selects the best checkpoint; empty or null: none, the last one is used."""
+    num_steps: int = number(128, 1, 65536)
     """Level-0 steps T of one example."""
-    num_frames: int | None = None
+    num_frames: int | None = number(None, 1, 1_000_000)
     """Frames per video, evenly from the first to the last, that the cache must hold (paper §4.1.2: 128); null: any."""
-    fps: float | None = None
+    fps: float | None = number(None, 1e-6, 1000.0)
     """Frames per second that the cache must hold (paper §4.1.2: 2 for AS; official 10 or 1); null: any."""
-    frame_pick: str = "nearest"
+    frame_pick: str = one_of("nearest", "floor")
     """MR, TAL, HD: which cached frame a step takes. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N for step
     i of T, as the official code counts."""
-    max_text_tokens: int = 32
+    max_text_tokens: int = number(32, 2, MAX_TEXT_TOKENS)
     """Text tokens kept (EOS survives truncation)."""
     prompts: bool = False
     """Class names through the 28 CLIP Kinetics prompts: a random one in training, see prompt_ensembling."""
@@ -211,109 +225,87 @@ class DataConfig:
     """Evaluation with prompts: outputs averaged over all 28; false: the first prompt alone (Tables 6 and 7)."""
     jitter: bool = False
     """Training: frames at random times within their step, instead of the nearest."""
-    crop_probability: float = 0.0
-    """Training: probability to see a random part of the video that keeps the segments' events whole."""
-    crop_min_fraction: float = 0.5
+    crop_probability: float = number(0.0, 0.0, 1.0)
+    """Training: probability of cropping the video to a random part that cuts no annotated segment."""
+    crop_min_fraction: float = number(0.5, 0.0, 1.0)
     """Training: smallest part of the video that a crop keeps."""
-    coverage: float = 1.0
-    """Smallest share of a split's videos that must be in the cache; what is missing is named either way."""
+    coverage: float = number(1.0, 0.0, 1.0)
+    """Smallest share of a split's videos that must be in the cache; missing videos are reported either way."""
 
-    def __post_init__(self) -> None:
-        one_of("data", "frame_pick", self.frame_pick, ("nearest", "floor"))
+    def _check(self) -> None:
         if self.num_frames is not None and self.fps is not None:
             raise ConfigError(
-                f"data.fps: {self.fps} beside data.num_frames {self.num_frames}; a cache has one or the other, set one "
-                "of them to null"
+                f"data.fps: got {self.fps}, and data.num_frames {self.num_frames}; a cache has one or the other, set "
+                "one of them to null"
             )
-        between("data", "num_steps", self.num_steps, 1, 65536)
-        between("data", "num_frames", 1 if self.num_frames is None else self.num_frames, 1, 1_000_000)
-        between("data", "fps", 1.0 if self.fps is None else self.fps, 1e-6, 1000.0)
-        between("data", "max_text_tokens", self.max_text_tokens, 2, MAX_TEXT_TOKENS)
-        for key in ("crop_probability", "crop_min_fraction", "coverage"):
-            between("data", key, getattr(self, key), 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """Optimiser and schedule (spec §4.1)."""
+class OptimConfig(Section):
+    """Optimiser and schedule (UnLoc §4.1.2)."""
 
-    name: str = "sgd"
+    section = "optim"
+    name: str = one_of("sgd", "adamw")
     """sgd (momentum 0.9, the official choice) or adamw."""
-    lr: float = 0.1
+    lr: float = number(0.1, 0.0)
     """Peak learning rate of fusion and heads."""
-    tower_lr: float = 0.01
+    tower_lr: float = number(0.01, 0.0)
     """Peak learning rate of towers, where they train, and of project_frames and project_texts."""
-    momentum: float = 0.9
+    momentum: float = number(0.9, 0.0, 1.0)
     """SGD momentum."""
-    weight_decay: float = 0.0
+    weight_decay: float = number(0.0, 0.0)
     """Decoupled for AdamW, L2 for SGD; never on biases and norms."""
-    schedule: str = "constant"
+    schedule: str = one_of("constant", "cosine", "step")
     """After warm-up: constant, cosine (to 0) or step (x0.1 at each of step_epochs)."""
     step_epochs: list[float] = field(default_factory=list)
     """Epochs at which schedule step multiplies the rate by 0.1."""
-    warmup_epochs: float = 2.5
+    warmup_epochs: float = number(2.5, 0.0, MAX_EPOCHS)
     """Linear warm-up from 0."""
-    clip_norm: float = 1.0
+    clip_norm: float = number(1.0, 0.0)
     """Global-norm gradient clipping; 0: off."""
 
-    def __post_init__(self) -> None:
-        one_of("optim", "name", self.name, ("sgd", "adamw"))
-        one_of("optim", "schedule", self.schedule, ("constant", "cosine", "step"))
-        between("optim", "momentum", self.momentum, 0.0, 1.0)
+    def _check(self) -> None:
         if self.schedule == "step" and not self.step_epochs:
             raise ConfigError(
-                "optim.schedule: step multiplies the rate at optim.step_epochs, which names no epoch; name some, such "
-                "as optim.step_epochs=[10,15], or take optim.schedule=constant"
+                "optim.schedule: step lowers the rate at optim.step_epochs, which is empty; give epochs, such as "
+                "optim.step_epochs=[10,15], or optim.schedule=constant"
             )
-        for key in ("lr", "tower_lr", "weight_decay", "clip_norm"):
-            at_least("optim", key, getattr(self, key), 0.0)
-        between("optim", "warmup_epochs", self.warmup_epochs, 0.0, MAX_EPOCHS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The loop."""
 
-    epochs: float = 20.0
+    section = "train"
+    epochs: float = positive(20.0, MAX_EPOCHS)
     """Passes over the training split."""
-    batch_size: int = 64
+    batch_size: int = number(64, 1, 1_000_000)
     """Videos (TAL, AS) or queries (MR, HD) per step, over all processes."""
-    eval_every_epochs: float = 1.0
+    eval_every_epochs: float = positive(1.0)
     """Validation interval."""
-    checkpoint_minutes: float = 10.0
-    """A checkpoint at least this often, beside those of the validations."""
-    ema_decay: float = 0.0
+    checkpoint_minutes: float = positive(10.0)
+    """A checkpoint at least this often, in addition to one per validation."""
+    ema_decay: float = number(0.0, 0.0, 0.99999)
     """Exponential moving average of the weights, used for evaluation; 0: off (official)."""
-    negatives: str = "batch"
+    negatives: str = one_of("batch", "own")
     """MR: batch: every caption against every video of the batch (official); own: its own video only."""
-    classes_per_video: int = 0
+    classes_per_video: int = number(0, 0, 1_000_000)
     """TAL, AS: class names fused with each video per step, its own first, then random others; 0: all (official)."""
-    precision: str = "auto"
+    precision: str = one_of("auto", "fp32", "bf16")
     """fp32 (with TF32 on CUDA), bf16 (autocast) or auto: bf16 on CUDA devices where it is fast, else fp32. Evaluation
     computes in it too."""
-    seed: int = 0
+    seed: int = number(0, 0, 2**32 - 1)
     """Seed of weights, order and sampling."""
-
-    def __post_init__(self) -> None:
-        one_of("train", "negatives", self.negatives, ("batch", "own"))
-        one_of("train", "precision", self.precision, ("auto", "fp32", "bf16"))
-        above_zero("train", "epochs", self.epochs)
-        above_zero("train", "eval_every_epochs", self.eval_every_epochs)
-        above_zero("train", "checkpoint_minutes", self.checkpoint_minutes)
-        between("train", "epochs", self.epochs, 0.0, MAX_EPOCHS)
-        between("train", "batch_size", self.batch_size, 1, 1_000_000)
-        between("train", "ema_decay", self.ema_decay, 0.0, 0.99999)
-        between("train", "classes_per_video", self.classes_per_video, 0, 1_000_000)
-        between("train", "seed", self.seed, 0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class Recipe(Section):
     """One training job."""
 
+    section = "recipe"
     name: str = "unnamed"
-    """Name of the recipe (the file's stem); `+text_cached` follows where it finetunes a tower and this run does not."""
-    task: str = "mr"
+    """Shipped name or the file's stem; ends in `+text_cached` where the recipe trains a tower and the run does not."""
+    task: str = one_of("mr", "tal", "as", "hd")
     """mr, tal, as or hd."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Fusion, pyramid, heads."""
@@ -332,51 +324,72 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
 
-    def __post_init__(self) -> None:
-        one_of("recipe", "task", self.task, ("mr", "tal", "as", "hd"))
-        for section in ("model", "loss", "decode", "data", "optim", "train"):  # of targets, infinity is meant
-            all_finite(section, getattr(self, section))
-        check_variant(self)
+    def _check(self) -> None:
+        _check_variant(self)
+        _check_sizes(self)
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a shipped name or a YAML path over its bases, with `key=value` overrides on top.
-
-    The override `base=NAME` puts the recipe on another base than its own. Raises MissingError where a file does not
-    exist, ConfigError naming the file and the key that is unknown or impossible.
-    """
-    path = recipe_path(name_or_path)
-    changes = dotted_values(overrides)
-    base = changes.pop("base", None)
-    layers = [*stated_values(path, base), ("override", changes)]
-    merged = {"name": recipe_name(path)} | merged_values(Recipe, layers)
-    merged["name"] += "".join(f"+{tower}_{state}" for tower, state in untrained_towers(layers).items())
-    return recipe_from_dict(merged, where=str(path))
-
-
-def untrained_towers(layers: Sequence[tuple[object, dict]]) -> dict[str, str]:
-    """Towers that a recipe finetunes and that a file of one's own or an override does not: `{"text": "cached"}`.
-
-    What such a run reaches is not the row of the paper's table; its name says so. A shipped recipe on another (Table 4)
-    is a row of its own.
-    """
-    shipped, found = set(shipped_recipes().values()), {}
-    for tower in ("image", "text"):
-        finetuned, state = False, ""
-        for where, values in layers:
-            if tower in values.get("towers", {}):
-                state = values["towers"][tower]
-                finetuned = state == "finetune" or (finetuned and where not in shipped)
-        if finetuned and state != "finetune":
-            found[tower] = state
-    return found
+def parse_box_terms(expression: str) -> list[tuple[float, str]]:
+    """`0.8*iou+l1` as [(0.8, "iou"), (1.0, "l1")]. Raises ConfigError for an unknown term."""
+    terms = []
+    for term in expression.replace(" ", "").split("+"):
+        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?|\.\d+)\*)?(\w+)", term)
+        if match is None or match[2] not in BOX_TERMS:
+            raise ConfigError(
+                f"loss.box: got {term!r} in {expression!r}, expected a sum of {', '.join(BOX_TERMS)}, "
+                "each with an optional factor (0.8*iou+l1)"
+            )
+        terms.append((float(match[1] or 1.0), match[2]))
+    return terms
 
 
-def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:
-    """A recipe from nested dictionaries. Raises ConfigError for unknown keys and wrong types."""
-    return built(Recipe, values, where=where)
+def _check_variant(recipe: Recipe) -> None:
+    """Raise ConfigError where sections are valid by themselves but not together."""
+    task, model, sentences = recipe.task, recipe.model, recipe.task in ("mr", "hd")
+    linear, without_text, shared = model.head == "linear", model.fusion == "none", model.displacements == "shared"
+    sampled, saliency = recipe.train.classes_per_video > 0, model.saliency_head
+    of_task = f"the texts of task {task} are sentences"
+    refused = {
+        f"model.head: linear labels level-0 steps; task {task} finds segments: set it to conv": linear and task != "as",
+        f"model.fusion: none has one output per class name; {of_task}": without_text and sentences,
+        f"model.displacements: shared averages over classes; {of_task}": shared and sentences,
+        "model.saliency_head: task hd predicts a saliency per clip; set it to true": task == "hd" and not saliency,
+        f"model.saliency_head: task {task} has no saliency to learn; set it to false": saliency and not sentences,
+        f"train.classes_per_video: {of_task}; set it to 0": sampled and sentences,
+        "train.classes_per_video: model.fusion none scores all classes at once; set it to 0": sampled and without_text,
+        "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
+    }
+    for message, impossible in refused.items():
+        if impossible:
+            raise ConfigError(message)
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every key stated."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+def _check_sizes(recipe: Recipe) -> None:
+    """Raise ConfigError where levels, ranges and steps do not fit, or the sizes together exceed any memory."""
+    model, num_steps = recipe.model, recipe.data.num_steps
+    levels, ranges = 1 if model.pyramid == "none" else model.num_levels, len(recipe.targets.range_edges) - 1
+    if recipe.task != "as" and ranges != levels:
+        raise ConfigError(
+            f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level "
+            "(without a pyramid: [0, inf])"
+        )
+    coarsest = 2 ** (levels - 1)
+    if num_steps % coarsest:
+        raise ConfigError(
+            f"data.num_steps: got {num_steps}, expected a positive multiple of {coarsest} for {levels} levels"
+        )
+    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
+    blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * model.width**2
+    parameters = model.num_layers * layer + blocks + (num_steps + MAX_TEXT_TOKENS) * model.width
+    if parameters > MAX_PARAMETERS:
+        raise ConfigError(
+            f"model.width: {model.width}, with mlp_width {model.mlp_width} and num_layers {model.num_layers}, makes "
+            f"{parameters / 1e9:.1f} billion parameters, expected at most {MAX_PARAMETERS / 1e9:.0f}; lower one of them"
+        )
+    batch = recipe.train.batch_size * num_steps * model.width
+    if batch > MAX_BATCH_VALUES:
+        raise ConfigError(
+            f"train.batch_size: {recipe.train.batch_size} examples of data.num_steps {num_steps} need "
+            f"{batch * 4 / 2**30:,.0f} GiB for their frames alone, expected at most {MAX_BATCH_VALUES * 4 // 2**30}; "
+            "lower one of them"
+        )

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from unloc.annotations.converters import CONVERTERS, convert
 from unloc.annotations.official import Repairs
-from unloc.recipe_files import shipped_recipes
+from unloc.recipes import shipped_recipes
 from unloc.tasks import TASKS
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "datasets"
@@ -66,7 +66,7 @@ def test_coin_has_the_described_videos_of_which_the_copy_here_lacks_812(shared):
 
 
 def test_every_recipe_that_a_description_names_is_shipped_and_uses_its_splits():
-    from unloc.config import load_recipe
+    from unloc.recipes import load_recipe
 
     for described in DESCRIPTIONS.values():
         for name in described["recipes"]:

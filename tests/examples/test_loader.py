@@ -9,11 +9,11 @@ import torch
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.schema import build_manifest, load_manifest, query_row, video_row
 from unloc.cache.reading import open_cache
-from unloc.config import recipe_from_dict
 from unloc.examples.examples import build_examples
 from unloc.examples.loader import Loader
 from unloc.examples.sources import CachedTokens
 from unloc.examples.texts import ClassTexts
+from unloc.recipes import recipe_from_dict
 
 
 def loader_of(world, task, *overrides):

@@ -14,7 +14,6 @@ import torch
 from tests.training.test_trainer import recipe_for, weights_of
 from unloc.annotations.schema import load_manifest
 from unloc.cache.reading import open_cache
-from unloc.config import recipe_from_dict
 from unloc.examples.batches import collate
 from unloc.examples.examples import QueryExamples
 from unloc.examples.sources import CachedTokens
@@ -24,6 +23,7 @@ from unloc.inference.load import load_model
 from unloc.inference.predict import forward
 from unloc.model.frame_tokens import GPU_BATCH
 from unloc.model.unloc import UnLoc
+from unloc.recipes import recipe_from_dict
 from unloc.training.run import fit_recipe
 
 WANTED = os.environ.get("UNLOC_GPU_TESTS_ON", "cuda")

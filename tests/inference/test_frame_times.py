@@ -11,7 +11,6 @@ from unloc.annotations.durations import cached_durations
 from unloc.annotations.schema import build_manifest, instance_row, video_row
 from unloc.cache.reading import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
-from unloc.config import load_recipe
 from unloc.evaluation.evaluator import evaluate
 from unloc.examples.examples import WindowExamples, paint_steps
 from unloc.examples.sources import CachedTokens
@@ -22,6 +21,7 @@ from unloc.inference.predict import predict_split
 from unloc.model.unloc import Outputs
 from unloc.predictions.reading import read_frames
 from unloc.predictions.writing import write_frames
+from unloc.recipes import load_recipe
 from unloc.video.facts import scan
 from unloc.video.sampling import FrameSampling
 

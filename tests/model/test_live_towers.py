@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from unloc.config import TowerConfig, recipe_from_dict
+from unloc.config import TowerConfig
 from unloc.errors import ConfigError, TowerError
 from unloc.examples.batches import Example, collate
 from unloc.examples.steps import TimeGrid
 from unloc.model.end_to_end import EndToEnd, build_end_to_end, clip_architecture, text_tower_of
 from unloc.model.live_towers import ClipTextTower, T5TextTower, VideoTower, t5_text_tower
 from unloc.model.towers import Tower
+from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses
 from unloc.training.optim import build_optimizer
 

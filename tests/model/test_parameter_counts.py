@@ -6,9 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from unloc.cli import app
-from unloc.config import ModelConfig, TowerConfig, load_recipe
+from unloc.config import ModelConfig, TowerConfig
 from unloc.errors import TowerError
 from unloc.model.end_to_end import counted_parameters
+from unloc.recipes import load_recipe
 
 OFFICIAL = {"text_tokens": "eos", "project_frames": True, "project_texts": True}
 LARGE = OFFICIAL | {"width": 768, "num_heads": 12, "mlp_width": 3072}

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from unloc.config import LossConfig, ModelConfig, load_recipe, recipe_from_dict
+from unloc.config import LossConfig, ModelConfig
 from unloc.errors import ConfigError, InputError
 from unloc.model.heads import ConvBlocks
 from unloc.model.pyramid import DepthwiseConv
 from unloc.model.unloc import MAX_TEXT_TOKENS, UnLoc, parameter_counts
+from unloc.recipes import load_recipe, recipe_from_dict
 
 TINY = ModelConfig(width=16, num_heads=2, mlp_width=32, num_layers=3, num_levels=3, num_head_convs=2)
 

@@ -7,10 +7,10 @@ import torch
 
 from unloc.annotations.schema import build_manifest, query_row, save_manifest, video_row
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
-from unloc.config import load_recipe
 from unloc.errors import FingerprintError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
+from unloc.recipes import load_recipe
 from unloc.synth import toy_unloc_folder
 from unloc.training.run import fit_recipe
 

@@ -3,8 +3,8 @@
 import re
 from functools import cache
 
-from unloc.config import Recipe, load_recipe
-from unloc.recipe_files import shipped_recipes
+from unloc.config import Recipe
+from unloc.recipes import load_recipe, shipped_recipes
 
 NAMES = [name for name in shipped_recipes() if not name.startswith("synth")]
 ABLATIONS = [name for name in NAMES if name.startswith("ablations/")]
@@ -18,9 +18,11 @@ def loaded(name: str, *overrides: str) -> Recipe:
 
 @cache
 def header(name: str) -> list[str]:
-    """The comment lines on top, continued lines joined."""
-    text = shipped_recipes()[name].read_text()
-    lines = text[: re.search(r"^[^#]", text, re.M).start()].replace("\n#   ", " ").splitlines()
+    """The comment lines above the recipe's row, then those on top of its file, continued lines joined."""
+    text = shipped_recipes()[name].file.read_text()
+    row = re.search(rf"((?:^  #.*\n)+)^  {re.escape(name)}:$", text, re.M)[1]
+    on_top = re.match(r"(?:#.*\n)+", text)[0]
+    lines = re.sub(r"\n *#   ", " ", re.sub("^  ", "", row, flags=re.M) + on_top).splitlines()
     return [line.removeprefix("# ") for line in lines]
 
 

@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from unloc.config import recipe_from_dict
 from unloc.examples.batches import Batch, Example, collate
 from unloc.examples.steps import TimeGrid
 from unloc.model.unloc import UnLoc
+from unloc.recipes import recipe_from_dict
 from unloc.training.distributed import gathered_texts, process_mean
 from unloc.training.objective import compute_losses
 

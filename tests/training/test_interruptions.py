@@ -17,8 +17,8 @@ import torch
 
 from tests.training.test_trainer import assert_same_runs, recipe_for, weights_of
 from unloc.annotations.schema import load_manifest, save_manifest
-from unloc.config import dump_recipe
 from unloc.errors import CacheError, ConfigError, DivergedError, InputError, StoppedError
+from unloc.recipes import dump_recipe
 from unloc.training import run as run_module
 from unloc.training import trainer as trainer_module
 from unloc.training.run import fit_recipe

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from unloc.config import recipe_from_dict
 from unloc.examples.batches import Example, collate, collate_class_pairs
 from unloc.examples.loader import choose_classes
 from unloc.examples.steps import TimeGrid
 from unloc.model.unloc import UnLoc
+from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses, saliency_loss
 
 MODEL = {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 1, "num_levels": 2, "num_head_convs": 1}

@@ -15,10 +15,10 @@ from unloc.cache.audit import audit_cache
 from unloc.cache.reading import open_cache
 from unloc.cache.remote import home_of
 from unloc.cache.writing import write_projections
-from unloc.config import load_recipe
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
 from unloc.inference.load import load_model
+from unloc.recipes import load_recipe
 from unloc.training.run import build_trainer, fit_recipe, splits_of
 
 TEXTS = ["a cat jumps", "a dog runs to the door"]

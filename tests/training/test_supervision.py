@@ -54,7 +54,7 @@ def in_unit(manifest, factor):
 @pytest.fixture(scope="module")
 def runs(token_world, tmp_path_factory):
     """A trained run of mr and of tal."""
-    from unloc.config import load_recipe
+    from unloc.recipes import load_recipe
     from unloc.training.run import fit_recipe
 
     folder = tmp_path_factory.mktemp("runs")

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from unloc.annotations.schema import load_manifest, video_row
 from unloc.cache.reading import open_cache
-from unloc.config import load_recipe, recipe_from_dict
 from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
 from unloc.examples.loader import epoch_batches
 from unloc.inference.load import load_model, require_same_cache
+from unloc.recipes import load_recipe, recipe_from_dict
 from unloc.training import checkpoint
 from unloc.training.optim import lr_factor
 from unloc.training.run import fit_recipe

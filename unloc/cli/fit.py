@@ -42,7 +42,7 @@ def fit(
 
     Example: unloc fit synth_mr --manifest data/mr.jsonl --cache data/cache --work-dir runs/mr
     """
-    from unloc.config import dump_recipe, load_recipe
+    from unloc.recipes import dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     if print_config:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from unloc.annotations.schema import Manifest
 from unloc.cache.reading import Cache, completed
 from unloc.cache.writing import fingerprint_differences
-from unloc.config import Recipe, dump_recipe, recipe_from_dict
+from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.model.unloc import UnLoc
+from unloc.recipes import dump_recipe, recipe_from_dict
 from unloc.tasks import task_named
 
 CHECKPOINT_VERSION = 2

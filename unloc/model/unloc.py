@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unloc.config import ModelConfig
-from unloc.config_checks import MAX_TEXT_TOKENS
+from unloc.config import MAX_TEXT_TOKENS, ModelConfig
 from unloc.errors import ConfigError, InputError
 from unloc.model.fusion import FusionLayer, Positions
 from unloc.model.heads import ConvBlocks, DisplacementHead, LinearHead, RelevanceHead

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from unloc.config_checks import parse_box_terms
+from unloc.config import parse_box_terms
 
 EPSILON = 1e-6  # official: added to the union
 NORMALIZER_EPSILON = 1e-8  # official: added to every normaliser
@@ -76,7 +76,7 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "diou": diou_loss,
     "center_offset_squared": center_offset_squared_loss,
 }
-"""What `loss.box` may name (`config_checks.BOX_TERMS`)."""
+"""What `loss.box` may name (`config.BOX_TERMS`)."""
 
 
 def box_loss(

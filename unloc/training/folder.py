@@ -14,9 +14,10 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from unloc.config import Recipe, dump_recipe, load_recipe
+from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError
 from unloc.files import LOCK, folder_lock, write_file
+from unloc.recipes import dump_recipe, load_recipe
 
 RECORDED = ("unloc", "torch", "open_clip_torch", "zarr", "numpy", "pandas", "decord", "av", "ray")
 

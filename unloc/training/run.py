@@ -16,7 +16,7 @@ from unloc.annotations.durations import cached_durations, durations_of
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
 from unloc.annotations.video_lists import restricted
 from unloc.cache.reading import Cache, open_cache
-from unloc.config import Recipe, dump_recipe
+from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
 from unloc.examples.examples import build_examples
@@ -35,6 +35,7 @@ from unloc.inference.load import (
     start_projections,
 )
 from unloc.inference.predict import predict_split
+from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked, make_folder, read_json, require_folder
 from unloc.training.logs import logged
@@ -221,7 +222,7 @@ def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> No
     holds the tokens of frozen towers.
 
     Raises FingerprintError or ConfigError naming every key that differs, and the overrides with which the recipe names
-    this cache; the run records them, and its name says which towers do not train (`config.untrained_towers`).
+    this cache; the run records them, and its name says which towers do not train (`recipes.load_recipe`).
     """
     towers, data = recipe.towers, recipe.data
     if towers.text_name != "clip":

@@ -18,7 +18,7 @@ from unloc.annotations.official import (
 )
 from unloc.annotations.schema import Manifest, build_manifest, instance_row, video_row
 from unloc.errors import ManifestError
-from unloc.recipe_files import dataset_description
+from unloc.recipes import dataset_description
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from unloc.config import Recipe, load_recipe
+from unloc.config import Recipe
 from unloc.errors import ConfigError, MissingError
-from unloc.recipe_files import recipe_name, recipe_path, shipped_recipes
+from unloc.recipes import find_recipe, load_recipe, shipped_recipes
 
 
 def write(folder, **files):
@@ -83,11 +83,24 @@ def test_no_validation_split_is_spelled_as_an_empty_value_or_null(spelling, tmp_
     assert (load_recipe(path).data.val_split, load_recipe(path).towers.name) == ("", "")
 
 
-def test_shipped_names_and_files_lead_to_each_other():
-    for name, path in shipped_recipes().items():
-        assert recipe_path(name) == path and recipe_name(path) == name
+def test_shipped_rows_are_found_by_name_and_bases_may_be_rows_too():
+    for name, stated in shipped_recipes().items():
+        assert find_recipe(name) == stated and stated.file.is_file()
+        assert stated.values.get("base", name) in shipped_recipes()
     with pytest.raises(MissingError, match="close: synth_mr"):
-        recipe_path("synt_mr")
+        find_recipe("synt_mr")
+
+
+def test_a_mistake_in_a_shipped_row_names_file_and_row(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    write(tmp_path / "recipes", table="rows:\n  wide: {model: {widht: 3}}\n  good: {base: wide}\n")
+    monkeypatch.setattr("unloc.recipes.MANIFEST_FOLDERS", (tmp_path,))
+    shipped_recipes.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"table\.yaml: wide: unknown key model\.widht"):
+            load_recipe("good")
+    finally:
+        shipped_recipes.cache_clear()
 
 
 def test_the_model_page_names_keys_that_recipes_have_and_files_that_are_there():
