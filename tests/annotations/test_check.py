@@ -8,12 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unloc.annotations.check import NOTES, count_kinds, findings, segment_problem, shared_between_splits
-from unloc.annotations.official import Repairs
-from unloc.annotations.repair import RULES, apply_rule
+from unloc.annotations.check import (
+    NOTES,
+    RULES,
+    add_actions,
+    check_manifest,
+    counted_findings,
+    folder_findings,
+    segment_problem,
+    shared_between_splits,
+)
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
 from unloc.errors import InputError, ManifestError
 from unloc.video.locate import folder_coverage
+
+
+def findings(manifest):
+    return check_manifest(manifest)[1]
+
+
+def actions(found):
+    problems = Problems()
+    add_actions(found, problems)
+    return problems.counts
 
 
 @pytest.fixture
@@ -79,8 +97,8 @@ def test_what_a_folder_lacks_stands_at_the_line_of_its_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     rows = [video_row(key, "t", 1.0) for key in ("a", "v_a", "gone")]
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
-    found = findings(manifest, folder_coverage(manifest.videos, tmp_path))
-    assert [(item.line, item.kind) for item in found] == [
+    found = folder_findings(manifest, folder_coverage(manifest.videos, tmp_path))
+    assert sorted((item.line, item.kind) for item in found) == [
         (2, "empty video file"),
         (3, "empty video file"),
         (3, "two ids with one file"),
@@ -89,9 +107,10 @@ def test_what_a_folder_lacks_stands_at_the_line_of_its_video(tmp_path):
 
 
 def test_kinds_are_counted_with_their_first_place(bad_manifest):
-    kinds = {kind: (count, first.line) for kind, count, first in count_kinds(findings(bad_manifest))}
-    assert kinds["segment past the video"] == (1, 6) and kinds["duplicate row"] == (1, 17)
-    assert next(iter(kinds)) == "duplicate class"
+    problems = counted_findings(findings(bad_manifest), Path("m.jsonl"))
+    assert next(iter(problems.counts)) == "duplicate class"
+    assert problems.counts["segment not finite"] == 1 and problems.counts["unknown duration [note]"] == 1
+    assert problems.first["segment past the video"].startswith("m.jsonl:6: ")
 
 
 @pytest.mark.parametrize(
@@ -112,49 +131,50 @@ def test_a_segment_has_one_problem_or_none(start, end, duration, problem):
     assert segment_problem(start, end, duration) == problem
 
 
-def test_repair_cuts_and_drops_and_tells_every_change(bad_manifest):
-    told = Repairs()
-    repaired = apply_rule(bad_manifest, "repair", told)
+def test_repair_cuts_and_drops_and_every_finding_carries_its_action(bad_manifest):
+    repaired, found = check_manifest(bad_manifest, "repair")
     assert repaired.queries["segments"].tolist() == [[[1, 2], [5, 10]], [[0, 4]], [[0, 4]], [[8, 10]], [[8, 10]]]
     assert repaired.queries["saliency_scores"].tolist() == [None] * 5
     assert repaired.videos["duration_seconds"].fillna(0).tolist() == [10, 0, 0]
     assert repaired.instances[["start_seconds", "end_seconds"]].to_numpy().tolist() == [[1, 2], [0, 999]]
     assert repaired.classes == ("cat", "eel")
-    assert {rule: len(places) for rule, places in told.places.items()} == {
-        "duplicate or empty class: dropped": 2,
+    assert actions(found) == {
+        "duplicate class: dropped": 1,
+        "empty class: dropped": 1,
         "duplicate video: dropped": 1,
         "bad duration: made unknown": 1,
-        "duplicate window: dropped": 1,
+        "duplicate window: window dropped": 1,
         "segment past the video: cut to the video": 1,
-        "reversed segment: dropped": 1,
-        "query without a window left: dropped": 2,
+        "reversed segment: segment dropped": 1,
+        "zero-length segment: segment dropped": 1,
+        "query without a window left: dropped": 3,
         "empty text: dropped": 1,
         "video not described: dropped": 1,
         "unknown split: dropped": 1,
-        "saliency out of range: ratings left out": 1,
-        "saliency of wrong length: ratings left out": 1,
-        "clip outside the video: ratings left out": 1,
+        "saliency out of range: ratings removed": 1,
+        "saliency of wrong length: ratings removed": 1,
+        "clip outside the video: ratings removed": 1,
         "segment past the video by rounding: cut to the video": 1,
-        "segment not finite: dropped": 1,
+        "segment not finite: segment dropped": 1,
         "duplicate row: dropped": 1,
         "unknown label: dropped": 1,
-        "segment wholly past the video: dropped": 1,
+        "segment before the video: cut to the video": 1,
+        "segment wholly past the video: segment dropped": 1,
     }
 
 
 def test_drop_leaves_out_what_repair_would_cut_and_keeps_what_is_only_rounded(bad_manifest):
-    dropped = apply_rule(bad_manifest, "drop", Repairs())
+    dropped = check_manifest(bad_manifest, "drop")[0]
     assert dropped.queries["segments"].tolist() == [[[1, 2]], [[0, 4]], [[0, 4]], [[8, 10]], [[8, 10.01]]]
     assert list(dropped.videos["video_id"]) == ["v", "x"]
 
 
 @pytest.mark.parametrize("rule", ["repair", "drop"])
 def test_after_a_rule_no_bad_row_is_left_and_a_second_time_nothing_changes(bad_manifest, rule):
-    once = apply_rule(bad_manifest, rule, Repairs())
-    assert not [item for item in findings(once) if not item.is_note]
-    told = Repairs()
-    apply_rule(once, rule, told)
-    assert not told.places
+    once, _ = check_manifest(bad_manifest, rule)
+    twice, found = check_manifest(once, rule)
+    assert all(item.is_note and not item.action for item in found)
+    assert twice.queries.equals(once.queries) and twice.instances.equals(once.instances)
 
 
 bound = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0, 10.005])
@@ -165,7 +185,7 @@ bound = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0, 10.0
 def test_after_a_rule_every_segment_lies_in_its_video(segments, rule):
     rows = [video_row("v", "train", 10.0), query_row("v", "train", "1", "q", segments)]
     rows += [instance_row("v", "train", "a", *segment) for segment in segments]
-    settled = apply_rule(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule, Repairs())
+    settled = check_manifest(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule)[0]
     left = [tuple(segment) for segments in settled.queries["segments"] for segment in segments]
     assert all(0 <= start < end <= (10 if rule == "repair" else 10.01) + 1e-6 for start, end in left)
     assert not [item for item in findings(settled) if not item.is_note]
@@ -174,13 +194,13 @@ def test_after_a_rule_every_segment_lies_in_its_video(segments, rule):
 
 
 def test_keep_changes_nothing_and_another_rule_is_an_error(bad_manifest):
-    told = Repairs()
-    assert apply_rule(bad_manifest, "keep", told) is bad_manifest and not told.places
-    with pytest.raises(InputError, match=f"--bad-rows: got 'ignore', expected one of {', '.join(RULES)}"):
-        apply_rule(bad_manifest, "ignore", told)
+    kept, found = check_manifest(bad_manifest)
+    assert kept is bad_manifest and not actions(found)
+    with pytest.raises(InputError, match="got 'ignore'"):
+        check_manifest(bad_manifest, "ignore")
     empty = build_manifest(name="x", tasks=("mr",), rows=[video_row("v", "train", -1.0)])
     with pytest.raises(ManifestError, match="no video of 'x' is left"):
-        apply_rule(empty, "drop", told)
+        check_manifest(empty, "drop")
 
 
 def test_a_name_that_states_another_length_than_the_duration_is_noted_with_every_query():
@@ -192,7 +212,7 @@ def test_a_name_that_states_another_length_than_the_duration_is_noted_with_every
     ]
     rows += [query_row(video, "val", str(n), f"query {n}", [[0, 1]]) for n, video in enumerate(["cd_60.0_210.0"] * 2)]
     found = [item for item in findings(build_manifest(name="m", tasks=("mr",), rows=rows)) if "name" in item.kind]
-    assert [item.words.split()[0].strip(":") for item in found] == ["gh_0.0_9.0", "cd_60.0_210.0", "cd_60.0_210.0"]
+    assert [item.message.split()[0].strip(":") for item in found] == ["gh_0.0_9.0", "cd_60.0_210.0", "cd_60.0_210.0"]
     assert all(item.is_note for item in found)
 
 
@@ -212,7 +232,7 @@ def test_hidden_annotations_stay_hidden():
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
     assert not findings(manifest)
     for rule in RULES:
-        assert apply_rule(manifest, rule, Repairs()).queries["segments"].tolist() == [[]]
+        assert check_manifest(manifest, rule)[0].queries["segments"].tolist() == [[]]
 
 
 def test_videos_that_splits_share_are_counted():

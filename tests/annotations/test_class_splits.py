@@ -2,14 +2,14 @@
 
 import pytest
 
-from unloc.annotations.class_splits import (
+from unloc.annotations.schema import build_manifest, instance_row, video_row
+from unloc.annotations.subsets import (
     ClassSplit,
     read_class_list,
     read_class_splits,
     seen_manifest,
     unseen_manifest,
 )
-from unloc.annotations.schema import build_manifest, instance_row, video_row
 from unloc.errors import ManifestError, MissingError
 
 
@@ -47,7 +47,7 @@ def test_a_list_without_names_or_with_one_twice_is_an_error(tmp_path):
     path.write_text("Long jump \n\nDiving\n")
     assert read_class_list(path) == ("Long jump", "Diving")
     path.write_text("a\nb\na\n")
-    with pytest.raises(ManifestError, match=r"x\.list:3: 'a' stands in line 1 too"):
+    with pytest.raises(ManifestError, match=r"x\.list:3: 'a' is in line 1 too"):
         read_class_list(path)
     path.write_text("\n")
     with pytest.raises(ManifestError, match="no class name"):

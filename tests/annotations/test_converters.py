@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from unloc.annotations.check import findings
+from unloc.annotations.check import check_manifest
 from unloc.annotations.converters import CONVERTERS, convert
-from unloc.annotations.official import Repairs
+from unloc.annotations.problems import Problems
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.examples.texts import prompted
 
@@ -61,7 +61,7 @@ def test_qvhighlights_keeps_windows_and_ratings(tmp_path):
     row |= {"relevant_clip_ids": [1, 2], "saliency_scores": [[1, 2, 3], [4, 4, 4]]}
     manifest = convert("qvhighlights", [write(tmp_path / "highlight_val_release.jsonl", json.dumps(row) + "\n")])
     assert manifest.queries.iloc[0]["saliency_scores"] == [[1, 2, 3], [4, 4, 4]] and manifest.tasks == ("mr", "hd")
-    assert not findings(manifest)
+    assert not check_manifest(manifest)[1]
 
 
 def test_coin_orders_classes_by_step_id_and_tells_shared_names_apart(tmp_path):
@@ -100,11 +100,9 @@ def test_of_several_lengths_the_first_is_taken_and_it_is_told(tmp_path):
     write(tmp_path / "Charades_a.csv", "id,length\nABC,8\nABC,8.0\n")
     write(tmp_path / "Charades_b.csv", "id,length\nABC,9\n")
     write(tmp_path / "LICENSE.txt", "not annotations")
-    told = Repairs()
+    told = Problems()
     assert convert("charades-sta", [tmp_path], None, told).videos["duration_seconds"].tolist() == [8.0]
-    assert told.places == {
-        "video with several lengths: the first one taken": [f"{tmp_path / 'Charades_b.csv'}:2: 'ABC'"]
-    }
+    assert told.places == {"video with several lengths: the first is used": [f"{tmp_path / 'Charades_b.csv'}:2: 'ABC'"]}
 
 
 @pytest.mark.parametrize("name", CONVERTERS)

@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from unloc.annotations.converters import CONVERTERS, convert
-from unloc.annotations.official import Repairs
+from unloc.annotations.problems import Problems
 from unloc.recipes import shipped_recipes
 from unloc.tasks import TASKS
 
@@ -21,7 +21,7 @@ COPIES = {  # what the copies under ../shared/annotations are called
 }
 
 
-def converted(shared: Path, name: str, repairs: Repairs, *more: str):
+def converted(shared: Path, name: str, repairs: Problems, *more: str):
     """The manifest that the description's own command makes of the copy of its files."""
     words = shlex.split(DESCRIPTIONS[name]["convert"])
     folder, renamed = COPIES[name]
@@ -45,7 +45,7 @@ def test_a_description_says_where_from_under_which_licence_and_how_to_convert(na
 @pytest.mark.parametrize("name", [name for name in DESCRIPTIONS if name != "coin"])
 def test_the_described_counts_are_those_of_the_real_files(shared, name):
     described = DESCRIPTIONS[name]
-    manifest = converted(shared, name, Repairs())
+    manifest = converted(shared, name, Problems())
     assert manifest.name == name and list(manifest.tasks) == described["tasks"]
     assert len(manifest.classes) == described.get("classes", 0)
     assert set(manifest.splits) == set(described["splits"])
@@ -57,7 +57,7 @@ def test_the_described_counts_are_those_of_the_real_files(shared, name):
 
 
 def test_coin_has_the_described_videos_of_which_the_copy_here_lacks_812(shared):
-    repairs = Repairs()
+    repairs = Problems()
     manifest = converted(shared, "coin", repairs, "coin_official_split_11827.json")
     gaps = {rule.split()[2]: len(places) for rule, places in repairs.places.items() if "coverage gap" in rule}
     for split, counts in DESCRIPTIONS["coin"]["splits"].items():

@@ -5,13 +5,18 @@ from functools import cache
 
 import pytest
 
-from unloc.annotations.check import findings, shared_between_splits
-from unloc.annotations.class_splits import read_class_splits, seen_manifest, unseen_manifest
+from unloc.annotations.check import add_actions, check_manifest, shared_between_splits
 from unloc.annotations.converters import convert
-from unloc.annotations.official import Repairs
-from unloc.annotations.repair import apply_rule
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import load_manifest, save_manifest
-from unloc.annotations.video_lists import only_videos, read_video_list, without_videos
+from unloc.annotations.subsets import (
+    only_videos,
+    read_class_splits,
+    read_video_list,
+    seen_manifest,
+    unseen_manifest,
+    without_videos,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +26,19 @@ def converted(shared):
 
     @cache
     def of(folder):
-        told = Repairs()
+        told = Problems()
         name = formats.get(folder, folder.replace("_", "-"))
         return convert(name, [shared / "annotations" / folder], None, told), told
 
     return of
 
 
+def findings(manifest):
+    return check_manifest(manifest)[1]
+
+
 def counts(table, column="split"):
     return table[column].value_counts().to_dict()
-
-
-def told_counts(told):
-    return {rule: len(places) for rule, places in told.places.items()}
 
 
 def test_activitynet_has_its_videos_instances_and_known_bad_rows(converted):
@@ -57,7 +62,7 @@ def test_captions_have_their_sentences_and_shared_videos(converted):
     assert counts(manifest.videos) == {"train": 10009, "val_1": 4917, "val_2": 4885}
     assert counts(manifest.queries) == {"train": 37421, "val_1": 17505, "val_2": 17031}
     assert shared_between_splits(manifest) == {("val_1", "val_2"): 4885}
-    assert told_counts(told) == {"sentence with surplus blanks or line breaks: cleaned": 49046}
+    assert told.counts == {"sentence with surplus blanks or line breaks: cleaned": 49046}
     assert Counter(item.kind for item in findings(manifest)) == {
         "segment past the video by rounding": 35,  # 29 + 5 + 1
         "segment of at most 0.1 s": 10,
@@ -74,12 +79,14 @@ def test_charades_has_its_queries_and_repair_cuts_the_ends_that_pass_the_video(c
     rows = zip(manifest.queries["split"], manifest.queries["video_id"], manifest.queries["segments"], strict=True)
     past = Counter(split for split, video_id, [[_, end]] in rows if end > lengths[video_id])
     assert past == {"train": 1805, "test": 562}
-    told = Repairs()
-    assert counts(apply_rule(manifest, "repair", told).queries) == {"train": 12404, "test": 3720}
-    assert told_counts(told) == {
+    repaired, found = check_manifest(manifest, "repair")
+    assert counts(repaired.queries) == {"train": 12404, "test": 3720}
+    told = Problems()
+    add_actions(found, told)
+    assert told.counts == {
         "segment past the video: cut to the video": 2361,
         "segment past the video by rounding: cut to the video": 3,
-        "reversed segment: dropped": 4,  # three of them end past the video too
+        "reversed segment: segment dropped": 4,  # three of them end past the video too
         "query without a window left: dropped": 4,
     }
 
@@ -111,7 +118,7 @@ def test_coin_names_the_812_videos_that_lack_annotations(converted):
 
 
 def test_the_gap_of_one_split_is_that_splits(shared):
-    told = Repairs()
+    told = Problems()
     assert convert("coin", [shared / "annotations/coin"], "testing", told).splits == ["testing"]
     assert sorted(map(len, told.places.values()))[-1] == 201
 

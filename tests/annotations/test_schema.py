@@ -1,6 +1,7 @@
 """Manifests on disk: what is written is read again, what cannot be read names file and line."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +15,9 @@ VIDEO = {"kind": "video", "video_id": "v", "split": "t", "duration_seconds": 9}
 QUERY = {"kind": "query", "video_id": "v", "split": "t", "qid": "1", "text": "q", "segments": [[0, 1]]}
 INSTANCE = {"kind": "instance", "video_id": "v", "split": "t", "label": "a", "segment": [0, 1]}
 
-name = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+name = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 time = st.floats(-1e6, 1e6)
-segment = st.tuples(time, time)
+segment = st.lists(time, min_size=2, max_size=2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -42,12 +43,12 @@ def test_what_is_written_is_read_again(tmp_path_factory, video_id, text, duratio
     [
         ("", "m.jsonl is empty"),
         (HEADER, "describes no video"),
-        ("[1, 2]", "m.jsonl:1: expected a JSON object, got list"),
+        ("[1, 2]", "m.jsonl:1: expected an object with a kind"),
         (HEADER.replace("1,", "2,"), "m.jsonl:1: not a manifest of version 1"),
         (HEADER.replace("mr", "ocr"), "m.jsonl:1: unknown task 'ocr'"),
-        (json.dumps(VIDEO), "m.jsonl:1: not a manifest of version 1: .* got kind 'video'"),
+        (json.dumps(VIDEO), "m.jsonl:1: the first row must be of kind 'manifest'"),
         (f"{HEADER}\n\n{HEADER}", "m.jsonl:3: a second header"),
-        (f'{HEADER}\n{{"kind": "video"}}', "m.jsonl:2: row of kind 'video' lacks duration_seconds, split, video_id"),
+        (f'{HEADER}\n{{"kind": "video"}}', "m.jsonl:2: lacks video_id, split, duration_seconds"),
         (f"{HEADER}\n{'[' * 100_000}", "m.jsonl:2: not a manifest row: nested too deeply"),
     ],
 )
@@ -61,15 +62,15 @@ def test_a_file_that_is_no_manifest_names_file_and_line(tmp_path, content, words
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (VIDEO | {"kind": "clip"}, "unknown kind 'clip'"),
+        (VIDEO | {"kind": "clip"}, "expected an object with a kind"),
         (VIDEO | {"video_id": ""}, "video_id must be a non-empty string"),
-        (VIDEO | {"duration_seconds": "9"}, "duration_seconds must be a number or null"),
-        (VIDEO | {"file": 3}, "file must be a path or null"),
+        (VIDEO | {"duration_seconds": "9"}, "duration_seconds must be a number"),
+        (VIDEO | {"file": 3}, "file must be a string"),
         (QUERY | {"text": None}, "text must be a string"),
         (QUERY | {"qid": 1.5}, "qid must be a non-empty string"),
-        (QUERY | {"segments": [0, 1]}, "segments must be a list of"),
-        (QUERY | {"relevant_clip_ids": ["a"]}, "relevant_clip_ids must be a list of numbers"),
-        (QUERY | {"saliency_scores": [1]}, "saliency_scores must be a list of lists"),
+        (QUERY | {"segments": [0, 1]}, "segments.0. must be .start, end. in seconds"),
+        (QUERY | {"relevant_clip_ids": ["a"]}, "relevant_clip_ids.0. must be a number"),
+        (QUERY | {"saliency_scores": [1]}, "saliency_scores.0. must be a list"),
         (INSTANCE | {"segment": [0, 1, 2]}, "segment must be"),
         (INSTANCE | {"segment": [0, True]}, "segment must be"),
         (INSTANCE | {"label": None}, "label must be a non-empty string"),
@@ -80,9 +81,9 @@ def test_a_row_that_cannot_be_read_stops_a_reader_or_is_told_to_a_checker(tmp_pa
     path.write_text("\n".join([HEADER, json.dumps(VIDEO), json.dumps(row)]))
     with pytest.raises(ManifestError, match=f"m.jsonl:3: {words}"):
         load_manifest(path)
-    unreadable = []
+    unreadable = {}
     assert len(load_manifest(path, unreadable).videos) == 1
-    assert [item.line for item in unreadable] == [3] and words in unreadable[0].reason
+    assert list(unreadable) == [3] and re.search(words, unreadable[3])
 
 
 def test_what_is_not_there_or_not_text_is_said(tmp_path):
@@ -96,14 +97,15 @@ def test_what_is_not_there_or_not_text_is_said(tmp_path):
 
 
 def test_half_a_character_is_an_error_and_leaves_nothing_behind(tmp_path):
-    manifest = build_manifest(name="x", tasks=("mr",), rows=[VIDEO | {"video_id": "\ud83d"}])
+    manifest = build_manifest(name="x", tasks=("mr",), rows=[video_row("\ud83d", "t", 9)])
     with pytest.raises(InputError, match="cannot be written"):
         save_manifest(manifest, tmp_path / "m.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_split_is_selected_in_all_tables_and_an_unknown_one_names_those_that_exist():
-    rows = [VIDEO, QUERY, INSTANCE, VIDEO | {"split": "u"}, INSTANCE | {"split": "u"}]
+    rows = [*(video_row("v", split, 9) for split in "tu"), *(instance_row("v", split, "a", 0, 1) for split in "tu")]
+    rows.append(query_row("v", "t", "1", "q", [[0, 1]]))
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"])
     part = manifest.select("u")
     assert (len(part.videos), len(part.queries), len(part.instances)) == (1, 0, 1)

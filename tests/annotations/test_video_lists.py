@@ -3,7 +3,7 @@
 import pytest
 
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
-from unloc.annotations.video_lists import only_videos, read_video_list, without_videos
+from unloc.annotations.subsets import only_videos, read_video_list, without_videos
 from unloc.errors import ManifestError, MissingError
 
 
@@ -26,7 +26,7 @@ def test_every_form_of_a_list_gives_its_ids(tmp_path, name, content):
     [
         ("a.json", "[1, 2]", "expected a list of video ids"),
         ("b.json", '"x"', "expected a list of video ids"),
-        ("c.csv", "seconds\n1\n", "no column of ids"),
+        ("c.csv", "seconds\n1\n", "no column"),
         ("d.txt", "\n", "no video id in this list"),
     ],
 )

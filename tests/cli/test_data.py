@@ -44,20 +44,20 @@ CONVERT = "data convert activitynet --annotations"
         ("data check nowhere.jsonl", "manifest nowhere.jsonl does not exist"),
         ("data check empty", "empty is a folder"),
         ("data check empty.jsonl", "empty.jsonl is empty"),
-        ("data check wrong.json", "wrong.json:1: unknown kind None"),
+        ("data check wrong.json", "wrong.json:1: expected an object with a kind"),
         ("data check cut.json", "cut.json:1: not JSON"),
         ("data check m.jsonl --videos nowhere", "--videos: folder nowhere does not exist"),
         ("data check m.jsonl --bad-rows fix", "got 'fix', expected one of keep, repair, drop"),
-        ("data check m.jsonl --out new.jsonl", "give --bad-rows repair or drop"),
+        ("data check m.jsonl --out new.jsonl", "without --bad-rows repair or drop"),
         ("data check m.jsonl --bad-rows drop --out empty", "empty is a folder"),
         ("data check m.jsonl --no-such-option", "No such option: --no-such-option; see `unloc data check --help`"),
         ("data check", "Missing argument"),
         ("data convert tacos --annotations wrong.json --out new.jsonl", "format 'tacos' is not known"),
         ("data convert activitynet --out new.jsonl", "Missing option '--annotations'"),
         (f"{CONVERT} nowhere --out new.jsonl", "annotations nowhere do not exist"),
-        (f"{CONVERT} empty --out new.jsonl", "nothing in this folder is called activity*net*.json or *.json"),
-        (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: no ActivityNet 1.3 file"),
-        (f"{CONVERT} cut.json --out new.jsonl", "cut.json:1: not JSON"),
+        (f"{CONVERT} empty --out new.jsonl", "no file in this folder is called activity*net*.json or *.json"),
+        (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: lacks database; it has a"),
+        (f"{CONVERT} cut.json --out new.jsonl", "cut.json: not JSON"),
         (
             f"{CONVERT} anet.json --split val --out new.jsonl",
             "no video of split 'val'; these annotations have train (1",
@@ -65,8 +65,8 @@ CONVERT = "data convert activitynet --annotations"
         (f"{CONVERT} anet.json --bad-rows no --out new.jsonl", "--bad-rows: got 'no'"),
         (f"{CONVERT} anet.json --out anet.json", "anet.json is one of the files to read"),
         (f"{CONVERT} anet.json --out empty", "empty is a folder"),
-        (f"{CONVERT} anet.json --out new.jsonl --without nowhere.txt", "list of videos nowhere.txt does not exist"),
-        (f"{CONVERT} anet.json --out new.jsonl --without wrong.csv", "list of videos wrong.csv does not exist"),
+        (f"{CONVERT} anet.json --out new.jsonl --without nowhere.txt", "nowhere.txt does not exist"),
+        (f"{CONVERT} anet.json --out new.jsonl --without wrong.csv", "wrong.csv does not exist"),
         (f"{CONVERT} anet.json --out new.jsonl --only foreign.txt", "--only foreign.txt: no video is left of 2"),
         ("data zero-shot m.jsonl --lists nowhere --split test --out z", "m.jsonl:4: not JSON"),
         ("data zero-shot nowhere.jsonl --lists lists --split test --out z", "manifest nowhere.jsonl does not exist"),
@@ -99,7 +99,10 @@ def test_convert_tells_what_lists_and_rules_changed(unloc, folder):
     changes = [json.loads(line) for line in (folder / "changes.jsonl").read_text().splitlines()]
     assert changes == [
         {"change": "video left out by --without blocked.txt", "place": "v1"},
-        {"change": "segment past the video: cut to the video", "place": "v2 of test: dog"},
+        {
+            "change": "segment past the video: cut to the video",
+            "place": "v2 of test: dog [8.0, 12.0] in a video of 10.0 s",
+        },
     ]
     assert load_manifest(folder / "new.jsonl").instances["end_seconds"].tolist() == [10.0]
 
@@ -120,18 +123,19 @@ def test_check_names_every_bad_row_and_the_coverage_of_the_folder(unloc, folder)
     assert code == 1
     lines = out.splitlines()
     assert "m.jsonl:2: missing video: v1: no file in the folder" in lines
-    assert "m.jsonl:3: segment past the video: v1 of test: query 1: [0, 9] in a video of 5.0 s" in lines
+    assert "m.jsonl:3: segment past the video: v1 of test: query 1: [0.0, 9.0] in a video of 5.0 s" in lines
     assert any(line.startswith("m.jsonl:4: unreadable row: not JSON") for line in lines)
     assert "3 bad rows, 0 notes" in lines
-    assert lines[-1].startswith("videos: 0 of 1 videos are there, 1 missing, 0 empty; 1 video files that no row names")
+    assert lines[-1].startswith("videos: 0 of 1 videos found, 1 missing, 0 empty; 1 video files that no row names")
 
 
 def test_check_as_json_is_json_whatever_else_is_said(unloc, folder):
     code, out, err = unloc("data", "check", "m.jsonl", "--json", "--bad-rows", "drop")
-    assert code == 1 and "--bad-rows drop: 1 × segment past the video: dropped" in err
-    assert [(row["file"], row["line"], row["note"]) for row in json.loads(out)] == [
-        ("m.jsonl", 3, False),
-        ("m.jsonl", 4, False),
+    assert code == 1 and "--bad-rows drop: 1 × segment past the video: segment dropped" in err
+    assert [(row["file"], row["line"], row["action"]) for row in json.loads(out)] == [
+        ("m.jsonl", 3, "segment dropped"),
+        ("m.jsonl", 3, "dropped"),
+        ("m.jsonl", 4, "dropped"),
     ]
 
 
@@ -140,10 +144,10 @@ def test_a_rule_writes_only_where_asked_and_leaves_the_manifest_as_it_was(unloc,
     code, out, _ = unloc("data", "check", "m.jsonl", "--bad-rows", "repair")
     assert (
         code == 1
-        and "--bad-rows repair: 1 × segment past the video: cut to the video (first: v1 of test: query 1)" in out
+        and "--bad-rows repair: 1 × segment past the video: cut to the video (first: v1 of test: query 1:" in out
     )
     code, out, _ = unloc("data", "check", "m.jsonl", "--bad-rows", "repair", "--out", "new.jsonl")
-    assert code == 0 and "--bad-rows repair: 1 × unreadable row: dropped (first: line 4)" in out
+    assert code == 0 and "--bad-rows repair: 1 × unreadable row: dropped (first: not JSON" in out
     assert (folder / "m.jsonl").read_text() == before
     assert load_manifest(folder / "new.jsonl").queries["segments"].tolist() == [[[0, 5]]]
     assert unloc("data", "check", "new.jsonl")[0] == 0
@@ -165,6 +169,6 @@ def test_an_interrupt_is_one_line_and_code_130(unloc, folder, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unloc.annotations.schema.load_manifest", interrupt)
+    monkeypatch.setattr("unloc.annotations.check.load_manifest", interrupt)
     code, _, err = unloc("data", "check", "m.jsonl")
     assert code == 130 and err.startswith("interrupted; ") and err.count("\n") == 1

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from unloc.annotations.nonsense import nonsense_names
 from unloc.annotations.schema import build_manifest, instance_row, query_row, save_manifest, video_row
+from unloc.annotations.subsets import nonsense_names
 from unloc.errors import InputError
 
 TAL = "eval --manifest tal.jsonl --task tal --split test"

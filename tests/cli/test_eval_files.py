@@ -172,7 +172,7 @@ def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content)
 )
 def test_blocked_videos_leave_both_sides_as_in_the_official_code(shared, lists, num_videos, expected):
     from unloc.annotations.converters import convert
-    from unloc.annotations.video_lists import listed_filter, restricted
+    from unloc.annotations.subsets import listed_filter, restricted
     from unloc.evaluation.evaluator import evaluate
     from unloc.evaluation.files import PredictionFiles
 

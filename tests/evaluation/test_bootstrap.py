@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import tal_detections, tal_manifest
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, instance_row, video_row
 from unloc.evaluation.bootstrap import (
     WeightedPrecision,
@@ -38,7 +39,7 @@ from unloc.evaluation.segmentation import (
     weighted_counts,
 )
 from unloc.predictions.reading import read_frames
-from unloc.predictions.records import FramePrediction, Problems
+from unloc.predictions.records import FramePrediction
 
 RNG = np.random.default_rng(0)
 VIDEOS = [f"v{number}" for number in range(6)]

@@ -6,12 +6,12 @@ import pytest
 
 from tests.conftest import SHARED
 from tests.evaluation.small import moments, query_manifest, same, tal_detections, tal_manifest
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, query_row, video_row
 from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, average_precision, detection
 from unloc.evaluation.qvhighlights import THRESHOLDS, qvhighlights_moments
 from unloc.evaluation.retrieval import moment_retrieval
 from unloc.evaluation.screening import UNKNOWN_LABEL, screen_detections
-from unloc.predictions.records import Problems
 
 FOLDER = SHARED / "golden" / "metrics" / "edge_cases"
 

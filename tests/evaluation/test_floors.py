@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.small import tal_manifest
 from unloc.annotations.converters import convert
 from unloc.annotations.schema import build_manifest, query_row, video_row
-from unloc.annotations.video_lists import only_videos, read_video_list
+from unloc.annotations.subsets import only_videos, read_video_list
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import floor_scores, floors_report
 from unloc.evaluation.floors import best_boxes, detection_floors

@@ -8,7 +8,8 @@ import pytest
 
 from tests.evaluation.small import load, same
 from unloc.annotations.converters import convert
-from unloc.annotations.video_lists import without_videos
+from unloc.annotations.problems import Problems
+from unloc.annotations.subsets import without_videos
 from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, average_precision, detection
 from unloc.evaluation.evaluator import score
@@ -25,7 +26,7 @@ from unloc.evaluation.segmentation import (
 )
 from unloc.evaluation.ties import tie_spans
 from unloc.predictions.reading import read_detections, read_moments, read_predictions
-from unloc.predictions.records import FramePrediction, Problems
+from unloc.predictions.records import FramePrediction
 
 EXACT = 1e-7  # percent: 1e-9 as a fraction
 TAL = {

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
 from unloc.errors import UnlocError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.evaluator import evaluate
 from unloc.evaluation.screening import screen_predictions
 from unloc.predictions.reading import read_predictions
-from unloc.predictions.records import Problems
 
 ROWS = [video_row("v", "test", 10.0), video_row("w", "test", 6.0), instance_row("v", "test", "Run", 1, 4)]
 ROWS += [

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import moments
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, query_row, video_row
 from unloc.evaluation.retrieval import align
 from unloc.evaluation.screening import screen_moments
-from unloc.predictions.records import Problems
 
 ROWS = [video_row("v", "test", 20.0), video_row("w", "test", 20.0)]
 ROWS += [query_row("v", "test", "1", "a cat", [[0, 5]]), query_row("v", "test", "2", "a cat", [[5, 10]])]

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import load, same, tal_detections, tal_manifest
-from unloc.annotations.class_splits import ClassSplit, read_class_splits
 from unloc.annotations.converters import convert
-from unloc.annotations.nonsense import nonsense_manifest, nonsense_names
-from unloc.annotations.vocabulary import names_in_vocabulary, read_vocabulary, words_of
+from unloc.annotations.subsets import (
+    ClassSplit,
+    names_in_vocabulary,
+    nonsense_manifest,
+    nonsense_names,
+    read_class_splits,
+    read_vocabulary,
+    words_of,
+)
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.evaluation.detection import detection
 from unloc.evaluation.zero_shot import ZeroShotSources, one_for_all, zero_shot

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from unloc.annotations.problems import Problems
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.predictions.reading import read_detections, read_frames, read_moments, read_predictions
-from unloc.predictions.records import FramePrediction, MomentPrediction, Problems, detections_table
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import export_predictions, write_csv, write_detections, write_frames, write_moments
 
 ROWS = [("v1", "Long jump", 0.1, 1 / 3, 0.9), ("v1", "Run", 2.0, 3.5, 0.1), ("vé", 'comma, "quote"', -1.0, 2.0, 1e-7)]

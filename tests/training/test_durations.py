@@ -69,7 +69,7 @@ def test_fit_takes_durations_from_the_cache(token_world, forgetful, tmp_path):
 
 def test_fit_refuses_at_once_what_its_validation_could_not_score(token_world, forgetful, tmp_path):
     with forgetful.open("a") as file:
-        file.write(json.dumps(video_row("gone", "val", None)) + "\n")
+        file.write(json.dumps({"kind": "video"} | vars(video_row("gone", "val", None))) + "\n")
     with pytest.raises(InputError, match="no duration for 1 of 11 videos"):
         fit_recipe(recipe_for("mr", "data.coverage=0.5"), forgetful, token_world[1], tmp_path / "run", threads=1)
     assert not (tmp_path / "run").exists()
@@ -93,7 +93,7 @@ def test_check_measures_unknown_durations_and_writes_them(unloc, video_folder, t
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/v0.mp4").symlink_to(video_folder / "v0.mp4")
     (tmp_path / "videos/bad.mp4").write_bytes(b"no video" * 100)
-    rows = [video_row("v0", "test", None), video_row("bad", "test", None), video_row("gone", "test", None)]
+    rows = [{"kind": "video"} | vars(video_row(name, "test", None)) for name in ("v0", "bad", "gone")]
     rows.append({"kind": "query", "video_id": "v0", "split": "test", "qid": "1", "text": "a", "segments": [[0, 9]]})
     path, out = tmp_path / "m.jsonl", tmp_path / "new.jsonl"
     path.write_text(HEADER + "".join(json.dumps(row) + "\n" for row in rows))

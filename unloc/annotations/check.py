@@ -1,23 +1,30 @@
-"""Bad rows of a manifest: every kind that is known, with its line. Nothing is changed here (`repair` does that).
+"""Bad rows of a manifest: one pass finds them and applies the rule that says what to do about them.
 
-A finding is an *error* (the row cannot mean what it says) or a *note* (worth knowing, common in official files). Ends
-that pass the video by at most `END_TOLERANCE_SECONDS` are notes: official durations are rounded to 10 ms.
+    keep    changes nothing: official scorers treat bad rows in their own ways, and metrics follow them
+    repair  cuts segments to [0, duration], makes bad durations unknown and removes bad ratings; drops what is still bad
+    drop    removes segments, ratings, rows and videos with an error
+
+Under `repair` and `drop` the first of duplicates is kept, and a query is dropped only when none of its windows is left.
+A finding is an *error* (the row cannot mean what it says) or a *note* (common in official files, and harmless).
 """
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from types import MappingProxyType
+from pathlib import Path
 
-from unloc.annotations.schema import CLIP_SECONDS, Manifest, UnreadableLine
-from unloc.video.locate import Coverage
+import pandas as pd
 
-END_TOLERANCE_SECONDS = 0.01
-NEAR_ZERO_SECONDS = 0.1
-_ROUNDING = 1e-6  # seconds; what sums of decimals in double precision may be off
+from unloc.annotations.durations import measured_durations
+from unloc.annotations.problems import Problems
+from unloc.annotations.schema import CLIP_SECONDS, Manifest, load_manifest, numbered
+from unloc.errors import InputError, ManifestError
+from unloc.video.locate import Coverage, folder_coverage
+
+RULES = ("keep", "repair", "drop")
 NOTES = frozenset(
     {
         "segment past the video by rounding",
@@ -29,81 +36,131 @@ NOTES = frozenset(
         "duration contradicts the name",
     }
 )
+END_TOLERANCE_SECONDS = 0.01  # official durations are rounded to 10 ms
+NEAR_ZERO_SECONDS = 0.1
+_ROUNDING = 1e-6  # seconds; sums of decimals in double precision may be off by this
 _CUT_NAME = re.compile(r"_(\d+\.\d+)_(\d+\.\d+)$")  # QVHighlights: <youtube>_<start>_<end>
-VideoKey = tuple[str, str]
-"""(video_id, split)"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One bad row."""
+    """A bad row, and what the rule did about it."""
 
     kind: str
     line: int
     """Line of the manifest file."""
-    words: str
+    message: str
+    """Which row, and the values in question."""
+    action: str = ""
+    """Such as "dropped"; empty where nothing was changed."""
 
     @property
     def is_note(self) -> bool:
-        """True where the row is worth a word, but not bad."""
+        """True where the row is not bad."""
         return self.kind in NOTES
 
 
-def findings(
-    manifest: Manifest, coverage: Coverage | None = None, broken: Mapping[str, str] = MappingProxyType({})
-) -> list[Finding]:
-    """Everything wrong with a manifest, in the order of its lines; with a folder's coverage also what it lacks.
+@dataclass(frozen=True, kw_only=True)
+class CheckedFile:
+    """What `check_file` finds."""
 
-    `broken` says why the files of some videos could not be measured.
+    manifest: Manifest
+    """As read, with measured durations."""
+    result: Manifest
+    """After the rule."""
+    findings: list[Finding]
+    """In the order of the lines."""
+    coverage: Coverage | None
+    num_measured: int
+    """Unknown durations that were measured from the files."""
+
+
+def check_file(
+    path: Path, *, videos: Path | None = None, rule: str = "keep", drop_unreadable: bool = False
+) -> CheckedFile:
+    """Check a manifest file; with a folder of videos also its coverage, and unknown durations are measured from files.
+
+    Raises as `load_manifest` and `check_manifest`, MissingError where the folder is absent.
     """
-    found = [
-        *_header_findings(manifest),
-        *_video_findings(manifest),
-        *_query_findings(manifest),
-        *_instance_findings(manifest),
-        *(_coverage_findings(manifest, coverage, broken) if coverage else ()),
-    ]
-    return sorted(found, key=lambda item: item.line)
+    unreadable: dict[int, str] = {}
+    manifest, coverage, broken, num_measured = load_manifest(path, unreadable), None, {}, 0
+    if videos is not None:
+        coverage = folder_coverage(manifest.videos, videos)
+        manifest, num_measured, broken = measured_durations(manifest, coverage.whole)
+    result, found = check_manifest(manifest, rule)
+    action = "dropped" if drop_unreadable or rule != "keep" else ""
+    found += [Finding("unreadable row", line, reason, action) for line, reason in unreadable.items()]
+    if coverage is not None:
+        found += folder_findings(manifest, coverage, broken)
+    return CheckedFile(
+        manifest=manifest,
+        result=result,
+        findings=sorted(found, key=lambda item: item.line),
+        coverage=coverage,
+        num_measured=num_measured,
+    )
 
 
-def unreadable_findings(lines: Iterable[UnreadableLine]) -> list[Finding]:
-    """Lines of the file that are no rows."""
-    return [Finding("unreadable row", item.line, item.reason) for item in lines]
+def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:
+    """The manifest after the rule, and every finding with its action, in the order of the lines.
+
+    Raises InputError for an unknown rule, ManifestError where no video is left.
+    """
+    if rule not in RULES:
+        raise InputError(f"--bad-rows: got {rule!r}, expected one of {', '.join(RULES)}")
+    check = _Pass(manifest, rule)
+    tables = {"classes": check.classes(), "videos": check.videos()}
+    if not len(tables["videos"]):
+        raise ManifestError(f"--bad-rows {rule}: no video of {manifest.name!r} is left")
+    tables |= {"queries": check.queries(), "instances": check.instances()}
+    found = sorted(check.found, key=lambda item: item.line)
+    return (manifest if rule == "keep" else numbered(replace(manifest, **tables))), found
 
 
-def count_kinds(found: Iterable[Finding]) -> list[tuple[str, int, Finding]]:
-    """(kind, count, first finding), in order of appearance."""
-    first: dict[str, Finding] = {}
-    counts: Counter[str] = Counter()
+def folder_findings(manifest: Manifest, coverage: Coverage, broken: Mapping[str, str] | None = None) -> list[Finding]:
+    """Videos that a folder lacks or holds damaged; `broken` gives the reason for each file that cannot be read."""
+    lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
+    messages = {
+        "missing video": dict.fromkeys(coverage.missing, "no file in the folder"),
+        "empty video file": {name: f"{coverage.found[name]} has no bytes" for name in coverage.empty},
+        "unreadable video file": broken or {},
+        "two ids with one file": {name: str(coverage.found[name]) for name in coverage.shared},
+    }
+    return [Finding(kind, lines[name], f"{name}: {text}") for kind, of in messages.items() for name, text in of.items()]
+
+
+def counted_findings(found: Iterable[Finding], path: Path) -> Problems:
+    """How often each kind was found, and where first."""
+    problems = Problems()
     for item in found:
-        first.setdefault(item.kind, item)
-        counts[item.kind] += 1
-    return [(kind, count, first[kind]) for kind, count in counts.items()]
+        note = " [note]" if item.is_note else ""
+        problems.add(f"{item.kind}{note}", f"{path}:{item.line}: {item.message}")
+    return problems
+
+
+def add_actions(found: Iterable[Finding], problems: Problems) -> None:
+    """Log what the rule changed."""
+    for item in found:
+        if item.action:
+            problems.add(f"{item.kind}: {item.action}", item.message)
 
 
 def shared_between_splits(manifest: Manifest) -> dict[tuple[str, str], int]:
-    """How many videos every pair of splits has in common, pairs without any left out."""
-    members: dict[str, set[str]] = defaultdict(set)
-    for video_id, split in zip(manifest.videos["video_id"], manifest.videos["split"], strict=True):
-        members[split].add(video_id)
-    pairs = {pair: len(members[pair[0]] & members[pair[1]]) for pair in combinations(members, 2)}
+    """The number of videos that two splits share, for each pair of splits that share any."""
+    members = manifest.videos.groupby("split", sort=False)["video_id"].agg(set)
+    pairs = {(one, other): len(members[one] & members[other]) for one, other in combinations(members.index, 2)}
     return {pair: count for pair, count in pairs.items() if count}
 
 
-def durations_of(manifest: Manifest) -> dict[VideoKey, float]:
-    """Seconds of every (video_id, split); NaN where unknown."""
-    keys = zip(manifest.videos["video_id"], manifest.videos["split"], strict=True)
-    return dict(zip(keys, manifest.videos["duration_seconds"].astype(float), strict=True))
+# -- one value ------------------------------------------------------------------------------------------------------
 
 
 def segment_problem(start: float, end: float, duration: float) -> str | None:
-    """The kind of what is wrong with a segment in a video of `duration` seconds (NaN: unknown), or None."""
+    """The kind of problem of a segment in a video of `duration` seconds (NaN: unknown), or None."""
     if not (math.isfinite(start) and math.isfinite(end)):
         return "segment not finite"
-    if end == start:
-        return "zero-length segment"
-    if end < start:
-        return "reversed segment"
+    if end <= start:
+        return "zero-length segment" if end == start else "reversed segment"
     if start < 0:
         return "segment before the video"
     if not duration > 0:
@@ -115,36 +172,13 @@ def segment_problem(start: float, end: float, duration: float) -> str | None:
     return "segment past the video by rounding" if end > duration + _ROUNDING else None
 
 
-def near_zero(start: float, end: float) -> str | None:
-    """The kind of a segment that is too short to be meant, those of no length among them; else None."""
-    return "segment of at most 0.1 s" if 0 <= end - start <= NEAR_ZERO_SECONDS + _ROUNDING else None
-
-
-def video_problem(duration: float) -> str | None:
-    """The kind of what is wrong with a video's duration in seconds, or None."""
-    if math.isnan(duration):
-        return "unknown duration"
-    return None if 0 < duration < math.inf else "bad duration"
-
-
-def contradicts_name(video_id: str, duration: float) -> bool:
-    """Whether a name that states where the video was cut (`<youtube>_60.0_210.0`) states another length.
-
-    By more than half a second, since QVHighlights states whole ones; never for other names or an unknown duration.
-    """
-    found = _CUT_NAME.search(video_id)
-    return found is not None and abs(float(found[2]) - float(found[1]) - duration) > 0.5
-
-
 def ratings_problem(clips: list | None, scores: list | None, duration: float) -> str | None:
-    """The kind of what is wrong with a query's ratings (0-4, per relevant 2 s clip), or None."""
+    """The kind of problem of a query's ratings (0-4, per relevant 2 s clip), or None."""
     if not isinstance(scores, list):
         return None  # clips without ratings serve moment retrieval only
-    if not isinstance(clips, list) or len(clips) != len(scores):
+    if not isinstance(clips, list) or len(clips) != len(scores) or not all(scores) or len(set(map(len, scores))) > 1:
         return "saliency of wrong length"
-    if len({len(triple) for triple in scores}) > 1 or not all(scores):
-        return "saliency of wrong length"
-    if any(not 0 <= score <= 4 for triple in scores for score in triple):
+    if any(not 0 <= score <= 4 for ratings in scores for score in ratings):
         return "saliency out of range"
     limit = duration / CLIP_SECONDS if duration > 0 else math.inf
     if any(not 0 <= clip < limit or clip != int(clip) for clip in clips):
@@ -152,87 +186,17 @@ def ratings_problem(clips: list | None, scores: list | None, duration: float) ->
     return "duplicate clip" if len(set(clips)) < len(clips) else None
 
 
-def _header_findings(manifest: Manifest) -> Iterator[Finding]:
-    for name, count in Counter(manifest.classes).items():
-        if count > 1:
-            yield Finding("duplicate class", 1, f"{name!r} stands {count} times among the classes")
-        if not name.strip():
-            yield Finding("empty class", 1, "a class name has no words")
-    used = set(manifest.instances["label"])
-    unused = [name for name in manifest.classes if name not in used]
-    if unused and used:
-        yield Finding("class without instances", 1, f"{len(unused)} of the classes, first {unused[0]!r}")
+def contradicts_name(video_id: str, duration: float) -> bool:
+    """Whether a name that states where the video was cut (`<youtube>_60.0_210.0`) states another length.
+
+    By more than half a second, as QVHighlights states whole seconds; never for other names or an unknown duration.
+    """
+    found = _CUT_NAME.search(video_id)
+    return found is not None and abs(float(found[2]) - float(found[1]) - duration) > 0.5
 
 
-def _video_findings(manifest: Manifest) -> Iterator[Finding]:
-    seen: set[VideoKey] = set()
-    asked = set(zip(manifest.queries["video_id"], manifest.queries["split"], strict=True))
-    columns = (manifest.videos[name] for name in ("video_id", "split", "duration_seconds", "line"))
-    for video_id, split, duration, line in zip(*columns, strict=True):
-        if (video_id, split) in seen:
-            yield Finding("duplicate video", line, f"{video_id} stands twice in split {split}")
-        seen.add((video_id, split))
-        problem = video_problem(duration)
-        if problem:
-            yield Finding(problem, line, f"{video_id}: duration {duration} s")
-        if contradicts_name(video_id, duration) and (video_id, split) not in asked:
-            yield Finding("duration contradicts the name", line, f"{video_id}: duration {duration} s")
-
-
-def _place(key: VideoKey) -> str:
-    return f"{key[0]} of {key[1]}"
-
-
-def _long(duration: float) -> str:
-    return f"a video of {round(duration, 3)} s" if duration > 0 else "a video of unknown length"
-
-
-def place_problem(key: VideoKey, durations: dict[VideoKey, float], splits: frozenset[str]) -> str | None:
-    """The kind of what is wrong with the (video, split) a row names, or None."""
-    if key in durations:
-        return None
-    return "video not described" if key[1] in splits else "unknown split"
-
-
-def _query_findings(manifest: Manifest) -> Iterator[Finding]:
-    durations, splits = durations_of(manifest), frozenset(manifest.splits)
-    seen: set[tuple] = set()
-    qids: set[tuple[str, str]] = set()
-    for row in manifest.queries.to_dict("records"):
-        key, line = (row["video_id"], row["split"]), row["line"]
-        where = f"{_place(key)}: query {row['qid']}"
-        duration = durations.get(key, math.nan)
-        identity = (*key, row["text"], tuple(map(tuple, row["segments"])))
-        ratings = ratings_problem(row["relevant_clip_ids"], row["saliency_scores"], duration)
-        kinds = (
-            place_problem(key, durations, splits),
-            None if row["text"].strip() else "empty text",
-            "duplicate qid" if (row["split"], row["qid"]) in qids else None,
-            "duplicate row" if identity in seen else None,
-            ratings,
-            None if ratings or _windows_are_clips(row) else "windows and clips differ",
-            "duration contradicts the name" if contradicts_name(row["video_id"], duration) else None,
-        )
-        qids.add((row["split"], row["qid"]))
-        seen.add(identity)
-        yield from (Finding(kind, line, where) for kind in kinds if kind)
-        yield from _window_findings(row, where, duration)
-
-
-def _window_findings(row: dict, where: str, duration: float) -> Iterator[Finding]:
-    seen = set()
-    for start, end in row["segments"]:
-        problem = segment_problem(start, end, duration)
-        if (start, end) in seen:
-            yield Finding("duplicate window", row["line"], f"{where}: [{start}, {end}] stands twice")
-        seen.add((start, end))
-        for kind in filter(None, (problem, near_zero(start, end))):
-            yield Finding(kind, row["line"], f"{where}: [{start}, {end}] in {_long(duration)}")
-
-
-def _windows_are_clips(row: dict) -> bool:
-    """Whether the relevant clips are exactly those inside the windows, as in QVHighlights; true without ratings."""
-    clips, segments = row["relevant_clip_ids"], row["segments"]
+def windows_are_clips(clips: list | None, segments: list[list[float]]) -> bool:
+    """Whether the relevant clips are exactly those inside the windows, as in QVHighlights; true where one is absent."""
     if not isinstance(clips, list) or not segments:
         return True
     if not all(math.isfinite(bound) for segment in segments for bound in segment):
@@ -242,32 +206,136 @@ def _windows_are_clips(row: dict) -> bool:
     return covered and len(clips) == sum(last - first for first, last in spans)
 
 
-def _instance_findings(manifest: Manifest) -> Iterator[Finding]:
-    durations, splits = durations_of(manifest), frozenset(manifest.splits)
-    classes, seen = frozenset(manifest.classes), set()
-    columns = (manifest.instances[name] for name in ("video_id", "split", "label", "start_seconds", "end_seconds"))
-    for video_id, split, label, start, end, line in zip(*columns, manifest.instances["line"], strict=True):
-        key = (video_id, split)
-        duration = durations.get(key, math.nan)
-        kinds = (
-            place_problem(key, durations, splits),
-            None if label in classes else "unknown label",
-            "duplicate row" if (*key, label, start, end) in seen else None,
-            segment_problem(start, end, duration),
-            near_zero(start, end),
-        )
-        seen.add((*key, label, start, end))
-        words = f"{_place(key)}: {label} [{start}, {end}] in {_long(duration)}"
-        yield from (Finding(kind, line, words) for kind in kinds if kind)
+# -- the pass -------------------------------------------------------------------------------------------------------
 
 
-def _coverage_findings(manifest: Manifest, coverage: Coverage, broken: Mapping[str, str]) -> Iterator[Finding]:
-    lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
-    for video_id in coverage.missing:
-        yield Finding("missing video", lines[video_id], f"{video_id}: no file in the folder")
-    for video_id in coverage.empty:
-        yield Finding("empty video file", lines[video_id], f"{video_id}: {coverage.found[video_id]} has no bytes")
-    for video_id, reason in broken.items():
-        yield Finding("unreadable video file", lines[video_id], f"{video_id}: {reason}")
-    for video_id in coverage.shared:
-        yield Finding("two ids with one file", lines[video_id], f"{video_id}: {coverage.found[video_id]}")
+@dataclass
+class _Pass:
+    """One walk over a manifest: videos first, since durations and splits judge what is annotated in them."""
+
+    manifest: Manifest
+    rule: str
+    found: list[Finding] = field(default_factory=list)
+    durations: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Seconds of each kept (video_id, split), NaN where unknown."""
+
+    def add(self, kind: str, line: int, message: str, action: str = "") -> bool:
+        """Log a finding; returns whether the rule acts on it."""
+        self.found.append(Finding(kind, line, message, "" if self.rule == "keep" else action))
+        return self.rule != "keep"
+
+    def classes(self) -> tuple[str, ...]:
+        used, names = set(self.manifest.instances["label"]), self.manifest.classes
+        for name, count in Counter(names).items():
+            if count > 1:
+                self.add("duplicate class", 1, f"{name!r} occurs {count} times among the classes", "dropped")
+            if not name.strip():
+                self.add("empty class", 1, "a class name is blank", "dropped")
+        unused = [name for name in names if name not in used]
+        if unused and used:
+            self.add("class without instances", 1, f"{len(unused)} of the classes, first {unused[0]!r}")
+        return tuple(name for name in dict.fromkeys(names) if name.strip())
+
+    def videos(self) -> pd.DataFrame:
+        queried = set(zip(self.manifest.queries["video_id"], self.manifest.queries["split"], strict=True))
+        kept = []
+        for row in self.manifest.videos.to_dict("records"):
+            key, duration, dropped = (row["video_id"], row["split"]), row["duration_seconds"], False
+            message = f"{row['video_id']}: duration {duration} s"
+            if key in self.durations:
+                dropped = self.add("duplicate video", row["line"], f"{key[0]} is in split {key[1]} twice", "dropped")
+            if math.isnan(duration):
+                self.add("unknown duration", row["line"], message)
+            elif not 0 < duration < math.inf:
+                repaired = self.rule == "repair"
+                changed = self.add("bad duration", row["line"], message, "made unknown" if repaired else "dropped")
+                row["duration_seconds"] = math.nan if repaired else duration
+                dropped |= changed and not repaired
+            if contradicts_name(row["video_id"], duration) and key not in queried:
+                self.add("duration contradicts the name", row["line"], message)
+            if not dropped:
+                kept.append(row)
+                self.durations.setdefault(key, row["duration_seconds"])
+        videos = self.manifest.videos
+        return pd.DataFrame(kept, columns=videos.columns).astype(videos.dtypes.to_dict())
+
+    def lacks_video(self, row: dict, message: str) -> bool:
+        """Log a row whose video is not described in its split; returns whether the row is dropped."""
+        key = (row["video_id"], row["split"])
+        if key in self.durations:
+            return False
+        known = any(split == key[1] for _, split in self.durations)
+        return self.add("video not described" if known else "unknown split", row["line"], message, "dropped")
+
+    def segment(self, start: float, end: float, duration: float, line: int, message: str) -> list[float] | None:
+        """What the rule leaves of a segment."""
+        length = f"a video of {round(duration, 3)} s" if duration > 0 else "a video of unknown length"
+        message = f"{message} [{start}, {end}] in {length}"
+        if 0 <= end - start <= NEAR_ZERO_SECONDS + _ROUNDING:
+            self.add("segment of at most 0.1 s", line, message)
+        problem = segment_problem(start, end, duration)
+        if problem is None or self.rule == "keep" or (self.rule == "drop" and problem in NOTES):
+            if problem:
+                self.add(problem, line, message)
+            return [start, end]
+        start, end = max(start, 0.0), min(end, duration if duration > 0 else math.inf)
+        cut = self.rule == "repair" and problem != "segment not finite" and end > start
+        self.add(problem, line, message, "cut to the video" if cut else "segment dropped")
+        return [start, end] if cut else None
+
+    def queries(self) -> pd.DataFrame:
+        kept, seen = [], set()
+        for row in self.manifest.queries.to_dict("records"):
+            key, line = (row["video_id"], row["split"]), row["line"]
+            message = f"{key[0]} of {key[1]}: query {row['qid']}"
+            duration = self.durations.get(key, math.nan)
+            dropped = self.lacks_video(row, message)
+            if not row["text"].strip():
+                dropped |= self.add("empty text", line, message, "dropped")
+            windows = []
+            for start, end in row["segments"]:
+                window = self.segment(start, end, duration, line, f"{message}:")
+                # Compared after the cut: two windows that pass the end may become one.
+                if window in windows and self.add("duplicate window", line, f"{message}: {window}", "window dropped"):
+                    continue
+                windows += [window] if window else []
+            if row["segments"] and not windows:
+                dropped |= self.add("query without a window left", line, message, "dropped")
+            identities = {
+                "duplicate qid": (key[1], row["qid"]),
+                "duplicate row": (*key, row["text"], *map(tuple, windows)),
+            }
+            for kind, identity in identities.items():
+                if identity in seen:
+                    dropped |= self.add(kind, line, message, "dropped")
+            problem = ratings_problem(row["relevant_clip_ids"], row["saliency_scores"], duration)
+            if problem and self.add(problem, line, message, "ratings removed"):
+                row |= {"relevant_clip_ids": None, "saliency_scores": None}
+            elif not problem and not windows_are_clips(row["relevant_clip_ids"], row["segments"]):
+                self.add("windows and clips differ", line, message)
+            if contradicts_name(row["video_id"], duration):
+                self.add("duration contradicts the name", line, message)
+            if not dropped:
+                seen.update(identities.values())
+                kept.append(row | {"segments": windows})
+        return pd.DataFrame(kept, columns=self.manifest.queries.columns)
+
+    def instances(self) -> pd.DataFrame:
+        kept, seen, classes = [], set(), frozenset(self.manifest.classes)
+        for row in self.manifest.instances.to_dict("records"):
+            key, line = (row["video_id"], row["split"]), row["line"]
+            message = f"{key[0]} of {key[1]}: {row['label']}"
+            dropped = self.lacks_video(row, message)
+            if row["label"] not in classes:
+                dropped |= self.add("unknown label", line, message, "dropped")
+            bounds = (row["start_seconds"], row["end_seconds"])
+            segment = self.segment(*bounds, self.durations.get(key, math.nan), line, message)
+            if segment is None:
+                continue
+            identity = (*key, row["label"], *segment)
+            if identity in seen:
+                dropped |= self.add("duplicate row", line, f"{message} {segment}", "dropped")
+            if not dropped:
+                seen.add(identity)
+                kept.append(row | {"start_seconds": segment[0], "end_seconds": segment[1]})
+        return pd.DataFrame(kept, columns=self.manifest.instances.columns)

@@ -1,70 +1,30 @@
-"""Reading official annotation files: values with their place, splits, folders, and repairs that are told.
+"""Official annotation files: their text and JSON, and which split each file holds.
 
 Every reader raises ManifestError with file and place where a value is not what the format says.
 """
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from unloc.annotations.rows import is_number, is_segment
+from unloc.annotations.problems import Problems
+from unloc.annotations.values import read_as
 from unloc.errors import ManifestError, MissingError
 
 _SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|validation|test|testing)(_\d)?(?=[_.-]|$)")
 
 
-@dataclass
-class Repairs:
-    """What was changed: for each rule the places, in order. Nothing is changed that is not told here."""
-
-    places: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, rule: str, place: str) -> None:
-        """Tell one use of a rule."""
-        self.places.setdefault(rule, []).append(place)
-
-    def lines(self) -> Iterator[str]:
-        """One line a rule: how often, and where first."""
-        for rule, places in self.places.items():
-            yield f"{len(places)} × {rule} (first: {places[0]})"
-
-
 def read_text(path: Path) -> str:
-    """The file's text. Raises MissingError where it is not there."""
+    """The file's text. Raises MissingError where it does not exist."""
     if not path.is_file():
-        raise MissingError(f"annotations {path} do not exist")
+        raise MissingError(f"{path} does not exist")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8); expected annotations") from None
-
-
-def read_json(path: Path, repairs: Repairs) -> object:
-    """The content of a JSON file; of keys that stand twice in one object the last counts, and that is told."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    repairs.add("key stands twice in one object: the last one counts", f"{path}: {key!r}")
-                seen.add(key)
-        return content
-
-    try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file cut off?") from None
-    except RecursionError:
-        raise ManifestError(f"{path}: not annotations: nested too deeply") from None
-
-
-def read_json_object(path: Path, repairs: Repairs) -> dict:
-    """A JSON object."""
-    return an_object(read_json(path, repairs), str(path))
+        raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8)") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -74,158 +34,94 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, object) of every line."""
-    for number, line in read_lines(path):
-        place = f"{path}:{number}"
-        yield place, an_object(parse_json_line(line, place), place)
+def read_json(path: Path, problems: Problems) -> object:
+    """The content of a JSON file; of keys repeated in one object the last counts, which is logged."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            for key, count in Counter(key for key, _ in pairs).items():
+                problems.add("key repeated in one object: the last one counts", f"{path}: {key!r}", count - 1)
+        return content
+
+    return parse_json(read_text(path), str(path), unique)
 
 
-def parse_json_line(line: str, place: str) -> object:
-    """The JSON value of a line."""
+def parse_json(text: str, place: str, hook: Any = None) -> object:
+    """The JSON value of a file or a line."""
     try:
-        return json.loads(line)
+        return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{place}: not JSON ({error.msg}); is the file cut off?") from None
+        line = f":{error.lineno}" if "\n" in text else ""
+        raise ManifestError(f"{place}{line}: not JSON ({error.msg}); is the file cut off?") from None
     except RecursionError:
         raise ManifestError(f"{place}: not annotations: nested too deeply") from None
 
 
-# -- values with their place ----------------------------------------------------------------------------------------
+def typed(kind: Any, value: object, place: str) -> Any:
+    """A JSON value as a type (see `values`). Raises ManifestError with the place."""
+    try:
+        return read_as(kind, value)
+    except ValueError as error:
+        raise ManifestError(f"{place}: {error}") from None
 
 
-def an_object(value: object, place: str) -> dict:
-    """The value where it is a JSON object."""
-    if not isinstance(value, dict):
-        raise ManifestError(f"{place}: expected a JSON object, got {_brief(value)}")
-    return value
-
-
-def a_list(entry: dict, key: str, place: str) -> list:
-    """`entry[key]` where it is a list."""
-    return _of_type(list, "a list", entry, key, place)
-
-
-def a_text(entry: dict, key: str, place: str) -> str:
-    """`entry[key]` where it is a string."""
-    return _of_type(str, "a string", entry, key, place)
-
-
-def a_name(entry: dict, key: str, place: str) -> str:
-    """`entry[key]` where it is a string that says something."""
-    value = a_text(entry, key, place)
-    if not value.strip():
-        raise ManifestError(f"{place}: {key} is empty")
-    return value
-
-
-def _of_type(kind: type, words: str, entry: dict, key: str, place: str) -> object:
-    value = _present(entry, key, place)
-    if not isinstance(value, kind):
-        raise ManifestError(f"{place}: {key} must be {words}, got {_brief(value)}")
-    return value
-
-
-def an_id(entry: dict, key: str, place: str) -> str:
-    """`entry[key]` as a string where it is a string or a whole number."""
-    value = _present(entry, key, place)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ManifestError(f"{place}: {key} must be an id, got {_brief(value)}")
-    return value
-
-
-def seconds(entry: dict, key: str, place: str) -> float:
-    """`entry[key]` where it is a number."""
-    value = _present(entry, key, place)
-    if not is_number(value):
-        raise ManifestError(f"{place}: {key} must be a number of seconds, got {_brief(value)}")
-    return float(value)
-
-
-def a_segment(value: object, place: str) -> list[float]:
-    """[start, end] where the value is a pair of numbers, kept as written (reversed ones too)."""
-    if not is_segment(value):
-        raise ManifestError(f"{place}: expected [start, end] in seconds, got {_brief(value)}")
-    return [float(bound) for bound in value]
-
-
-def _present(entry: dict, key: str, place: str) -> object:
-    if key not in entry:
-        found = ", ".join(map(str, list(entry)[:8])) or "nothing"
-        raise ManifestError(f"{place}: lacks {key}; it has {found}")
-    return entry[key]
-
-
-def _brief(value: object) -> str:
-    words = json.dumps(value, ensure_ascii=False, default=str)
-    return words if len(words) <= 60 else f"{words[:57]}…"
-
-
-def sentence(text: str, place: str, repairs: Repairs) -> str:
-    """The sentence without the line breaks and the surplus blanks that releases carry."""
+def sentence(text: str, place: str, problems: Problems) -> str:
+    """The sentence without the line breaks and surplus blanks that releases contain."""
     cleaned = " ".join(text.split())
     if cleaned != text:
-        repairs.add("sentence with surplus blanks or line breaks: cleaned", place)
+        problems.add("sentence with surplus blanks or line breaks: cleaned", place)
     return cleaned
 
 
-# -- files and splits -----------------------------------------------------------------------------------------------
+def require_split(split: str | None, subsets: Iterable[str], path: Path) -> None:
+    """Raise ManifestError where a split is asked for that no video is in; `subsets`: the split of each video."""
+    subsets = list(subsets)
+    if split is not None and split not in subsets:
+        known = ", ".join(f"{name} ({subsets.count(name)} videos)" for name in dict.fromkeys(subsets)) or "no video"
+        raise ManifestError(f"{path}: no video of split {split!r}; these annotations have {known}")
 
 
-def split_of_name(path: Path) -> str | None:
-    """The split that a file's name states (`charades_sta_test.txt`, `val_2.json`), or None.
+def splits_in_name(path: Path) -> list[str]:
+    """The splits that a file's name states (`charades_sta_test.txt`, `val_2.json`)."""
+    return sorted({name + number for name, number in _SPLIT.findall(path.stem.lower())})
 
-    Raises ManifestError where the name states several.
+
+def files_with_splits(files: list[Path], split: str | None, problems: Problems) -> list[tuple[Path, str]]:
+    """Every file with its split: the one its name states, or `split`.
+
+    Of several files whose names state splits, `split` keeps those that state it; else it names the split of them all.
+    Raises ManifestError where the split of a file is not known.
     """
-    found = {name + number for name, number in _SPLIT.findall(path.stem.lower())}
-    if len(found) > 1:
-        raise ManifestError(f"{path}: its name states several splits ({', '.join(sorted(found))}); give --split")
-    return found.pop() if found else None
-
-
-def files_with_splits(files: list[Path], split: str | None, repairs: Repairs) -> list[tuple[Path, str]]:
-    """Every file with its split: the one its name states, or the one given.
-
-    With `split`: where names of several files state splits, the files that state this one are kept; otherwise `split`
-    is the name of them all. Raises ManifestError where a split cannot be told.
-    """
+    stated = [(path, splits_in_name(path)) for path in files]
     if split is None:
-        stated = [(path, split_of_name(path)) for path in files]
-        unnamed = next((path for path, name in stated if name is None), None)
-        if unnamed is not None:
-            raise ManifestError(f"{unnamed}: its name does not say which split it is; give --split")
-        return stated
-    if len(files) == 1:
-        return [(files[0], split)]
-    stated = [(path, _lenient_split(path)) for path in files]
-    if not any(name == split for _, name in stated):
-        names = list(dict.fromkeys(name for _, name in stated if name))
-        if len(names) > 1:
-            raise ManifestError(
-                f"--split {split}: none of the files states it (they state {', '.join(names)}); give one file, or "
-                f"one of these splits"
-            )
-        return [(path, split) for path in files]
-    for path, name in stated:
-        if name not in (None, split):
-            repairs.add(f"file of another split than --split {split}: left out", str(path))
-    return [(path, split) for path, name in stated if name in (None, split)]
-
-
-def _lenient_split(path: Path) -> str | None:
-    try:
-        return split_of_name(path)
-    except ManifestError:
-        return None
+        for path, names in stated:
+            if len(names) != 1:
+                raise ManifestError(f"{path}: its name states {' and '.join(names) or 'no split'}; give --split")
+        return [(path, names[0]) for path, names in stated]
+    stated = [(path, names[0] if len(names) == 1 else None) for path, names in stated]
+    names = list(dict.fromkeys(name for _, name in stated if name))
+    if len(files) > 1 and split in names:
+        for path, name in stated:
+            if name not in (None, split):
+                problems.add(f"file of another split than --split {split}: left out", str(path))
+        return [(path, split) for path, name in stated if name in (None, split)]
+    if len(files) > 1 and len(names) > 1:
+        raise ManifestError(
+            f"--split {split}: none of the files states it; give one file, or one of {', '.join(names)}"
+        )
+    return [(path, split) for path in files]
 
 
 def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
     """The paths, each once, folders replaced by those of their files that match the first pattern that any matches.
 
-    Files that match `but` are passed over; case does not count. Raises MissingError for what is not there.
+    Files that match `but` are left out; case does not count. Raises MissingError for a path that does not exist.
     """
+
+    def matches(path: Path, pattern: str) -> bool:
+        return Path(path.name.lower()).match(pattern)
+
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -233,13 +129,9 @@ def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        files = [item for item in sorted(path.iterdir()) if item.is_file() and not (but and _matches(item, but))]
-        matches = next(filter(None, ([item for item in files if _matches(item, one)] for one in patterns)), None)
-        if matches is None:
-            raise MissingError(f"annotations {path}: nothing in this folder is called {' or '.join(patterns)}")
-        found += matches
+        files = [item for item in sorted(path.iterdir()) if item.is_file() and not (but and matches(item, but))]
+        chosen = next(filter(None, ([item for item in files if matches(item, one)] for one in patterns)), None)
+        if chosen is None:
+            raise MissingError(f"annotations {path}: no file in this folder is called {' or '.join(patterns)}")
+        found += chosen
     return list(dict.fromkeys(found))
-
-
-def _matches(path: Path, pattern: str) -> bool:
-    return Path(path.name.lower()).match(pattern)

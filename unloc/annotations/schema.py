@@ -8,34 +8,105 @@ A manifest is a JSON-lines file. The first line describes it; every other line i
                          "relevant_clip_ids": [12, 13], "saliency_scores": [[4, 3, 2], [1, 0, 2]]}
     {"kind": "instance", "video_id": "v1", "split": "validation", "label": "Long jump", "segment": [3.1, 9.8]}
 
-Times are seconds from the start of the video, segments half-open. A video may stand in several splits (ActivityNet
-Captions val_1 and val_2): videos are keyed by (video_id, split), annotations name the same pair. `query` rows serve
-moment retrieval and highlight detection (saliency: three raters, 0-4, per relevant 2 s clip), `instance` rows serve
-temporal action localization and action segmentation. `classes` fixes the class order for labels.
+Times are seconds from the start of the video, segments half-open. A video may be in several splits (ActivityNet
+Captions val_1 and val_2): videos are keyed by (video_id, split), and annotations name the same pair.
 """
 
 import io
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from unloc.annotations.rows import parse_row
+from unloc.annotations.values import Name, Segment, brief, read_as
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.files import url_of, write_file
+from unloc.tasks import TASKS
 
 SCHEMA_VERSION = 1
 CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
-VIDEO_COLUMNS = ["video_id", "split", "file", "duration_seconds", "line"]
-QUERY_COLUMNS = ["video_id", "split", "qid", "text", "segments", "relevant_clip_ids", "saliency_scores", "line"]
+
+
+# -- rows: reading, the checks of types and their messages follow from these classes ---------------------------------
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of a manifest. Raises ValueError for an unknown task or version."""
+
+    version: float
+    name: str
+    tasks: list[str]
+    classes: list[str] | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.version != SCHEMA_VERSION:
+            raise ValueError(f"not a manifest of version {SCHEMA_VERSION}, got version {self.version}")
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown:
+            raise ValueError(f"unknown task {unknown[0]!r}; expected some of {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """A video of a split."""
+
+    video_id: Name
+    split: Name
+    duration_seconds: float | None
+    """None where unknown."""
+    file: str | None = None
+    """Path below the video folder; None: the file is found by the video's id."""
+
+
+@dataclass(frozen=True)
+class QueryRow:
+    """A sentence and where it happens, for moment retrieval and highlight detection."""
+
+    video_id: Name
+    split: Name
+    qid: Name
+    text: str
+    segments: list[Segment]
+    """Empty where the split hides them."""
+    relevant_clip_ids: list[float] | None = None
+    """Indices of 2 s clips."""
+    saliency_scores: list[list[float]] | None = None
+    """For each relevant clip the ratings of three people, 0-4."""
+
+
+@dataclass(frozen=True)
+class InstanceRow:
+    """A labelled segment, for temporal action localization and action segmentation."""
+
+    video_id: Name
+    split: Name
+    label: Name
+    segment: Segment
+
+
+Row = VideoRow | QueryRow | InstanceRow
+ROWS = {"manifest": Header, "video": VideoRow, "query": QueryRow, "instance": InstanceRow}
+VIDEO_COLUMNS, QUERY_COLUMNS = ([item.name for item in fields(row)] + ["line"] for row in (VideoRow, QueryRow))
 INSTANCE_COLUMNS = ["video_id", "split", "label", "start_seconds", "end_seconds", "line"]
+video_row, query_row = VideoRow, QueryRow
+
+
+def instance_row(video_id: str, split: str, label: str, start_seconds: float, end_seconds: float) -> InstanceRow:
+    """An instance row from its two bounds."""
+    return InstanceRow(video_id, split, label, [float(start_seconds), float(end_seconds)])
+
+
+# -- the manifest ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Videos and their annotations. `line` columns hold the line of the manifest file a row came from."""
+    """Videos and their annotations as tables of the rows above; `line` is a row's line in the manifest file."""
 
     name: str
     tasks: tuple[str, ...]
@@ -43,11 +114,11 @@ class Manifest:
     classes: tuple[str, ...] = ()
     """Class names in their fixed order; empty for query datasets."""
     source: str = ""
-    """Where the annotations came from, in words."""
+    """Where the annotations came from."""
     videos: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=VIDEO_COLUMNS))
-    """One row per (video_id, split): file (relative path or None), duration_seconds (NaN where unknown)."""
+    """One row per (video_id, split); duration_seconds is NaN where unknown."""
     queries: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=QUERY_COLUMNS))
-    """One row per sentence: segments is a list of [start, end] in seconds (empty where the split hides them)."""
+    """One row per sentence."""
     instances: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=INSTANCE_COLUMNS))
     """One row per labelled segment: start_seconds, end_seconds."""
 
@@ -55,6 +126,11 @@ class Manifest:
     def splits(self) -> list[str]:
         """Names of the splits, in order of first appearance."""
         return list(dict.fromkeys(self.videos["split"]))
+
+    def filter(self, keep: Callable[[pd.DataFrame], pd.Series]) -> "Manifest":
+        """The manifest with those rows of its three tables for which `keep(table)` is true."""
+        tables = {"videos": self.videos, "queries": self.queries, "instances": self.instances}
+        return replace(self, **{key: table[keep(table)].reset_index(drop=True) for key, table in tables.items()})
 
     def select(self, split: str | None) -> "Manifest":
         """The manifest restricted to one split; None keeps all.
@@ -66,78 +142,35 @@ class Manifest:
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise MissingError(f"split {split!r} is not in manifest {self.name!r}; it has: {known}")
-        parts = {key: _rows(getattr(self, key), split) for key in ("videos", "queries", "instances")}
-        return replace(self, **parts)
-
-
-def _rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    return table[table["split"] == split].reset_index(drop=True)
-
-
-def video_row(video_id: str, split: str, duration_seconds: float, file: str | None = None) -> dict:
-    """A video row as it stands in the file."""
-    return {
-        "kind": "video",
-        "video_id": video_id,
-        "split": split,
-        "file": file,
-        "duration_seconds": duration_seconds,
-    }
-
-
-def query_row(
-    video_id: str,
-    split: str,
-    qid: str,
-    text: str,
-    segments: Iterable[Iterable[float]],
-    relevant_clip_ids: list[int] | None = None,
-    saliency_scores: list[list[int]] | None = None,
-) -> dict:
-    """A query row as it stands in the file; saliency keys only where there is saliency."""
-    row = {"kind": "query", "video_id": video_id, "split": split, "qid": qid, "text": text}
-    row["segments"] = [list(map(float, segment)) for segment in segments]
-    if relevant_clip_ids is not None:
-        row |= {"relevant_clip_ids": relevant_clip_ids, "saliency_scores": saliency_scores}
-    return row
-
-
-def instance_row(video_id: str, split: str, label: str, start_seconds: float, end_seconds: float) -> dict:
-    """An instance row as it stands in the file."""
-    segment = [float(start_seconds), float(end_seconds)]
-    return {"kind": "instance", "video_id": video_id, "split": split, "label": label, "segment": segment}
+        return self.filter(lambda table: table["split"] == split)
 
 
 def build_manifest(
-    *, name: str, tasks: Iterable[str], rows: Iterable[dict], classes: Iterable[str] = (), source: str = ""
+    *,
+    name: str,
+    tasks: Iterable[str],
+    rows: Iterable[Row],
+    classes: Iterable[str] = (),
+    source: str = "",
+    lines: Sequence[int] | None = None,
 ) -> Manifest:
-    """A manifest from rows as they stand in a file; where they name no `line`, as `save_manifest` will place them."""
-    tables: dict[str, list[dict]] = {"video": [], "query": [], "instance": []}
-    for row in rows:
-        tables[row["kind"]].append(_flat(row))
-    line = 1
-    for row in (row for table in tables.values() for row in table):
-        line += 1
-        row.setdefault("line", line)
-    return Manifest(
+    """A manifest from rows and the line of each in its file; without `lines`, those that `save_manifest` gives them."""
+    records: dict[type, list[dict]] = {VideoRow: [], QueryRow: [], InstanceRow: []}
+    for index, row in enumerate(rows):
+        record = vars(row) | {"line": lines[index] if lines else 0}
+        if isinstance(row, InstanceRow):
+            record["start_seconds"], record["end_seconds"] = row.segment
+        records[type(row)].append(record)
+    manifest = Manifest(
         name=name,
         tasks=tuple(tasks),
         classes=tuple(classes),
         source=source,
-        videos=pd.DataFrame(tables["video"], columns=VIDEO_COLUMNS).astype({"duration_seconds": float}),
-        queries=pd.DataFrame(tables["query"], columns=QUERY_COLUMNS),
-        instances=pd.DataFrame(tables["instance"], columns=INSTANCE_COLUMNS),
+        videos=pd.DataFrame(records[VideoRow], columns=VIDEO_COLUMNS).astype({"duration_seconds": float, "line": int}),
+        queries=pd.DataFrame(records[QueryRow], columns=QUERY_COLUMNS).astype({"line": int}),
+        instances=pd.DataFrame(records[InstanceRow], columns=INSTANCE_COLUMNS).astype({"line": int}),
     )
-
-
-def _flat(row: dict) -> dict:
-    flat = {key: value for key, value in row.items() if key not in ("kind", "segment")}
-    if row["kind"] == "instance":
-        flat["start_seconds"], flat["end_seconds"] = row["segment"]
-    if row["kind"] == "query":
-        flat.setdefault("relevant_clip_ids", None)
-        flat.setdefault("saliency_scores", None)
-    return flat
+    return manifest if lines else numbered(manifest)
 
 
 def numbered(manifest: Manifest) -> Manifest:
@@ -145,13 +178,30 @@ def numbered(manifest: Manifest) -> Manifest:
     line, tables = 2, {}
     for key in ("videos", "queries", "instances"):
         table = getattr(manifest, key)
-        tables[key] = table.assign(line=range(line, line + len(table)))
+        tables[key] = table.assign(line=np.arange(line, line + len(table)))
         line += len(table)
     return replace(manifest, **tables)
 
 
+def manifest_rows(manifest: Manifest) -> Iterator[dict]:
+    """All rows as JSON objects: videos, then queries, then instances."""
+    optional = ("file", "relevant_clip_ids", "saliency_scores")
+    tables = {"video": manifest.videos, "query": manifest.queries, "instance": manifest.instances}
+    for kind, table in tables.items():
+        for row in table.drop(columns="line").to_dict("records"):
+            if kind == "video" and pd.isna(row["duration_seconds"]):
+                row["duration_seconds"] = None
+            if kind == "instance":
+                row["segment"] = [row.pop("start_seconds"), row.pop("end_seconds")]
+            stated = {key: value for key, value in row.items() if key not in optional or isinstance(value, str | list)}
+            yield {"kind": kind} | stated
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
 def save_manifest(manifest: Manifest, path: Path) -> None:
-    """Write the manifest, whole or not at all. Raises InputError where the path cannot be written."""
+    """Write the manifest, whole or not at all. Raises OSError, or InputError where a text cannot be encoded."""
     header = {
         "kind": "manifest",
         "version": SCHEMA_VERSION,
@@ -164,97 +214,79 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
     try:
         write_file(path, "\n".join(lines) + "\n")
     except UnicodeEncodeError as error:
-        words = error.object[max(error.start - 20, 0) : error.end].encode("ascii", "backslashreplace").decode()
+        text = error.object[max(error.start - 20, 0) : error.end].encode("ascii", "backslashreplace").decode()
         raise InputError(
-            f"manifest {path} cannot be written: half a character (a lone surrogate) in {words!r}"
+            f"manifest {path} cannot be written: half a character (a lone surrogate) in {text!r}"
         ) from None
-    except OSError as error:
-        raise InputError(f"manifest {path} cannot be written: {error.strerror or error}") from None
 
 
-def manifest_rows(manifest: Manifest) -> Iterable[dict]:
-    """All rows in file form: videos, then queries, then instances."""
-    for row in manifest.videos.to_dict("records"):
-        duration = None if pd.isna(row["duration_seconds"]) else row["duration_seconds"]
-        yield video_row(row["video_id"], row["split"], duration, row["file"] if isinstance(row["file"], str) else None)
-    for row in manifest.queries.to_dict("records"):
-        clip_ids = row["relevant_clip_ids"] if isinstance(row["relevant_clip_ids"], list) else None
-        yield query_row(
-            row["video_id"], row["split"], row["qid"], row["text"], row["segments"], clip_ids, row["saliency_scores"]
-        )
-    for row in manifest.instances.to_dict("records"):
-        yield instance_row(row["video_id"], row["split"], row["label"], row["start_seconds"], row["end_seconds"])
-
-
-@dataclass(frozen=True)
-class UnreadableLine:
-    """A line of a manifest file that is no row, and why."""
-
-    line: int
-    reason: str
-
-
-def load_manifest(path: Path | str, unreadable: list[UnreadableLine] | None = None) -> Manifest:
-    """Read a manifest file, or one at a URL. With a list, unreadable lines go there and are left out, not raised.
+def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) -> Manifest:
+    """Read a manifest file or URL. With `unreadable`, lines that are not rows go there with the reason and are skipped.
 
     Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
     """
-    url, path = url_of(path), Path(path)
-    if url is None and path.is_dir():
-        raise ManifestError(f"{path} is a folder; expected a manifest file")
-    if url is None and not path.is_file():
-        raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
-    lines = _lines(path, url)
-    if not any(map(str.strip, lines)):
-        raise ManifestError(f"{path} is empty; expected a manifest (first line: kind, version, name, tasks)")
-    header = _header(path, lines[0])
-    rows = []
+    lines = _read_lines(path)
+    try:
+        header = _parse(lines[0])
+        if not isinstance(header, Header):
+            raise ValueError(f"the first row must be of kind 'manifest', got a {type(header).__name__}")
+    except ValueError as error:
+        raise ManifestError(f"{path}:1: {error}; convert official files with `unloc data convert`") from None
+    rows: dict[int, Row] = {}
     for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
         try:
-            rows.append(_row(line) | {"line": number})
+            if line.strip():
+                rows[number] = _parse(line)
+                if isinstance(rows[number], Header):
+                    raise ValueError("a second header; to join manifests, convert their annotations together")
         except ValueError as error:
             if unreadable is None:
                 raise ManifestError(f"{path}:{number}: {error}") from None
-            unreadable.append(UnreadableLine(number, str(error)))
-    manifest = build_manifest(rows=rows, **{key: header[key] for key in ("name", "tasks", "classes", "source")})
-    if manifest.videos.empty:
-        first = f"; line {unreadable[0].line}: {unreadable[0].reason}" if unreadable else ""
+            rows.pop(number, None)
+            unreadable[number] = str(error)
+    if not any(isinstance(row, VideoRow) for row in rows.values()):
+        first = "".join(f"; line {number}: {reason}" for number, reason in [*(unreadable or {}).items()][:1])
         raise ManifestError(f"{path} describes no video that can be read; expected rows of kind 'video'{first}")
-    return manifest
+    return build_manifest(
+        name=header.name,
+        tasks=header.tasks,
+        classes=header.classes or (),
+        source=header.source or "",
+        rows=rows.values(),
+        lines=list(rows),
+    )
 
 
-def _lines(path: Path, url: str | None) -> list[str]:
-    if url is None:
-        content = path.read_bytes()
-    else:
+def _read_lines(path: Path | str) -> list[str]:
+    if url := url_of(path):
         from unloc.cache.object_store import read_url  # here: it imports zarr
 
         content = read_url(url)
+    elif Path(path).is_dir():
+        raise ManifestError(f"{path} is a folder; expected a manifest file")
+    elif not Path(path).is_file():
+        raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
+    else:
+        content = Path(path).read_bytes()
     try:
         # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
-        return io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
+        lines = io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8); expected a manifest") from None
+    if not any(map(str.strip, lines)):
+        raise ManifestError(f"{path} is empty; expected a manifest (first line: kind, version, name, tasks)")
+    return lines
 
 
-def _header(path: Path, line: str) -> dict:
+def _parse(line: str) -> Header | Row:
+    """The row of a line. Raises ValueError, saying what is wrong; numbers may be NaN or infinite."""
     try:
-        header = parse_row(line)
-    except ValueError as error:
-        raise ManifestError(f"{path}:1: {error}; official files go through `unloc data convert`") from None
-    if header["kind"] != "manifest" or header["version"] != SCHEMA_VERSION:
-        raise ManifestError(
-            f'{path}:1: not a manifest of version {SCHEMA_VERSION}: expected {{"kind": "manifest", …}}, '
-            f"got kind {header['kind']!r}, version {header.get('version')!r}; "
-            "official files go through `unloc data convert`"
-        )
-    return header
-
-
-def _row(line: str) -> dict:
-    row = parse_row(line)
-    if row["kind"] == "manifest":
-        raise ValueError("a second header; manifests are joined by converting their annotations together")
-    return row
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}); every line of a manifest is one object") from None
+    except RecursionError:
+        raise ValueError("not a manifest row: nested too deeply") from None
+    kind = row.get("kind") if isinstance(row, dict) else None
+    if not isinstance(kind, str) or kind not in ROWS:
+        raise ValueError(f"expected an object with a kind ({', '.join(ROWS)}), got {brief(row)}")
+    return read_as(ROWS[kind], row)

@@ -1,6 +1,7 @@
-"""`unloc data`: render, convert and check datasets."""
+"""`unloc data`: render, convert, check, split and pack datasets."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,20 +12,19 @@ from unloc.cli import app
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from unloc.annotations.check import Finding
-    from unloc.annotations.official import Repairs
-    from unloc.annotations.schema import Manifest, UnreadableLine
+    from unloc.annotations.schema import Manifest
     from unloc.video.locate import Coverage
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with bad rows: keep, repair or drop.")]
 
 
 @data_app.command()
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to render into.")],
-    videos: Annotated[int, typer.Option("--videos", min=1, help="How many videos.")] = 60,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The world's seed.")] = 0,
+    videos: Annotated[int, typer.Option("--videos", min=1, help="Number of videos.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a world of another seed.")] = False,
 ) -> None:
@@ -32,24 +32,13 @@ def synth(
 
     Example: unloc data synth data/world --videos 20 --seed 0
     """
-    import os
-
     from unloc.cli.progress import progress
     from unloc.synth.world import render_world
 
+    workers = workers or len(os.sched_getaffinity(0))
     with progress("rendering", "videos") as on_progress:
-        render_world(
-            out,
-            num_videos=videos,
-            seed=seed,
-            workers=workers or len(os.sched_getaffinity(0)),
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
+        render_world(out, num_videos=videos, seed=seed, workers=workers, overwrite=overwrite, on_progress=on_progress)
     typer.echo(f"{out}: {videos} videos in {out / 'videos'}, annotations in {out / 'annotations'}")
-
-
-BadRows = Annotated[str, typer.Option("--bad-rows", help="What becomes of bad rows: keep, repair or drop.")]
 
 
 @data_app.command(context_settings={"allow_extra_args": True})
@@ -66,9 +55,7 @@ def convert(
     out: Annotated[Path, typer.Option("--out", help="Manifest to write.")],
     split: Annotated[str | None, typer.Option("--split", help="Keep or name this split.")] = None,
     bad_rows: BadRows = "keep",
-    without: Annotated[
-        list[Path] | None, typer.Option("--without", help="List of blocked videos to leave out.")
-    ] = None,
+    without: Annotated[list[Path] | None, typer.Option("--without", help="List of videos to leave out.")] = None,
     only: Annotated[list[Path] | None, typer.Option("--only", help="List of the only videos to keep.")] = None,
     changes: Annotated[Path | None, typer.Option("--changes", help="File for every change, with its place.")] = None,
 ) -> None:
@@ -76,23 +63,131 @@ def convert(
 
     Example: unloc data convert charades-sta --annotations charades_sta_test.txt Charades_v1_test.csv --out test.jsonl
     """
-    from unloc.annotations.check import findings
+    from unloc.annotations.check import add_actions, check_manifest, counted_findings
     from unloc.annotations.converters import convert as convert_files
-    from unloc.annotations.official import Repairs
-    from unloc.annotations.repair import apply_rule
-    from unloc.annotations.schema import numbered, save_manifest
+    from unloc.annotations.problems import Problems
+    from unloc.annotations.schema import save_manifest
+    from unloc.annotations.subsets import apply_lists
 
-    paths, told = [*annotations, *map(Path, context.args)], Repairs()
+    paths, problems = [*annotations, *map(Path, context.args)], Problems()
     _refuse_overwriting(paths, out, changes)
-    manifest = _apply_lists(convert_files(format_name, paths, split, told), without or [], only or [], told)
-    manifest = numbered(apply_rule(manifest, bad_rows, told))
+    manifest = apply_lists(convert_files(format_name, paths, split, problems), without or [], only or [], problems)
+    manifest, found = check_manifest(manifest, bad_rows)
+    add_actions(found, problems)
     save_manifest(manifest, out)
     if changes:
-        _write_changes(told, changes)
+        problems.save(changes)
     _print_counts(manifest)
-    _print_lines(told.lines())
-    _print_kinds(findings(manifest), out)
+    _print_lines([*problems.lines(), *counted_findings(check_manifest(manifest)[1], out).lines()])
     typer.echo(f"wrote {out}; bad rows: {bad_rows}")
+
+
+@data_app.command()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="Manifest to check.")],
+    videos: Annotated[Path | None, typer.Option("--videos", help="Folder that should contain its videos.")] = None,
+    bad_rows: BadRows = "keep",
+    out: Annotated[Path | None, typer.Option("--out", help="Manifest to write, after the rule for bad rows.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every finding as JSON.")] = False,
+) -> None:
+    """Print counts, bad rows with file and line, and coverage of the video folder; exit code 1 where a bad row is left.
+
+    With --videos, durations that the manifest does not state are measured from the files. Only --out writes: measured
+    durations, and what --bad-rows changes, which is printed.
+
+    Example: unloc data check data/mr.jsonl --videos data/videos --bad-rows repair --out data/mr.repaired.jsonl
+    """
+    from unloc.annotations.check import add_actions, check_file, counted_findings
+    from unloc.annotations.problems import Problems
+    from unloc.annotations.schema import save_manifest
+
+    if out and bad_rows == "keep" and videos is None:
+        raise InputError("--out: nothing changes without --bad-rows repair or drop, or --videos to measure durations")
+    _refuse_overwriting([], out)
+    checked, changes = check_file(manifest, videos=videos, rule=bad_rows, drop_unreadable=out is not None), Problems()
+    errors = [item for item in checked.findings if not item.is_note]
+    if as_json:
+        rows = [{"file": str(manifest), **vars(item), "note": item.is_note} for item in checked.findings]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        _print_counts(checked.manifest)
+        for item in errors:
+            typer.echo(f"{manifest}:{item.line}: {item.kind}: {item.message}")
+        _print_lines(counted_findings(checked.findings, manifest).lines())
+        num_notes = len(checked.findings) - len(errors)
+        typer.echo(f"{len(errors)} bad rows, {num_notes} notes" if checked.findings else "no bad rows")
+        if checked.coverage:
+            _print_coverage(checked.coverage, videos)
+    if checked.num_measured:
+        hint = "" if out else " (--out writes them)"
+        typer.echo(f"  {checked.num_measured} unknown durations measured from the files{hint}", err=as_json)
+    add_actions(checked.findings, changes)
+    _print_lines((f"--bad-rows {bad_rows}: {line}" for line in changes.lines()), to_stderr=as_json)
+    if out:
+        save_manifest(checked.result, out)
+        typer.echo(f"wrote {out}", err=as_json)
+    if any(not (out and item.action) for item in errors):
+        raise typer.Exit(1)
+
+
+@data_app.command("zero-shot")
+def zero_shot(
+    manifest: Annotated[Path, typer.Argument(help="Manifest with all classes.")],
+    lists: Annotated[Path, typer.Option("--lists", help="Folder of train/split_*.list and test/split_*.list.")],
+    test_split: Annotated[str, typer.Option("--split", help="Split to test on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for <split>/{seen,unseen,nonsense}.jsonl.")],
+) -> None:
+    """Write manifests of every zero-shot class split: to train on seen classes, to test on unseen ones.
+
+    nonsense.jsonl is unseen.jsonl with made-up class names: what a model scores on it does not come from the names.
+
+    Example: unloc data zero-shot anet.jsonl --lists train_50_test_50/ActivityNet --split validation --out data/zs50
+    """
+    from unloc.annotations.schema import load_manifest, save_manifest
+    from unloc.annotations.subsets import nonsense_manifest, read_class_splits, seen_manifest, unseen_manifest
+
+    loaded = load_manifest(manifest)
+    for split in read_class_splits(lists):
+        sides = {"seen": seen_manifest(loaded, split), "unseen": unseen_manifest(loaded, split, test_split)}
+        for side, part in {**sides, "nonsense": nonsense_manifest(sides["unseen"])}.items():
+            save_manifest(part, out / split.name / f"{side}.jsonl")
+        counts = "; ".join(
+            f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes, {len(part.videos)} videos, "
+            f"{len(part.instances)} instances"
+            for side, part in sides.items()
+        )
+        typer.echo(f"{out / split.name}: {counts}")
+
+
+@data_app.command()
+def pack(
+    manifest: Annotated[Path, typer.Argument(help="Manifest whose videos are packed, in its order.")],
+    videos: Annotated[Path, typer.Option("--videos", help="Folder with the video files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for videos-000000.tar and so on.")],
+    shard_gib: Annotated[
+        float, typer.Option("--shard-gib", min=1e-6, max=1e6, help="Most GiB of videos in a shard.")
+    ] = 1.0,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+) -> None:
+    """Pack videos into WebDataset tar shards, which `unloc extract --shards` reads in place.
+
+    Example: unloc data pack data/mr.jsonl --videos data/videos --out data/shards
+    """
+    from unloc.annotations.schema import load_manifest
+    from unloc.cli.progress import progress
+    from unloc.video.locate import locate_videos
+    from unloc.video.packing import pack_videos
+
+    selected = load_manifest(manifest).select(split)
+    files, missing = locate_videos(selected.videos, videos)
+    with progress("packing", "shards") as on_progress:
+        done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
+    typer.echo(
+        f"{out}: {done.videos} videos, {done.bytes / 1e6:.1f} MB, in {done.shards} shards ({done.written_now} written "
+        f"now); {len(missing)} videos of the manifest have no file\nextract them with --shards '{done.pattern}'"
+    )
+    for video_id in missing[:20]:
+        typer.echo(f"missing: {video_id}", err=True)
 
 
 def _refuse_overwriting(inputs: list[Path], *outputs: Path | None) -> None:
@@ -103,35 +198,18 @@ def _refuse_overwriting(inputs: list[Path], *outputs: Path | None) -> None:
             raise InputError(f"{path} is one of the files to read; name another file to write")
 
 
-def _apply_lists(manifest: "Manifest", without: list[Path], only: list[Path], told: "Repairs") -> "Manifest":
-    from unloc.annotations.video_lists import only_videos, read_video_list, without_videos
-
-    for option, paths, restrict in (("--without", without, without_videos), ("--only", only, only_videos)):
-        for path in paths:
-            before = manifest.videos
-            manifest = restrict(manifest, read_video_list(path))
-            left_out = set(before["video_id"]) - set(manifest.videos["video_id"])
-            for video_id in before["video_id"].drop_duplicates():
-                if video_id in left_out:
-                    told.add(f"video left out by {option} {path}", video_id)
-            if manifest.videos.empty:
-                raise InputError(f"{option} {path}: no video is left of {len(before)}; are its ids of this dataset?")
-    return manifest
-
-
-def _write_changes(told: "Repairs", path: Path) -> None:
-    rows = [{"change": rule, "place": place} for rule, places in told.places.items() for place in places]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--changes {path} cannot be written: {error.strerror or error}") from None
-
-
 def _print_lines(lines: Iterable[str], *, to_stderr: bool = False) -> None:
     for line in lines:
         typer.echo(f"  {line}", err=to_stderr)
+
+
+def _print_coverage(coverage: "Coverage", folder: Path) -> None:
+    total = len(coverage.found) + len(coverage.missing)
+    extra = f" (first: {coverage.extra[0]})" if coverage.extra else ""
+    typer.echo(
+        f"{folder}: {len(coverage.found)} of {total} videos found, {len(coverage.missing)} missing, "
+        f"{len(coverage.empty)} empty; {len(coverage.extra)} video files that no row names{extra}"
+    )
 
 
 def _print_counts(manifest: "Manifest") -> None:
@@ -147,131 +225,3 @@ def _print_counts(manifest: "Manifest") -> None:
         )
     for (one, other), count in shared_between_splits(manifest).items():
         typer.echo(f"  {one} and {other} share {count} videos")
-
-
-def _print_kinds(found: list["Finding"], path: Path) -> None:
-    from unloc.annotations.check import count_kinds
-
-    for kind, count, first in count_kinds(found):
-        note = "note: " if first.is_note else ""
-        typer.echo(f"  {note}{count} × {kind} (first: {path}:{first.line}: {first.words})")
-
-
-@data_app.command()
-def check(
-    manifest: Annotated[Path, typer.Argument(help="Manifest to check.")],
-    videos: Annotated[Path | None, typer.Option("--videos", help="Folder that should hold its videos.")] = None,
-    bad_rows: BadRows = "keep",
-    out: Annotated[Path | None, typer.Option("--out", help="Manifest to write after the rule for bad rows.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every finding as JSON.")] = False,
-) -> None:
-    """Counts, bad rows with file and line, coverage of the video folder; exit code 1 where a bad row is left.
-
-    With --videos, durations that the manifest does not state are measured from the files. Nothing is changed but into
-    --out: measured durations, and what the rule that --bad-rows names changes, which is printed.
-
-    Example: unloc data check data/mr.jsonl --videos data/videos --bad-rows repair --out data/mr.repaired.jsonl
-    """
-    from unloc.annotations.check import findings, unreadable_findings
-    from unloc.annotations.durations import measured_durations
-    from unloc.annotations.schema import load_manifest
-    from unloc.video.locate import folder_coverage
-
-    unreadable: list[UnreadableLine] = []
-    loaded = load_manifest(manifest, unreadable)
-    if out and bad_rows == "keep" and videos is None:
-        raise InputError(
-            "--out: give --bad-rows repair or drop, or --videos to measure durations; else nothing changes"
-        )
-    coverage, broken, measured = folder_coverage(loaded.videos, videos) if videos else None, {}, 0
-    if coverage is not None:
-        loaded, measured, broken = measured_durations(loaded, coverage.whole)
-    settled, told = _settle(loaded, unreadable, bad_rows, out)
-    found = [*unreadable_findings(unreadable), *findings(loaded, coverage, broken)]
-    found = sorted(found, key=lambda item: item.line)
-    if as_json:
-        rows = [{"file": str(manifest), **vars(item), "note": item.is_note} for item in found]
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        _print_counts(loaded)
-        _print_findings(found, manifest)
-        _print_coverage(coverage, videos)
-    if measured:
-        typer.echo(
-            f"  {measured} unknown durations measured from the files{'' if out else ' (--out writes them)'}",
-            err=as_json,
-        )
-    _print_lines((f"--bad-rows {bad_rows}: {line}" for line in told.lines()), to_stderr=as_json)
-    if out:
-        typer.echo(f"wrote {out}", err=as_json)
-        found = findings(settled, coverage, broken)
-    if any(not item.is_note for item in found):
-        raise typer.Exit(1)
-
-
-def _settle(
-    manifest: "Manifest", unreadable: list["UnreadableLine"], bad_rows: str, out: Path | None
-) -> tuple["Manifest", "Repairs"]:
-    """The manifest after the rule, written where asked for, and what the rule changed."""
-    from unloc.annotations.official import Repairs
-    from unloc.annotations.repair import apply_rule
-    from unloc.annotations.schema import numbered, save_manifest
-
-    told = Repairs()
-    settled = numbered(apply_rule(manifest, bad_rows, told))
-    for item in unreadable if out or bad_rows != "keep" else ():
-        told.add("unreadable row: dropped", f"line {item.line}")
-    if out:
-        _refuse_overwriting([], out)
-        save_manifest(settled, out)
-    return settled, told
-
-
-def _print_findings(found: list["Finding"], path: Path) -> None:
-    """Every bad row with its line, then every kind with its count; notes by kind only."""
-    bad = [item for item in found if not item.is_note]
-    for item in bad:
-        typer.echo(f"{path}:{item.line}: {item.kind}: {item.words}")
-    _print_kinds(found, path)
-    typer.echo(f"{len(bad)} bad rows, {len(found) - len(bad)} notes" if found else "no bad rows")
-
-
-def _print_coverage(coverage: "Coverage | None", folder: Path | None) -> None:
-    if coverage is None:
-        return
-    total = len(coverage.found) + len(coverage.missing)
-    extra = f" (first: {coverage.extra[0]})" if coverage.extra else ""
-    typer.echo(
-        f"{folder}: {len(coverage.found)} of {total} videos are there, {len(coverage.missing)} missing, "
-        f"{len(coverage.empty)} empty; {len(coverage.extra)} video files that no row names{extra}"
-    )
-
-
-@data_app.command("zero-shot")
-def zero_shot(
-    manifest: Annotated[Path, typer.Argument(help="Manifest with all classes.")],
-    lists: Annotated[Path, typer.Option("--lists", help="Folder of train/split_*.list and test/split_*.list.")],
-    test_split: Annotated[str, typer.Option("--split", help="Split to test on.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for <split>/{seen,unseen,nonsense}.jsonl.")],
-) -> None:
-    """Manifests of every zero-shot class split: to train on seen classes, to test on unseen ones.
-
-    nonsense.jsonl is unseen.jsonl with made-up class names: what a model scores on it, it does not owe to the names.
-
-    Example: unloc data zero-shot anet.jsonl --lists train_50_test_50/ActivityNet --split validation --out data/zs50
-    """
-    from unloc.annotations.class_splits import read_class_splits, seen_manifest, unseen_manifest
-    from unloc.annotations.nonsense import nonsense_manifest
-    from unloc.annotations.schema import load_manifest, save_manifest
-
-    loaded = load_manifest(manifest)
-    for split in read_class_splits(lists):
-        sides = {"seen": seen_manifest(loaded, split), "unseen": unseen_manifest(loaded, split, test_split)}
-        for side, part in {**sides, "nonsense": nonsense_manifest(sides["unseen"])}.items():
-            save_manifest(part, out / split.name / f"{side}.jsonl")
-        counts = "; ".join(
-            f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes, {len(part.videos)} videos, "
-            f"{len(part.instances)} instances"
-            for side, part in sides.items()
-        )
-        typer.echo(f"{out / split.name}: {counts}")

@@ -127,7 +127,7 @@ def _annotations(
     """
     from unloc.annotations.durations import cached_durations
     from unloc.annotations.schema import load_manifest
-    from unloc.annotations.video_lists import listed_filter, restricted
+    from unloc.annotations.subsets import listed_filter, restricted
     from unloc.cache.reading import open_cache
     from unloc.evaluation.evaluator import default_train_split
 
@@ -270,7 +270,7 @@ def _written(paths: list[Path]) -> dict:
 
 def _evaluate_run(run: Path, asked: _Asked, scoring: dict, device: str) -> tuple[dict | None, "Predictions"]:
     """The report of a run; of a split whose annotations are hidden only the predictions, where they are exported."""
-    from unloc.annotations.vocabulary import names_in_vocabulary
+    from unloc.annotations.subsets import names_in_vocabulary
     from unloc.cache.reading import open_cache
     from unloc.evaluation.evaluator import default_train_split, evaluate, require_seconds
     from unloc.examples.sources import CachedTokens

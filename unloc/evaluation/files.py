@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from unloc import __version__
-from unloc.annotations.class_splits import ClassSplit, read_class_splits
-from unloc.annotations.nonsense import nonsense_manifest
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest
-from unloc.annotations.vocabulary import read_vocabulary
+from unloc.annotations.subsets import ClassSplit, nonsense_manifest, read_class_splits, read_vocabulary
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.evaluation.evaluator import Predictions, checked_protocol, evaluate, header
 from unloc.evaluation.mismatch import require_match, require_score
@@ -21,7 +20,7 @@ from unloc.evaluation.screening import screen_predictions
 from unloc.evaluation.zero_shot import PredictionsOf, ZeroShotSources, one_for_all, zero_shot
 from unloc.files import file_sha256
 from unloc.predictions.reading import PredictionFile, read_predictions
-from unloc.predictions.records import Problems, StoredScores
+from unloc.predictions.records import StoredScores
 
 VERSIONED = {"numpy": "numpy", "pandas": "pandas", "torch": "torch", "open_clip": "open_clip_torch", "zarr": "zarr"}
 

@@ -6,10 +6,10 @@ from pathlib import Path, PurePath
 import numpy as np
 import pandas as pd
 
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest
-from unloc.annotations.vocabulary import words_of
+from unloc.annotations.subsets import words_of
 from unloc.errors import PredictionError
-from unloc.predictions.records import Problems
 
 REWRITES: dict[str, Callable[[str], object]] = {
     "removing v_": lambda name: name.removeprefix("v_"),

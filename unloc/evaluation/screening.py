@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from unloc.annotations.durations import stated_durations
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
 from unloc.evaluation.mismatch import other_unit
 from unloc.evaluation.retrieval import QueryKeys, align, text_key
-from unloc.predictions.records import FramePrediction, MomentPrediction, Problems, StoredScores
+from unloc.predictions.records import FramePrediction, MomentPrediction, StoredScores
 
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"

@@ -11,10 +11,15 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.class_splits import ClassSplit, check_class_split, restrict_to_classes
-from unloc.annotations.nonsense import nonsense_manifest
 from unloc.annotations.schema import Manifest
-from unloc.annotations.vocabulary import names_in_vocabulary, words_of
+from unloc.annotations.subsets import (
+    ClassSplit,
+    check_class_split,
+    names_in_vocabulary,
+    nonsense_manifest,
+    restrict_to_classes,
+    words_of,
+)
 from unloc.errors import InputError
 from unloc.evaluation.detection import detection
 from unloc.evaluation.floors import detection_floors

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.rows import is_number
+from unloc.annotations.problems import Problems
+from unloc.annotations.values import is_number
 from unloc.errors import MissingError, PredictionError
-from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction, Problems, StoredScores
+from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction, StoredScores
 from unloc.predictions.unpacking import unpacked_text
 from unloc.predictions.writing import WINDOW_COLUMNS
 

@@ -1,7 +1,7 @@
 """Predictions in memory: moments of queries, labelled segments of videos, labels of frames."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,27 +95,3 @@ class FramePrediction:
 def detections_table(rows: Iterable[tuple[str, str, float, float, float]]) -> pd.DataFrame:
     """Rows (video_id, label, start, end, score) as a table."""
     return pd.DataFrame(list(rows), columns=DETECTION_COLUMNS)
-
-
-@dataclass
-class Problems:
-    """What is wrong with a file of predictions: for each kind how often, and where first."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def add(self, kind: str, place: str, count: int = 1) -> None:
-        """Tell one kind; `place` is kept where it is the first."""
-        if count:
-            self.counts[kind] = self.counts.get(kind, 0) + count
-            self.first.setdefault(kind, _one_line(place))
-
-    def lines(self) -> Iterator[str]:
-        """One line a kind: how often, what becomes of it, and where first."""
-        for kind, count in self.counts.items():
-            yield f"{count} × {kind} (first: {self.first[kind]})"
-
-
-def _one_line(words: str) -> str:
-    """Line breaks and half characters (lone surrogates) of a foreign file, escaped."""
-    return words.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")

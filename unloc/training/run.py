@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unloc.annotations.durations import cached_durations, durations_of
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
-from unloc.annotations.video_lists import restricted
+from unloc.annotations.subsets import restricted
 from unloc.cache.reading import Cache, open_cache
 from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError

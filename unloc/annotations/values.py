@@ -1,0 +1,82 @@
+"""JSON values read as a type: the one check of manifest rows and of official annotations.
+
+A type is `str`, `float` (any number, as written), `object`, `list[T]`, `dict[str, T]`, `T | None`, a dataclass (one
+field a key; the field of a key that is a Python keyword ends with `_`), or one of
+
+    Name     a string that is not blank; a whole number becomes a string (QVHighlights writes qids as numbers)
+    Segment  [start, end] in seconds, in the order written
+"""
+
+import json
+import math
+import sys
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, NewType, get_args, get_origin, get_type_hints
+
+Name = NewType("Name", str)
+Segment = NewType("Segment", list)
+_DESCRIPTIONS = {
+    str: "a string",
+    float: "a number",
+    Name: "a non-empty string",
+    Segment: "[start, end] in seconds",
+}
+
+
+def read_as(kind: Any, value: object, name: str = "") -> Any:
+    """The value as that type; `name` says where it is. Raises ValueError with the name, what was expected and got."""
+    parts = get_args(kind)
+    if type(None) in parts:
+        return None if value is None else read_as(parts[0], value, name)
+    if is_dataclass(kind) and isinstance(value, dict):
+        missing = [key for _, key, _, required in _fields(kind) if required and key not in value]
+        if missing:
+            has = ", ".join(list(value)[:8]) or "nothing"
+            raise ValueError(f"{name}: lacks {', '.join(missing)}; it has {has}".removeprefix(": "))
+        stated = [(field, key, part) for field, key, part, _ in _fields(kind) if key in value]
+        read = {field: read_as(part, value[key], f"{name}.{key}".lstrip(".")) for field, key, part in stated}
+        try:
+            return kind(**read)
+        except ValueError as error:  # a check of its own
+            raise ValueError(f"{name}: {error}".removeprefix(": ")) from None
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: read_as(parts[1], item, f"{name}[{key[:60]!r}]") for key, item in value.items()}
+    if get_origin(kind) is list and isinstance(value, list):
+        return [read_as(parts[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if kind is object:
+        return value
+    if kind is Segment and isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
+        return [float(bound) for bound in value]
+    if kind is Name and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if (kind is Name and isinstance(value, str) and value.strip()) or (kind is str and isinstance(value, str)):
+        return value
+    if kind is float and is_number(value):
+        return value
+    expected = _DESCRIPTIONS.get(kind, "a list" if get_origin(kind) is list else "a JSON object")
+    raise ValueError(f"{name or 'value'} must be {expected}, got {brief(value)}")
+
+
+@cache
+def _fields(kind: type) -> list[tuple[str, str, Any, bool]]:
+    """(field, JSON key, type, whether it is required) of a dataclass."""
+    hints = get_type_hints(kind)
+    return [
+        (item.name, item.name.rstrip("_"), hints[item.name], item.default is MISSING)
+        for item in fields(kind)
+        if item.init
+    ]
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that a float can hold (true and false are not numbers)."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return not sys.float_info.max < abs(value) < math.inf
+
+
+def brief(value: object) -> str:
+    """The value as JSON, at most 60 characters of it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
