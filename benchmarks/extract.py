@@ -25,8 +25,8 @@ from decoding import render
 from process_tree import Watched, watch
 
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.choose import open_video
 from unloc.video.preprocess import resize_and_crop
+from unloc.video.reading import open_video
 
 RATE, PLAIN_CLIPS = 25, 2
 

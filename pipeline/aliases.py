@@ -7,8 +7,7 @@ from pathlib import Path
 
 from unloc.cache.reading import Cache, open_cache, read_checked
 from unloc.cache.writing import write_checked
-from unloc.video.reading import file_hash, file_identity
-from unloc.video.tar_shards import VideoFile
+from unloc.video.video_file import VideoFile, file_hash, file_identity
 
 logger = logging.getLogger(__name__)
 

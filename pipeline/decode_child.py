@@ -20,9 +20,8 @@ import torch
 
 from pipeline.ledger import Failure
 from unloc.errors import VideoError
-from unloc.video.reading import CHANGED, ReadSpec, ResizedFrame, VideoReading, file_identity, file_version
-from unloc.video.remote_video import RemoteVideo
-from unloc.video.tar_shards import VideoFile, on_disk
+from unloc.video.reading import CHANGED, ReadSpec, VideoReading
+from unloc.video.video_file import RemoteVideo, VideoFile, file_identity, file_version, on_disk
 
 FRAMES_PER_MESSAGE = 16
 HEARTBEAT_SECONDS = 0.1
@@ -159,15 +158,16 @@ def _messages(job: Job, spec: ReadSpec, heartbeat: _Heartbeat, rss_at_start: int
 
 
 def _frames(reading: VideoReading, heartbeat: _Heartbeat) -> Iterator[Frames]:
-    batch: list[ResizedFrame] = []
-    for frame in reading.frames():
+    positions, pixels = [], []
+    for positions_of_frame, pixels_of_frame in reading.frames():
         heartbeat()
-        batch.append(frame)
-        if len(batch) == FRAMES_PER_MESSAGE:
-            yield Frames([frame.positions for frame in batch], np.stack([frame.pixels for frame in batch]))
-            batch = []
-    if batch:
-        yield Frames([frame.positions for frame in batch], np.stack([frame.pixels for frame in batch]))
+        positions.append(positions_of_frame)
+        pixels.append(pixels_of_frame)
+        if len(pixels) == FRAMES_PER_MESSAGE:
+            yield Frames(positions, np.stack(pixels))
+            positions, pixels = [], []
+    if pixels:
+        yield Frames(positions, np.stack(pixels))
 
 
 def _reason(job: Job, error: Exception) -> tuple[str, str]:

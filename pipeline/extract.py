@@ -29,8 +29,7 @@ from unloc.cache.writing import (
 from unloc.errors import CacheError, CoverageError, InputError
 from unloc.files import disk_full_errors, remove_leftovers
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.reading import file_hash, file_identity
-from unloc.video.tar_shards import VideoFile
+from unloc.video.video_file import VideoFile, file_hash, file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000

@@ -27,7 +27,7 @@ from unloc.cache.writing import CHUNK_ROWS, VideoTokens, fingerprint_differences
 from unloc.errors import CoverageError, VideoError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.facts import best_stream, open_container, start_seconds
-from unloc.video.tar_shards import VideoFile, on_disk
+from unloc.video.video_file import VideoFile, on_disk
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
 PROBE_SECONDS = 20.0  # for headers of files whose duration is unknown: enough for thousands of local files

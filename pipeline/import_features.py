@@ -21,7 +21,7 @@ from unloc.cache.writing import (
 )
 from unloc.errors import InputError, MissingError, VideoError
 from unloc.files import folder_lock
-from unloc.video.reading import file_identity
+from unloc.video.video_file import file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_PER_SHARD = 20_000

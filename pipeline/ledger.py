@@ -25,8 +25,7 @@ import numpy as np
 from unloc.cache.reading import SHARD_NAME, Cache, read_checked
 from unloc.cache.writing import VideoTokens, write_checked
 from unloc.files import replacing
-from unloc.video.reading import file_identity
-from unloc.video.tar_shards import VideoFile
+from unloc.video.video_file import VideoFile, file_identity
 
 logger = logging.getLogger(__name__)
 CACHED, FAILED, UNCHANGED = "cached", "failed", "unchanged"

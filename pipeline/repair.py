@@ -29,8 +29,7 @@ from unloc.cache.writing import (
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
 from unloc.files import folder_lock, remove_leftovers, write_file
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.reading import file_hash
-from unloc.video.tar_shards import VideoFile
+from unloc.video.video_file import VideoFile, file_hash
 
 FindFile = Callable[[str, str | None], VideoFile | None]
 """The file of a video id, given the file name that the cache knows; None where there is none."""

@@ -17,9 +17,8 @@ from unloc.errors import UnlocError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, is_same_in_any_place
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.reading import CHANGED, ReadSpec, file_identity
-from unloc.video.remote_video import RemoteVideo
-from unloc.video.tar_shards import VideoFile
+from unloc.video.reading import CHANGED, ReadSpec
+from unloc.video.video_file import RemoteVideo, VideoFile, file_identity
 
 Result = VideoTokens | Failure
 FRAMES_PER_CALL = 64  # sent at once to an encoder in another process

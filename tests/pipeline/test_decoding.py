@@ -159,8 +159,8 @@ def test_a_long_reading_of_which_no_frame_is_wanted_yet_does_not_time_out(monkey
     path = render_video(tmp_path / "long.mp4", num_frames=40)
     module, name = {
         "scan": (facts, "is_damaged"),
-        "in_order": (pyav_reader.PyAVReader, "_stamped"),
-        "by_plan": (pyav_reader._CountedPackets, "_next"),
+        "in_order": (pyav_reader.PyAVReader, "_by_own_stamps"),
+        "by_plan": (pyav_reader._PlannedPass, "_next_packet"),
     }[stage]
     real = getattr(module, name)
 

@@ -16,7 +16,7 @@ from unloc.cache.mirror import Home
 from unloc.cache.reading import open_cache
 from unloc.errors import InputError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video import reading
+from unloc.video.video_file import file_hash
 
 CONFIG = EncodeConfig(fps=5.0)
 
@@ -81,7 +81,7 @@ def test_a_file_of_the_same_size_is_compared_by_its_hash_and_only_once(cache, fi
     raw[len(raw) // 2] ^= 1
     files["a"].write_bytes(raw)
     hashed = []
-    monkeypatch.setattr(pipeline.extract, "file_hash", lambda file: hashed.append(file.stem) or reading.file_hash(file))
+    monkeypatch.setattr(pipeline.extract, "file_hash", lambda file: hashed.append(file.stem) or file_hash(file))
     for expected_hashes in (["a", "b"], ["a"]):
         assert extract(cache, CONFIG, options(), files, [], []).changed == ["a"]
         assert sorted(hashed) == expected_hashes

@@ -25,6 +25,7 @@ from unloc.cache.reading import open_cache
 from unloc.errors import MissingError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.locate import locate_videos
+from unloc.video.video_file import on_disk
 
 CONFIG = EncodeConfig(fps=2.0)
 OPTIONS = ExtractOptions(workers=0, shard_size=2)
@@ -239,10 +240,10 @@ def test_videos_of_a_web_server_are_read_and_half_ones_noticed(video_folder, tmp
         assert whole.row["file"] == "a film.mp4"
         assert whole.row["content_sha256"] == hashlib.sha256((video_folder / "v0.mp4").read_bytes()).hexdigest()
         (file,) = locate_videos(manifest("a film").videos, url)[0].values()
-        with file.open() as handle:
-            assert handle.read() == (video_folder / "v0.mp4").read_bytes()
+        with on_disk(file) as copy:
+            assert copy.read_bytes() == (video_folder / "v0.mp4").read_bytes()
         monkeypatch.setattr(Server, "gives_half", True)
         assert decode(url, "a film")[-1].reason == "machine"
-        with pytest.raises(OSError, match="failed 7 times"):
-            file.open()
+        with pytest.raises(OSError, match="failed 7 times"), on_disk(file):
+            pass
         server.shutdown()

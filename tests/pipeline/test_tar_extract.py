@@ -11,9 +11,8 @@ from unloc.annotations.schema import build_manifest, video_row
 from unloc.cache.audit import audit_cache
 from unloc.cache.reading import open_cache
 from unloc.inference.encode import EncodeConfig
-from unloc.video.locate import locate_in_shards, locate_videos
+from unloc.video.locate import locate_in_shards, locate_videos, shard_members
 from unloc.video.packing import pack_videos
-from unloc.video.tar_shards import shard_members
 
 CONFIG = EncodeConfig(fps=2.0)
 OPTIONS = ExtractOptions(workers=0, shard_size=3)

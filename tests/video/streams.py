@@ -1,4 +1,4 @@
-"""Streams that no encoder at hand writes, made of those that it does: packed B-frames, field-coded H.264."""
+"""Streams that no available encoder writes, made from others: packed B-frames, field-coded H.264."""
 
 from collections.abc import Callable
 from fractions import Fraction

@@ -11,7 +11,7 @@ import pytest
 from tests.video.rendered import X264, Kind, counter_image, read_counter, render
 from tests.video.streams import NOT_CODED, field_coded_frames, pack_b_frames, remux, write_field_coded
 from unloc.errors import VideoError
-from unloc.video.choose import open_video
+from unloc.video.reading import open_video
 from unloc.video.sampling import FrameSampling
 
 NUM_FRAMES = 60
@@ -122,7 +122,7 @@ def test_an_empty_mpeg4_packet_leaves_the_frame_before_on_screen(tmp_path, codec
 
 
 @pytest.mark.parametrize("codec", ["h264_3_b", "mpeg4_2_b", "mpeg4_packed"])
-def test_a_lost_frame_in_avi_moves_no_frame_behind_the_next_key_frame(tmp_path, codec):
+def test_a_lost_frame_in_avi_shifts_no_frame_after_the_next_key_frame(tmp_path, codec):
     source = render_cell(tmp_path, codec, ".avi")
     path = tmp_path / "damaged.avi"
     remux(source, path, lambda chunks: [*chunks[:15], chunks[15][:2], *chunks[16:]])

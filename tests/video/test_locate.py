@@ -1,4 +1,4 @@
-"""Which file of a folder is a video's, and what a folder lacks."""
+"""Which file of a folder belongs to a video, and which files a folder lacks."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_videos_are_found_by_file_name_id_and_with_or_without_the_prefix(tmp_pat
         locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows).videos, tmp_path / "nowhere")
 
 
-def test_coverage_tells_missing_empty_shared_and_unnamed_files(tmp_path):
+def test_coverage_lists_missing_empty_shared_and_unnamed_files(tmp_path):
     for name, content in {"a.mp4": b"x", "b.mkv": b"", "more.webm": b"x", "notes.txt": b"x"}.items():
         (tmp_path / name).write_bytes(content)
     rows = [video_row(key, "t", 1) for key in ("a", "v_a", "b", "gone")]
@@ -31,7 +31,7 @@ def test_coverage_tells_missing_empty_shared_and_unnamed_files(tmp_path):
     assert coverage.extra == [tmp_path / "more.webm"]
 
 
-def test_of_several_files_with_one_name_the_video_and_the_least_nested_is_taken(tmp_path):
+def test_of_several_files_with_one_name_the_least_nested_video_is_used(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("a.json", "a.webm", "deep/a.webm", "deep/b.mp4"):
         (tmp_path / name).write_bytes(b"x")
@@ -44,7 +44,7 @@ def test_of_several_files_with_one_name_the_video_and_the_least_nested_is_taken(
     }
 
 
-def test_a_named_file_that_is_not_there_is_missing_even_where_another_has_the_id(tmp_path):
+def test_a_named_file_that_does_not_exist_is_missing_even_if_another_has_the_id(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     manifest = build_manifest(name="x", tasks=("mr",), rows=[video_row("a", "t", 1, "other.mp4")])
     assert locate_videos(manifest.videos, tmp_path) == ({}, ["a"])
@@ -70,7 +70,7 @@ def linked(tmp_path):
     return folder
 
 
-def test_links_to_folders_are_followed_and_loops_are_seen(linked):
+def test_links_to_folders_are_followed_and_loops_are_noticed(linked):
     wanted = manifest_of(a=None, b=None, c="link/deep/b.mp4", d="again/a.mp4", e="real/loop/real/a.mp4", f="nowhere")
     files, missing = locate_videos(wanted.videos, linked)
     assert missing == ["f"] and {key: path.read_bytes() for key, path in files.items()} == {
@@ -79,7 +79,7 @@ def test_links_to_folders_are_followed_and_loops_are_seen(linked):
     assert [path.name for path in video_files(linked)] == ["a.mp4", "b.mp4"]
 
 
-def test_a_file_named_through_a_link_is_not_told_as_unnamed(linked):
+def test_a_file_named_through_a_link_does_not_count_as_unnamed(linked):
     coverage = folder_coverage(manifest_of(a="again/a.mp4", b="link/deep/b.mp4", c="real/a.mp4").videos, linked)
     assert coverage.extra == [] and coverage.shared == ["c"] and not coverage.missing
 

@@ -1,4 +1,4 @@
-"""Broken files end in a true reason, or with --allow-partial in what is there, its extent stated."""
+"""Broken files fail with the true reason; with --allow-partial their readable part is read and its extent stated."""
 
 import pickle
 from pathlib import Path
@@ -10,9 +10,8 @@ from av.stream import Disposition
 
 from tests.video.rendered import Kind, read_counter, render
 from unloc.errors import VideoError
-from unloc.video.choose import open_video
 from unloc.video.facts import scan
-from unloc.video.report import covered_seconds
+from unloc.video.reading import open_video
 
 X264 = {"preset": "veryfast", "g": "25", "bf": "2", "crf": "18"}
 FRONT = Kind(".mp4", options=X264, container_options={"movflags": "+faststart"}, num_frames=200, is_noisy=True)
@@ -43,26 +42,26 @@ def holed(data: bytes, start: float, share: float, path: Path) -> Path:
 
 
 def read_all(path: Path, decoder: str = "auto", *, allow_partial: bool = False):
-    """(times, counters, facts, reader) at five frames per second."""
+    """(times, counters, reader) at five frames per second."""
     reader, facts, _ = open_video(path, decoder, allow_partial=allow_partial)
     wanted = np.arange(facts.first_seconds, facts.end_seconds, 0.2)
     frames = {p: f for f in reader.frames_at(wanted) for p in f.positions}
     times = np.asarray([frames[p].time_seconds for p in range(len(wanted))])
-    return times, [read_counter(frames[p].image) for p in range(len(wanted))], facts, reader
+    return times, [read_counter(frames[p].image) for p in range(len(wanted))], reader
 
 
 @pytest.mark.parametrize("name", ["front", "end", "fragmented", "matroska", "avi"])
 def test_whole_files_are_covered_to_their_end(whole, name, tmp_path):
     path = tmp_path / "whole.bin"
     path.write_bytes(whole[name])
-    times, counters, facts, reader = read_all(path)
+    times, counters, reader = read_all(path)
     assert counters == np.round(times * 25).astype(int).tolist()
-    assert covered_seconds(facts, reader.report) == pytest.approx(8.0, abs=0.05)
+    assert reader.covered_seconds() == pytest.approx(8.0, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["front", "fragmented", "matroska", "avi"])
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
-def test_a_file_that_was_cut_off_is_an_error_that_says_what_is_there(whole, name, share, tmp_path):
+def test_a_file_that_was_cut_off_is_an_error_that_says_what_is_readable(whole, name, share, tmp_path):
     path = cut(whole[name], share, tmp_path / "cut.bin")
     with pytest.raises(VideoError, match=r"cut off: \d+ .*frames, \d+ of \d+ bytes, .* --allow-partial") as caught:
         read_all(path)
@@ -71,10 +70,10 @@ def test_a_file_that_was_cut_off_is_an_error_that_says_what_is_there(whole, name
 
 @pytest.mark.parametrize("name", ["front", "fragmented", "matroska", "avi"])
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_allow_partial_takes_what_is_there_and_states_the_covered_seconds(whole, name, share, tmp_path):
+def test_allow_partial_reads_the_rest_and_states_the_covered_seconds(whole, name, share, tmp_path):
     path = cut(whole[name], share, tmp_path / "cut.bin")
-    times, counters, facts, reader = read_all(path, allow_partial=True)
-    covered = covered_seconds(facts, reader.report)
+    times, counters, reader = read_all(path, allow_partial=True)
+    covered = reader.covered_seconds()
     assert 8.0 * share * 0.5 < covered < 8.0
     assert times[-1] <= covered + 0.04
     assert counters[:-2] == np.round(times[:-2] * 25).astype(int).tolist()
@@ -95,8 +94,8 @@ def test_a_hole_in_the_middle_is_an_error_unless_partial_is_allowed(whole, name,
     with pytest.raises(VideoError, match="--allow-partial") as caught:
         read_all(path)
     assert caught.value.reason == "decode_error"
-    times, counters, facts, reader = read_all(path, allow_partial=True)
-    assert 2.2 < covered_seconds(facts, reader.report) < 7.0
+    times, counters, reader = read_all(path, allow_partial=True)
+    assert 2.2 < reader.covered_seconds() < 7.0
     sound = (times < 1.5) | (times > 7.0)
     assert name != "avi" or times[-1] < 3.0, "after a hole an AVI file's packets no longer say when they are shown"
     assert (np.asarray(counters) == np.round(times * 25))[sound].all()
@@ -107,8 +106,8 @@ def test_a_hole_between_fragments_hides_the_rest_and_is_noticed(whole, tmp_path)
     with pytest.raises(VideoError, match="cut off") as caught:
         read_all(path)
     assert caught.value.reason == "truncated"
-    *_, facts, reader = read_all(path, allow_partial=True)
-    assert covered_seconds(facts, reader.report) < 5.0
+    *_, reader = read_all(path, allow_partial=True)
+    assert reader.covered_seconds() < 5.0
 
 
 @pytest.mark.parametrize("name", ["front", "matroska"])
@@ -120,7 +119,7 @@ def test_decord_is_never_given_a_holed_file(whole, name, tmp_path):
         assert caught.value.reason in ("unsound", "decode_error", "truncated")
 
 
-def test_zeros_after_the_end_do_no_harm(whole, tmp_path):
+def test_zeros_after_the_end_are_ignored(whole, tmp_path):
     path = tmp_path / "padded.mp4"
     path.write_bytes(whole["front"] + bytes(100_000))
     assert len(read_all(path)[0]) == 40
@@ -130,7 +129,7 @@ def test_zeros_after_the_end_do_no_harm(whole, tmp_path):
     ("content", "reason"),
     [(b"", "empty_file"), (b"not a video at all" * 100, "unreadable"), (bytes(5000), "unreadable")],
 )
-def test_what_is_no_video_ends_in_its_reason(content, reason, tmp_path):
+def test_a_file_that_is_no_video_fails_with_its_reason(content, reason, tmp_path):
     path = tmp_path / "junk.mp4"
     path.write_bytes(content)
     with pytest.raises(VideoError) as caught:
@@ -160,7 +159,7 @@ def test_a_text_is_no_video_and_opens_no_other_file(whole, content, suffix, tmp_
     assert caught.value.reason == "unreadable"
 
 
-def test_a_name_that_reads_as_a_pattern_opens_that_file_only(whole, tmp_path):
+def test_a_name_that_looks_like_a_pattern_opens_that_file_only(whole, tmp_path):
     (tmp_path / "frame%03d.mp4").write_bytes(whole["front"])
     assert scan(tmp_path / "frame%03d.mp4").num_packets == 200
     with av.open(str(tmp_path / "x%d.png"), "w", format="image2") as container:
@@ -203,7 +202,7 @@ def test_a_raw_stream_and_a_cover_are_named(suffix, codec, disposition, reason, 
     assert caught.value.reason == reason
 
 
-def test_a_missing_file_ends_in_its_reason(tmp_path):
+def test_a_missing_file_fails_with_its_reason(tmp_path):
     with pytest.raises(VideoError, match="does not exist") as caught:
         scan(tmp_path / "nowhere.mp4")
     assert caught.value.reason == "not_found"

@@ -1,4 +1,4 @@
-"""Every real file of ../shared/videos/A gives the frames of a sequential PyAV reference, or a true reason."""
+"""Every real file of ../shared/videos/A gives the frames of a sequential PyAV reference, or the true reason."""
 
 import csv
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from unloc.errors import VideoError
-from unloc.video.choose import open_video
 from unloc.video.decord_reader import unsound_by_facts
 from unloc.video.facts import scan
+from unloc.video.reading import open_video
 from unloc.video.sampling import FrameSampling
 
 REASONS = {
@@ -46,7 +46,7 @@ def folder(shared) -> Path:
 
 
 def reference_frames(path: Path, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    """Written apart from the library: every frame by container.decode, the last at or before each time."""
+    """Independent of the library: every frame by container.decode, the last at or before each time."""
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         stream = container.streams.best("video")
         stream.thread_count = 1
@@ -138,7 +138,7 @@ def test_dense_sampling_gives_the_frames_of_the_reference(folder, name):
 
 
 @pytest.mark.parametrize("name", ["ft_fixture2.mkv", "fate_mp4-init-nonkeyframe.mp4"])
-def test_allow_partial_takes_what_decodes(folder, name):
+def test_allow_partial_reads_what_decodes(folder, name):
     reader, facts, _ = open_video(folder / "torture" / name, allow_partial=True)
     wanted = FrameSampling(num_frames=4).times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
     assert sum(len(frame.positions) for frame in reader.frames_at(wanted)) == 4

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,7 @@ from unloc.cache.reading import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.errors import InputError
 from unloc.examples.sources import CachedTokens
-from unloc.video.preprocess import PreprocessSpec, resize_and_crop
-from unloc.video.views import ViewMaker, require_views
+from unloc.video.preprocess import PreprocessSpec, make_views, require_views, resize_and_crop, resize_for_crop
 
 SPEC = PreprocessSpec(image_size=28, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -18,7 +19,7 @@ def picture(height=60, width=90, seed=0):
 
 
 def views_of(names, content="a", image=None, spec=SPEC):
-    return ViewMaker(names, spec, content).make(picture() if image is None else image)
+    return make_views(picture() if image is None else image, names, spec, content)
 
 
 def test_the_centre_is_the_towers_own_crop_and_flip_its_mirror_image():
@@ -30,10 +31,6 @@ def test_the_centre_is_the_towers_own_crop_and_flip_its_mirror_image():
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_a_crop_is_a_window_of_the_larger_picture_mirrored_or_not(mode):
-    from dataclasses import replace
-
-    from unloc.video.preprocess import resize_for_crop
-
     spec = replace(SPEC, resize_mode=mode)
     larger = resize_for_crop(picture(), replace(spec, image_size=32))
     windows = larger.unfold(1, 28, 1).unfold(2, 28, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
@@ -47,15 +44,11 @@ def test_a_crop_is_one_choice_per_video_drawn_from_its_number_and_the_content():
     torch.testing.assert_close(views_of(names, "a"), one, atol=0, rtol=0)
     assert not torch.equal(one[1], one[2]) and not torch.equal(views_of(names, "b")[1], one[1])
     torch.testing.assert_close(views_of(("centre", "crop1"), "a")[1], one[2], atol=0, rtol=0)
-    maker, mirrored = ViewMaker(names, SPEC, "a"), picture()[:, ::-1].copy()
-    first, second = (
-        maker.make(picture())[1],
-        maker.make(mirrored)[1],
-    )  # the window stays where it is from frame to frame
-    assert not torch.equal(first, second)
+    # The window is the same in every frame, so another picture gives another crop.
+    assert not torch.equal(one[1], views_of(names, "a", picture()[:, ::-1].copy())[1])
 
 
-def test_crops_lie_all_over_the_picture_and_half_of_them_are_mirrored():
+def test_crops_are_all_over_the_picture_and_half_of_them_are_mirrored():
     ramp = np.broadcast_to(np.arange(320, dtype=np.uint8)[None, ::1, None] // 2, (320, 320, 3)).copy()
     spec = PreprocessSpec(image_size=280, mean=(0.5,) * 3, std=(0.25,) * 3)
     crops = [views_of(("centre", f"crop{n}"), "x", ramp, spec)[1].int() for n in range(60)]
@@ -67,7 +60,7 @@ def test_crops_lie_all_over_the_picture_and_half_of_them_are_mirrored():
 @pytest.mark.parametrize(
     "views", [(), ("flip",), ("centre", "centre"), ("centre", "crop"), ("centre", "crop01"), ("x",)]
 )
-def test_views_that_cannot_be_meant_are_refused(views):
+def test_unknown_and_repeated_views_are_refused(views):
     with pytest.raises(InputError, match="--views"):
         require_views(views)
 

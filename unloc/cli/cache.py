@@ -130,15 +130,15 @@ class _Videos:
         from pipeline.repair import ManifestContent
         from unloc.annotations.schema import load_manifest
         from unloc.examples.texts import manifest_texts
-        from unloc.video.locate import VideoIndex, find_video_file, index_folder, index_shards, locate_files
+        from unloc.video.locate import VideoIndex, index_folder, index_shards
 
-        index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex([])
+        index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex()
         content = None
         if manifest:
             loaded = load_manifest(manifest)
-            content = ManifestContent(locate_files(loaded.videos, index)[0], manifest_texts(loaded, prompts=True))
+            content = ManifestContent(index.locate(loaded.videos)[0], manifest_texts(loaded, prompts=True))
         named = content.files if content else {}
-        return cls(lambda video_id, file: named.get(video_id) or find_video_file(index, video_id, file), content)
+        return cls(lambda video_id, file: named.get(video_id) or index.find(video_id, file), content)
 
 
 @cache_app.command()

@@ -17,10 +17,9 @@ from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher
 from unloc.model.frame_tokens import CPU_BATCH, FrameTokens, resolve_dtype
 from unloc.model.towers import Tower, load_tower
-from unloc.video.preprocess import PreprocessSpec, normalise
+from unloc.video.preprocess import CENTRE, PreprocessSpec, normalise, require_views
 from unloc.video.reading import ReadSpec, VideoReading
 from unloc.video.sampling import FrameSampling
-from unloc.video.views import CENTRE, require_views
 
 RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
 
@@ -48,7 +47,7 @@ class EncodeConfig:
     batch: int | None = None
     """Frames of one forward pass; None: as many as suit the device that encodes."""
     views: tuple[str, ...] = CENTRE
-    """Which pictures of a frame are encoded (`data.views`)."""
+    """Which pictures of a frame are encoded (`video.preprocess`)."""
     decoder: str = "auto"
     allow_partial: bool = False
 
@@ -149,8 +148,8 @@ class Encoder:
         """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""
         reading, batcher = VideoReading(path, self.read_spec), FrameBatcher(self, mixes=False)
         with single_threaded():
-            for frame in reading.frames():
-                batcher.add(video_id, [frame.positions], frame.pixels[None])
+            for positions, pixels in reading.frames():
+                batcher.add(video_id, [positions], pixels[None])
         batcher.end(video_id, reading.row(video_id))
         batcher.flush()
         ((_, result),) = batcher.take_finished()

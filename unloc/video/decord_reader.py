@@ -1,7 +1,7 @@
-"""Frames by decord, read in order: its random access gives wrong frames on ordinary files, its sequence does not.
+"""Frames by decord, read in order: its random access returns wrong frames on ordinary files, its sequence does not.
 
-decord says nothing when it is wrong, so a stream must first prove sound: every frame that decord announces must be a
-packet that is shown, and its time stamps must be those of the packets, up to the constant that decord subtracts.
+decord reports no error when it is wrong, so a stream must first prove sound: every frame that decord announces must be
+a packet that is shown, and its time stamps must be those of the packets, up to the constant that decord subtracts.
 """
 
 from collections.abc import Iterator
@@ -11,28 +11,71 @@ import decord
 import numpy as np
 
 from unloc.errors import VideoError
-from unloc.video.facts import Progress, ShownFrame, VideoFacts, best_stream, no_report, open_container
-from unloc.video.orientation import is_exact_turn
-from unloc.video.plan import TIME_TOLERANCE, shown_at
-from unloc.video.report import DecodeReport, check_whole
+from unloc.video.facts import OnProgress, VideoFacts, best_stream, no_progress, open_container
+from unloc.video.frame_reader import TIME_TOLERANCE, FrameReader, ShownFrame, is_exact_turn, shown_at
 
-decord.logging.set_level(decord.logging.QUIET)  # as PyAV's in `facts`
+decord.logging.set_level(decord.logging.QUIET)
 
 SOUND_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "h263"}
-SOUND_CONTAINERS = {"mov", "matroska", "avi"}  # in MPEG-TS it gave other frames under right time stamps
+SOUND_CONTAINERS = {"mov", "matroska", "avi"}  # in MPEG-TS it returned other frames under right time stamps
 SOUND_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 MIN_SIDE = 64  # below it a row's padding turns into a fourth channel, and 1 pixel fails
 DECORD_ERRORS = (decord.DECORDError, RuntimeError, IndexError)  # it raises all three for undecodable input
 
 
+class DecordReader(FrameReader):
+    """All frames or none: allow_partial changes nothing but the check of the file."""
+
+    name = "decord"
+
+    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = no_progress) -> None:
+        """Raises VideoError (reason `unsound`) where decord's frames could be wrong ones."""
+        super().__init__(facts, allow_partial, on_progress)
+        if reason := unsound_by_facts(facts) or unsound_by_frames(facts, on_progress) or self._open():
+            raise VideoError(
+                f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav", reason="unsound"
+            )
+
+    def _open(self) -> str | None:
+        """Open decord's own reader; why it is unsound, from the frames that it announces."""
+        try:
+            self._reader = decord.VideoReader(str(self.facts.path), ctx=decord.cpu(0), num_threads=1)
+            stamps = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
+        except DECORD_ERRORS as error:
+            cause = str(error).strip().splitlines()[-1][:120] if str(error) else type(error).__name__
+            return f"it fails to open the file ({cause})"
+        times = self.facts.packet_times
+        if len(self._reader) != len(times):
+            return f"it announces {len(self._reader)} frames, {len(times)} are shown"
+        starts = stamps.reshape(len(times), -1)[:, 0]
+        if not np.isfinite(starts).all() or np.ptp(starts - times) > 10 * TIME_TOLERANCE:
+            return "its time stamps are not those of the packets"
+        return None
+
+    def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
+        """All frames up to the last wanted one are decoded, the wanted ones converted."""
+        times = self.facts.packet_times
+        shown = shown_at(wanted_seconds, times)
+        for index in range(int(shown[-1]) + 1):
+            self.on_progress()
+            try:
+                frame = self._reader.next()
+            except (*DECORD_ERRORS, StopIteration) as error:
+                message = f"decord stops at frame {index} of {len(times)} ({str(error)[:80]})"
+                raise VideoError(f"{self.facts.path}: {message}", reason="decode_error") from None
+            first, stop = np.searchsorted(shown, [index, index + 1]).tolist()
+            if first < stop:
+                yield ShownFrame(list(range(first, stop)), float(times[index]), frame.asnumpy())
+
+
 def unsound_by_facts(facts: VideoFacts) -> str | None:
-    """Why decord cannot be trusted with this stream, from its facts alone; None where nothing speaks against it."""
+    """Why decord cannot be trusted with this stream, from its facts alone; None where no fact speaks against it."""
     if facts.codec not in SOUND_CODECS:
         return f"codec {facts.codec} is not one that decord's FFmpeg 4.1 decodes soundly"
     if facts.container.split(",")[0] not in SOUND_CONTAINERS:
         return f"container {facts.container} is not one that it reads soundly"
     if facts.pixel_format not in SOUND_PIXEL_FORMATS:
-        return f"pixel format {facts.pixel_format} is converted otherwise by its FFmpeg 4.1"
+        return f"pixel format {facts.pixel_format} is converted differently by its FFmpeg 4.1"
     if min(facts.width, facts.height) < MIN_SIDE:
         return f"{facts.width}x{facts.height} is too small for its rows"
     if facts.num_damaged:
@@ -54,8 +97,8 @@ def unsound_by_facts(facts: VideoFacts) -> str | None:
     return None
 
 
-def unsound_by_frames(facts: VideoFacts, on_progress: Progress) -> str | None:
-    """The same, from frames: it scales all to the first one's size, and turns by other matrices than a rotation's.
+def unsound_by_frames(facts: VideoFacts, on_progress: OnProgress) -> str | None:
+    """The same, from frames: decord scales all to the first one's size, and applies matrices that are no rotation.
 
     Only VP9 changes size off a key frame.
     """
@@ -76,60 +119,3 @@ def unsound_by_frames(facts: VideoFacts, on_progress: Progress) -> str | None:
         except av.error.FFmpegError as error:
             return f"a frame does not decode ({' '.join(str(error).split())[:80]})"
     return None
-
-
-class DecordReader:
-    """Reads one video once, in order, on one thread."""
-
-    name = "decord"
-
-    def __init__(self, facts: VideoFacts, *, allow_partial: bool = False, on_progress: Progress = no_report) -> None:
-        """Open and check. Raises VideoError (reason `unsound`) where decord's frames could be wrong ones.
-
-        allow_partial is part of the readers' interface; decord itself gives all frames or none.
-        """
-        self.facts, self.allow_partial, self.report = facts, allow_partial, DecodeReport()
-        self.on_progress = on_progress
-        check_whole(facts, allow_partial=allow_partial)
-        reason = unsound_by_facts(facts) or unsound_by_frames(facts, on_progress) or self._open()
-        if reason:
-            raise VideoError(
-                f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav", reason="unsound"
-            )
-
-    def _open(self) -> str | None:
-        try:
-            self._reader = decord.VideoReader(str(self.facts.path), ctx=decord.cpu(0), num_threads=1)
-            stamps = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
-        except DECORD_ERRORS as error:
-            return (
-                f"it fails to open the file ({str(error).strip().splitlines()[-1][:120] if str(error) else 'no word'})"
-            )
-        times = self.facts.packet_times
-        if len(self._reader) != len(times):
-            return f"it announces {len(self._reader)} frames, {len(times)} are shown"
-        starts = stamps.reshape(len(times), -1)[:, 0]
-        if not np.isfinite(starts).all() or np.ptp(starts - times) > 10 * TIME_TOLERANCE:
-            return "its time stamps are not those of the packets"
-        return None
-
-    def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
-        """The frame shown at each wanted time (rising): the last that begins at or before it, else the first."""
-        times = self.facts.packet_times
-        shown = shown_at(wanted_seconds, times)
-        position = 0
-        for index in range(int(shown[-1]) + 1):
-            self.on_progress()
-            try:
-                frame = self._reader.next()
-            except (*DECORD_ERRORS, StopIteration) as error:
-                raise VideoError(
-                    f"{self.facts.path}: decord stops at frame {index} of {len(times)} ({str(error)[:80]})",
-                    reason="decode_error",
-                ) from None
-            positions = []
-            while position < len(shown) and shown[position] == index:
-                positions.append(position)
-                position += 1
-            if positions:
-                yield ShownFrame(positions, float(times[index]), frame.asnumpy())

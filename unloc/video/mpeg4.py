@@ -1,9 +1,11 @@
-"""MPEG-4 Part 2 as AVI files hold it: packets with two frames (packed B-frames) and packets with none (N-VOPs).
+"""MPEG-4 Part 2 packets with two frames or with none (ISO/IEC 14496-2 §6.2.3, §6.2.5).
 
-A file for Video for Windows has one packet for each moment. DivX and XviD put a B-frame into the packet of the
-reference frame before it and an empty one (`vop_coded` = 0) where the next frame would be; encoders also write such
-an empty packet where the frame before stays on screen (ISO/IEC 14496-2 §6.2.3, §6.2.5).
+AVI has one packet for each moment. DivX and XviD put a B-frame into the packet of the reference frame before it
+(packed B-frames) and an empty packet (`vop_coded` = 0) where the next frame would be. Encoders also write an empty
+packet where the previous frame stays on screen.
 """
+
+import av
 
 VOP, B_VOP = b"\0\0\1\xb6", 2
 LAYER = b"\0\0\1"
@@ -11,26 +13,30 @@ LAYER_CODES = range(0x20, 0x30)
 MAX_EMPTY_BYTES = 64  # an empty VOP takes seven; larger packets are not parsed
 
 
-class _Bits:
-    def __init__(self, data: bytes) -> None:
-        self.value, self.left = int.from_bytes(data, "big"), 8 * len(data)
-
-    def take(self, width: int) -> int:
-        self.left -= width
-        return self.value >> self.left & ((1 << width) - 1) if self.left >= 0 else 0
-
-
-class VopCounter:
-    """Counts the frames that the packets of one stream bring."""
+class Mpeg4Packets:
+    """Follows the packets of one stream and says which of them show a new frame."""
 
     def __init__(self, headers: bytes) -> None:
-        """headers: what the container keeps beside the packets; the packets may bring them instead."""
+        """headers: the codec's extradata; the packets may carry the same headers instead."""
         self.time_bits = _time_bits(headers)
         self.has_b_frames = False
-        """Has a packet held one?"""
+        self.num_packed = 0
+        """Packets with more frames than they show."""
+        self._stamps: set[int] = set()
+        self._ahead = 0
 
-    def count(self, packet: bytes) -> int:
-        """Coded frames in a packet: 0 for an empty one, 2 where a B-frame is packed."""
+    def shows_frame(self, packet: av.Packet) -> bool:
+        """Does the packet bring a new frame, or is a frame that came packed in an earlier one shown at its time?"""
+        num_frames, stamp = self._count_frames(bytes(packet)), packet.pts if packet.pts is not None else packet.dts
+        is_new = stamp is None or stamp not in self._stamps
+        self._stamps.add(stamp)
+        if num_frames == 0 and self._ahead == 0:
+            return False  # the previous frame stays on screen
+        self._ahead += num_frames - is_new
+        self.num_packed += num_frames > is_new
+        return is_new
+
+    def _count_frames(self, packet: bytes) -> int:
         vops = packet.split(VOP)[1:]
         self.has_b_frames |= any(vop and vop[0] >> 6 == B_VOP for vop in vops)
         if self.time_bits is None:
@@ -42,11 +48,20 @@ class VopCounter:
         while bits.take(1):
             pass  # seconds passed
         bits.take(1 + self.time_bits + 1)
-        return bits.take(1)
+        return bits.take(1)  # vop_coded
+
+
+class _Bits:
+    def __init__(self, data: bytes) -> None:
+        self.value, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def take(self, width: int) -> int:
+        self.left -= width
+        return self.value >> self.left & ((1 << width) - 1) if self.left >= 0 else 0
 
 
 def _time_bits(headers: bytes) -> int | None:
-    """How many bits a VOP's time takes, as the video object layer says; None where there is no layer."""
+    """Bits of a VOP's time, from the video object layer; None where there is no layer."""
     place = headers.find(LAYER)
     while 0 <= place < len(headers) - 4 and headers[place + 3] not in LAYER_CODES:
         place = headers.find(LAYER, place + 3)

@@ -1,9 +1,21 @@
-"""open_clip's image transform on uint8 tensors: short-side resize, centre crop, then the tower's mean and std.
+"""From a decoded frame to the pixels a tower sees: open_clip's transform on uint8 tensors, and views of the frame.
 
-The resize is bicubic with antialiasing on uint8, within two grey levels of PIL's, at an eighth of its cost.
+The resize is bicubic with antialiasing on uint8, within two grey levels of PIL's at an eighth of its cost.
+
+Views are the pictures of a frame whose tokens a cache holds:
+
+    centre   the tower's own centre crop; always the first: evaluation and prediction read it
+    flip     the centre crop mirrored
+    cropN    a random crop of the frame with short side 8/7 of the tower's size, mirrored with probability 1/2; one
+             choice per video, drawn from N and the file's content (as the official training: short side 256, crop 224)
+
+Training draws one view per example, so it keeps this augmentation though frames are encoded once.
 """
 
-from dataclasses import asdict, dataclass
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -11,10 +23,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from unloc.errors import TowerError
+from unloc.errors import InputError, TowerError
 
-CLEARLY_MORE = 1.08  # measured with Pillow 13: the height comes first at 1.10 times the width's shrinking, not at 1.06
 INTERPOLATIONS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+CLEARLY_MORE = 1.08  # measured with Pillow 13: the height is resized first from 1.10 times the width's shrinking on
+CENTRE = ("centre",)
+MARGIN = 8 / 7  # 256 for a crop of 224
+VIEW_NAME = re.compile(r"centre|flip|crop(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,39 +53,27 @@ class PreprocessSpec:
 
     def to_dict(self) -> dict:
         """For the fingerprint."""
-        values = asdict(self)
-        return values | {"mean": list(self.mean), "std": list(self.std)}
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 def resize_and_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
-    """(H, W, 3) uint8 to (3, S, S) uint8.
-
-    Stored pixels are taken as square, as open_clip and all published features take them, whatever shape a player would
-    give them.
-    """
+    """(H, W, 3) uint8 to (3, S, S) uint8. Stored pixels count as square, as in open_clip and all published features."""
     return F.center_crop(resize_for_crop(image, spec), [spec.image_size, spec.image_size])
 
 
 def resize_for_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
-    """(H, W, 3) uint8 to (3, H', W') uint8, of which the crop is taken."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    height, width = _resized(*image.shape[:2], spec)
-    if image.shape[0] * width > CLEARLY_MORE * image.shape[1] * height:
+    """(H, W, 3) uint8 to (3, H', W') uint8, from which the crop is taken."""
+    pixels, size = torch.from_numpy(image).permute(2, 0, 1), spec.image_size
+    (old_height, old_width), (height, width) = image.shape[:2], (size, size)
+    if spec.resize_mode == "shortest" and old_height <= old_width:
+        width = int(size * old_width / old_height)
+    elif spec.resize_mode == "shortest":
+        height = int(size * old_height / old_width)
+    interpolation = INTERPOLATIONS[spec.interpolation]
+    if old_height * width > CLEARLY_MORE * old_width * height:
         # PIL rounds between two passes; torch always begins with the width, PIL with a height that shrinks more.
-        pixels = _resize(pixels, height, image.shape[1], spec)
-    return _resize(pixels, height, width, spec)
-
-
-def _resized(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
-    """Height and width before the crop, rounded down as torchvision does."""
-    size = spec.image_size
-    if spec.resize_mode == "squash":
-        return size, size
-    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
-
-
-def _resize(pixels: Tensor, height: int, width: int, spec: PreprocessSpec) -> Tensor:
-    return F.resize(pixels, [height, width], interpolation=INTERPOLATIONS[spec.interpolation], antialias=True)
+        pixels = F.resize(pixels, [height, old_width], interpolation=interpolation, antialias=True)
+    return F.resize(pixels, [height, width], interpolation=interpolation, antialias=True)
 
 
 def normalise(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
@@ -78,3 +81,38 @@ def normalise(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
     mean = torch.tensor(spec.mean, device=pixels.device).view(3, 1, 1) * 255.0
     std = torch.tensor(spec.std, device=pixels.device).view(3, 1, 1) * 255.0
     return (pixels.float() - mean) / std
+
+
+def require_views(views: Sequence[str]) -> None:
+    """Raises InputError for an unknown or repeated view, or where the first is not the centre."""
+    for name in views:
+        if not VIEW_NAME.fullmatch(name):
+            raise InputError(f"--views: got {name!r}, expected centre, flip or crop followed by a number (crop0)")
+    if not views or views[0] != "centre":
+        raise InputError(f"--views: got {','.join(views)!r}, the first must be centre: evaluation reads it")
+    if len(set(views)) < len(views):
+        raise InputError(f"--views: got {','.join(views)!r}, expected each view once; give crops other numbers")
+
+
+def has_crops(views: Sequence[str]) -> bool:
+    """True where a view depends on the content of the file."""
+    return any(name.startswith("crop") for name in views)
+
+
+def make_views(image: np.ndarray, views: Sequence[str], spec: PreprocessSpec, content_sha256: str = "") -> Tensor:
+    """(H, W, 3) uint8 to (views, 3, S, S) uint8; the hash of the file's content is needed where there are crops."""
+    size, centre = spec.image_size, resize_and_crop(image, spec)
+    larger = resize_for_crop(image, replace(spec, image_size=round(size * MARGIN))) if has_crops(views) else centre
+    pictures = []
+    for name in views:
+        if name == "centre":
+            pictures.append(centre)
+        elif name == "flip":
+            pictures.append(centre.flip(-1))
+        else:
+            seed = hashlib.sha256(f"{name} {content_sha256}".encode()).digest()
+            down, right, mirrored = np.random.default_rng(list(seed)).random(3)
+            top, left = round(down * (larger.shape[1] - size)), round(right * (larger.shape[2] - size))
+            crop = larger[:, top : top + size, left : left + size]
+            pictures.append(crop.flip(-1) if mirrored < 0.5 else crop)
+    return torch.stack(pictures)

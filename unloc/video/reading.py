@@ -1,34 +1,55 @@
-"""From a file to resized frames and the row of the video: all of encoding that runs without a tower.
+"""From a file to resized frames and the video's row: all of encoding that runs without a tower.
 
-Nothing here imports a tower: it runs in processes that only decode.
+Processes that only decode import this, so it imports no tower.
 """
 
-import hashlib
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from unloc.errors import VideoError
-from unloc.video.choose import open_video
-from unloc.video.facts import Progress, ShownFrame, no_report
-from unloc.video.preprocess import PreprocessSpec
-from unloc.video.remote_video import RemoteVideo
-from unloc.video.report import covered_seconds, is_truncated
+from unloc.errors import InputError, VideoError
+from unloc.video.decord_reader import DecordReader, unsound_by_facts
+from unloc.video.facts import OnProgress, VideoFacts, no_progress, scan
+from unloc.video.frame_reader import FrameReader
+from unloc.video.preprocess import CENTRE, PreprocessSpec, has_crops, make_views
+from unloc.video.pyav_reader import PyAVReader
 from unloc.video.sampling import FrameSampling
-from unloc.video.tar_shards import TarMember, VideoFile
-from unloc.video.views import CENTRE, ViewMaker, has_crops
+from unloc.video.video_file import VideoFile, file_hash, file_identity, file_version
 
-CHANGED = "changed"  # reason of a video whose file was another one at the end than at the start
-HASH_BLOCK = 1 << 20
+DECODERS = ("auto", "decord", "pyav")
+CHANGED = "changed"  # reason of a video whose file was replaced or rewritten while it was read
+
+
+def open_video(
+    path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = no_progress
+) -> tuple[FrameReader, VideoFacts, str]:
+    """A reader of the file, its facts, and why this decoder reads it.
+
+    `auto` is PyAV: it is exact on every stream, and faster than decord on every kind measured, sparse or dense
+    (benchmarks/decoding.py). The reason says whether decord would have been exact too.
+
+    Raises VideoError with a reason where the file cannot be read or the chosen decoder is unsound for it, InputError
+    for an unknown decoder.
+    """
+    if decoder not in DECODERS:
+        raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(DECODERS)}")
+    facts = scan(path, on_progress)
+    reason = "asked for"
+    if decoder == "auto":
+        unsound = unsound_by_facts(facts)
+        reason = "decord would be exact too; PyAV is faster"
+        reason = f"decord is not exact here: {unsound}" if unsound else reason
+    reader = DecordReader if decoder == "decord" else PyAVReader
+    return reader(facts, allow_partial, on_progress), facts, reason
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSpec:
-    """Which frames of a file are wanted, and how they are to look."""
+    """Which frames of a file are wanted, and how they are preprocessed."""
 
     sampling: FrameSampling
     preprocess: PreprocessSpec
@@ -37,36 +58,22 @@ class ReadSpec:
     allow_partial: bool = False
 
 
-@dataclass(frozen=True)
-class ResizedFrame:
-    """One frame as the tower takes it, but for the normalising."""
-
-    positions: list[int]
-    """Which tokens of the video it becomes: several where a short video repeats frames."""
-    time_seconds: float
-    """When it is really shown from."""
-    pixels: np.ndarray
-    """(views, 3, S, S) uint8."""
-
-
 class VideoReading:
-    """One file, read once: `frames`, and when they have all come, `row`."""
+    """One file, read once: `frames`, and after the last of them `row`."""
 
     def __init__(
-        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: Progress = no_report
+        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: OnProgress = no_progress
     ) -> None:
-        """Opens the file, which is a copy of `source` where that lies in a tar file.
+        """Opens the file, which is a copy of `source` where that is not a local file.
 
         Raises VideoError with a reason where it cannot be read.
         """
         started = time.perf_counter()
         self.path, self.source, self.spec, self.on_progress = path, source or path, spec, on_progress
         self.version = file_version(path)
-        self.views = ViewMaker(spec.views, spec.preprocess, self.content_sha256 if has_crops(spec.views) else "")
-        self.reader, self.facts, self.reason = open_video(
-            path, spec.decoder, allow_partial=spec.allow_partial, on_progress=on_progress
-        )
-        facts = self.facts
+        self.crop_seed = self.content_sha256 if has_crops(spec.views) else ""
+        self.reader, facts, self.reason = open_video(path, spec.decoder, spec.allow_partial, on_progress)
+        self.facts = facts
         self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         self.times_seconds = np.zeros(len(self.wanted_seconds))
         self.seconds_decode, self.seconds_preprocess = time.perf_counter() - started, 0.0
@@ -76,25 +83,29 @@ class VideoReading:
         """Of the file that is decoded, read once."""
         return file_hash(self.path, self.on_progress)
 
-    def frames(self) -> Iterator[ResizedFrame]:
-        """Every wanted frame once, mostly in order. Raises VideoError where too little decodes."""
+    def frames(self) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Every wanted frame once, mostly in order: (positions, pixels). Raises VideoError where too little decodes.
+
+        positions: which tokens of the video the frame becomes, several where a short video repeats frames;
+        pixels: (views, 3, S, S) uint8, ready for a tower but for normalising.
+        """
         shown_frames = self.reader.frames_at(self.wanted_seconds)
         while True:
             started = time.perf_counter()
-            shown: ShownFrame | None = next(shown_frames, None)
+            shown = next(shown_frames, None)
             decoded = time.perf_counter()
             self.seconds_decode += decoded - started
             if shown is None:
                 return
             self.times_seconds[shown.positions] = shown.time_seconds
-            pixels = self.views.make(shown.image).numpy()
+            pixels = make_views(shown.image, self.spec.views, self.spec.preprocess, self.crop_seed).numpy()
             self.seconds_preprocess += time.perf_counter() - decoded
-            yield ResizedFrame(shown.positions, shown.time_seconds, pixels)
+            yield shown.positions, pixels
 
     def row(self, video_id: str) -> dict:
-        """What the cache keeps of the video beside its tokens.
+        """What the cache keeps of the video next to its tokens.
 
-        Raises VideoError (reason `changed`) where the file is not the one any more that was opened.
+        Raises VideoError (reason `changed`) where the file is no longer the one that was opened.
         """
         facts = self.facts
         row = {
@@ -103,8 +114,8 @@ class VideoReading:
             **file_identity(self.source),
             "content_sha256": self.content_sha256,
             "duration_seconds": facts.end_seconds,
-            "covered_seconds": round(covered_seconds(facts, self.reader.report), 6),
-            "truncated": is_truncated(facts),
+            "covered_seconds": round(self.reader.covered_seconds(), 6),
+            "truncated": facts.is_truncated,
             "clock_start_seconds": round(facts.clock_start_seconds, 6),
             "times_seconds": [round(float(value), 6) for value in self.times_seconds],
             "decoder": self.reader.name,
@@ -120,36 +131,3 @@ class VideoReading:
         if file_version(self.path) != self.version:
             raise VideoError(f"{self.source}: the file changed while it was decoded; run again", reason=CHANGED)
         return row
-
-
-def file_identity(file: VideoFile) -> dict:
-    """What tells cheaply that a file has changed; nothing where it cannot be asked."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return {}
-    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
-
-
-def file_version(file: VideoFile) -> Hashable | None:
-    """What no change of a file leaves as it was: size, times of writing and of any change; None where it is not.
-
-    Of a video in a tar file, those of the tar file; at a URL, what its store says now.
-    """
-    try:
-        if isinstance(file, RemoteVideo):
-            return file.current()
-        stat = (file.tar if isinstance(file, TarMember) else file).stat()
-    except (OSError, VideoError):
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def file_hash(file: VideoFile, on_progress: Progress = no_report) -> str:
-    """sha256 of the file's content."""
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(HASH_BLOCK):
-            digest.update(block)
-            on_progress()
-    return digest.hexdigest()

@@ -1,0 +1,222 @@
+"""A video's file: on a file system, in a tar shard, or at a URL. All three have a name, a size and a time of change.
+
+Decoders need a file in which they can seek: `on_disk` gives them the file itself, or an unnamed temporary copy, which
+the system deletes however the process ends.
+"""
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from fsspec.callbacks import Callback
+
+from unloc.cache.object_store import ObjectStore
+from unloc.errors import CacheError, MissingError, VideoError
+
+BLOCK = 1 << 20
+CHANGED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+TAG_KEYS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "crc32c", "generation", "versionId")
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A file in a plain tar file, read in place."""
+
+    tar: Path
+    path: str
+    """Its name in the tar file, with folders."""
+    offset: int
+    """Where its bytes begin."""
+    size: int
+    mtime_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """Without folders."""
+        return PurePosixPath(self.path).name
+
+    def stat(self) -> SimpleNamespace:
+        """Size and time of change."""
+        return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Its bytes."""
+        return io.BufferedReader(_Slice(self.tar, self.offset, self.size))
+
+    def fetch(self, copy: BinaryIO, on_progress: Callable[[], None]) -> None:
+        """Write it into an open file. Raises VideoError (truncated) where the tar file ends within it."""
+        with self.open() as source:
+            while block := source.read(BLOCK):
+                copy.write(block)
+                on_progress()
+        copy.flush()
+        if copy.tell() < self.size:
+            raise VideoError(
+                f"{self}: the tar file ends after {copy.tell()} of its {self.size} bytes", reason="truncated"
+            )
+
+
+class _Slice(io.FileIO):
+    """A part of a file, read forward."""
+
+    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # by readinto
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        super().__init__(path)
+        self.seek(offset)
+        self.left = size
+
+    def readinto(self, buffer: bytearray) -> int:
+        count = super().readinto(memoryview(buffer)[: self.left])
+        self.left -= count
+        return count
+
+
+@dataclass(frozen=True)
+class RemoteVideo:
+    """An object at a URL (`s3://…`, `https://…`, anything that fsspec opens)."""
+
+    folder: str
+    """URL that was listed."""
+    path: str
+    """Its name below."""
+    size: int | None
+    """Bytes; None where the store does not say."""
+    mtime_ns: int
+    """0 where the store does not say."""
+    tag: str
+    """The store's own mark of this version of the object."""
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.path}"
+
+    @property
+    def place(self) -> PurePosixPath:
+        """The path with the quoting of a web server's links undone."""
+        return PurePosixPath(unquote(self.path) if self.folder.startswith("http") else self.path)
+
+    @property
+    def name(self) -> str:
+        """Without folders."""
+        return self.place.name
+
+    def stat(self) -> SimpleNamespace:
+        """Size and time of change when it was listed."""
+        return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
+
+    def current(self) -> "RemoteVideo":
+        """The version that is there now. Raises VideoError where there is none, OSError where the store fails."""
+        try:
+            return _ask(self.folder, self.path)
+        except FileNotFoundError:
+            raise VideoError(f"{self}: does not exist (any more)", reason="not_found") from None
+        except CacheError as error:
+            raise OSError(str(error)) from None
+
+    def fetch(self, copy: BinaryIO, on_progress: Callable[[], None]) -> None:
+        """Write it into an open file. Raises as `current`; a failed download is tried again."""
+        callback = Callback(hooks={"progress": lambda *_, **__: on_progress()})
+        try:
+            ObjectStore(self.folder).download(self.path, copy, self.size, callback)
+        except FileNotFoundError:
+            raise VideoError(f"{self}: does not exist any more", reason="not_found") from None
+        except CacheError as error:
+            raise OSError(str(error)) from None
+
+
+def list_videos(url: str) -> list[RemoteVideo]:
+    """Every object below a URL. Raises MissingError where there is none, CacheError where the store fails."""
+    found = [_from_info(url, name, info) for name, info in ObjectStore(url).infos().items()]
+    if not found:
+        raise MissingError(f"--videos: {url} does not exist or holds nothing")
+    # A web server's list of links has no sizes.
+    return [file if file.size is not None else _ask(url, file.path) for file in found]
+
+
+def at_url(url: str) -> RemoteVideo | None:
+    """The object at a URL, None where there is none. Raises CacheError where the store fails."""
+    folder, _, name = url.rpartition("/")
+    try:
+        return _ask(folder, name)
+    except FileNotFoundError:
+        return None
+
+
+def _ask(folder: str, path: str) -> RemoteVideo:
+    return _from_info(folder, path, ObjectStore(folder).info(path))
+
+
+def _from_info(folder: str, path: str, info: dict) -> RemoteVideo:
+    """From the record of fsspec, whose keys differ by store."""
+    changed = next((info[key] for key in CHANGED_KEYS if info.get(key) is not None), 0)
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed)
+    tag = next((str(info[key]) for key in TAG_KEYS if info.get(key) is not None), "")
+    return RemoteVideo(folder, path, info.get("size"), round(seconds * 1e6) * 1000, tag)
+
+
+VideoFile = Path | TarMember | RemoteVideo
+
+
+@contextmanager
+def on_disk(file: VideoFile, on_progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A path at which this process can open the video: its own, or that of an unnamed copy.
+
+    Raises as `fetch` does. A VideoError about the copy names the file itself.
+    """
+    if isinstance(file, Path):
+        yield file
+        return
+    with tempfile.TemporaryFile(prefix="unloc-") as copy:
+        file.fetch(copy, on_progress)
+        path = Path(f"/proc/self/fd/{copy.fileno()}")
+        try:
+            yield path
+        except VideoError as error:
+            raise VideoError(str(error).replace(str(path), str(file)), reason=error.reason) from None
+
+
+def file_identity(file: VideoFile) -> dict:
+    """Size and time of change, a cheap test for a changed file; empty where they cannot be read."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return {}
+    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
+
+
+def file_version(file: VideoFile) -> Hashable | None:
+    """What every change of a file changes: size, times of writing and of any change; None where there is no file.
+
+    Of a video in a tar file, those of the tar file; at a URL, what its store says now.
+    """
+    try:
+        if isinstance(file, RemoteVideo):
+            return file.current()
+        stat = (file.tar if isinstance(file, TarMember) else file).stat()
+    except (OSError, VideoError):
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def file_hash(file: VideoFile, on_progress: Callable[[], None] = lambda: None) -> str:
+    """sha256 of the file's content; an object at a URL is fetched for it. Raises as `on_disk`."""
+    digest = hashlib.sha256()
+    source = on_disk(file, on_progress) if isinstance(file, RemoteVideo) else nullcontext(file)
+    with source as readable, readable.open("rb") as handle:
+        while block := handle.read(BLOCK):
+            digest.update(block)
+            on_progress()
+    return digest.hexdigest()
