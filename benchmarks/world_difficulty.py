@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unloc.synth.events import plan_video
-from unloc.synth.motion import event_sprite, idler_sprite
 from unloc.synth.vocabulary import LOOKS, TASKS
 
 NUM_STEPS, WIDTH = 192, 192
@@ -31,10 +30,9 @@ def truth_of(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, str]:
     times = np.linspace(0.0, plan.duration_seconds, NUM_STEPS, endpoint=False)
     objects = np.zeros((NUM_STEPS, len(LOOKS), 4), dtype=np.float32)
     labels = np.zeros((NUM_STEPS, len(STEPS)), dtype=np.float32)
-    shown = [(event, event_sprite) for event in plan.events] + [(idler, idler_sprite) for idler in plan.idlers]
     for step, seconds in enumerate(times):
-        for item, sprite_at in shown:
-            sprite = sprite_at(item, seconds)
+        for item in (*plan.events, *plan.distractors):
+            sprite = item.sprite_at(seconds)
             if sprite and sprite.alpha > 0.5:
                 place = (1.0, 3 * sprite.x, 3 * sprite.y, math.log(sprite.radius / 0.1))
                 objects[step, LOOKS.index((sprite.colour, sprite.shape))] = place

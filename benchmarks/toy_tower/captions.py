@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unloc.synth.drawing import Sprite
-from unloc.synth.scenes import Scene
+from unloc.synth.scenes import Scene, Sprite
 from unloc.synth.sentences import MOTION_PHRASES, SHAPE_WORDS
 from unloc.synth.vocabulary import COLOURS, MOTIONS, SHAPES
 

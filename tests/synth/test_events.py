@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 
 from unloc.synth.events import covered_share, plan_video
-from unloc.synth.motion import event_sprite
 from unloc.synth.vocabulary import CLASS_ACTIONS, MOTIONS, STEP_ACTIONS, TASKS
 
 
@@ -74,7 +73,7 @@ def test_objects_stay_inside_the_centre_crop(plans):
     for plan in plans[:40]:
         for event in plan.events:
             for seconds in np.linspace(event.start_seconds, event.end_seconds, 20, endpoint=False):
-                sprite = event_sprite(event, seconds)
+                sprite = event.sprite_at(seconds)
                 assert max(abs(sprite.x), abs(sprite.y)) < 0.5
 
 
@@ -82,7 +81,7 @@ def test_motions_do_what_they_are_called(plans):
     rate = {motion: [] for motion in MOTIONS}
     for event in (event for plan in plans for event in plan.events):
         first = event.start_seconds + 0.3
-        early, late = event_sprite(event, first), event_sprite(event, first + 0.3)
+        early, late = event.sprite_at(first), event.sprite_at(first + 0.3)
         rate[event.action.motion].append([late.x - early.x, late.y - early.y, late.radius - early.radius])
     means = {motion: np.mean(values, axis=0) for motion, values in rate.items()}
     assert means["rising"][1] < -0.02 < 0.02 < means["falling"][1]
@@ -95,7 +94,7 @@ def test_the_pose_of_one_moment_does_not_tell_rising_from_falling(plans):
     heights = {"rising": [], "falling": []}
     for event in (event for plan in plans for event in plan.events if event.action.motion in heights):
         for share in (np.arange(10) + 0.5) / 10:
-            sprite = event_sprite(event, event.start_seconds + share * event.length_seconds)
+            sprite = event.sprite_at(event.start_seconds + share * event.length_seconds)
             heights[event.action.motion].append(sprite.y)
     rising, falling = (np.quantile(heights[motion], [0.1, 0.3, 0.5, 0.7, 0.9]) for motion in ("rising", "falling"))
     assert np.abs(rising - falling).max() < 0.06

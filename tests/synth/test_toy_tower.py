@@ -26,8 +26,7 @@ from benchmarks.toy_tower.train_tower import (
     train,
 )
 from unloc.synth import toy_tower_files
-from unloc.synth.drawing import Sprite
-from unloc.synth.scenes import Scene
+from unloc.synth.scenes import Scene, Sprite
 from unloc.synth.vocabulary import COLOURS, SHAPES
 
 

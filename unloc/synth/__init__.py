@@ -7,13 +7,10 @@ UNLOC_FOLDER = Path(__file__).parent / "toy_unloc"
 
 
 def toy_tower_files() -> tuple[Path, Path]:
-    """The toy tower's open_clip configuration (JSON) and its weights (safetensors, fp16). Imports no torch."""
+    """The toy tower's open_clip configuration (JSON) and its weights (safetensors, fp16)."""
     return TOWER_FOLDER / "config.json", TOWER_FOLDER / "weights.safetensors"
 
 
 def toy_unloc_folder(task: str) -> Path:
-    """The checkpoint that `--init toy` starts a task from: trained on worlds of another seed (`toy_unloc/record.json`).
-
-    Highlight detection starts from moment retrieval's.
-    """
+    """The checkpoint of `--init toy` for a task (`toy_unloc/record.json`); HD starts from MR's."""
     return UNLOC_FOLDER / {"hd": "mr"}.get(task, task)

@@ -1,16 +1,19 @@
-"""What happens in each video: a plan drawn from (seed, index) alone, before any pixel.
+"""What happens in each video and how it looks over time: a plan drawn from (seed, index) alone, before any pixel.
 
-A video shows the steps of one task in order, with gaps, and beside them events that may overlap them: classes that
-are no steps, and actions that are no class at all (a step's object with another motion, most often). Objects may rest
-in view before and after their event, idle objects stand about, so neither presence nor looks give a boundary away.
+A video shows the steps of one task in order, with gaps, and side events that may overlap them: classes that are no
+steps, and actions that are no class at all (most often a step's object with another motion). Objects may stay in view
+before and after their event, and distractors stand still, so neither presence nor looks give a boundary away.
 """
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
-from unloc.synth.motion import Event, Idler, event_sprite
+from unloc.synth.scenes import Sprite
 from unloc.synth.vocabulary import ALL_ACTIONS, CLASS_ACTIONS, LOOKS, SIDE_ACTIONS, TASKS, Action
 
 SPLIT_PATTERN = ("train", "val", "test", "train", "train", "train", "train", "test", "train", "train")
@@ -20,6 +23,118 @@ MIN_SECONDS, MAX_SECONDS = 20.0, 90.0
 MIN_EVENT_SECONDS = 2.0
 FOREGROUND = (0.40, 0.60)
 """Share of a video that is covered by events."""
+TRAVEL = 0.52  # short sides that a rising, falling or sideways object covers in one pass
+SWING = 0.2  # half width of a swing
+GROWTH = (0.6, 1.55)  # factors of the radius between which objects grow and shrink
+FADE_SECONDS = 0.25  # a pass fades out and the next one in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One action with its time and place. A long event repeats its motion in several whole passes."""
+
+    action: Action
+    start_seconds: float
+    end_seconds: float
+    is_step: bool
+    """True for a step of the video's task, False for a side event."""
+    x: float
+    y: float
+    """Centre of the path, short sides from the frame's centre."""
+    radius: float
+    pass_seconds: float
+    """Length of one pass (of one period for blinking and swinging)."""
+    still_before_seconds: float
+    still_after_seconds: float
+    """How long the object stands still in view before and after."""
+    peak_start_seconds: float
+    peak_end_seconds: float
+    """While it glows: the highlight."""
+    tilt: float
+
+    @property
+    def length_seconds(self) -> float:
+        """Seconds from start to end."""
+        return self.end_seconds - self.start_seconds
+
+    @property
+    def visible_seconds(self) -> tuple[float, float]:
+        """From when to when the object is in view, standing still included."""
+        return self.start_seconds - self.still_before_seconds, self.end_seconds + self.still_after_seconds
+
+    def overlap_seconds(self, start_seconds: float, end_seconds: float) -> float:
+        """Seconds that the event shares with an interval."""
+        return max(0.0, min(self.end_seconds, end_seconds) - max(self.start_seconds, start_seconds))
+
+    def sprite_at(self, seconds: float) -> Sprite | None:
+        """The object at a time, or None when it is out of view."""
+        first, last = self.visible_seconds
+        if not first <= seconds < last:
+            return None
+        x, y, scale, alpha = self._pose(seconds)
+        # Objects that do not stay in view fade in and out at the boundaries.
+        alpha *= min(1.0, (seconds - first) / FADE_SECONDS + 0.2, (last - seconds) / FADE_SECONDS + 0.2)
+        wobble = 0.006 * math.sin(2.1 * seconds + 9 * self.x)
+        glow = _ramp(seconds, self.peak_start_seconds, self.peak_end_seconds, 0.3)
+        return Sprite(*self.action.look, x + wobble, y - wobble, self.radius * scale, alpha, glow, self.tilt)
+
+    def _pose(self, seconds: float) -> tuple[float, float, float, float]:
+        """x, y, size factor and opacity at a time."""
+        elapsed = min(max(seconds - self.start_seconds, 0.0), self.length_seconds)
+        during = self.start_seconds <= seconds < self.end_seconds
+        motion, x, y = self.action.motion, self.x, self.y
+        if motion == "blinking":
+            lit = not during or (elapsed / self.pass_seconds) % 1.0 < 0.55
+            return x, y, 1.0, 1.0 if lit else 0.0
+        if motion == "swinging":
+            return x + SWING * math.sin(2 * math.pi * elapsed / self.pass_seconds), y, 1.0, 1.0
+        share, alpha = self._share_of_pass(elapsed, during)
+        if motion in ("growing", "shrinking"):
+            small, large = GROWTH
+            grown = share if motion == "growing" else 1.0 - share
+            return x, y, small + grown * (large - small), alpha
+        offset = TRAVEL * (share - 0.5)
+        if motion in ("rising", "falling"):
+            return x, y + (offset if motion == "falling" else -offset), 1.0, alpha
+        return x + (offset if motion == "moving right" else -offset), y, 1.0, alpha
+
+    def _share_of_pass(self, elapsed: float, during: bool) -> tuple[float, float]:
+        """Progress of the pass, 0-1, and opacity: faded between two passes, full at the event's own ends."""
+        num_passes = max(1, round(self.length_seconds / self.pass_seconds))
+        pass_seconds = self.length_seconds / num_passes
+        if elapsed >= self.length_seconds:
+            return 1.0, 1.0
+        index, share = divmod(elapsed / pass_seconds, 1.0)
+        if not during:
+            return share, 1.0
+        since, left = share * pass_seconds, (1.0 - share) * pass_seconds
+        alpha_in = 1.0 if index == 0 else min(1.0, since / FADE_SECONDS)
+        alpha_out = 1.0 if index == num_passes - 1 else min(1.0, left / FADE_SECONDS)
+        return share, min(alpha_in, alpha_out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distractor:
+    """An object that stands still: in every single frame it looks like an event."""
+
+    look: tuple[str, str]
+    start_seconds: float
+    end_seconds: float
+    x: float
+    y: float
+    radius: float
+    glow_start_seconds: float
+    glow_end_seconds: float
+    tilt: float
+
+    def sprite_at(self, seconds: float) -> Sprite | None:
+        """The object at a time, or None when it is out of view; it wobbles like all objects do."""
+        if not self.start_seconds <= seconds < self.end_seconds:
+            return None
+        alpha = _ramp(seconds, self.start_seconds, self.end_seconds, 0.5)
+        wobble = 0.006 * math.sin(2.1 * seconds + 9 * self.x)
+        glow = _ramp(seconds, self.glow_start_seconds, self.glow_end_seconds, 0.3)
+        return Sprite(*self.look, self.x + wobble, self.y - wobble, self.radius, alpha, glow, self.tilt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +142,7 @@ class VideoPlan:
     """One video: how it is encoded and what happens in it."""
 
     video_id: str
-    """With the `v_` that ActivityNet Captions puts before ids, so that one name serves in all formats."""
+    """Begins with `v_` as ids in ActivityNet Captions do, so that one name serves in all formats."""
     index: int
     split: str
     task: str
@@ -39,7 +154,7 @@ class VideoPlan:
     num_b_frames: int
     events: tuple[Event, ...]
     """In order of their starts."""
-    idlers: tuple[Idler, ...]
+    distractors: tuple[Distractor, ...]
 
     @property
     def duration_seconds(self) -> float:
@@ -48,16 +163,15 @@ class VideoPlan:
 
 
 def video_generator(seed: int, index: int, purpose: int) -> np.random.Generator:
-    """The generator of one video and one purpose (0 plan, 1 pixels, 2 sentences, 3 raters): never shared."""
+    """The generator of one video and one purpose (0 plan, 1 pixels, 2-5 sentences and raters): never shared."""
     return np.random.default_rng([seed, index, purpose])
 
 
 def plan_video(seed: int, index: int) -> VideoPlan:
-    """The plan of video `index` of the world `seed`; the same wherever and in whichever order it is asked for."""
+    """The plan of video `index` of the world `seed`."""
     rng = video_generator(seed, index, 0)
     fps = FRAME_RATES[rng.integers(len(FRAME_RATES))]
-    wanted = MIN_SECONDS + (MAX_SECONDS - MIN_SECONDS) * rng.beta(1.2, 2.6)
-    num_frames = int(wanted * fps)
+    num_frames = int((MIN_SECONDS + (MAX_SECONDS - MIN_SECONDS) * rng.beta(1.2, 2.6)) * fps)
     duration = float(num_frames / fps)
     width, height = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     task = list(TASKS)[rng.integers(len(TASKS))]
@@ -74,11 +188,20 @@ def plan_video(seed: int, index: int) -> VideoPlan:
         gop=int(rng.choice([12, 25, 50, 120, 250])),
         num_b_frames=int(rng.integers(0, 4)),
         events=events,
-        idlers=_plan_idlers(rng, events, duration),
+        distractors=_plan_distractors(rng, events, duration),
     )
 
 
-def covered_share(events: tuple[Event, ...] | list[Event], duration_seconds: float) -> float:
+class _Timed(NamedTuple):
+    """An action and when it happens."""
+
+    action: Action
+    start_seconds: float
+    end_seconds: float
+    is_step: bool
+
+
+def covered_share(events: Sequence[Event | _Timed], duration_seconds: float) -> float:
     """Share of the video during which at least one event is going on."""
     covered, reached = 0.0, 0.0
     for event in sorted(events, key=lambda event: event.start_seconds):
@@ -92,126 +215,103 @@ def _plan_events(rng: np.random.Generator, steps: tuple[Action, ...], duration: 
     while True:
         timed = _time_steps(rng, steps, duration)
         timed += _time_side_events(rng, timed, duration)
-        spans = [_bare_event(*item) for item in timed]
-        if FOREGROUND[0] <= covered_share(spans, duration) <= FOREGROUND[1]:
+        timed = [_Timed(a, round(float(start), 2), round(float(end), 2), step) for a, start, end, step in timed]
+        if FOREGROUND[0] <= covered_share(timed, duration) <= FOREGROUND[1]:
             break
     placed: list[Event] = []
-    for event in sorted(spans, key=lambda event: event.start_seconds):
-        placed.append(_stage_event(rng, event, placed, duration))
+    for item in sorted(timed, key=lambda item: item.start_seconds):
+        placed.append(_place_event(rng, item, placed, duration))
     return tuple(placed)
 
 
-def _bare_event(action: Action, start: float, end: float, is_step: bool) -> Event:
-    return Event(
-        action=action,
-        start_seconds=round(float(start), 2),
-        end_seconds=round(float(end), 2),
-        is_step=is_step,
-        x=0.0,
-        y=0.0,
-        radius=0.1,
-        pass_seconds=1.0,
-    )
-
-
-Timed = tuple[Action, float, float, bool]
-
-
-def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: float) -> list[Timed]:
+def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: float) -> list[_Timed]:
     """Steps in task order: some left out, some done twice or three times, of very different lengths, with gaps."""
     chosen = [step for step in steps if rng.random() < 0.85]
     if len(chosen) < 2 or rng.random() < 0.1:  # few steps: one of them may take most of the foreground
         chosen = list(steps[:2])
     repeated = [step for step in chosen for _ in range(1 + int(rng.choice(3, p=[0.8, 0.16, 0.04])))]
     shortest = max(MIN_EVENT_SECONDS, 0.02 * duration)
-    most = int(0.9 * FOREGROUND[1] * duration / shortest)
-    repeated = repeated[:most]
+    repeated = repeated[: int(0.9 * FOREGROUND[1] * duration / shortest)]
     spare = max(0.0, rng.uniform(0.34, 0.52) * duration - len(repeated) * shortest)
     lengths = shortest + spare * rng.dirichlet(np.full(len(repeated), 1.5))
     gaps = (duration - lengths.sum()) * rng.dirichlet(np.full(len(repeated) + 1, 1.2))
     starts = np.cumsum(gaps[:-1]) + np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
-    return [
-        (action, start, start + length, True) for action, start, length in zip(repeated, starts, lengths, strict=True)
-    ]
+    return [_Timed(*item, True) for item in zip(repeated, starts, starts + lengths, strict=True)]
 
 
-def _time_side_events(rng: np.random.Generator, steps: list[Timed], duration: float) -> list[Timed]:
-    """Up to two actions beside the steps, each perhaps twice, never while an event with the same look is going on."""
-    taken = list(steps)
+def _time_side_events(rng: np.random.Generator, steps: list[_Timed], duration: float) -> list[_Timed]:
+    """Up to two further actions, each perhaps twice, never during an event of the same look.
+
+    Half are classes that are no step, half no class; half of those look like a step of this video.
+    """
+    events = list(steps)
     for _ in range(int(rng.choice(3, p=[0.2, 0.45, 0.35]))):
-        action = _side_action(rng, [step[0] for step in steps])
+        if rng.random() < 0.5:
+            action = SIDE_ACTIONS[rng.integers(len(SIDE_ACTIONS))]
+        else:
+            looks = {step.action.look for step in steps} if rng.random() < 0.5 else set(LOOKS)
+            candidates = [action for action in ALL_ACTIONS if action.look in looks and action not in CLASS_ACTIONS]
+            action = candidates[rng.integers(len(candidates))]
         for _ in range(1 + int(rng.random() < 0.2)):
             length = min(MIN_EVENT_SECONDS * np.exp(rng.uniform(0, 1.6)), 0.3 * duration)
             start = rng.uniform(0.0, duration - length)
-            same_look = [item for item in taken if item[0].look == action.look]
-            if all(start > item[2] + 1.0 or start + length < item[1] - 1.0 for item in same_look):
-                taken.append((action, start, start + length, False))
-    return taken[len(steps) :]
+            same_look = [event for event in events if event.action.look == action.look]
+            if all(start > e.end_seconds + 1.0 or start + length < e.start_seconds - 1.0 for e in same_look):
+                events.append(_Timed(action, start, start + length, False))
+    return events[len(steps) :]
 
 
-def _side_action(rng: np.random.Generator, steps: list[Action]) -> Action:
-    """A class that is no step, or an action that is no class: half of those look like a step of this video."""
-    if rng.random() < 0.5:
-        return SIDE_ACTIONS[rng.integers(len(SIDE_ACTIONS))]
-    looks = {step.look for step in steps} if rng.random() < 0.5 else set(LOOKS)
-    candidates = [action for action in ALL_ACTIONS if action.look in looks and action not in CLASS_ACTIONS]
-    return candidates[rng.integers(len(candidates))]
-
-
-def _stage_event(rng: np.random.Generator, event: Event, others: list[Event], duration: float) -> Event:
-    """The event with size, speed, rests, highlight and, of several places, the one farthest from what else is there."""
-    length = event.length_seconds
-    motion = event.action.motion
+def _place_event(rng: np.random.Generator, timed: _Timed, others: list[Event], duration: float) -> Event:
+    """The event with size, speed, highlight and, of twelve places, the one farthest from the other objects."""
+    action, start, end, is_step = timed
+    motion, length = action.motion, end - start
     period = {"blinking": (1.5, 2.4), "swinging": (2.2, 3.6)}.get(motion, (2.4, 6.5))
-    rests = [rng.uniform(0.5, 4.0) if rng.random() < 0.5 else 0.0 for _ in range(2)]
+    still = [rng.uniform(0.5, 4.0) if rng.random() < 0.5 else 0.0 for _ in range(2)]
     peak = length * rng.uniform(0.35, 0.6)
-    peak_start = event.start_seconds + rng.uniform(0.0, 1.0) * (length - peak)
-    staged = replace(
-        event,
-        radius=float(rng.uniform(0.095, 0.15)),
-        pass_seconds=min(float(rng.uniform(*period)), length / 2 if motion == "blinking" else length),
-        rest_before_seconds=min(rests[0], event.start_seconds),
-        rest_after_seconds=min(rests[1], duration - event.end_seconds),
-        peak_start_seconds=peak_start,
-        peak_end_seconds=peak_start + peak,
-        tilt=float(rng.uniform(-0.2, 0.2)),
-    )
-    places = [replace(staged, x=x, y=y) for x, y in _places(rng, motion)]
+    peak_start = start + rng.uniform(0.0, 1.0) * (length - peak)
+    common = {
+        "radius": float(rng.uniform(0.095, 0.15)),
+        "pass_seconds": min(float(rng.uniform(*period)), length / 2 if motion == "blinking" else length),
+        "still_before_seconds": min(still[0], start),
+        "still_after_seconds": min(still[1], duration - end),
+        "peak_start_seconds": peak_start,
+        "peak_end_seconds": peak_start + peak,
+        "tilt": float(rng.uniform(-0.2, 0.2)),
+    }
+    # Path centres: anywhere across the path, near the middle along it.
+    along_x = 0.05 if motion in ("moving left", "moving right") else 0.12 if motion == "swinging" else 0.3
+    along_y = 0.05 if motion in ("rising", "falling") else 0.3
+    centres = rng.uniform(-1.0, 1.0, (12, 2)) * [along_x, along_y]
+    times = {"action": action, "start_seconds": start, "end_seconds": end, "is_step": is_step}
+    places = [Event(**times, **common, x=x, y=y) for x, y in centres]
     return max(places, key=lambda place: _clearance(place, others))
 
 
-def _places(rng: np.random.Generator, motion: str, number: int = 12) -> np.ndarray:
-    """(number, 2) candidate path centres: free across the path, near the middle along it."""
-    along_x = 0.05 if motion in ("moving left", "moving right") else 0.12 if motion == "swinging" else 0.3
-    along_y = 0.05 if motion in ("rising", "falling") else 0.3
-    return rng.uniform(-1.0, 1.0, (number, 2)) * [along_x, along_y]
-
-
 def _clearance(event: Event, others: list[Event]) -> float:
-    """Smallest distance to objects in view at the same time, at half-second steps; capped where nothing is near."""
+    """Smallest distance to objects in view at the same time, at half-second steps, at most 0.35."""
     nearest = 0.35
     first, last = event.visible_seconds
     near = [other for other in others if other.visible_seconds[0] < last and other.visible_seconds[1] > first]
     for seconds in np.arange(first, last, 0.5) if near else ():
-        here = event_sprite(event, seconds)
-        for there in (event_sprite(other, seconds) for other in near):
+        here = event.sprite_at(seconds)
+        for there in (other.sprite_at(seconds) for other in near):
             if here and there:
                 nearest = min(nearest, float(np.hypot(here.x - there.x, here.y - there.y)))
     return nearest
 
 
-def _plan_idlers(rng: np.random.Generator, events: tuple[Event, ...], duration: float) -> tuple[Idler, ...]:
-    """Objects that stand about, half of them with the look of an event of this video."""
+def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], duration: float) -> tuple[Distractor, ...]:
+    """Still objects, half of them with the look of an event of this video."""
     own = [event.action.look for event in events]
-    idlers = []
+    distractors = []
     for _ in range(int(rng.poisson(duration / 14.0))):
         start, length = rng.uniform(0.0, duration - 3.0), rng.uniform(3.0, 12.0)
         glow = length * rng.uniform(0.0, 0.5) if rng.random() < 0.6 else 0.0  # so a glow is no sign of an event
         glow_start = start + rng.uniform(0.0, 1.0) * (length - glow)
         look = own[rng.integers(len(own))] if rng.random() < 0.5 else LOOKS[rng.integers(len(LOOKS))]
         x, y = rng.uniform(-0.36, 0.36, 2)
-        idlers.append(
-            Idler(
+        distractors.append(
+            Distractor(
                 look=look,
                 start_seconds=start,
                 end_seconds=min(duration, start + length),
@@ -223,4 +323,11 @@ def _plan_idlers(rng: np.random.Generator, events: tuple[Event, ...], duration: 
                 tilt=float(rng.uniform(-0.2, 0.2)),
             )
         )
-    return tuple(idlers)
+    return tuple(distractors)
+
+
+def _ramp(seconds: float, start: float, end: float, ramp_seconds: float) -> float:
+    """0 outside (start, end), 1 inside, linear over `ramp_seconds` at both ends."""
+    if end <= start:
+        return 0.0
+    return min(max(min(seconds - start, end - seconds) / ramp_seconds, 0.0), 1.0)

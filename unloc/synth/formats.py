@@ -1,19 +1,16 @@
-"""The world's annotations in the official formats of the field's datasets, exactly as those are released.
+"""The world's annotations in the official formats of six datasets, exactly as those are released.
 
-Every function takes the plans and returns files: relative path to text. Deviations: the test splits carry their
-annotations, COIN has a validation subset, the Charades csv has only the columns `id` and `length`, and `version` says
-that the world is synthetic (files without such a key say so by the ids of their videos, `v_synth…`).
+Every function takes the plans and returns files: relative path to text. Deviations: the test splits have annotations,
+COIN has a validation subset, the Charades csv has only the columns `id` and `length`, and `version` says that the world
+is synthetic (files without such a key show it by the ids of their videos, `v_synth…`).
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.synth.events import VideoPlan, video_generator
-from unloc.synth.motion import Event
+from unloc.synth.events import Event, VideoPlan, video_generator
 from unloc.synth.sentences import class_query, event_query
 from unloc.synth.vocabulary import CLASS_ACTIONS, MOTIONS, STEP_ACTIONS, TASKS, Action
 
@@ -50,20 +47,13 @@ def activitynet(plans: Sequence[VideoPlan]) -> Files:
         }
         for plan in plans
     }
-    content = {"database": database, "taxonomy": _taxonomy(), "version": SYNTHETIC}
-    return {"activitynet.json": _json(content)}
-
-
-def _taxonomy() -> list[dict]:
-    """Root, one node per motion, one leaf per class."""
-    nodes = [{"parentId": None, "parentName": None, "nodeName": "Root", "nodeId": 0}]
-    for motion_id, motion in enumerate(MOTIONS, start=1):
-        nodes.append({"parentId": 0, "parentName": "Root", "nodeName": motion.capitalize(), "nodeId": motion_id})
-    for node_id, action in enumerate(CLASS_ACTIONS, start=len(MOTIONS) + 1):
-        parent = MOTIONS.index(action.motion) + 1
-        name = action.motion.capitalize()
-        nodes.append({"parentId": parent, "parentName": name, "nodeName": action.name, "nodeId": node_id})
-    return nodes
+    nodes = [(None, None, "Root"), *((0, "Root", motion.capitalize()) for motion in MOTIONS)]
+    nodes += [(1 + MOTIONS.index(a.motion), a.motion.capitalize(), a.name) for a in CLASS_ACTIONS]
+    taxonomy = [
+        {"parentId": parent, "parentName": parent_name, "nodeName": name, "nodeId": number}
+        for number, (parent, parent_name, name) in enumerate(nodes)
+    ]
+    return {"activitynet.json": _json({"database": database, "taxonomy": taxonomy, "version": SYNTHETIC})}
 
 
 def activitynet_captions(plans: Sequence[VideoPlan], seed: int) -> Files:
@@ -83,18 +73,15 @@ def charades_sta(plans: Sequence[VideoPlan], seed: int) -> Files:
     """`charades_sta/charades_sta_{split}.txt`, one line per event, and `Charades_v1_{split}.csv` with the lengths."""
     files: Files = {}
     for split in SUBSETS:
-        lines = []
-        lengths = io.StringIO()
-        writer = csv.writer(lengths, lineterminator="\n")
-        writer.writerow(["id", "length"])
+        lines, lengths = [], ["id,length\n"]
         for plan in (plan for plan in plans if plan.split == split):
             rng = video_generator(seed, plan.index, 4)
-            writer.writerow([plan.video_id, f"{plan.duration_seconds:.2f}"])
+            lengths.append(f"{plan.video_id},{plan.duration_seconds:.2f}\n")
             for event in plan.events:
                 sentence = event_query(event, plan, rng).lower()
                 lines.append(f"{plan.video_id} {event.start_seconds:.1f} {event.end_seconds:.1f}##{sentence}\n")
         files[f"charades_sta/charades_sta_{split}.txt"] = "".join(lines)
-        files[f"charades_sta/Charades_v1_{split}.csv"] = lengths.getvalue()
+        files[f"charades_sta/Charades_v1_{split}.csv"] = "".join(lengths)
     return files
 
 
@@ -122,10 +109,10 @@ def qvhighlights(plans: Sequence[VideoPlan], seed: int) -> Files:
 
 
 def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:
-    """The 2 s clips that show the events, in order, with how much of a highlight each is: 1-4.
+    """The 2 s clips that show the events, in order, with their grade as highlights, 1-4.
 
-    A clip is relevant where events fill half of it; one clip, the best, always is. It is a highlight where its event
-    fills it and the object glows. The best clip is a 4.
+    A clip is relevant where events fill half of it, and a better highlight the longer its object glows. The best clip
+    is always relevant, with grade 4.
     """
     grades, quality = {}, {}
     for clip in range(num_clips):
@@ -141,7 +128,7 @@ def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:
 
 
 def rate_clips(grades: dict[int, int], rng: np.random.Generator) -> list[list[int]]:
-    """Three raters' scores (0-4) per clip: the grade, now and then one lower or higher."""
+    """Three raters' scores (0-4) per clip: the grade, sometimes one lower or higher."""
     moods = rng.choice([-1, 0, 1], size=(len(grades), NUM_RATERS), p=[0.15, 0.75, 0.1])
     return np.clip(np.array(list(grades.values()))[:, None] + moods, 0, 4).tolist()
 
@@ -161,18 +148,12 @@ def clip_windows(clips: Sequence[int]) -> list[list[int]]:
 def coin(plans: Sequence[VideoPlan]) -> Files:
     """`coin.json`, the schema of COIN: the steps of each video's task, in order."""
     step_ids = {action: str(number) for number, action in enumerate(STEP_ACTIONS, start=1)}
-    database = {
-        plan.video_id: {
+    database = {}
+    for plan in plans:
+        steps = [(e.action, [e.start_seconds, e.end_seconds]) for e in plan.events if e.is_step]
+        database[plan.video_id] = {
             "recipe_type": list(TASKS).index(plan.task),
-            "annotation": [
-                {
-                    "id": step_ids[event.action],
-                    "segment": [event.start_seconds, event.end_seconds],
-                    "label": event.action.name,
-                }
-                for event in plan.events
-                if event.is_step
-            ],
+            "annotation": [{"id": step_ids[a], "segment": segment, "label": a.name} for a, segment in steps],
             "video_url": f"videos/{plan.video_id}.mp4",
             "start": 0,
             "end": round(plan.duration_seconds, 3),
@@ -180,8 +161,6 @@ def coin(plans: Sequence[VideoPlan]) -> Files:
             "class": plan.task,
             "subset": SUBSETS[plan.split],
         }
-        for plan in plans
-    }
     return {"coin.json": _json({"database": database, "version": SYNTHETIC})}
 
 
@@ -193,23 +172,18 @@ def class_splits() -> Files:
     files: Files = {}
     rng = np.random.default_rng(CLASS_SPLIT_SEED)
     for folder, share in CLASS_SPLITS.items():
+        num_seen = round(share * len(CLASS_ACTIONS))
         for number in range(NUM_CLASS_SPLITS):
-            seen = _draw_seen(rng, round(share * len(CLASS_ACTIONS)))
-            sides = {"train": seen, "test": [action for action in CLASS_ACTIONS if action not in seen]}
-            for side, actions in sides.items():
+            while True:
+                order = [CLASS_ACTIONS[index] for index in rng.permutation(len(CLASS_ACTIONS))]
+                seen, unseen = order[:num_seen], order[num_seen:]
+                words = ({getattr(a, w) for a in unseen} <= {getattr(a, w) for a in seen} for w in Action.__slots__)
+                if all(words):
+                    break
+            for side, actions in {"train": seen, "test": unseen}.items():
                 names = sorted(action.name for action in actions)
                 files[f"zero_shot/{folder}/{side}/split_{number}.list"] = "\n".join(names) + "\n"
     return files
-
-
-def _draw_seen(rng: np.random.Generator, num_seen: int) -> list[Action]:
-    """A random choice of classes in which every word of the other classes occurs."""
-    while True:
-        order = rng.permutation(len(CLASS_ACTIONS))
-        seen = [CLASS_ACTIONS[index] for index in order[:num_seen]]
-        unseen = [CLASS_ACTIONS[index] for index in order[num_seen:]]
-        if all({getattr(a, word) for a in unseen} <= {getattr(a, word) for a in seen} for word in Action.__slots__):
-            return seen
 
 
 def _json(content: dict) -> str:

@@ -1,46 +1,40 @@
-"""A scene: everything of a video but its objects - background, camera, light, grain - and the frames with them."""
+"""Pictures: a background with camera, light and grain, and anti-aliased shapes over it. Numpy only.
+
+Positions and sizes are in short sides of the frame, from its centre, x to the right and y down: what lies within ±0.5
+survives a centre crop.
+"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from unloc.synth.drawing import TEXTURE_SIZE, Sprite, draw, draw_blob, make_texture
+from unloc.synth.vocabulary import COLOURS
 
+GLOW_COLOUR = np.array([255.0, 250.0, 225.0], dtype=np.float32)
+GLOW_WIDTH = 0.35  # of the radius
+TEXTURE_SIZE = 256
 SCENE_SECONDS = 25.0  # mean time between cuts to another background
 GRAIN_LEVEL = 2.5  # standard deviation of the sensor noise, of 255
 
 
 @dataclass(frozen=True, slots=True)
-class Waves:
-    """A smooth wandering value: a sum of sines."""
+class Sprite:
+    """One object in one frame."""
 
-    amplitudes: np.ndarray
-    frequencies: np.ndarray
-    """Hertz."""
-    phases: np.ndarray
-
-    def at(self, seconds: float) -> float:
-        """The value at a time."""
-        return float(self.amplitudes @ np.sin(2 * np.pi * self.frequencies * seconds + self.phases))
-
-
-def make_waves(rng: np.random.Generator, amplitude: float, slowest: float, fastest: float) -> Waves:
-    """Three sines with frequencies (Hz) between slowest and fastest; the sum stays within ±amplitude."""
-    shares = rng.dirichlet([2.0, 2.0, 2.0])
-    return Waves(amplitude * shares, rng.uniform(slowest, fastest, 3), rng.uniform(0, 2 * np.pi, 3))
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A grey shadow that crosses the picture and means nothing."""
-
-    x: Waves
-    y: Waves
+    colour: str
+    shape: str
+    x: float
+    y: float
     radius: float
-    grey: float
-    alpha: float
+    """Distance from the centre to the outline, roughly, in short sides."""
+    alpha: float = 1.0
+    """Opacity, 0-1."""
+    glow: float = 0.0
+    """Strength of the bright outline, 0-1."""
+    tilt: float = 0.0
+    """Rotation in radians."""
 
 
 class Scene:
@@ -50,26 +44,33 @@ class Scene:
         self.width, self.height, self.side = width, height, min(width, height)
         num_cuts = min(4, int(rng.poisson(duration_seconds / SCENE_SECONDS)))
         self.cuts = np.sort(rng.uniform(0, duration_seconds, num_cuts))
-        self.textures = [make_texture(rng) for _ in range(num_cuts + 1)]
+        self.textures = [_make_texture(rng) for _ in range(num_cuts + 1)]
         self.pans = rng.uniform(-0.12, 0.12, (num_cuts + 1, 2))  # short sides per second
-        self.wander = [make_waves(rng, 0.25, 0.02, 0.12) for _ in range(2)]
-        self.shake = [make_waves(rng, rng.uniform(0.004, 0.016), 0.3, 2.5) for _ in range(2)]
-        self.brightness = rng.uniform(0.8, 1.1), make_waves(rng, 0.18, 0.02, 0.25)
-        self.tint = [make_waves(rng, 0.07, 0.01, 0.1) for _ in range(3)]
-        self.dims = _dims(rng, duration_seconds)
-        self.blobs = [_make_blob(rng) for _ in range(int(rng.integers(0, 3)))]
+        self.wander = [_Waves(rng, 0.25, 0.02, 0.12) for _ in range(2)]
+        self.shake = [_Waves(rng, rng.uniform(0.004, 0.016), 0.3, 2.5) for _ in range(2)]
+        self.brightness = rng.uniform(0.8, 1.1), _Waves(rng, 0.18, 0.02, 0.25)
+        self.tint = [_Waves(rng, 0.07, 0.01, 0.1) for _ in range(3)]
+        starts = rng.uniform(0, duration_seconds, int(rng.poisson(duration_seconds / 40.0)))
+        self.dims = [(float(s), float(s + rng.uniform(4, 10)), float(rng.uniform(0.15, 0.4))) for s in starts]
+        self.blobs = [_Blob(rng) for _ in range(int(rng.integers(0, 3)))]
         self.grain = _grain_tile()
 
     def frame(self, seconds: float, sprites: Iterable[Sprite]) -> np.ndarray:
         """uint8 (H, W, 3) RGB at a time, sprites drawn in the order given."""
         shake_x, shake_y = (waves.at(seconds) for waves in self.shake)
-        frame = self._background(seconds, shake_x, shake_y)
+        index = int(np.searchsorted(self.cuts, seconds, side="right"))
+        offset_x = self.pans[index, 0] * seconds + self.wander[0].at(seconds) - shake_x
+        offset_y = self.pans[index, 1] * seconds + self.wander[1].at(seconds) - shake_y
+        frame = self._crop(self.textures[index], int(offset_x * self.side), int(offset_y * self.side)).astype(
+            np.float32
+        )
         for blob in self.blobs:
-            draw_blob(frame, blob.x.at(seconds), blob.y.at(seconds), blob.radius, blob.grey, blob.alpha)
+            blob.draw(frame, seconds)
         for sprite in sprites:
-            draw(frame, replace(sprite, x=sprite.x + shake_x, y=sprite.y + shake_y))
+            _draw(frame, sprite, sprite.x + shake_x, sprite.y + shake_y)
         frame *= self.light(seconds)
-        frame += self._grain(seconds)[..., None]
+        # Grain offsets come from the time itself, so that frames can be drawn in any order.
+        frame += self._crop(self.grain, int(seconds * 7919), int(seconds * 104729))[..., None]
         return np.clip(frame, 0, 255, out=frame).astype(np.uint8)
 
     def light(self, seconds: float) -> np.ndarray:
@@ -77,22 +78,97 @@ class Scene:
         base, waves = self.brightness
         gain = base + waves.at(seconds)
         for start, end, depth in self.dims:
-            # a second and a half of dusk on both sides
-            inside = min(seconds - start, end - seconds) / 1.5
+            inside = min(seconds - start, end - seconds) / 1.5  # the light fades over a second and a half
             gain *= 1.0 - depth * min(max(inside, 0.0), 1.0)
         return np.asarray([gain * (1.0 + tint.at(seconds)) for tint in self.tint], dtype=np.float32)
 
-    def _background(self, seconds: float, shake_x: float, shake_y: float) -> np.ndarray:
-        index = int(np.searchsorted(self.cuts, seconds, side="right"))
-        offset_x = self.pans[index, 0] * seconds + self.wander[0].at(seconds) - shake_x
-        offset_y = self.pans[index, 1] * seconds + self.wander[1].at(seconds) - shake_y
-        left, top = int(offset_x * self.side) % TEXTURE_SIZE, int(offset_y * self.side) % TEXTURE_SIZE
-        return self.textures[index][top : top + self.height, left : left + self.width].astype(np.float32)
+    def _crop(self, tile: np.ndarray, left: int, top: int) -> np.ndarray:
+        left, top = left % TEXTURE_SIZE, top % TEXTURE_SIZE
+        return tile[top : top + self.height, left : left + self.width]
 
-    def _grain(self, seconds: float) -> np.ndarray:
-        # Offsets from the time itself, so that frames can be drawn in any order.
-        left, top = int(seconds * 7919) % TEXTURE_SIZE, int(seconds * 104729) % TEXTURE_SIZE
-        return self.grain[top : top + self.height, left : left + self.width]
+
+class _Waves:
+    """A smooth random curve within ±amplitude: three sines of frequencies (Hz) between slowest and fastest."""
+
+    def __init__(self, rng: np.random.Generator, amplitude: float, slowest: float, fastest: float) -> None:
+        self.amplitudes = amplitude * rng.dirichlet([2.0, 2.0, 2.0])
+        self.frequencies, self.phases = rng.uniform(slowest, fastest, 3), rng.uniform(0, 2 * np.pi, 3)
+
+    def at(self, seconds: float) -> float:
+        return float(self.amplitudes @ np.sin(2 * np.pi * self.frequencies * seconds + self.phases))
+
+
+class _Blob:
+    """A soft grey ellipse that crosses the picture: a distraction."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.x, self.y = _Waves(rng, 0.9, 0.03, 0.12), _Waves(rng, 0.7, 0.03, 0.12)
+        self.radius, self.grey, self.alpha = rng.uniform(0.1, 0.22), rng.uniform(60, 190), rng.uniform(0.25, 0.6)
+
+    def draw(self, frame: np.ndarray, seconds: float) -> None:
+        height, width = frame.shape[:2]
+        side = min(height, width)
+        centre_x, centre_y = width / 2 + self.x.at(seconds) * side, height / 2 + self.y.at(seconds) * side
+        wide, high = 1.4 * self.radius * side, self.radius * side
+        left, right = max(0, int(centre_x - 1.2 * wide)), min(width, int(centre_x + 1.2 * wide))
+        top, bottom = max(0, int(centre_y - 1.2 * high)), min(height, int(centre_y + 1.2 * high))
+        if left >= right or top >= bottom:
+            return
+        u = (np.arange(left, right, dtype=np.float32)[None] - centre_x) / wide
+        v = (np.arange(top, bottom, dtype=np.float32)[:, None] - centre_y) / high
+        weight = np.clip(1.3 - (u * u + v * v), 0.0, 1.0) * np.float32(self.alpha)
+        patch = frame[top:bottom, left:right]
+        patch += weight[..., None] * (np.float32(self.grey) - patch)
+
+
+def _draw(frame: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
+    """Blend a sprite at (x, y) into a float32 frame (H, W, 3) of 0-255, in place."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    centre_x, centre_y = width / 2 + x * side, height / 2 + y * side
+    radius = sprite.radius * side
+    reach = radius * (1.45 + GLOW_WIDTH) + 1.5
+    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 2)
+    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 2)
+    if left >= right or top >= bottom or sprite.alpha <= 0.0:
+        return
+    u = np.arange(left, right, dtype=np.float32)[None] + np.float32(0.5 - centre_x)
+    v = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - centre_y)
+    if sprite.tilt:
+        cos, sin = np.float32(np.cos(sprite.tilt)), np.float32(np.sin(sprite.tilt))
+        u, v = u * cos + v * sin, v * cos - u * sin
+    u, v = np.broadcast_arrays(u, v)
+    distance = _outline_distance(sprite.shape, u, v, radius)
+    patch = frame[top:bottom, left:right]
+    if sprite.glow > 0.0:
+        halo = np.clip(0.5 - (distance - GLOW_WIDTH * radius) / 1.5, 0.0, 1.0) * (sprite.glow * sprite.alpha)
+        patch += halo[..., None] * (GLOW_COLOUR - patch)
+    colour = np.asarray(COLOURS[sprite.colour], dtype=np.float32)
+    inside = np.clip(0.5 - distance, 0.0, 1.0) * sprite.alpha
+    shade = 0.72 + 0.28 * np.clip(-distance / (0.3 * radius), 0.0, 1.0)  # darker towards the outline
+    patch += inside[..., None] * (shade[..., None] * colour - patch)
+
+
+def _outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Signed distance in pixels to the outline of a shape at the origin, negative inside. u right, v down, pixels."""
+    if shape == "circle":
+        return np.hypot(u, v) - radius
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.87 * radius
+    if shape == "triangle":
+        v = v - 0.12 * radius
+        return np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.58 * radius
+    if shape == "cross":
+        u, v = np.abs(u), np.abs(v)
+        reach, half = 1.05 * radius, 0.36 * radius
+        return np.minimum(np.maximum(u - reach, v - half), np.maximum(v - reach, u - half))
+    # A five-pointed star: the plane folded onto one half of a point, then the distance to its edge.
+    radius, sector = 1.15 * radius, np.pi / 5
+    angle = np.abs(np.mod(np.arctan2(u, -v) + sector, 2 * sector) - sector)
+    along, across = np.hypot(u, v) * np.cos(angle), np.hypot(u, v) * np.sin(angle)
+    inner_x, inner_y = 0.45 * radius * np.cos(sector), 0.45 * radius * np.sin(sector)
+    normal = np.array([inner_y, radius - inner_x]) / np.hypot(inner_y, radius - inner_x)
+    return (along - radius) * normal[0] + across * normal[1]
 
 
 @lru_cache(maxsize=1)
@@ -102,17 +178,45 @@ def _grain_tile() -> np.ndarray:
     return GRAIN_LEVEL * noise.astype(np.float32)
 
 
-def _dims(rng: np.random.Generator, duration_seconds: float) -> list[tuple[float, float, float]]:
-    """(start, end, depth) of stretches where the light goes down."""
-    starts = rng.uniform(0, duration_seconds, int(rng.poisson(duration_seconds / 40.0)))
-    return [(float(start), float(start + rng.uniform(4, 10)), float(rng.uniform(0.15, 0.4))) for start in starts]
+def _make_texture(rng: np.random.Generator) -> np.ndarray:
+    """A random background that tiles seamlessly: uint8 (2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE, 3), repeated twice.
+
+    Fractal noise between two muted colours, under stripes, checks or dots. Repeating it lets any crop be a slice.
+    """
+    palette = np.stack([_muted_colour(rng) for _ in range(3)])
+    noise, second = _fractal_noise(rng), _fractal_noise(rng)
+    image = palette[0] + noise[..., None] * (palette[1] - palette[0])
+    image += (0.7 * second * _pattern(rng))[..., None] * (palette[2] - image)
+    return np.tile(np.clip(image, 0, 255).astype(np.uint8), (2, 2, 1))
 
 
-def _make_blob(rng: np.random.Generator) -> Blob:
-    return Blob(
-        make_waves(rng, 0.9, 0.03, 0.12),
-        make_waves(rng, 0.7, 0.03, 0.12),
-        radius=rng.uniform(0.1, 0.22),
-        grey=rng.uniform(60, 190),
-        alpha=rng.uniform(0.25, 0.6),
-    )
+def _muted_colour(rng: np.random.Generator) -> np.ndarray:
+    value, saturation = rng.uniform(90, 205), rng.uniform(0.05, 0.4)
+    colour = rng.uniform(0.0, 1.0, 3)
+    colour = (colour - colour.min()) / max(float(np.ptp(colour)), 1e-6)
+    return (value * (1.0 - saturation * (1.0 - colour))).astype(np.float32)
+
+
+def _fractal_noise(rng: np.random.Generator) -> np.ndarray:
+    """Periodic noise (TEXTURE_SIZE, TEXTURE_SIZE) in 0-1 with a power-law spectrum."""
+    exponent = rng.uniform(0.9, 1.7)
+    frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIZE)[:, None], np.fft.rfftfreq(TEXTURE_SIZE)[None])
+    frequency[0, 0] = 1.0
+    spectrum = np.fft.rfft2(rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))) / frequency**exponent
+    noise = np.fft.irfft2(spectrum, s=(TEXTURE_SIZE, TEXTURE_SIZE)).astype(np.float32)
+    return 0.5 + 0.5 * np.tanh((noise - noise.mean()) / noise.std())
+
+
+def _pattern(rng: np.random.Generator) -> np.ndarray:
+    """A periodic pattern (TEXTURE_SIZE, TEXTURE_SIZE) in 0-1: plain, stripes, checks or dots."""
+    kind = rng.choice(["plain", "stripes", "checks", "dots"])
+    cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
+    grid = 2 * np.pi * np.arange(TEXTURE_SIZE, dtype=np.float32) / TEXTURE_SIZE
+    x, y = grid[None] * cycles_x, grid[:, None] * cycles_y
+    if kind == "stripes":
+        return 0.5 + 0.5 * np.sin(x + y)
+    if kind == "checks":
+        return 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y))
+    if kind == "dots":
+        return np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0)
+    return np.full((TEXTURE_SIZE, TEXTURE_SIZE), 0.5, dtype=np.float32)

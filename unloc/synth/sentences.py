@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.synth.events import VideoPlan
-from unloc.synth.motion import Event, Idler
+from unloc.synth.events import Event, VideoPlan
 
 SHAPE_WORDS = {
     "circle": ("circle", "circle", "disc", "ball"),
@@ -19,11 +18,8 @@ MOTION_PHRASES = {
     "falling": ("falls", "is falling", "sinks downward", "goes down", "moves down the screen", "drops to the bottom"),
     "moving left": ("moves left", "is moving left", "slides to the left", "travels from right to left", "goes left"),
     "moving right": (
-        "moves right",
-        "is moving right",
-        "slides to the right",
-        "travels from left to right",
-        "goes right",
+        *("moves right", "is moving right", "slides to the right"),
+        *("travels from left to right", "goes right"),
     ),
     "growing": ("grows", "is growing", "gets bigger", "becomes larger and larger", "expands"),
     "shrinking": ("shrinks", "is shrinking", "gets smaller", "becomes smaller and smaller", "contracts"),
@@ -34,52 +30,61 @@ OPENINGS = ("", "", "", "we see that ", "the camera shows how ", "at some point 
 CLOSINGS = ("", "", "", " on the screen", " in the picture", " for a while", " in front of the background")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 MIN_WORDS, MAX_WORDS = 5, 20
-
-
-def clause(event: Event, rng: np.random.Generator, article: str = "a") -> str:
-    """'a red disc climbs upward'."""
-    phrases = MOTION_PHRASES[event.action.motion]
-    return f"{look_phrase(event, rng, article)} {phrases[rng.integers(len(phrases))]}"
-
-
-def look_phrase(event: Event, rng: np.random.Generator, article: str = "the") -> str:
-    """'the red disc'."""
-    colour, shape = event.action.look
-    words = SHAPE_WORDS[shape]
-    return f"{article} {colour} {words[rng.integers(len(words))]}"
+RELATIONS = {
+    "after": lambda event, other: event.start_seconds >= other.end_seconds,
+    "before": lambda event, other: event.end_seconds <= other.start_seconds,
+    "while": lambda event, other: (
+        event.overlap_seconds(other.start_seconds, other.end_seconds) > 0.5 * event.length_seconds
+    ),
+}
 
 
 def class_query(event: Event, rng: np.random.Generator) -> str:
-    """A sentence that holds for every event of that action in the video."""
-    return _finish(clause(event, rng, _article(rng)), rng)
+    """A sentence that is true of every event of that action in the video."""
+    return _finish(_clause(event, rng, _article(rng)), rng)
 
 
 def event_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
-    """A sentence that holds for this event alone.
+    """A sentence that is true of this event alone.
 
-    Where the video repeats the action the sentence says which one, by another event or by number; else it names
-    another event now and then without need.
+    Where the video repeats the action the sentence says which one, by another event or by number; some other sentences
+    name another event without need.
     """
-    body = clause(event, rng, _article(rng))
+    body = _clause(event, rng, _article(rng))
     same = [other for other in plan.events if other.action == event.action]
     relations = _relations(event, same, plan, rng)
     if relations and (len(same) > 1 or rng.random() < 0.15):
-        return _finish(_related(body, relations[rng.integers(len(relations))], rng), rng)
+        relation = relations[rng.integers(len(relations))]
+        return _finish(f"{relation}, {body}" if rng.random() < 0.5 else f"{body} {relation}", rng)
     if len(same) > 1:
         body += f" for the {ORDINALS[same.index(event)]} time"
     return _finish(body, rng)
+
+
+def leaves_view(event: Event, plan: VideoPlan) -> bool:
+    """True where the object is gone at the event's end, and nothing else of its look is in view around then."""
+    return event.still_after_seconds == 0.0 and not _has_look_alike(event, plan, event.end_seconds)
 
 
 def _article(rng: np.random.Generator) -> str:
     return "a" if rng.random() < 0.6 else "the"
 
 
-def _related(body: str, relation: str, rng: np.random.Generator) -> str:
-    return f"{relation} , {body}".replace(" ,", ",") if rng.random() < 0.5 else f"{body} {relation}"
+def _look(event: Event, rng: np.random.Generator, article: str) -> str:
+    """'the red disc'."""
+    colour, shape = event.action.look
+    words = SHAPE_WORDS[shape]
+    return f"{article} {colour} {words[rng.integers(len(words))]}"
+
+
+def _clause(event: Event, rng: np.random.Generator, article: str) -> str:
+    """'a red disc climbs upward'."""
+    phrases = MOTION_PHRASES[event.action.motion]
+    return f"{_look(event, rng, article)} {phrases[rng.integers(len(phrases))]}"
 
 
 def _finish(body: str, rng: np.random.Generator) -> str:
-    """The sentence with an opening and a closing where there is room, between 5 and 20 words."""
+    """The sentence with an opening and a closing if that is not too long, between 5 and 20 words."""
     sentence = OPENINGS[rng.integers(len(OPENINGS))] + body + CLOSINGS[rng.integers(len(CLOSINGS))]
     if len(sentence.split()) > MAX_WORDS:
         sentence = body
@@ -89,7 +94,10 @@ def _finish(body: str, rng: np.random.Generator) -> str:
 
 
 def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.random.Generator) -> list[str]:
-    """Phrases that place this event by another one of another look, true of it and of none of its repetitions."""
+    """Phrases that relate this event to one of another look, true of it and of none of its repetitions.
+
+    'after the blue square leaves', 'before the green star appears', 'while the red cross goes left'.
+    """
     phrases = []
     for other in plan.events:
         unique_look = sum(third.action.look == other.action.look for third in plan.events) == 1
@@ -97,48 +105,19 @@ def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.ran
             continue
         for relation, holds in RELATIONS.items():
             if holds(event, other) and not any(holds(third, other) for third in same if third is not event):
-                phrases.append(_relation_phrase(relation, other, plan, rng))
+                enters = other.still_before_seconds == 0.0 and not _has_look_alike(other, plan, other.start_seconds)
+                if relation == "after" and leaves_view(other, plan):
+                    phrases.append(f"after {_look(other, rng, 'the')} leaves")
+                elif relation == "before" and enters:
+                    phrases.append(f"before {_look(other, rng, 'the')} appears")
+                else:
+                    phrases.append(f"{relation} {_clause(other, rng, 'the')}")
     return phrases
 
 
-def _after(event: Event, other: Event) -> bool:
-    return event.start_seconds >= other.end_seconds
-
-
-def _before(event: Event, other: Event) -> bool:
-    return event.end_seconds <= other.start_seconds
-
-
-def _while(event: Event, other: Event) -> bool:
-    return event.overlap_seconds(other.start_seconds, other.end_seconds) > 0.5 * event.length_seconds
-
-
-RELATIONS = {"after": _after, "before": _before, "while": _while}
-
-
-def _relation_phrase(relation: str, other: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
-    """'after the blue square leaves', 'before the green star appears', 'while the red cross goes left'."""
-    if relation == "after" and leaves_view(other, plan):
-        return f"after {look_phrase(other, rng)} leaves"
-    if relation == "before" and enters_view(other, plan):
-        return f"before {look_phrase(other, rng)} appears"
-    return f"{relation} {clause(other, rng, 'the')}"
-
-
-def leaves_view(event: Event, plan: VideoPlan) -> bool:
-    """True where the object is gone at the event's end, and nothing else of its look is in view around then."""
-    return event.rest_after_seconds == 0.0 and not _look_alikes(event, plan, event.end_seconds)
-
-
-def enters_view(event: Event, plan: VideoPlan) -> bool:
-    """True where the object comes into view at the event's start, and nothing else of its look is there then."""
-    return event.rest_before_seconds == 0.0 and not _look_alikes(event, plan, event.start_seconds)
-
-
-def _look_alikes(event: Event, plan: VideoPlan, seconds: float, margin: float = 2.0) -> list[Event | Idler]:
-    others = [other for other in plan.events if other is not event and other.action.look == event.action.look]
-    spans = [(other, *other.visible_seconds) for other in others]
-    spans += [
-        (idler, idler.start_seconds, idler.end_seconds) for idler in plan.idlers if idler.look == event.action.look
-    ]
-    return [item for item, start, end in spans if start < seconds + margin and end > seconds - margin]
+def _has_look_alike(event: Event, plan: VideoPlan, seconds: float, margin: float = 2.0) -> bool:
+    """Is another object of the event's look in view around this time?"""
+    look = event.action.look
+    spans = [other.visible_seconds for other in plan.events if other is not event and other.action.look == look]
+    spans += [(other.start_seconds, other.end_seconds) for other in plan.distractors if other.look == look]
+    return any(start < seconds + margin and end > seconds - margin for start, end in spans)

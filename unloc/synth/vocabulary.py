@@ -1,7 +1,7 @@
-"""What there is in the world: colours, shapes, motions, the classes made of them, and the tasks made of the classes.
+"""Colours, shapes and motions of the world, the classes made of them, and the tasks made of the classes.
 
-A class is an appearance and a motion ("red circle rising"). Every class shares its appearance with the class of the
-opposite motion, so one frame never tells the class. All words of a class occur in other classes as well.
+A class is a look and a motion ("red circle rising"). Each shares its look with the class of the opposite motion, so one
+frame never gives the class away, and every word of a class occurs in other classes as well.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MOTIONS = ("rising", "falling", "moving left", "moving right", "growing", "shrin
 
 @dataclass(frozen=True, slots=True, order=True)
 class Action:
-    """An appearance and a motion: what an event shows."""
+    """A look and a motion: what an event shows."""
 
     colour: str
     shape: str
@@ -37,52 +37,31 @@ class Action:
         return f"{self.colour} {self.shape} {self.motion}"
 
 
-def _action(name: str) -> Action:
-    colour, shape, motion = name.split(" ", 2)
-    return Action(colour, shape, motion)
+def _actions(names: str) -> tuple[Action, ...]:
+    return tuple(Action(*name.split(" ", 2)) for name in names.split(", "))
 
 
 # A task is a fixed order of steps; every step belongs to one task (as in COIN).
 TASKS: dict[str, tuple[Action, ...]] = {
-    task: tuple(map(_action, steps))
-    for task, steps in {
-        "LightTheLamp": (
-            "red circle rising",
-            "yellow triangle moving right",
-            "blue circle growing",
-            "red circle falling",
-        ),
-        "OpenTheGate": (
-            "blue square falling",
-            "purple circle moving left",
-            "green square shrinking",
-            "blue square rising",
-        ),
-        "SetTheSail": (
-            "green star rising",
-            "red cross moving left",
-            "purple triangle blinking",
-            "red cross moving right",
-        ),
-        "TurnTheMill": (
-            "black star growing",
-            "yellow triangle moving left",
-            "green star falling",
-            "black star shrinking",
-        ),
-        "WindTheClock": (
-            "purple circle moving right",
-            "blue circle shrinking",
-            "purple triangle swinging",
-            "green square growing",
-        ),
-    }.items()
+    "LightTheLamp": _actions(
+        "red circle rising, yellow triangle moving right, blue circle growing, red circle falling"
+    ),
+    "OpenTheGate": _actions(
+        "blue square falling, purple circle moving left, green square shrinking, blue square rising"
+    ),
+    "SetTheSail": _actions(
+        "green star rising, red cross moving left, purple triangle blinking, red cross moving right"
+    ),
+    "TurnTheMill": _actions(
+        "black star growing, yellow triangle moving left, green star falling, black star shrinking"
+    ),
+    "WindTheClock": _actions(
+        "purple circle moving right, blue circle shrinking, purple triangle swinging, green square growing"
+    ),
 }
 STEP_ACTIONS = tuple(step for steps in TASKS.values() for step in steps)
-# Classes that are no step of any task: they happen beside the steps and may overlap them.
-SIDE_ACTIONS = tuple(
-    _action(f"{look} {motion}") for look in ("yellow square", "black cross") for motion in ("blinking", "swinging")
-)
+# Classes that are no step of any task; they may overlap the steps.
+SIDE_ACTIONS = _actions("yellow square blinking, yellow square swinging, black cross blinking, black cross swinging")
 CLASS_ACTIONS = (*STEP_ACTIONS, *SIDE_ACTIONS)
 ALL_ACTIONS = tuple(Action(colour, shape, motion) for colour in COLOURS for shape in SHAPES for motion in MOTIONS)
 LOOKS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)

@@ -2,15 +2,14 @@
 
     OUT/world.json  OUT/videos/*.mp4  OUT/annotations/…
 
-Each video is a function of (seed, index) alone: the same bytes whoever renders it and in whichever order. A video is
-written under a temporary name and renamed, so what is there is whole, and a second run renders only what is missing.
+Each video is a function of (seed, index) alone, to the byte. A second run renders only the videos that are missing.
 """
 
 import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import av
@@ -20,12 +19,9 @@ from unloc.errors import InputError
 from unloc.files import replacing, write_file
 from unloc.synth.events import VideoPlan, plan_video, video_generator
 from unloc.synth.formats import all_annotations
-from unloc.synth.motion import event_sprite, idler_sprite
 from unloc.synth.scenes import Scene
 
-WORLD_VERSION = 1  # to be raised with every change that changes a pixel or an annotation
-OnProgress = Callable[[int, int], None]
-"""(videos done, videos wanted)."""
+WORLD_VERSION = 1  # to be raised with every change of a pixel or an annotation
 
 
 def render_world(
@@ -35,64 +31,49 @@ def render_world(
     seed: int,
     workers: int,
     overwrite: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Render videos 0 … num_videos-1 of the world `seed` into `out`, with annotations of exactly these.
 
-    `workers` processes render side by side (0 or 1: this process alone). Finished videos are kept. Raises
-    InputError where `out` holds another world (unless `overwrite` empties it first) or something else altogether.
+    `workers` is the number of processes (0 or 1: this process alone). `on_progress` is called with videos done and all.
+    Raises InputError where `out` holds another world (unless `overwrite` empties it first) or anything else.
     """
     for name, value, minimum in (("num_videos", num_videos, 1), ("seed", seed, 0), ("workers", workers, 0)):
         if value < minimum:
             raise InputError(f"{name}: got {value}, expected at least {minimum}")
-    claim_folder(out, seed, overwrite=overwrite)
-    (out / "videos").mkdir(exist_ok=True)
-    jobs = [(seed, index, str(out / "videos")) for index in range(num_videos) if not _is_done(out, seed, index)]
-    with _mapper(min(workers, len(jobs))) as run:
-        for done, _ in enumerate(run(render_video, jobs), start=num_videos - len(jobs) + 1):
-            if on_progress is not None:
-                on_progress(done, num_videos)
+    _prepare_folder(out, seed, overwrite=overwrite)
+    videos = out / "videos"
+    videos.mkdir(exist_ok=True)
     plans = [plan_video(seed, index) for index in range(num_videos)]
+    jobs = [(seed, plan.index, str(videos)) for plan in plans if not (videos / f"{plan.video_id}.mp4").is_file()]
+    workers = min(workers, len(jobs))
+    with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
+        rendered = pool.imap_unordered(render_video, jobs) if pool else map(render_video, jobs)
+        for done, _ in enumerate(rendered, start=num_videos - len(jobs) + 1):
+            on_progress(done, num_videos)
     for path, text in all_annotations(plans, seed).items():
         write_file(out / "annotations" / path, text)
 
 
-def claim_folder(out: Path, seed: int, *, overwrite: bool) -> None:
+def _prepare_folder(out: Path, seed: int, *, overwrite: bool) -> None:
     """Make `out` a folder of this world. Raises InputError where it is something else, unless `overwrite`."""
-    mine = {"world_version": WORLD_VERSION, "seed": seed}
+    wanted = {"world_version": WORLD_VERSION, "seed": seed}
     record = out / "world.json"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = _read_record(record)
-        if found == mine:
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if found == wanted:
             return
-        what = f"holds the world {found}" if found else "is not empty and holds no world"
-        if not overwrite or not found:
-            way_out = "give --overwrite to delete it, or another folder" if found else "give another folder"
-            raise InputError(f"{out} {what}; asked for {mine}: {way_out}")
+        if not found:
+            raise InputError(f"{out} is not empty and holds no world; asked for {wanted}: give another folder")
+        if not overwrite:
+            ways = "give --overwrite to delete it, or another folder"
+            raise InputError(f"{out} holds the world {found}; asked for {wanted}: {ways}")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_file(record, json.dumps(mine) + "\n")
-
-
-def _read_record(record: Path) -> dict | None:
-    try:
-        return json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _is_done(out: Path, seed: int, index: int) -> bool:
-    return (out / "videos" / f"{plan_video(seed, index).video_id}.mp4").is_file()
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """`map` over processes, results as they come, or in this process."""
-    if workers <= 1:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield pool.imap_unordered
+    write_file(record, json.dumps(wanted) + "\n")
 
 
 def render_video(job: tuple[int, int, str]) -> int:
@@ -113,15 +94,14 @@ def video_frames(plan: VideoPlan, seed: int) -> Iterator[np.ndarray]:
 
 
 def draw_moment(scene: Scene, plan: VideoPlan, seconds: float) -> np.ndarray:
-    """The picture at a time: idle objects first, events over them."""
-    sprites = [idler_sprite(idler, seconds) for idler in plan.idlers]
-    sprites += [event_sprite(event, seconds) for event in plan.events]
+    """The picture at a time: distractors first, events over them."""
+    sprites = [item.sprite_at(seconds) for item in (*plan.distractors, *plan.events)]
     return scene.frame(seconds, [sprite for sprite in sprites if sprite is not None])
 
 
 def encode_video(path: Path, plan: VideoPlan, frames: Iterable[np.ndarray]) -> None:
     """Write frames as H.264 in MP4 with the plan's rate, size, GOP and number of B-frames; closed GOPs, one thread."""
-    # Presets with look-ahead (veryfast and slower) give other bytes with each run on frames as small as these.
+    # Presets with look-ahead (veryfast and slower) give other bytes in each run on frames as small as these.
     options = {"preset": "superfast", "crf": "28", "threads": "1", "x264-params": "open-gop=0:scenecut=0:weightp=0"}
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=plan.fps, options=options)
