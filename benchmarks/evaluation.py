@@ -33,8 +33,9 @@ from unloc.annotations.schema import (
     save_manifest,
     video_row,
 )
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, detection
+from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import score
+from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS
 from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import DETECTION_COLUMNS, MomentPrediction
 from unloc.predictions.writing import write_detections, write_moments

@@ -323,8 +323,8 @@ def test_class_scores_give_map_beside_the_accuracy(unloc, folder):
 
 
 def test_a_run_is_asked_for_the_classes_of_the_manifest(folder):
-    from unloc.cli.evaluate import _asked_for
     from unloc.config import ModelConfig, Recipe
+    from unloc.inference.evaluate_run import model_for_classes
     from unloc.inference.load import CheckpointInfo, LoadedModel
 
     def trained(**model):
@@ -332,8 +332,8 @@ def test_a_run_is_asked_for_the_classes_of_the_manifest(folder):
         info = CheckpointInfo(recipe=recipe, classes=("Run",), frame_dim=4, text_dim=4, fingerprint={}, step=1)
         return LoadedModel(None, info)
 
-    asked = _asked_for(trained(), ("Swim", "Row"))
+    asked = model_for_classes(trained(), ("Swim", "Row"))
     assert asked.info.classes == ("Swim", "Row") and asked.info.recipe is not None
-    assert _asked_for(trained(), ("Run",)).info.classes == ("Run",)
+    assert model_for_classes(trained(), ("Run",)).info.classes == ("Run",)
     with pytest.raises(InputError, match="2 other classes than the 1 trained on"):
-        _asked_for(trained(fusion="none"), ("Swim", "Row"))
+        model_for_classes(trained(fusion="none"), ("Swim", "Row"))

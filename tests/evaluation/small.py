@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.evaluation.detection import class_average_precision
+from unloc.evaluation.matching import match_detections
 from unloc.predictions.records import MomentPrediction, detections_table
 
 
@@ -44,3 +46,9 @@ def same(found, expected):
     if isinstance(expected, str) or math.isnan(expected):
         return math.isnan(found)
     return found == pytest.approx(expected, abs=1e-7)
+
+
+def average_precision(detections, instances, thresholds):
+    """{class: (thresholds,) average precision as a fraction}."""
+    matches = match_detections(detections, instances, thresholds)
+    return dict(zip(matches.classes, class_average_precision(matches), strict=True))

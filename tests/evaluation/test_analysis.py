@@ -8,9 +8,9 @@ import pytest
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
-from unloc.cli.evaluate_plots import write_plots
 from unloc.evaluation.analysis import KINDS, analyse
 from unloc.evaluation.detection import detection
+from unloc.evaluation.plots import write_plots
 from unloc.predictions.records import FramePrediction
 
 TRUTH = {"v": [("Run", 0, 10), ("Jump", 100, 110)], "w": [("Run", 0, 400)]}

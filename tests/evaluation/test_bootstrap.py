@@ -9,35 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.evaluation.small import tal_detections, tal_manifest
+from tests.evaluation.small import average_precision, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, instance_row, video_row
-from unloc.evaluation.bootstrap import (
-    WeightedPrecision,
-    frame_intervals,
-    percentiles,
-    query_intervals,
-    video_weights,
-)
-from unloc.evaluation.detection import (
-    ACTIVITYNET_THRESHOLDS,
-    average_precision,
-    detection,
-    found_at_multiple,
-    mean_recall,
-)
-from unloc.evaluation.evaluator import evaluate, intervals, score
+from unloc.evaluation.bootstrap import WeightedPrecision, bootstrap_intervals, percentiles, video_weights
+from unloc.evaluation.detection import detection, found_at_multiple, mean_recall
+from unloc.evaluation.evaluator import evaluate, score, split_scores
 from unloc.evaluation.frame_precision import frame_map, frame_precision
 from unloc.evaluation.matching import match_detections
-from unloc.evaluation.rows import QueryValues
+from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
+from unloc.evaluation.queries import QueryScores
 from unloc.evaluation.screening import screen_frames
-from unloc.evaluation.segmentation import (
-    VideoFrames,
-    frame_counts,
-    segmentation_metrics,
-    video_frames,
-    weighted_counts,
-)
+from unloc.evaluation.segmentation import FrameScores, VideoFrames, frame_counts, frame_scores, weighted_counts
 from unloc.predictions.reading import read_frames
 from unloc.predictions.records import FramePrediction
 
@@ -63,18 +46,18 @@ def test_weighted_average_precision_is_that_of_the_copied_videos():
     copied = average_precision(
         tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)).instances, ACTIVITYNET_THRESHOLDS
     )
-    assert present.all() and set(copied.classes) == set(matches.classes)
-    expected = dict(zip(copied.classes, copied.values, strict=True))
+    assert present.all() and set(copied) == set(matches.classes)
     for label, row in zip(matches.classes, values, strict=True):
         # Copies of one detection tie: in the sums they stand one after another, here at once.
-        np.testing.assert_allclose(row, expected[label], atol=0.03)
+        np.testing.assert_allclose(row, copied[label], atol=0.03)
 
 
 def test_once_each_is_the_score_itself():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     matches = match_detections(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
     values, _ = WeightedPrecision(matches).values(np.ones(len(VIDEOS) + 1))
-    np.testing.assert_allclose(values, average_precision(detections, manifest.instances, ACTIVITYNET_THRESHOLDS).values)
+    expected = average_precision(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
+    np.testing.assert_allclose(values, [*expected.values()])
 
 
 def test_weighted_recall_is_that_of_the_copied_videos():
@@ -95,9 +78,9 @@ def test_draws_take_as_many_videos_as_there_are_and_follow_the_seed():
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
     hits = np.repeat([0.0, 1.0], 200)
-    low, high = query_intervals(QueryValues([f"v{n}" for n in range(400)], {"R1": hits}), seed=0)["R1"]
+    low, high = bootstrap_intervals(QueryScores(np.array([f"v{n}" for n in range(400)]), {"R1": hits}), seed=0)["R1"]
     assert low == pytest.approx(45.1, abs=0.5) and high == pytest.approx(54.9, abs=0.5)  # 50 ± 1.96 · 2.5
-    together = query_intervals(QueryValues(["v"] * 400, {"R1": hits}), seed=0)["R1"]
+    together = bootstrap_intervals(QueryScores(np.array(["v"] * 400), {"R1": hits}), seed=0)["R1"]
     assert together == [50.0, 50.0]  # queries of one video are drawn together
 
 
@@ -110,14 +93,14 @@ def test_the_spread_of_the_draws_stands_around_the_score_and_stays_within_0_and_
 def test_a_metric_that_is_nowhere_defined_has_no_interval():
     draws = {"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan]), "c": np.array([1.0, 2.0])}
     assert percentiles(draws, {"a": 1.0, "b": 1.0, "c": np.nan}) == {"b": [1.0, 1.0]}
-    assert query_intervals(QueryValues([], {"R1": np.zeros(0)}), seed=0) == {}
-    assert frame_intervals([], seed=0) == {}
+    assert bootstrap_intervals(QueryScores(np.zeros(0), {"R1": np.zeros(0)}), seed=0) == {}
+    assert bootstrap_intervals(FrameScores([]), seed=0) == {}
 
 
 def test_every_task_has_intervals_around_its_score():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     for protocol in ("activitynet", "thumos14", "unloc"):
-        found = intervals("tal", detections, manifest, protocol, seed=0)
+        found = bootstrap_intervals(split_scores("tal", detections, manifest, PROTOCOLS["tal"][protocol]), seed=0)
         scored = detection(detections, manifest, protocol)
         assert set(found) == set(scored)
         assert all(low <= scored[name] + 1e-6 and scored[name] - 1e-6 <= high for name, (low, high) in found.items())
@@ -129,8 +112,8 @@ def test_every_task_has_intervals_around_its_score():
         FramePrediction(video_id=v, fps=1.0, labels=row, scores=RNG.random((10, 2)))
         for v, row in zip(VIDEOS, labels, strict=True)
     ]
-    found = intervals("as", predictions, manifest, seed=0)
-    scored = segmentation_metrics(video_frames(predictions, manifest))
+    scores = frame_scores(predictions, manifest, PROTOCOLS["as"]["coin"])
+    found, scored = bootstrap_intervals(scores, seed=0), scores.metrics()
     assert set(found) == set(scored)
     assert all(low <= scored[name] <= high for name, (low, high) in found.items())
 
@@ -143,14 +126,14 @@ def test_segmentation_weights_count_as_copies():
         FramePrediction(video_id=v, fps=1.0, labels=["x"] * (4 + 3 * n) + [None] * (6 - 3 * n), scores=scores[n])
         for n, v in enumerate("ab")
     ]
-    frames = video_frames(predictions, manifest)
-    copied = segmentation_metrics([frames[0], frames[0], frames[1]])
+    frames = frame_scores(predictions, manifest, PROTOCOLS["as"]["coin"]).frames
+    copied = FrameScores([frames[0], frames[0], frames[1]]).metrics()
     weights = np.array([[2, 1], [0, 0], [1, 1]])
     counts = weighted_counts(frame_counts(frames), weights[0])
     assert counts == pytest.approx({name: copied[name] for name in counts})
     draws = frame_map(frame_precision(frames, weights))
     assert draws["mAP"][0] == pytest.approx(copied["mAP"]) and np.isnan(draws["mAP"][1])
-    assert draws["mAP"][2] == pytest.approx(segmentation_metrics(frames)["mAP"])
+    assert draws["mAP"][2] == pytest.approx(FrameScores(frames).metrics()["mAP"])
 
 
 def plain_precision(positive, scores, seconds):

@@ -6,7 +6,6 @@ import pytest
 from tests.evaluation.small import moments, tal_detections, tal_manifest
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
 from unloc.errors import InputError, MissingError
-from unloc.evaluation.coverage import coverage, without_missing
 from unloc.evaluation.evaluator import evaluate, require_annotations, score
 from unloc.predictions.records import FramePrediction
 
@@ -15,14 +14,15 @@ TRUTH = {"v": [("Run", 0, 10)], "w": [("Run", 0, 10)], "no action": []}
 
 def test_a_video_without_detections_is_missing_even_without_ground_truth():
     manifest = tal_manifest(TRUTH)
-    found = coverage(manifest, tal_detections({"v": [("Run", 0, 10, 0.9)], "unknown": [("Run", 0, 1, 0.1)]}), "tal")
-    assert found == {"videos_annotated": 3, "videos_predicted": 1, "missing": ["w", "no action"]}
+    detections = tal_detections({"v": [("Run", 0, 10, 0.9)], "unknown": [("Run", 0, 1, 0.1)]})
+    found = evaluate("tal", detections, manifest, "test")["coverage"]
+    assert (found["videos_annotated"], found["videos_predicted"], found["missing"]) == (3, 1, ["w", "no action"])
 
 
 def test_without_the_missing_videos_they_leave_the_denominator():
     manifest, detections = tal_manifest(TRUTH), tal_detections({"v": [("Run", 0, 10, 0.9)]})
-    assert score("tal", detections, manifest)["mAP@avg"] == 50.0
-    assert score("tal", detections, without_missing(manifest, detections, "tal"))["mAP@avg"] == 100.0
+    report = evaluate("tal", detections, manifest, "test")
+    assert report["metrics"]["mAP@avg"] == 50.0 and report["coverage"]["metrics_without_missing"]["mAP@avg"] == 100.0
 
 
 def query_manifest():
@@ -36,10 +36,10 @@ def query_manifest():
 def test_queries_are_covered_one_by_one_and_saliency_alone_covers_highlights():
     manifest = query_manifest()
     predictions = [moments([[0, 10, 1.0]], qid="1"), moments([], qid="3", video_id="w", saliency=np.ones(10))]
-    found = coverage(manifest, predictions, "mr")
-    assert (found["queries_annotated"], found["queries_predicted"], found["missing"]) == (3, 1, ["w"])
-    assert coverage(manifest, predictions, "hd")["queries_predicted"] == 2
     report = evaluate("mr", predictions, manifest, "test", protocol="default")
+    found = report["coverage"]
+    assert (found["queries_annotated"], found["queries_predicted"], found["missing"]) == (3, 1, ["w"])
+    assert evaluate("hd", predictions, manifest, "test")["coverage"]["queries_predicted"] == 2
     assert report["metrics"]["R1@0.5"] == pytest.approx(100 / 3)
     assert report["coverage"]["metrics_without_missing"]["R1@0.5"] == 100.0
 

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from tests.conftest import SHARED
-from tests.evaluation.small import moments, query_manifest, same, tal_detections, tal_manifest
+from tests.evaluation.small import average_precision, moments, query_manifest, same, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, query_row, video_row
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, average_precision, detection
-from unloc.evaluation.qvhighlights import THRESHOLDS, qvhighlights_moments
-from unloc.evaluation.retrieval import moment_retrieval
+from unloc.evaluation.detection import detection
+from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS
+from unloc.evaluation.retrieval import QVHIGHLIGHTS_THRESHOLDS, moment_retrieval
 from unloc.evaluation.screening import UNKNOWN_LABEL, screen_detections
 
 FOLDER = SHARED / "golden" / "metrics" / "edge_cases"
@@ -45,7 +45,7 @@ def test_a_detection_case_scores_as_officially(case):
         )
         assert same(found["mAP@avg"], 100 * case["official"]["average_mAP"])
         per_class = average_precision(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
-        for name, values in zip(per_class.classes, per_class.values, strict=True):
+        for name, values in per_class.items():
             assert values == pytest.approx(case["official"]["per_class"][name], abs=1e-9)
 
 
@@ -93,11 +93,11 @@ def test_a_query_scores_as_by_each_code(case):
 
 @pytest.mark.parametrize("case", cases("moment_retrieval.json"))
 def test_a_query_scores_as_by_moment_detr(case):
-    found = qvhighlights_moments([moments(case["pred_windows"])], query_manifest(case["gt_windows"]))
+    found = moment_retrieval([moments(case["pred_windows"])], query_manifest(case["gt_windows"]), "moment_detr")
     if "moment_detr_R1_error" in case:  # an empty list: a miss here
-        assert {found[f"MR-full-{kind}@{t}"] for kind in ("R1", "mAP") for t in THRESHOLDS} == {0.0}
+        assert {found[f"MR-full-{kind}@{t}"] for kind in ("R1", "mAP") for t in QVHIGHLIGHTS_THRESHOLDS} == {0.0}
     else:
-        for threshold in map(str, THRESHOLDS):
+        for threshold in map(str, QVHIGHLIGHTS_THRESHOLDS):
             assert same(found[f"MR-full-R1@{threshold}"], case["moment_detr_R1"][threshold])
             assert same(found[f"MR-full-mAP@{threshold}"], case["moment_detr_mAP"][threshold])
         assert same(found["MR-full-mAP"], case["moment_detr_mAP"]["average"])

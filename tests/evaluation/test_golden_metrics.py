@@ -6,25 +6,17 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from tests.evaluation.small import load, same
+from tests.evaluation.small import average_precision, load, same
 from unloc.annotations.converters import convert
 from unloc.annotations.problems import Problems
 from unloc.annotations.subsets import without_videos
-from unloc.evaluation.coverage import coverage, without_missing
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, average_precision, detection
-from unloc.evaluation.evaluator import score
-from unloc.evaluation.highlight import highlight_detection
-from unloc.evaluation.qvhighlights import official_report, qvhighlights_moments
-from unloc.evaluation.retrieval import moment_retrieval
+from unloc.evaluation.detection import detection
+from unloc.evaluation.evaluator import evaluate, score
+from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS, THUMOS_THRESHOLDS
+from unloc.evaluation.queries import align
+from unloc.evaluation.retrieval import moment_retrieval, official_report, tie_spans
 from unloc.evaluation.screening import screen_moments
-from unloc.evaluation.segmentation import (
-    PROTOCOLS,
-    VideoFrames,
-    action_segmentation,
-    painted,
-    segmentation_metrics,
-)
-from unloc.evaluation.ties import tie_spans
+from unloc.evaluation.segmentation import FrameScores, VideoFrames, action_segmentation, frame_labels
 from unloc.predictions.reading import read_detections, read_moments, read_predictions
 from unloc.predictions.records import FramePrediction
 
@@ -82,15 +74,17 @@ def test_average_precision_of_every_class_equals_the_official_one(golden, name):
     detections, manifest, _ = tal_case(golden, name, "noties")
     result = average_precision(detections, manifest.instances, TAL[name][3])
     expected = load(golden / name / "set_A" / "expected_per_class_ap.json")["noties"]
-    assert set(expected) == set(result.classes)
-    for label, values in zip(result.classes, result.values, strict=True):
+    assert set(expected) == set(result)
+    for label, values in result.items():
         np.testing.assert_allclose(values, expected[label], rtol=0, atol=1e-9)
 
 
 def test_nine_thresholds_of_thumos_equal_the_official_ones(golden):
     detections, manifest, expected = tal_case(golden, "thumos14_tal", "noties")
     result = average_precision(detections, manifest.instances, np.linspace(0.1, 0.9, 9))
-    np.testing.assert_allclose(result.values.mean(axis=0), [*expected["tiou_0.1_0.9"]["mAP"].values()], atol=1e-9)
+    np.testing.assert_allclose(
+        np.mean([*result.values()], axis=0), [*expected["tiou_0.1_0.9"]["mAP"].values()], atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", TAL)
@@ -192,7 +186,10 @@ def test_moment_retrieval_equals_unloc(golden, name, protocol):
 def test_moment_retrieval_with_ties_goes_by_the_named_rule_and_other_orders_lie_in_its_span(golden, name):
     predictions, manifest, expected = mr_case(golden, name, "ties")
     found = moment_retrieval(predictions, manifest, "default")
-    official, spans = by_unloc(expected["unloc_clamped_gt"]), tie_spans(predictions, manifest, found, "default")
+    official, spans = (
+        by_unloc(expected["unloc_clamped_gt"]),
+        tie_spans(align(predictions, manifest), manifest, found, PROTOCOLS["mr"]["default"]),
+    )
     for key, (low, high) in by_unloc(expected["unloc_range_over_random_orders"]).items():
         assert same(found[key], by_the_later_first(golden / name / "set_A", manifest, key)), key
         lowest, highest = spans.get(key, (found[key], found[key]))
@@ -243,10 +240,9 @@ def test_qvhighlights_equals_the_official_evaluation_after_its_rounding_and_befo
 def test_without_the_missing_queries_qvhighlights_scores_as_with_match_number_false(qvhighlights):
     folder, manifest, expected = qvhighlights
     predictions = read_moments(folder / "predictions_mismatch.jsonl")
-    covered = coverage(manifest, predictions, "hd")
+    covered = evaluate("hd", predictions, manifest, "val")["coverage"]
     assert 0 < covered["queries_predicted"] < covered["queries_annotated"]
-    rest = without_missing(manifest, predictions, "hd")
-    found = official_report(qvhighlights_moments(predictions, rest) | highlight_detection(predictions, rest))
+    found = official_report(covered["metrics_without_missing"])
     for key, values in expected["mismatch_match_number_false"].items():
         assert found[key] == values, key
 
@@ -254,11 +250,11 @@ def test_without_the_missing_queries_qvhighlights_scores_as_with_match_number_fa
 def test_without_the_empty_list_qvhighlights_scores_as_the_official_map(qvhighlights):
     folder, manifest, expected = qvhighlights
     predictions = read_moments(folder / "predictions_one_empty.jsonl")
-    rest = without_missing(manifest, predictions, "mr")
-    assert len(rest.queries) == len(manifest.queries) - 1
-    found = official_report(qvhighlights_moments(predictions, rest))
+    report = evaluate("mr", predictions, manifest, "val")
+    assert report["coverage"]["queries_predicted"] == len(manifest.queries) - 1
+    found = official_report(report["coverage"]["metrics_without_missing"])
     assert found["full"]["MR-mAP"] == expected["one_empty_mr_map_only_full"]
-    assert qvhighlights_moments(predictions, manifest)["MR-full-mAP"] < 100  # with it: a miss, no crash
+    assert report["metrics"]["MR-full-mAP"] < 100  # with it: a miss, no crash
 
 
 def test_the_shipped_sample_of_qvhighlights_gives_the_shipped_metrics(shared):
@@ -296,7 +292,7 @@ def test_coin_accuracy_and_map_equal_the_official_ones(golden, rate):
         videos.append(
             VideoFrames(video_id=str(video_id), edges=edges, truth=truth, predicted=truth, rows=rows, scores=scores)
         )
-    found = segmentation_metrics(videos)
+    found = FrameScores(videos).metrics()
     assert same(found["mAP"], 100 * expected["unloc_map_present_classes_only"])
     assert same(found["mAP_all_classes"], 100 * expected["unloc_map_sklearn_as_installed"])
 
@@ -316,13 +312,13 @@ def test_coin_frames_are_painted_and_scored_from_seconds_as_officially(golden, r
     manifest = convert("coin", [folder / "ground_truth.json"])
     database = load(folder / "ground_truth.json")["database"]
     names = {int(i["id"]): None for entry in database.values() for i in entry["annotation"]}
-    predictions, rule = [], PROTOCOLS[protocol]
+    predictions, rule = [], PROTOCOLS["as"][protocol]
     by_id = ids_to_names(manifest, database, names)
     for index, video_id in enumerate(map(str, frames["video"])):
         entry, rows = database[video_id], slice(frames["ptr"][index], frames["ptr"][index + 1])
         segments = np.asarray([item["segment"] for item in entry["annotation"]], dtype=float).reshape(-1, 2)
         ids = np.asarray([int(item["id"]) for item in entry["annotation"]])
-        ours = painted(segments * fps, ids, rule.num_frames(entry["duration"] * fps), rule)
+        ours = frame_labels(segments * fps, ids, rule.num_frames(entry["duration"] * fps), rule)
         np.testing.assert_array_equal(np.where(ours == -1, 0, ours), frames["label"][rows])
         labels = [None if step == 0 else by_id.get(int(step), f"step {step}") for step in frames["pred"][rows]]
         predictions.append(FramePrediction(video_id=video_id, fps=fps, labels=labels))

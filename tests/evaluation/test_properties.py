@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
-from unloc.evaluation import retrieval, segmentation
-from unloc.evaluation.detection import PROTOCOLS, detection, kept_truth, protocol_named
-from unloc.evaluation.evaluator import TASK_PROTOCOLS, score
+from unloc.evaluation.detection import detection, kept_truth
+from unloc.evaluation.evaluator import score
 from unloc.evaluation.matching import overlap_over_union
+from unloc.evaluation.protocols import PROTOCOLS
 from unloc.evaluation.retrieval import hull_ratio, moment_retrieval
+from unloc.evaluation.segmentation import frame_scores
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 
 FEW = settings(max_examples=15, deadline=None)
@@ -38,7 +39,7 @@ def detection_cases(draw):
     return truth, rows
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS["tal"])
 @given(detection_cases(), st.randoms(use_true_random=False))
 @FEW
 def test_the_order_of_videos_and_detections_changes_nothing(protocol, case, random):
@@ -87,8 +88,8 @@ def test_perfect_detections_score_100_by_every_protocol(case):
     truth, _ = case
     manifest = tal_manifest(truth, classes=LABELS)
     table = manifest.instances[["video_id", "label", "start_seconds", "end_seconds"]].assign(score=1.0)
-    for protocol in PROTOCOLS:
-        kept = kept_truth(manifest.instances, protocol_named(protocol))
+    for protocol, rules in PROTOCOLS["tal"].items():
+        kept = kept_truth(manifest.instances, rules)
         found = detection(table.loc[kept.index], manifest, protocol)
         if protocol.startswith("unloc"):
             found = {name: value for name, value in found.items() if name.startswith("mAP_present_classes")}
@@ -136,7 +137,7 @@ def test_a_protocol_has_one_r1_whatever_it_is_called_and_r5_is_never_below(proto
 @given(moment_cases(), st.randoms(use_true_random=False))
 @FEW
 def test_the_order_of_queries_and_lines_changes_nothing(task, queries, random):
-    for protocol in TASK_PROTOCOLS[task]:
+    for protocol in PROTOCOLS[task]:
         before = score(task, [item for _, item in queries], moment_manifest(queries), protocol)
         shuffled = random.sample(queries, len(queries))
         lines = random.sample([item for _, item in queries], len(queries))
@@ -158,7 +159,7 @@ def test_perfect_moments_score_100_by_every_protocol(queries):
         )
         for row, item in queries
     ]
-    for protocol in TASK_PROTOCOLS["mr"]:
+    for protocol in PROTOCOLS["mr"]:
         found = score("mr", perfect, moment_manifest(queries), protocol)
         # Of two equal windows one prediction finds one, and lengths outside a range count as wrong in it, officially.
         unique = all(len(set(map(tuple, row[4]))) == len(row[4]) for row, _ in queries)
@@ -185,7 +186,7 @@ FRAME_ROWS += [instance_row("b", "test", "Swim", 3, 12.5)]
 frame_lists = st.lists(st.sampled_from([*LABELS, None]), max_size=14)
 
 
-@pytest.mark.parametrize("protocol", segmentation.PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS["as"])
 @given(st.lists(frame_lists, min_size=3, max_size=3), st.permutations(range(3)))
 @FEW
 def test_the_order_of_videos_changes_nothing_in_segmentation(protocol, labels, order):
@@ -201,11 +202,11 @@ def test_the_order_of_videos_changes_nothing_in_segmentation(protocol, labels, o
 
 
 @pytest.mark.parametrize("fps", [1.0, 2.0, 7.3, 10.0])
-@pytest.mark.parametrize("protocol", segmentation.PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS["as"])
 def test_perfect_frames_score_100_at_every_rate(protocol, fps):
     manifest = build_manifest(name="m", tasks=("as",), rows=FRAME_ROWS, classes=LABELS)
     blank = [FramePrediction(video_id=name, fps=fps, labels=[]) for name in "abc"]
-    truth = {video.video_id: video.truth for video in segmentation.video_frames(blank, manifest, protocol)}
+    truth = {video.video_id: video.truth for video in frame_scores(blank, manifest, PROTOCOLS["as"][protocol]).frames}
     perfect = [
         FramePrediction(
             video_id=name,
@@ -218,7 +219,7 @@ def test_perfect_frames_score_100_at_every_rate(protocol, fps):
     assert set(score("as", perfect, manifest, protocol).values()) == {100.0}
 
 
-@pytest.mark.parametrize("protocol", segmentation.PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS["as"])
 @given(st.lists(st.floats(0.02, 2.4), min_size=1, max_size=9))
 @FEW
 def test_perfect_labels_score_100_wherever_their_frames_are(protocol, spacings):
@@ -226,7 +227,7 @@ def test_perfect_labels_score_100_wherever_their_frames_are(protocol, spacings):
     times = np.cumsum(np.append(0.0, np.resize(spacings, 700)))
     times = times[times < 12.5]
     blank = [FramePrediction(video_id=name, times_seconds=times, labels=[None] * len(times)) for name in "abc"]
-    truth = [video.truth for video in segmentation.video_frames(blank, manifest, protocol)]
+    truth = [video.truth for video in frame_scores(blank, manifest, PROTOCOLS["as"][protocol]).frames]
     names = [[*(LABELS[code] if code >= 0 else None for code in codes), *[None] * len(times)] for codes in truth]
     perfect = [replace(item, labels=row[: len(times)]) for item, row in zip(blank, names, strict=True)]
     assert score("as", perfect, manifest, protocol)["frame_accuracy"] == 100.0
@@ -242,7 +243,7 @@ def test_nothing_predicted_scores_0_by_every_protocol_and_never_crashes():
         assert set(score("tal", empty, tal, protocol).values()) == {0.0}
     mr = query_manifest([[0, 10]], relevant_clip_ids=[0], saliency_scores=[[4, 4, 4]])
     nothing = ([], [moments([])], [moments([], saliency=np.zeros(0))])
-    for protocol in retrieval.PROTOCOLS:
+    for protocol in PROTOCOLS["mr"]:
         for found in nothing:
             assert all(value == 0.0 or np.isnan(value) for value in score("mr", found, mr, protocol).values())
     for found in nothing:
@@ -251,7 +252,7 @@ def test_nothing_predicted_scores_0_by_every_protocol_and_never_crashes():
         assert all(value == 0.0 or np.isnan(value) for name, value in kept.items() if not name.startswith("HL"))
         assert metrics["HL-min-VeryGood-Hit1"] == 0.0
     frames = build_manifest(name="m", tasks=("as",), rows=FRAME_ROWS, classes=LABELS)
-    for protocol in segmentation.PROTOCOLS:
+    for protocol in PROTOCOLS["as"]:
         for found in ([], [FramePrediction(video_id="a", fps=1.0, labels=[])]):
             metrics = score("as", found, frames, protocol)
             assert metrics["F1@50"] == 0.0 and 0.0 < metrics["frame_accuracy"] < 100.0  # background is right somewhere

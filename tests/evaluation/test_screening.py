@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.small import moments
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import build_manifest, query_row, video_row
-from unloc.evaluation.retrieval import align
+from unloc.evaluation.queries import align
 from unloc.evaluation.screening import screen_moments
 
 ROWS = [video_row("v", "test", 20.0), video_row("w", "test", 20.0)]

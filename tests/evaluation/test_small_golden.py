@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.small import load, same, tal_detections, tal_manifest
+from tests.evaluation.small import average_precision, load, same, tal_detections, tal_manifest
 from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
-from unloc.evaluation.detection import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS, average_precision, detection
+from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import score
+from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS
 from unloc.evaluation.segmentation import action_segmentation
 from unloc.predictions.records import FramePrediction, MomentPrediction
 
@@ -39,7 +40,7 @@ def test_detection_equals_the_loops(made, protocol):
     thresholds = ACTIVITYNET_THRESHOLDS if protocol == "activitynet" else THUMOS_THRESHOLDS
     expected = held["average_precision"][protocol]
     found = average_precision(detections, manifest.instances, thresholds)
-    for label, values in zip(found.classes, found.values, strict=True):
+    for label, values in found.items():
         np.testing.assert_allclose(values, expected[label], rtol=0, atol=1e-12)
     metrics = detection(detections, manifest, protocol)
     assert same(metrics["mAP@avg"], 100 * np.mean(list(expected.values())))

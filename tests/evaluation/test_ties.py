@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
-from unloc.evaluation import retrieval
 from unloc.evaluation.detection import detection
-from unloc.evaluation.evaluator import TASK_PROTOCOLS, TIE_RULES, evaluate
-from unloc.evaluation.qvhighlights import qvhighlights_moments
-from unloc.evaluation.retrieval import moment_retrieval
-from unloc.evaluation.ties import tie_spans
+from unloc.evaluation.evaluator import evaluate
+from unloc.evaluation.protocols import PROTOCOLS
+from unloc.evaluation.retrieval import moment_retrieval, tie_spans
 
 
 def test_of_equal_detections_the_later_entry_goes_first():
@@ -31,13 +29,12 @@ def test_of_equal_windows_the_later_entry_goes_first():
 
 def test_by_moment_detr_the_earlier_of_equal_windows_goes_first():
     manifest = query_manifest([[0, 10]])
-    assert qvhighlights_moments([moments([[0, 10, 0.5], [50, 60, 0.5]])], manifest)["MR-full-mAP"] == 100.0
-    assert qvhighlights_moments([moments([[50, 60, 0.5], [0, 10, 0.5]])], manifest)["MR-full-mAP"] == 50.0
+    assert moment_retrieval([moments([[0, 10, 0.5], [50, 60, 0.5]])], manifest, "moment_detr")["MR-full-mAP"] == 100.0
+    assert moment_retrieval([moments([[50, 60, 0.5], [0, 10, 0.5]])], manifest, "moment_detr")["MR-full-mAP"] == 50.0
 
 
 def test_every_protocol_states_its_rule():
-    for task in ("tal", "mr", "hd"):
-        assert all(TIE_RULES[protocol] for protocol in TASK_PROTOCOLS[task])
+    assert all(rules.tie_rule for protocols in PROTOCOLS.values() for rules in protocols.values())
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8), st.integers(1, 2)), min_size=1, max_size=4))
@@ -46,7 +43,7 @@ def test_the_span_is_that_of_all_orders_of_equal_scores(rows):
     windows = np.array([[start, start + length, score] for start, length, score in rows], dtype=float)
     manifest = query_manifest([[2, 8], [10, 14]])
     ours = moment_retrieval([moments(windows)], manifest)
-    spans = tie_spans([moments(windows)], manifest, ours, "default")
+    spans = tie_spans([moments(windows)], manifest, ours, PROTOCOLS["mr"]["default"])
     orders = []
     for order in permutations(range(len(windows))):
         by_score = windows[list(order)][np.argsort(-windows[list(order), 2], kind="stable")]
@@ -63,5 +60,5 @@ def test_spans_stand_in_the_report_where_scores_tie_and_nowhere_else():
     report = evaluate("mr", tied, manifest, "test")
     assert report["tie_spans"]["R1@0.5"] == [0.0, 100.0] and "R5@0.5" not in report["tie_spans"]
     assert evaluate("mr", [moments([[0, 10, 0.5], [50, 60, 0.4]])], manifest, "test")["tie_spans"] == {}
-    for protocol in set(retrieval.PROTOCOLS) - {"default", "raw"}:
+    for protocol in set(PROTOCOLS["mr"]) - {"default", "raw"}:
         assert evaluate("mr", tied, manifest, "test", protocol=protocol)["tie_spans"] == {}

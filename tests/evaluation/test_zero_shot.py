@@ -16,7 +16,7 @@ from unloc.annotations.subsets import (
 )
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.evaluation.detection import detection
-from unloc.evaluation.zero_shot import ZeroShotSources, one_for_all, zero_shot
+from unloc.evaluation.zero_shot import zero_shot
 from unloc.predictions.reading import read_detections
 
 OFFICIAL = {
@@ -32,8 +32,8 @@ def test_all_ten_splits_and_their_mean_equal_the_official_figures(golden, shared
     manifest = convert(converter, [folder / "ground_truth.json"]).select(test_split)
     lists = read_class_splits(shared / "annotations" / "zero_shot_splits" / "effprompt")
     chosen = [split for split in lists if split.name.startswith(f"{share}/{dataset}/")]
-    sources = ZeroShotSources(predictions=one_for_all(read_detections(folder / "predictions_noties.json")))
-    (found,) = zero_shot(sources, manifest, chosen, protocol).values()
+    detections = read_detections(folder / "predictions_noties.json")
+    (found,) = zero_shot(lambda _: detections, manifest, chosen, protocol).values()
     expected = load(folder / "expected_zero_shot.json")
     for number in range(10):
         metrics, official = found["splits"][f"{share}/{dataset}/split_{number}"], expected[f"{share}/split_{number}"]
@@ -59,8 +59,7 @@ def perfect(labels):
 
 def test_each_split_is_scored_by_its_own_predictions_on_its_unseen_classes():
     by_split = {"half/split_0": perfect({"Swim", "Row"}), "half/split_1": perfect({"Run"})}
-    sources = ZeroShotSources(predictions=lambda split: by_split[split.name])
-    found = zero_shot(sources, tal_manifest(TRUTH), SPLITS)["half"]
+    found = zero_shot(lambda split: by_split[split.name], tal_manifest(TRUTH), SPLITS)["half"]
     assert [found["splits"][f"half/split_{n}"]["mAP@avg"] for n in range(2)] == [100.0, 50.0]
     assert found["mean"]["mAP@avg"] == 75.0 and found["std"]["mAP@avg"] == 25.0
 
@@ -70,7 +69,7 @@ def test_a_class_on_both_sides_is_a_leak_however_it_is_spelled():
         ClassSplit(name="s", seen=("Run",), unseen=("Run",))
     leaking = ClassSplit(name="half/split_0", seen=("Run", "LongJump", "Jump"), unseen=("Swim", "Row", "long_jump"))
     with pytest.raises(InputError, match="'long_jump' is 'LongJump'"):
-        zero_shot(ZeroShotSources(predictions=one_for_all(perfect({"Run"}))), tal_manifest(TRUTH), [leaking])
+        zero_shot(lambda _: perfect({"Run"}), tal_manifest(TRUTH), [leaking])
 
 
 def test_names_of_a_pretraining_vocabulary_are_found_by_their_words(tmp_path):
@@ -81,8 +80,9 @@ def test_names_of_a_pretraining_vocabulary_are_found_by_their_words(tmp_path):
     (tmp_path / "k.csv").write_text("id,name\n0,run\n1,swim\n")
     (tmp_path / "k.txt").write_text("run\n\nswim\n")
     assert read_vocabulary(tmp_path / "k.csv") == read_vocabulary(tmp_path / "k.txt") == ("run", "swim")
-    sources = ZeroShotSources(predictions=one_for_all(perfect({"Run"})), vocabularies={"k": ("run", "swim")})
-    overlap = zero_shot(sources, tal_manifest(TRUTH), SPLITS)["half"]["unseen_names_in_vocabulary"]["k"]
+    vocabularies = {"k": ("run", "swim")}
+    found = zero_shot(lambda _: perfect({"Run"}), tal_manifest(TRUTH), SPLITS, vocabularies=vocabularies)["half"]
+    overlap = found["unseen_names_in_vocabulary"]["k"]
     assert set(overlap["same"]) == {"Run", "Swim"} and overlap["percent_same_per_split"] == {"mean": 50.0, "most": 50.0}
 
 
@@ -120,17 +120,18 @@ def test_the_control_is_scored_on_the_nonsense_names():
     assert not set(renamed.classes) & set(manifest.classes) and len(renamed.classes) == 4
     control = perfect({"Run", "Jump"})
     control["label"] = control["label"].map(nonsense_names(manifest.classes))
-    sources = ZeroShotSources(predictions=one_for_all(perfect(set(manifest.classes))), control=one_for_all(control))
-    found = zero_shot(sources, manifest, SPLITS)["half"]
+    everything = perfect(set(manifest.classes))
+    found = zero_shot(lambda _: everything, manifest, SPLITS, control_of=lambda _: control)["half"]
     assert found["mean"]["mAP@avg"] == 100.0 and found["nonsense_control"]["mean"]["mAP@avg"] == 50.0
 
 
 def test_the_floors_of_a_split_are_fitted_on_its_seen_classes_only():
     train = tal_manifest({"t1": [("Run", 0, 100)], "t2": [("Swim", 500, 1000)]}, classes=("Run", "Jump", "Swim", "Row"))
     test = tal_manifest({"v1": [("Swim", 0, 100)], "v2": [("Row", 0, 100)]}, classes=("Run", "Jump", "Swim", "Row"))
-    sources = ZeroShotSources(predictions=one_for_all(perfect(set())), train=train)
-    floors = zero_shot(sources, test, SPLITS[:1])["half"]["floors"]
+    nothing = perfect(set())
+    floors = zero_shot(lambda _: nothing, test, SPLITS[:1], train=train)["half"]["floors"]
     assert floors["blind_constant"]["mAP@0.50"] == 75.0  # Run's box: 1 and 1/2 of two videos with equal scores
-    swims_too = ZeroShotSources(predictions=sources.predictions, train=tal_manifest(TRUTH | {"t": [("Row", 0, 900)]}))
-    assert zero_shot(swims_too, test, SPLITS[:1])["half"]["floors"]["blind_constant"]["mAP@0.50"] == 0.0
-    assert detection(perfect(set()), test)["mAP@avg"] == 0.0
+    swims_too = tal_manifest(TRUTH | {"t": [("Row", 0, 900)]})
+    found = zero_shot(lambda _: nothing, test, SPLITS[:1], train=swims_too)["half"]
+    assert found["floors"]["blind_constant"]["mAP@0.50"] == 0.0
+    assert detection(nothing, test)["mAP@avg"] == 0.0

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from unloc.evaluation.segmentation import painted
+from unloc.evaluation.protocols import PROTOCOLS
+from unloc.evaluation.segmentation import frame_labels
 from unloc.examples.batches import pad_texts
 from unloc.examples.examples import clip_segments, paint_steps, random_crop, step_saliency
 from unloc.examples.steps import TimeGrid, token_spans
@@ -15,7 +16,7 @@ def test_training_labels_are_what_the_metric_paints(fps):
     classes = rng.integers(0, 5, 20)
     times = np.arange(int(70 * fps)) / fps
     ours = paint_steps(token_spans(times, 70.0), segments, classes)
-    np.testing.assert_array_equal(ours, painted(segments * fps, classes, len(times)))
+    np.testing.assert_array_equal(ours, frame_labels(segments * fps, classes, len(times), PROTOCOLS["as"]["coin"]))
 
 
 def test_a_text_that_is_too_long_keeps_its_eos():

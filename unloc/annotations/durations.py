@@ -1,6 +1,6 @@
 """How long the videos of a manifest are: as it states, or as a cache or the files themselves tell.
 
-No score guesses: what needs a length asks `durations_of`, which refuses a manifest that does not know one.
+No score guesses: what needs a length asks `required_durations`, which refuses a manifest that does not know one.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def stated_durations(manifest: Manifest) -> dict[str, float]:
     return dict(zip(videos["video_id"].tolist(), videos["duration_seconds"].tolist(), strict=True))
 
 
-def durations_of(manifest: Manifest) -> dict[str, float]:
+def required_durations(manifest: Manifest) -> dict[str, float]:
     """Seconds of every video. Raises InputError where one is unknown, naming the ways to find it out."""
     unknown, durations = unknown_durations(manifest), stated_durations(manifest)
     if unknown:

@@ -1,63 +1,22 @@
-"""What `unloc eval` leaves behind: metrics.json, plots beside it, and a table on the screen."""
+"""The report of `unloc eval` as a table on the screen."""
 
-import json
 import math
-from pathlib import Path
 
 import typer
-
-from unloc.cli.evaluate_plots import PLOTS, write_plots
-from unloc.errors import InputError
-from unloc.files import write_file
 
 SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
 
 
-def write_report(report: dict, out: Path) -> None:
-    """metrics.json, or the file that `out` names, and the plots of an analysis beside it.
-
-    The file is written whole or not at all; an undefined figure and the open end of a bin are null.
-    Raises InputError where it cannot be written.
-    """
-    path = report_path(out)
-    try:
-        if "analysis" in report:
-            plots = write_plots(report["analysis"], path.parent / "analysis")
-            report["analysis"]["plots"] = [str(plot.relative_to(path.parent)) for plot in plots]
-        text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False, allow_nan=False)
-        write_file(path, f"{text}\n".encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
-
-
-def report_path(out: Path) -> Path:
-    """The file that --out names, or metrics.json in the folder that it names."""
-    return out if out.suffix == ".json" else out / "metrics.json"
-
-
-def plot_paths(out: Path) -> list[Path]:
-    """The plots of an analysis beside the report."""
-    return [report_path(out).parent / "analysis" / name for name in PLOTS]
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def print_report(report: dict) -> None:
-    """The metrics beside every blind floor, aligned, with what must be known to compare them."""
+    """The metrics next to every blind floor, with what is needed to compare them."""
     typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
     if "recipe" in report:
-        typer.echo(f"  {_recipe_words(report['recipe'], report['split'])}")
+        typer.echo(f"  {_recipe_line(report['recipe'], report['split'])}")
     if report["source"]:
         typer.echo(f"  annotations: {report['source']}")
     typer.echo(f"  ties: {report['tie_rule']}")
     for name, (low, high) in report.get("tie_spans", {}).items():
-        typer.echo(f"    {name} would lie between {low:.2f} and {high:.2f} in other orders of equal scores")
+        typer.echo(f"    {name} would be between {low:.2f} and {high:.2f} in other orders of equal scores")
     if "coverage" in report:
         _print_coverage(report)
     if "classes_seen_in_training" in report:
@@ -75,23 +34,24 @@ def print_report(report: dict) -> None:
         _print_analysis(report["analysis"])
 
 
-def _recipe_words(recipe: dict, split: str) -> str:
+def _recipe_line(recipe: dict, split: str) -> str:
     towers, tokens = recipe["towers"], recipe["tokens"]
-    words = f"recipe {recipe['name']}: image {towers['image']}, text {towers['text']}, tokens of "
-    words += f"{tokens['tower.name'] or 'another project'} {tokens['tower.pretrained'] or ''}".rstrip()
+    line = f"recipe {recipe['name']}: image {towers['image']}, text {towers['text']}, tokens of "
+    line += f"{tokens['tower.name'] or 'another project'} {tokens['tower.pretrained'] or ''}".rstrip()
     if recipe["checkpoint_selected_on"] == split:
-        words += f"; {split} selected the checkpoint, so that these figures are too good"
-    return words
+        line += f"; {split} selected the checkpoint, so these figures are too optimistic"
+    return line
 
 
 def _print_coverage(report: dict) -> None:
     coverage, external = report["coverage"], "used" if report["external_labels"] else "none"
-    words = f"{coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
+    line = f"{coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
     if "queries_annotated" in coverage:
-        words += f", {coverage['queries_predicted']} of {coverage['queries_annotated']} queries"
+        line += f", {coverage['queries_predicted']} of {coverage['queries_annotated']} queries"
     if "metrics_without_missing" in coverage:
-        words += "; `answered` leaves out the rest"
-    typer.echo(f"  {words}\n  external labels: {external}, stated {report.get('external_labels_stated', 'by us')}")
+        line += "; `answered` leaves out the others"
+    stated = f", stated {report['external_labels_stated']}" if "external_labels_stated" in report else ""
+    typer.echo(f"  {line}\n  external labels: {external}{stated}")
 
 
 def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list[float]]) -> None:
@@ -109,7 +69,7 @@ def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list
 
 
 def _print_share(share: str, found: dict) -> None:
-    """Zero-shot: mean and standard deviation over the splits, the control, and the names that are not unseen."""
+    """Zero-shot: mean and standard deviation over the splits, the control, and unseen names known from pretraining."""
     typer.echo(f"zero-shot {share}: mean and standard deviation over {found['num_splits']} splits of classes")
     columns = {"mean": found["mean"], "std": found["std"]}
     if "nonsense_control" in found:
@@ -131,9 +91,9 @@ def _print_analysis(analysis: dict) -> None:
         gain = f"{analysis['gain_without'][kind]:+9.2f}" if kind in analysis["gain_without"] else ""
         typer.echo(f"  {kind:16}{number:9d} {100 * number / max(1, sum(counts.values())):6.1f} %{gain}")
     for name, rows in analysis["recall"].items():
-        typer.echo(f"recall by {name.replace('_', ' ')}: " + ", ".join(map(_bin_words, rows)))
+        typer.echo(f"recall by {name.replace('_', ' ')}: " + ", ".join(map(_recall_bin, rows)))
 
 
-def _bin_words(row: dict) -> str:
+def _recall_bin(row: dict) -> str:
     bounds = f"{row['from']:g}+" if math.isinf(row["below"]) else f"{row['from']:g}-{row['below']:g}"
     return f"[{bounds}] {row['recall']:.1f} % of {row['segments']}" if row["segments"] else f"[{bounds}] none"

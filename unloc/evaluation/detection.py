@@ -2,203 +2,121 @@
 
 Procedure (ActivityNet's eval_detection): per class, predictions of all videos by falling score; each takes the
 best-overlapping ground truth of its own video and class that is free and reaches the threshold; precision is made
-monotone from the right and integrated at every change of recall (VOC 2011). Segments are taken as they are.
-Ties are broken as in `matching`.
+monotone from the right and integrated at every change of recall (VOC 2011). Segments are not clamped. Ties as in
+`matching`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from unloc.annotations.schema import Manifest
-from unloc.errors import InputError
 from unloc.evaluation.matching import Matches, interpolated_precision, match_detections, overlap_over_union
+from unloc.evaluation.protocols import DetectionProtocol, protocol_for
 
-ACTIVITYNET_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-THUMOS_THRESHOLDS = np.linspace(0.3, 0.7, 5)
-UNLOC_THRESHOLDS = np.linspace(0.05, 0.95, 19)
 SAME_SEGMENT_SECONDS = 1e-3  # OpenTAD and ActionFormer: ground truth this close is a repeat
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionProtocol:
-    """What one official scorer does differently from the others."""
-
-    name: str
-    thresholds: np.ndarray
-    averaged: tuple[int, ...] | None = None
-    """Which of the thresholds make up mAP@avg; None: all."""
-    shortest_seconds: float | None = None
-    """Ground truth must be longer than 0 (0.0) or at least so long (ActionFormer, 1 ms); None keeps all of it."""
-    drops_repeats: bool = False
-    """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
-    recall_multiples: tuple[int, ...] = ()
-    """k of recall@kx."""
-    single_precision: bool = False
-    """Precision and recall rounded to float32 before they are integrated."""
-    divides_by_all_classes: bool = False
-    """Whether classes of the manifest without ground truth and predictions count as 0 in the mean."""
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        DetectionProtocol(name="activitynet", thresholds=ACTIVITYNET_THRESHOLDS),
-        DetectionProtocol(
-            name="thumos14",
-            thresholds=THUMOS_THRESHOLDS,
-            shortest_seconds=1e-3,
-            drops_repeats=True,
-            recall_multiples=(1, 5),
-        ),
-        DetectionProtocol(
-            name="opentad",
-            thresholds=ACTIVITYNET_THRESHOLDS,
-            shortest_seconds=0.0,
-            drops_repeats=True,
-            recall_multiples=(1, 5),
-        ),
-        DetectionProtocol(
-            name="opentad-thumos14",
-            thresholds=THUMOS_THRESHOLDS,
-            shortest_seconds=0.0,
-            drops_repeats=True,
-            recall_multiples=(1, 5),
-        ),
-        DetectionProtocol(
-            name="unloc",
-            thresholds=UNLOC_THRESHOLDS,
-            averaged=tuple(range(9, 19)),
-            single_precision=True,
-            divides_by_all_classes=True,
-        ),
-        DetectionProtocol(
-            name="unloc-thumos14",
-            thresholds=UNLOC_THRESHOLDS,
-            averaged=tuple(range(5, 14, 2)),
-            single_precision=True,
-            divides_by_all_classes=True,
-        ),
-    )
-}
-
-
-def protocol_named(name: str) -> DetectionProtocol:
-    """The protocol of that name. Raises InputError naming those there are."""
-    if name not in PROTOCOLS:
-        raise InputError(f"--protocol: got {name!r} for tal, expected one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
-
-
-@dataclass(frozen=True)
-class AveragePrecision:
-    """Average precision of every class at every threshold, as fractions."""
-
-    classes: list[str]
-    thresholds: np.ndarray
-    values: np.ndarray
-    """(classes, thresholds)."""
 
 
 def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "activitynet") -> dict[str, float]:
     """mAP@t for each threshold and mAP@avg in percent, over the classes that occur in the (selected) manifest.
 
-    Beside them, where the protocol has them: recall@kx@t, and mAP_present_classes where mAP counts absent classes as 0.
-    Without any ground truth the figures are NaN: there is nothing to find. Raises InputError for an unknown protocol.
+    Where the protocol has them also recall@kx@t, and mAP_present_classes if mAP counts absent classes as 0. Without any
+    ground truth the figures are NaN: there is nothing to find. Raises InputError for an unknown protocol.
     """
-    return detection_by_class(detections, manifest, protocol)[0]
+    return detection_scores(detections, manifest, protocol_for("tal", protocol, manifest)).metrics()
 
 
-def detection_by_class(
-    detections: pd.DataFrame, manifest: Manifest, protocol: str = "activitynet"
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """(the metrics of `detection`, AP@t and AP@avg of every class in percent)."""
-    rules = protocol_named(protocol)
+@dataclass(frozen=True)
+class DetectionScores:
+    """Detections of a split, matched with its ground truth by one protocol."""
+
+    matches: Matches
+    rules: DetectionProtocol
+    num_videos: int
+    num_absent: int
+    """Classes without ground truth that the mean counts as 0."""
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """(classes, thresholds) average precision of every class with ground truth, as a fraction."""
+        return class_average_precision(self.matches, single_precision=self.rules.single_precision)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of `detection`."""
+        metrics = self.mean_precision(self.precision)
+        for multiple in self.rules.recall_multiples:
+            found = found_at_multiple(self.matches, multiple)
+            metrics |= mean_recall(found, self.matches, multiple, np.ones(len(self.matches.truth)))
+        return metrics
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """AP@t and AP@avg of every class in percent."""
+        names = [f"AP@{threshold:.2f}" for threshold in self.rules.thresholds]
+        return {
+            label: dict(zip(names, values.tolist(), strict=True))
+            | {"AP@avg": float(values[self.rules.averaged].mean())}
+            for label, values in zip(self.matches.classes, 100.0 * self.precision, strict=True)
+        }
+
+    def mean_precision(self, values: np.ndarray) -> dict[str, float]:
+        """mAP@t and mAP@avg in percent from values (classes, thresholds) of the present classes; NaN without classes.
+
+        If the protocol counts absent classes as 0, mAP_present_classes is added.
+        """
+        counts = {"mAP": len(values) + self.num_absent}
+        if self.rules.divides_by_all_classes:
+            counts["mAP_present_classes"] = len(values)
+        metrics, thresholds = {}, self.rules.thresholds
+        for name, count in counts.items():
+            mean = 100.0 * values.sum(axis=0) / count if count else np.full(len(thresholds), np.nan)
+            metrics |= {f"{name}@{threshold:.2f}": float(at) for threshold, at in zip(thresholds, mean, strict=True)}
+            metrics[f"{name}@avg"] = float(mean[self.rules.averaged].mean())
+        return metrics
+
+
+def detection_scores(detections: pd.DataFrame, manifest: Manifest, rules: DetectionProtocol) -> DetectionScores:
+    """Detections matched with the ground truth of the (selected) manifest."""
     matches = match_detections(detections, kept_truth(manifest.instances, rules), rules.thresholds)
-    precision = class_precision(matches, rules)
-    metrics = mean_precision(precision.values, rules, num_absent_classes(matches, manifest, rules))
-    for multiple in rules.recall_multiples:
-        found = found_at_multiple(matches, multiple)
-        metrics |= mean_recall(found, matches, multiple, np.ones(len(matches.truth)))
-    names = [f"AP@{threshold:.2f}" for threshold in rules.thresholds]
-    averaged = slice(None) if rules.averaged is None else list(rules.averaged)
-    by_class = {
-        label: dict(zip(names, values.tolist(), strict=True)) | {"AP@avg": float(values[averaged].mean())}
-        for label, values in zip(precision.classes, 100.0 * precision.values, strict=True)
-    }
-    return metrics, by_class
-
-
-def num_absent_classes(matches: Matches, manifest: Manifest, rules: DetectionProtocol) -> int:
-    """How many classes without ground truth the mean counts as 0.
-
-    For UnLoc those without predictions too; one with predictions but no ground truth is NaN there and skipped.
-    """
-    if not rules.divides_by_all_classes:
-        return 0
-    return len(set(manifest.classes) - set(matches.classes) - matches.predicted_only)
-
-
-def mean_precision(values: np.ndarray, rules: DetectionProtocol, absent_classes: int) -> dict[str, float]:
-    """mAP@t and mAP@avg in percent from values (classes, thresholds) of the present classes; NaN without classes.
-
-    Where the protocol counts absent classes as 0, mAP_present_classes stands beside them.
-    """
-    counts = {"mAP": len(values) + absent_classes}
-    if rules.divides_by_all_classes:
-        counts["mAP_present_classes"] = len(values)
-    metrics = {}
-    for name, count in counts.items():
-        mean = 100.0 * values.sum(axis=0) / count if count else np.full(len(rules.thresholds), np.nan)
-        metrics |= {f"{name}@{threshold:.2f}": float(at) for threshold, at in zip(rules.thresholds, mean, strict=True)}
-        metrics[f"{name}@avg"] = float((mean if rules.averaged is None else mean[list(rules.averaged)]).mean())
-    return metrics
-
-
-def average_precision(detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> AveragePrecision:
-    """Average precision per class of the instances; detections of other classes are not counted here."""
-    rules = DetectionProtocol(name="", thresholds=thresholds)
-    return class_precision(match_detections(detections, instances, thresholds), rules)
+    num_absent = 0
+    if rules.divides_by_all_classes:  # one with predictions but no ground truth is NaN in UnLoc's scorer and skipped
+        num_absent = len(set(manifest.classes) - set(matches.classes) - matches.predicted_only)
+    num_videos = max(manifest.videos["video_id"].nunique(), len(matches.videos))
+    return DetectionScores(matches, rules, num_videos, num_absent)
 
 
 def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFrame:
-    """The instances that the protocol counts: too short ones and repeats dropped where it drops them."""
-    lengths = (instances["end_seconds"] - instances["start_seconds"]).to_numpy(dtype=np.float64)
+    """The instances that the protocol counts: without too short ones and repeats if it drops them."""
+    segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+    lengths = segments[:, 1] - segments[:, 0]
     keep = np.ones(len(instances), dtype=bool)
     if rules.shortest_seconds is not None:
         keep = lengths >= rules.shortest_seconds if rules.shortest_seconds else lengths > 0.0
     if rules.drops_repeats:
-        keep = keep & ~_repeats(instances, keep)
+        rows = instances.assign(row=np.arange(len(instances)))[keep].groupby(["video_id", "label"], sort=False)["row"]
+        for group in rows.agg(list):
+            kept: list[int] = []
+            for row in group:
+                if any((abs(segments[row] - segments[one]) <= SAME_SEGMENT_SECONDS).all() for one in kept):
+                    keep[row] = False
+                else:
+                    kept.append(row)
     return instances[keep]
 
 
-def _repeats(instances: pd.DataFrame, candidates: np.ndarray) -> np.ndarray:
-    """True where an earlier kept instance of the same video and label is the same segment within 1 ms."""
-    repeated = np.zeros(len(instances), dtype=bool)
-    segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
-    groups = instances.assign(row=np.arange(len(instances)))[candidates].groupby(["video_id", "label"], sort=False)
-    for rows in groups["row"].agg(list):
-        kept: list[int] = []
-        for row in rows:
-            repeated[row] = any((abs(segments[row] - segments[one]) <= SAME_SEGMENT_SECONDS).all() for one in kept)
-            if not repeated[row]:
-                kept.append(row)
-    return repeated
-
-
-def class_precision(matches: Matches, rules: DetectionProtocol) -> AveragePrecision:
-    """Average precision of every class with ground truth; 0 for one without detections."""
+def class_average_precision(matches: Matches, *, single_precision: bool = False) -> np.ndarray:
+    """(classes, thresholds) average precision of every class with ground truth, 0 for one without detections."""
     counts = np.bincount(matches.truth_class, minlength=len(matches.classes))
     values = np.zeros((len(matches.classes), len(matches.thresholds)))
-    integrate = float32_precision if rules.single_precision else interpolated_precision
+    integrate = _float32_precision if single_precision else interpolated_precision
     for code, rows in enumerate(matches.by_class()):
         values[code] = integrate(matches.hits[rows], int(counts[code]))
-    return AveragePrecision(matches.classes, matches.thresholds, values)
+    return values
 
 
-def float32_precision(hits: np.ndarray, num_truth: int) -> np.ndarray:
-    """The same with precision and recall rounded to float32, as UnLoc's scorer rounds them (differences near 1e-8)."""
+def _float32_precision(hits: np.ndarray, num_truth: int) -> np.ndarray:
+    """As `interpolated_precision`, precision and recall rounded to float32 as in UnLoc's scorer (differs by 1e-8)."""
     if not len(hits) or not num_truth:
         return np.zeros(hits.shape[1])
     true = np.cumsum(hits, axis=0).astype(np.float32)

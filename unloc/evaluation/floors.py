@@ -1,7 +1,7 @@
 """Blind floors: what a constant scores that never looks at the video or reads the text.
 
-Constants are fitted on the training annotations. They stand beside every number, because in this field a constant
-gets surprisingly far (five fixed boxes reach R5@0.5 = 85 on Charades-STA).
+Constants are fitted on the training annotations. Every report shows them next to the score, because on these
+benchmarks a constant gets surprisingly far (five fixed boxes reach R5@0.5 = 85 on Charades-STA).
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import durations_of
+from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.highlight import ratings_of
 from unloc.evaluation.matching import overlap_over_union
 from unloc.predictions.records import FramePrediction, MomentPrediction
 
 GRID = np.linspace(0.0, 1.0, 51)
-BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all that a floor chooses from
-PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit the processor's cache; all would take gigabytes
-USUAL_FPS = (1.0, 2.0, 10.0)
+BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all candidates of a floor
+PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit into the processor's cache; all would take gigabytes
+USUAL_FPS = (1.0, 2.0, 10.0)  # at which COIN is scored
 NUM_BOXES = {"mr": 5, "tal": 10}
 FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
 
@@ -45,88 +45,74 @@ def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.nda
     return np.asarray(boxes)
 
 
-def relative_segments(manifest: Manifest) -> tuple[np.ndarray, list[str]]:
-    """(N, 2) annotated segments in shares of their video's length, cut to it, and the label of each ("" of queries)."""
-    durations, shares, labels = durations_of(manifest), [], []
-    for video_id, segments in zip(manifest.queries["video_id"].tolist(), manifest.queries["segments"], strict=True):
-        shares += [(start, end, durations.get(video_id)) for start, end in segments]
-    labels = [""] * len(shares)
-    columns = (manifest.instances[name].tolist() for name in ("video_id", "start_seconds", "end_seconds"))
-    shares += [(start, end, durations.get(video_id)) for video_id, start, end in zip(*columns, strict=True)]
-    labels += manifest.instances["label"].tolist()
-    known = [number for number, (_, _, length) in enumerate(shares) if length]
-    numbers = np.array([shares[number] for number in known], dtype=np.float64).reshape(-1, 3)
-    return np.clip(numbers[:, :2] / numbers[:, 2:], 0.0, 1.0), [labels[number] for number in known]
+def relative_segments(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2) annotated segments in shares of their video's duration, clamped to it, and (N,) labels ("" of queries).
+
+    Segments of videos that no row describes are left out.
+    """
+    queries = manifest.queries.explode("segments").dropna(subset=["segments"])
+    windows = np.array(queries["segments"].tolist(), dtype=np.float64).reshape(-1, 2)
+    instances = manifest.instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+    segments = np.concatenate([windows, instances])
+    labels = np.array([*[""] * len(windows), *manifest.instances["label"]], dtype=object)
+    videos = pd.concat([queries["video_id"], manifest.instances["video_id"]])
+    lengths = videos.map(required_durations(manifest)).to_numpy(dtype=np.float64)
+    known = ~np.isnan(lengths)
+    return np.clip(segments[known] / lengths[known, None], 0.0, 1.0), labels[known]
 
 
 def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentPrediction]]:
-    """Constant boxes fitted on train at IoU 0.5 and 0.7, and the whole video, for every query.
+    """Constant boxes fitted on train at IoU 0.5 and 0.7, and the whole video, for every query in its order.
 
-    Saliency: the mean course of the ratings on train.
+    Saliency: the mean curve of the ratings on train over the relative time of the video.
     """
-    (relative, _), course = relative_segments(train), mean_saliency_course(train)
-    constants = {name: best_boxes(relative, NUM_BOXES["mr"], overlap) for name, overlap in FIT_OVERLAPS.items()}
-    constants["whole_video"] = np.array([[0.0, 1.0]])
-    return {name: _constant_moments(manifest, boxes, course) for name, boxes in constants.items()}
-
-
-def _constant_moments(manifest: Manifest, boxes: np.ndarray, course: np.ndarray | None) -> list[MomentPrediction]:
-    durations = durations_of(manifest)
-    scores = np.linspace(1.0, 0.5, len(boxes))[:, None]
-    predictions = []
+    relative, _ = relative_segments(train)
+    boxes = {name: best_boxes(relative, NUM_BOXES["mr"], overlap) for name, overlap in FIT_OVERLAPS.items()}
+    boxes["whole_video"] = np.array([[0.0, 1.0]])
+    rated = [ratings.mean(axis=1) for ratings in ratings_of(train) if ratings is not None and len(ratings)]
+    places = np.linspace(0, 1, 20)
+    curve = np.mean([np.interp(places, np.linspace(0, 1, len(one)), one) for one in rated], axis=0) if rated else None
+    durations, floors = required_durations(manifest), {name: [] for name in boxes}
     columns = (manifest.queries[name].tolist() for name in ("qid", "video_id", "text"))
     for qid, video_id, text in zip(*columns, strict=True):
-        duration = durations.get(video_id, 0.0)
-        saliency = None
-        if course is not None:
+        duration, saliency = durations.get(video_id, 0.0), None
+        if curve is not None:
             middles = (np.arange(int(duration / CLIP_SECONDS)) + 0.5) * CLIP_SECONDS / max(duration, 1e-9)
-            saliency = np.interp(middles, np.linspace(0, 1, len(course)), course)
-        windows = np.concatenate([boxes * duration, scores], axis=1)
-        predictions.append(MomentPrediction(qid=qid, video_id=video_id, query=text, windows=windows, saliency=saliency))
-    return predictions
-
-
-def mean_saliency_course(train: Manifest, points: int = 20) -> np.ndarray | None:
-    """Mean rating over the relative course of a training video, None where there are no ratings."""
-    courses = [
-        np.interp(np.linspace(0, 1, points), np.linspace(0, 1, len(ratings)), ratings.mean(axis=1))
-        for ratings in ratings_of(train)
-        if ratings is not None and len(ratings)
-    ]
-    return np.mean(courses, axis=0) if courses else None
+            saliency = np.interp(middles, places, curve)
+        for name, constant in boxes.items():
+            scores = np.linspace(1.0, 0.5, len(constant))[:, None]
+            windows = np.concatenate([constant * duration, scores], axis=1)
+            floors[name].append(
+                MomentPrediction(qid=qid, video_id=video_id, query=text, windows=windows, saliency=saliency)
+            )
+    return floors
 
 
 def detection_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFrame]:
-    """Every class in every video with that class's best box; and, knowing the true labels of each video, constant boxes
-    and the whole video (what a perfect video classifier would get without any localization).
+    """Every class in every video with that class's best box; and with the true labels of each video known, constant
+    boxes and the whole video (what a perfect video classifier would get without any localization).
     """
-    durations = durations_of(manifest)
+    durations = required_durations(manifest)
     relative, labels = relative_segments(train)
-    boxes, whole = best_boxes(relative, NUM_BOXES["tal"]), np.array([[0.0, 1.0]])
+    boxes = best_boxes(relative, NUM_BOXES["tal"])
     truth = manifest.instances[["video_id", "label"]].drop_duplicates()
     truth = truth[truth["video_id"].isin(durations)]
     shown = truth["video_id"].to_numpy(dtype=object), truth["label"].to_numpy(dtype=object)
-    every = np.repeat(np.array([*durations], dtype=object), len(manifest.classes))
-    everything = every, np.tile(np.array(manifest.classes, dtype=object), len(durations))
-    own = class_boxes(relative, labels)
-    per_class = np.array([own.get(name, boxes[0]) for name in everything[1]]).reshape(-1, 2)
+    every_video = np.repeat(np.array([*durations], dtype=object), len(manifest.classes))
+    every_class = np.tile(np.array(manifest.classes, dtype=object), len(durations))
+    own_box = {name: best_boxes(relative[labels == name], 1)[0] for name in dict.fromkeys(labels)}
+    per_class = np.array([own_box.get(name, boxes[0]) for name in every_class]).reshape(-1, 2)
     return {
-        "blind_constant": _constant_detections(*everything, [per_class], durations),
+        "blind_constant": _constant_detections(every_video, every_class, [per_class], durations),
         "constant_true_label": _constant_detections(*shown, boxes, durations),
-        "whole_video_true_label": _constant_detections(*shown, whole, durations),
+        "whole_video_true_label": _constant_detections(*shown, [np.array([0.0, 1.0])], durations),
     }
-
-
-def class_boxes(relative: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
-    """The box (2,) that reaches most segments of each label."""
-    names, code = np.unique(np.array(labels, dtype=object), return_inverse=True)
-    return {name: best_boxes(relative[code == number], 1)[0] for number, name in enumerate(names)}
 
 
 def _constant_detections(
     video_ids: np.ndarray, labels: np.ndarray, boxes: Sequence[np.ndarray], durations: dict[str, float]
 ) -> pd.DataFrame:
-    """Each box, one for all rows (2,) or one a row (n, 2), as a detection of every row; the first boxes score best."""
+    """Each box, one for all rows (2,) or one per row (n, 2), as a detection of every row; the first box scores best."""
     lengths = np.array([durations[video_id] for video_id in video_ids])
     tables = []
     for rank, box in enumerate(boxes):
@@ -136,16 +122,13 @@ def _constant_detections(
     return pd.concat(tables, ignore_index=True)
 
 
-def frame_floors(predictions: Sequence[FramePrediction]) -> dict[str, list[FramePrediction]]:
-    """Every frame of the predictions background."""
-    return {"all_background": [replace(item, labels=[None] * len(item.labels), scores=None) for item in predictions]}
-
-
-def background_floors(manifest: Manifest) -> dict[str, list[FramePrediction]]:
-    """Every frame background at each of the frame rates that COIN is scored at."""
-    videos = manifest.videos["video_id"].tolist()
-    return {f"all_background_{fps:g}_fps": [_background(video_id, fps) for video_id in videos] for fps in USUAL_FPS}
-
-
-def _background(video_id: str, fps: float) -> FramePrediction:
-    return FramePrediction(video_id=video_id, fps=fps, labels=[])  # frames without label are background
+def frame_floors(manifest: Manifest, predictions: Sequence[FramePrediction] | None) -> dict[str, list[FramePrediction]]:
+    """Every frame background: on the frames of the predictions, without any at each of the usual frame rates."""
+    if predictions:
+        blank = [replace(item, labels=[None] * len(item.labels), scores=None) for item in predictions]
+        return {"all_background": blank}
+    videos = manifest.videos["video_id"].tolist()  # frames without label are background
+    return {
+        f"all_background_{fps:g}_fps": [FramePrediction(video_id=video, fps=fps, labels=[]) for video in videos]
+        for fps in USUAL_FPS
+    }

@@ -1,9 +1,9 @@
 """Average precision of classes over frames, with the scores of one video in memory at a time.
 
-Without interpolation, equal scores as one step (scikit-learn's definition), each frame counted by its seconds. Only the
-scores of a class's own frames are steps: a first pass over the videos collects these, a second counts, for each step,
-the seconds of all frames that score as much or more. Both hold as many numbers as there are frames with a class; all
-scores of COIN at 10 fps would be 12 GB.
+Without interpolation, equal scores as one step (scikit-learn's definition), each frame weighted by its seconds. Only
+the scores of a class's own frames are steps: a first pass over the videos collects them, a second counts for each step
+the seconds of all frames with at least its score. Memory grows with the number of labelled frames, not with frames
+times classes (12 GB for COIN at 10 fps).
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,8 +64,8 @@ def _scores(video: "VideoFrames", num_classes: int) -> np.ndarray:
 
 
 def _own_frames(frames: Sequence["VideoFrames"], num_classes: int) -> tuple[np.ndarray, ...]:
-    """Class, its score, seconds and video of every frame that has a class, by class and then by rising score; and the
-    lowest of all scores.
+    """Class, its score, seconds and video of every labelled frame, by class and then by rising score; and the lowest of
+    all scores.
     """
     columns, lowest = [], np.inf
     for number, video in enumerate(frames):
@@ -82,7 +82,7 @@ def _own_frames(frames: Sequence["VideoFrames"], num_classes: int) -> tuple[np.n
 
 
 def _blocks(bounds: np.ndarray, num_draws: int) -> Iterator[range]:
-    """Ranges of classes whose steps fit into CELLS, those without steps among them."""
+    """Ranges of classes whose steps fit into CELLS."""
     first = 0
     for code in range(len(bounds) - 1):
         if code > first and (bounds[code + 1] - bounds[first]) * num_draws > CELLS:
@@ -99,7 +99,7 @@ def _seconds_at_steps(
     block: range,
     lowest: float,
 ) -> np.ndarray:
-    """(draws, steps of the block) weighted seconds of the frames that score as much as a step, or up to the next."""
+    """(draws, steps of the block) weighted seconds of the frames that score at least a step and less than the next."""
     offset = bounds[block.start]
     found = np.zeros((len(weights), bounds[block.stop] - offset))
     for number, video in enumerate(frames):
@@ -109,7 +109,7 @@ def _seconds_at_steps(
             if len(steps):
                 column = scores[:, code].astype(np.float64)
                 column[np.isnan(column)] = lowest
-                level = np.searchsorted(steps, column, side="right")  # 0: below all steps, which never matters
+                level = np.searchsorted(steps, column, side="right")  # 0: below all steps, not needed
                 counts = np.bincount(level, seconds, minlength=len(steps) + 1)[1:]
                 reached = np.flatnonzero(counts)
                 found[:, bounds[code] - offset + reached] += weights[:, number, None] * counts[reached]

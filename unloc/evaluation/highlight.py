@@ -4,50 +4,52 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.annotations.durations import durations_of
+from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.evaluation.retrieval import align
-from unloc.evaluation.rows import QueryValues
+from unloc.evaluation.queries import Aligned, QueryScores, align
 from unloc.predictions.records import MomentPrediction
 
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 
 
 def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manifest) -> dict[str, float]:
-    """HL-min-{Fair,Good,VeryGood}-{mAP,Hit1} in percent over the queries that carry ratings.
+    """HL-min-{Fair,Good,VeryGood}-{mAP,Hit1} in percent over the rated queries.
 
-    The three raters are scored separately: Hit1 is met if the best clip is good for any of them, mAP is the mean over
+    The three raters are scored separately: Hit1 is 1 if the best clip is good for any of them, mAP is the mean over
     queries and raters. Of equally good clips the first is the best. A query without prediction misses Hit1 and is
-    ranked as if all its clips were equal, as officially scores that are missing count 0.
+    ranked as if all its clips were equal: officially a missing score is 0.
     """
-    return highlight_values(predictions, manifest).means()
+    return highlight_scores(align(predictions, manifest), manifest).metrics()
 
 
-def highlight_values(predictions: Sequence[MomentPrediction], manifest: Manifest) -> QueryValues:
-    """The same for every query, NaN where it carries no ratings."""
-    aligned, truth = align(predictions, manifest), ratings_of(manifest)
+def highlight_scores(aligned: Aligned, manifest: Manifest) -> QueryScores:
+    """The same for every query, NaN if it is not rated."""
     precisions, hits = (np.full((len(aligned), len(LEVELS)), np.nan) for _ in range(2))
     minimums = np.array(list(LEVELS.values()))
-    for row, (ratings, prediction) in enumerate(zip(truth, aligned, strict=True)):
+    for row, (ratings, prediction) in enumerate(zip(ratings_of(manifest), aligned, strict=True)):
         if ratings is None:
             continue
+        saliency = np.zeros(0) if prediction is None or prediction.saliency is None else prediction.saliency
+        # As officially, scores are cut to the clips of the video, or padded with zeros.
+        kept = np.asarray(saliency, dtype=np.float64)[: len(ratings)]
+        scores = np.concatenate([kept, np.zeros(len(ratings) - len(kept))])
         positive = ratings[:, None, :] >= minimums[None, :, None]  # (clips, levels, raters)
-        scores = _fitted(prediction, len(ratings))
-        of_raters = average_precision(positive.reshape(len(ratings), -1), scores).reshape(len(LEVELS), -1)
+        of_raters = clip_average_precision(positive.reshape(len(ratings), -1), scores).reshape(len(LEVELS), -1)
         precisions[row] = of_raters.mean(axis=1)
-        hits[row] = _hits(prediction, positive.any(axis=2))
+        best = int(np.argmax(saliency)) if len(saliency) else len(ratings)
+        hits[row] = positive[best].any(axis=1) if best < len(ratings) else False
     values: dict[str, np.ndarray] = {}
     for level, name in enumerate(LEVELS):
         values |= {f"HL-min-{name}-mAP": precisions[:, level], f"HL-min-{name}-Hit1": hits[:, level]}
-    return QueryValues(list(manifest.queries["video_id"]), values)
+    return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
 
 
 def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
-    """(clips, raters) ratings of every query, 0 outside its relevant clips; None where it is not rated.
+    """(clips, raters) ratings of every query, 0 outside its relevant clips; None if it is not rated.
 
-    Raises InputError where the length of a video is not known.
+    Raises InputError if the duration of a video is unknown.
     """
-    durations = durations_of(manifest)
+    durations = required_durations(manifest)
     rated: list[np.ndarray | None] = []
     columns = ["video_id", "relevant_clip_ids", "saliency_scores"]
     for video_id, clip_ids, scores in manifest.queries[columns].itertuples(index=False):
@@ -63,24 +65,7 @@ def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
     return rated
 
 
-def _fitted(prediction: MomentPrediction | None, num_clips: int) -> np.ndarray:
-    """Scores cut to the clips of the video, or padded with zeros, as officially."""
-    scores = np.zeros(num_clips)
-    if prediction is not None and prediction.saliency is not None:
-        kept = np.asarray(prediction.saliency, dtype=np.float64)[:num_clips]
-        scores[: len(kept)] = kept
-    return scores
-
-
-def _hits(prediction: MomentPrediction | None, positive: np.ndarray) -> np.ndarray:
-    """(levels,) whether the best clip, the first of equals, is positive (clips, levels)."""
-    if prediction is None or prediction.saliency is None or not len(prediction.saliency):
-        return np.zeros(positive.shape[1], dtype=bool)
-    best = int(np.argmax(prediction.saliency))
-    return positive[best] if best < len(positive) else np.zeros(positive.shape[1], dtype=bool)
-
-
-def average_precision(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def clip_average_precision(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(columns,) QVHighlights' AP of positive (clips, columns): monotone precision, averaged where recall changes.
 
     Equal scores are one step. Each change of recall weighs the same, however many positives it adds; no positives 0,

@@ -1,7 +1,7 @@
-"""Which predictions find which ground truth: greedy matching at several IoU thresholds, vectorised.
+"""Greedy matching of detections with ground truth at several IoU thresholds, vectorised.
 
-Tie rule: of equal scores the later entry of the file goes first, which is what the official sort does with few entries;
-of equally overlapping ground truths the later is tried first.
+Ties: of equal scores the later entry of the file goes first, as the official sort does with few entries; of ground
+truths with equal IoU the later is tried first.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ import pandas as pd
 
 @dataclass(frozen=True, kw_only=True)
 class Matches:
-    """Which detections found which ground truth. Detections stand by class and, within it, by falling score."""
+    """Detections, sorted by class and then by falling score, and whether each takes a ground truth."""
 
     classes: list[str]
     videos: list[str]
-    """Videos with ground truth; detections of other videos have the code len(videos)."""
+    """Videos with ground truth; detections in other videos have the code len(videos)."""
     thresholds: np.ndarray
     hits: np.ndarray
     """(n, thresholds) True where a detection takes a ground truth."""
@@ -31,10 +31,10 @@ class Matches:
     truth: np.ndarray
     """(N, 2) ground truth, in the order of the annotations."""
     predicted_only: set[str]
-    """Labels of detections that no ground truth has."""
+    """Labels of detections without any ground truth."""
 
     def by_class(self) -> Iterator[slice]:
-        """The detections of each class in turn."""
+        """The detections of each class, class by class."""
         bounds = np.searchsorted(self.class_code, np.arange(len(self.classes) + 1))
         for first, after in pairwise(bounds):
             yield slice(int(first), int(after))
@@ -51,7 +51,7 @@ class Matches:
 
 
 def match_detections(detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> Matches:
-    """Detections of the instances' classes matched with them at every threshold."""
+    """Detections matched with the instances of their class at every threshold; those of other classes are left out."""
     classes, videos = pd.Index(instances["label"].unique()), pd.Index(instances["video_id"].unique())
     label = classes.get_indexer(detections["label"])
     known = np.flatnonzero(label >= 0)
@@ -77,7 +77,7 @@ def match_detections(detections: pd.DataFrame, instances: pd.DataFrame, threshol
 
 
 def overlap_over_union(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of paired segments (…, 2); 0/0 counts as a perfect overlap, because officially NaN passes every threshold."""
+    """IoU of paired segments (…, 2); 0/0 is infinite, because officially NaN passes every threshold."""
     overlap = np.minimum(segments[..., 1], others[..., 1]) - np.maximum(segments[..., 0], others[..., 0])
     overlap = np.maximum(overlap, 0.0)
     union = (segments[..., 1] - segments[..., 0]) + (others[..., 1] - others[..., 0]) - overlap
@@ -89,7 +89,7 @@ def overlap_over_union(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
 def match(
     key: np.ndarray, segments: np.ndarray, truth_key: np.ndarray, truth: np.ndarray, thresholds: np.ndarray
 ) -> np.ndarray:
-    """(n, thresholds) True where a detection takes a ground truth of its key; within a key the first come first."""
+    """(n, thresholds) True where a detection takes a ground truth of its key; earlier detections choose first."""
     matched = np.zeros((len(key), len(thresholds)), dtype=bool)
     order = np.argsort(truth_key, kind="stable")
     truth_key, truth = truth_key[order], truth[order]
@@ -110,9 +110,9 @@ def match(
 
 
 def _match_group(segments: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Greedy matching within one video and class that has several ground truths."""
+    """(n, thresholds) greedy matching within one video and class with several ground truths."""
     matched = np.zeros((len(segments), len(thresholds)), dtype=bool)
-    # Backwards, because argmax takes the first of equals and the official code tries the later one first.
+    # Reversed: argmax takes the first of equals, the official code tries the later one first.
     ratio = overlap_over_union(segments[:, None], truth[None])[:, ::-1]
     free = np.ones((len(thresholds), len(truth)), dtype=bool)
     for row in np.flatnonzero(ratio.max(axis=1) >= thresholds.min()):
@@ -125,7 +125,7 @@ def _match_group(segments: np.ndarray, truth: np.ndarray, thresholds: np.ndarray
 
 
 def interpolated_precision(hits: np.ndarray, num_truth: int) -> np.ndarray:
-    """(thresholds,) interpolated average precision of hits (n, thresholds) in falling score."""
+    """(thresholds,) interpolated average precision of hits (n, thresholds) by falling score."""
     if not len(hits) or not num_truth:
         return np.zeros(hits.shape[1])
     true = np.cumsum(hits, axis=0, dtype=np.float64)

@@ -1,158 +1,60 @@
-"""Moment retrieval: R@n at IoU m and mIoU by the protocols that papers use (they do not always say which).
+"""Moment retrieval: R@n at IoU m, mIoU and QVHighlights' mAP, by the protocols that papers use (not always stated).
 
 default          UnLoc: IoU >= m, best scores first; ground truth clamped to [0, duration]
 raw              the same with the ground truth as annotated
-2d-tan           IoU > m, the file's order with NMS at 0.5, union taken as the hull; ground truth clamped
+2d-tan           IoU > m, the file's order with NMS at 0.5, hull as union; ground truth clamped
 2d-tan-nms-0.45  the same with NMS at 0.45 (its Charades-STA pooling model)
 2d-tan-no-nms    the same without NMS
-moment_detr      IoU >= m, the file's order, union taken as the hull: R1 is the official MR-full-R1 of QVHighlights
+moment_detr      IoU >= m, the file's order, hull as union: R1 is the official MR-full-R1 of QVHighlights
 lighthouse       the same; ground truth clamped, of lengths in (0, 1500] seconds
 lighthouse-raw   the same with the ground truth as annotated
 
-Tie rule of the first two: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy
-sorts short lists stably. On CPUs where it does not, UnLoc's own figure is one order among many: `ties.tie_spans`.
+Ties of the first two: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy
+sorts short lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from unloc.annotations.durations import durations_of
 from unloc.annotations.schema import Manifest
-from unloc.errors import InputError
-from unloc.evaluation.matching import overlap_over_union
-from unloc.evaluation.rows import QueryValues
+from unloc.evaluation.matching import match, overlap_over_union
+from unloc.evaluation.protocols import QVHIGHLIGHTS_RANGES, RetrievalProtocol, protocol_for
+from unloc.evaluation.queries import Aligned, QueryScores, align, ground_truth_windows
 from unloc.predictions.records import MomentPrediction
 
 RANKS, THRESHOLDS = (1, 5, 10), (0.3, 0.5, 0.7)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalProtocol:
-    """How one official scorer compares windows."""
-
-    name: str
-    clamps_truth: bool = True
-    exceeds: bool = False
-    """Whether IoU must be above the threshold, not only reach it."""
-    by_score: bool = True
-    """Whether the best score goes first, and IoU is over the true union; else the file's order, over the hull."""
-    nms_overlap: float | None = None
-    """Entries that overlap an earlier kept one by more are dropped, and queries whose clamped window is reversed."""
-    lengths: tuple[float, float] | None = None
-    """(shortest, longest] ground truth in seconds that counts, as do queries that have any; None: all count."""
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        RetrievalProtocol(name="default"),
-        RetrievalProtocol(name="raw", clamps_truth=False),
-        RetrievalProtocol(name="2d-tan", exceeds=True, by_score=False, nms_overlap=0.5),
-        RetrievalProtocol(name="2d-tan-nms-0.45", exceeds=True, by_score=False, nms_overlap=0.45),
-        RetrievalProtocol(name="2d-tan-no-nms", exceeds=True, by_score=False, nms_overlap=1.0),
-        RetrievalProtocol(name="moment_detr", clamps_truth=False, by_score=False, lengths=(-np.inf, np.inf)),
-        RetrievalProtocol(name="lighthouse", by_score=False, lengths=(0.0, 1500.0)),
-        RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, by_score=False, lengths=(0.0, 1500.0)),
-    )
-}
-
-
-class QueryKeys:
-    """What a prediction must share with a query of the manifest to answer it: its qid, else its video and sentence.
-
-    A known qid decides alone, as officially for QVHighlights, whatever video or sentence stands beside it. Only where
-    the manifest gives one qid to queries of several videos the video must be right too.
-    """
-
-    def __init__(self, manifest: Manifest) -> None:
-        columns = (manifest.queries[name].tolist() for name in ("qid", "video_id", "text"))
-        self.queries = list(zip(*columns, strict=True))
-        """(qid, video, sentence) of every query."""
-        self.counts = Counter(text_key(video_id, text) for _, video_id, text in self.queries)
-        """How often each (video, sentence) is asked."""
-        self._videos: dict[str, set[str]] = defaultdict(set)
-        for qid, video_id, _ in self.queries:
-            self._videos[qid].add(video_id)
-
-    def by_qid(self, qid: str, video_id: str) -> tuple[str, ...] | None:
-        """The key of a known qid, None for an unknown one."""
-        videos = self._videos.get(qid, ())
-        if len(videos) == 1:
-            return (qid,)
-        return (qid, video_id, "") if video_id in videos else None
-
-    def of(self, item: MomentPrediction) -> tuple[str, ...] | None:
-        """The key of what a prediction answers; None where it answers nothing."""
-        key = text_key(item.video_id, item.query)
-        return self.by_qid(item.qid, item.video_id) or (key if key in self.counts else None)
-
-
-def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
-    """The prediction of every query of the manifest, None where there is none.
-
-    By `QueryKeys`; repeats of a sentence are answered in file order. Of several predictions for one query the last
-    counts.
-    """
-    keys = QueryKeys(manifest)
-    answers: dict[tuple[str, ...] | None, list[MomentPrediction]] = defaultdict(list)
-    for item in predictions:
-        answers[keys.of(item)].append(item)
-    waiting = {key: iter(answers[key][-count:]) for key, count in keys.counts.items()}
-    aligned = []
-    for qid, video_id, text in keys.queries:
-        given = answers.get(keys.by_qid(qid, video_id))
-        aligned.append(given[-1] if given else next(waiting[text_key(video_id, text)], None))
-    return aligned
-
-
-def text_key(video_id: str, text: str) -> tuple[str, str]:
-    """Video and sentence without the blanks and line breaks that releases carry around and inside it."""
-    return video_id, " ".join(text.split())
-
-
-def truth_of(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:
-    """(N, 2) ground truth of every query, cut to its video where asked for.
-
-    As officially starts are cut at 0 and ends at the length: a window after the end of its video comes out reversed.
-    Raises InputError where videos are to be cut to and their length is not known.
-    """
-    durations, truth = durations_of(manifest) if clamp else {}, []
-    for video_id, segments in zip(manifest.queries["video_id"].tolist(), manifest.queries["segments"], strict=True):
-        windows = np.asarray(segments, dtype=np.float64).reshape(-1, 2)
-        if video_id in durations:
-            windows = np.column_stack([windows[:, 0].clip(min=0.0), windows[:, 1].clip(max=durations[video_id])])
-        truth.append(windows)
-    return truth
+QVHIGHLIGHTS_THRESHOLDS = np.round(np.linspace(0.5, 0.95, 10), 2)
+MAX_WINDOWS = 10  # that QVHighlights' mAP reads of a list
 
 
 def moment_retrieval(
     predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str = "default"
 ) -> dict[str, float]:
-    """R1, R5, R10 at IoU 0.3, 0.5, 0.7 and mIoU in percent over all queries of the (selected) manifest.
+    """Metrics in percent over all queries of the (selected) manifest.
 
-    A query without prediction is a miss. Several ground-truth windows: the best counts.
-    Raises InputError for a protocol that does not exist.
+    R1, R5, R10 at IoU 0.3, 0.5, 0.7 and mIoU; by moment_detr and lighthouse also the official
+    MR-{full,short,middle,long}-{mAP, mAP@0.5 … 0.95, R1@0.5 … 0.95}. A query without prediction is a miss. With
+    several ground-truth windows the best counts. Raises InputError for an unknown protocol.
     """
-    return retrieval_values(predictions, manifest, protocol).means()
+    rules = protocol_for("mr", protocol, manifest)
+    return retrieval_scores(align(predictions, manifest), manifest, rules).metrics()
 
 
-def retrieval_values(
-    predictions: Sequence[MomentPrediction], manifest: Manifest, protocol: str = "default"
-) -> QueryValues:
-    """The same for every query: 1 or 0 for R@n, the IoU of the first window for mIoU. Raises as `moment_retrieval`."""
-    if protocol not in PROTOCOLS:
-        raise InputError(f"--protocol: got {protocol!r} for moment retrieval, expected one of {', '.join(PROTOCOLS)}")
-    rules = PROTOCOLS[protocol]
-    truth = truth_of(manifest, clamp=rules.clamps_truth)
-    if rules.lengths is not None:
-        truth = [within(windows, *rules.lengths) for windows in truth]
+def retrieval_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol) -> QueryScores:
+    """The same for every query: 1 or 0 for R@n, the IoU of the first window for mIoU."""
+    truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
+    if rules.ranges:
+        kept = [_of_length(windows, *rules.ranges["full"]) for windows in truth]
+        counted = np.array([len(windows) > 0 for windows in kept], dtype=bool)
+    else:  # 2D-TAN's reader leaves out queries whose window is reversed after clamping
+        kept, drops_reversed = truth, rules.nms_overlap is not None
+        counted = np.array([not (drops_reversed and (w[:, 1] < w[:, 0]).any()) for w in truth], dtype=bool)
     best = np.zeros((len(truth), max(RANKS)))
-    for row, (windows, prediction) in enumerate(zip(truth, align(predictions, manifest), strict=True)):
-        best[row] = best_ratios(prediction, windows, rules)
-    counted = _counted(truth, rules)
+    for row, (windows, prediction) in enumerate(zip(kept, aligned, strict=True)):
+        if prediction is not None and len(prediction.windows) and len(windows):
+            found = _first_ratios(prediction.windows, windows, rules)
+            best[row, : len(found)] = found
     reached = np.fmax.accumulate(best, axis=1)
     compare = np.greater if rules.exceeds else np.greater_equal
     values = {
@@ -162,35 +64,26 @@ def retrieval_values(
     }
     values["mIoU"] = best[:, 0]
     values = {name: np.where(counted, column, np.nan) for name, column in values.items()}
-    return QueryValues(list(manifest.queries["video_id"]), values)
+    if rules.ranges:
+        values |= _qvhighlights_values(aligned, truth, rules)
+    return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
 
 
-def within(windows: np.ndarray, shortest: float, longest: float) -> np.ndarray:
-    """The windows (N, 2) longer than `shortest` and at most `longest` seconds."""
-    lengths = windows[:, 1] - windows[:, 0]
-    return windows[(lengths > shortest) & (lengths <= longest)]
-
-
-def _counted(truth: list[np.ndarray], rules: RetrievalProtocol) -> np.ndarray:
-    """True for the queries that count: 2D-TAN's reader leaves out those whose window is reversed once it is cut."""
-    if rules.lengths is not None:
-        return np.array([len(windows) > 0 for windows in truth], dtype=bool)
-    return np.array([rules.nms_overlap is None or not (w[:, 1] < w[:, 0]).any() for w in truth], dtype=bool)
-
-
-def best_ratios(prediction: MomentPrediction | None, truth: np.ndarray, rules: RetrievalProtocol) -> np.ndarray:
-    """(max(RANKS),) IoU of each of the first entries with the ground truth (N, 2) it overlaps best; 0 past the end."""
-    best = np.zeros(max(RANKS))
-    if prediction is None or not len(prediction.windows) or not len(truth):
-        return best
-    candidates, ratio = prediction.windows[:, :2], finite_ratio if rules.by_score else hull_ratio
-    if rules.by_score:
-        candidates = best_first(prediction.windows)
-    elif rules.nms_overlap is not None:
-        candidates = _first_after_nms(candidates, rules.nms_overlap)
-    found = np.fmax.reduce(ratio(candidates[: max(RANKS), None], truth[None]), axis=1)
-    best[: len(found)] = found
-    return best
+def _first_ratios(windows: np.ndarray, truth: np.ndarray, rules: RetrievalProtocol) -> np.ndarray:
+    """IoU of each of the first max(RANKS) windows with the ground truth (N, 2) that it overlaps best."""
+    ratio = finite_ratio if rules.by_score else hull_ratio
+    candidates = best_first(windows) if rules.by_score else windows[:, :2]
+    if rules.nms_overlap is not None:
+        # 2D-TAN: the file's order, each kept if its IoU with every kept one is at most the threshold. The IoU 0/0 of
+        # two windows of length 0 is NaN, which is officially not at most anything.
+        kept: list[int] = []
+        left = np.ones(len(candidates), dtype=bool)
+        while len(kept) < max(RANKS) and left.any():
+            kept.append(int(left.argmax()))
+            left &= overlap_over_union(candidates, candidates[kept[-1]]) <= rules.nms_overlap
+            left[: kept[-1] + 1] = False
+        candidates = candidates[kept]
+    return np.fmax.reduce(ratio(candidates[: max(RANKS), None], truth[None]), axis=1)
 
 
 def best_first(windows: np.ndarray) -> np.ndarray:
@@ -212,15 +105,114 @@ def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.maximum(overlap, 0.0) / hull
 
 
-def _first_after_nms(windows: np.ndarray, threshold: float) -> np.ndarray:
-    """2D-TAN's candidates: the file's order, each kept if its IoU with every kept one is at most the threshold.
+def _of_length(windows: np.ndarray, shortest: float, longest: float) -> np.ndarray:
+    """The windows (N, 2) longer than `shortest` and at most `longest` seconds."""
+    lengths = windows[:, 1] - windows[:, 0]
+    return windows[(lengths > shortest) & (lengths <= longest)]
 
-    0/0, of two windows of no length, is NaN, which is officially not at most anything.
+
+# -- QVHighlights ---------------------------------------------------------------------------------------------------
+
+
+def _qvhighlights_values(
+    aligned: Aligned, truth: Sequence[np.ndarray], rules: RetrievalProtocol
+) -> dict[str, np.ndarray]:
+    """moment_detr's own metrics for every query, also as Lighthouse applies them to other datasets.
+
+    mAP: the first ten entries of a list, then by score (of equal scores the earlier first), matched as for detection;
+    per query, then the mean. R1: the first entry, scores ignored. For a length range only the ground truth within it
+    is kept and queries without any are left out; predictions are not filtered.
     """
-    kept: list[int] = []
-    left = np.ones(len(windows), dtype=bool)
-    while len(kept) < max(RANKS) and left.any():
-        kept.append(int(left.argmax()))
-        left &= overlap_over_union(windows, windows[kept[-1]]) <= threshold
-        left[: kept[-1] + 1] = False
-    return windows[kept]
+    lists = [np.zeros((0, 3)) if item is None else item.windows[:MAX_WINDOWS] for item in aligned]
+    entries = np.concatenate([*lists, np.zeros((0, 3))])
+    owner = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
+    order = np.lexsort((-entries[:, 2], owner))
+    owner, windows = owner[order], entries[order, :2]
+    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    values: dict[str, np.ndarray] = {}
+    for name, (shortest, longest) in rules.ranges.items():
+        kept = [_of_length(one, shortest, longest) for one in truth]
+        counts = np.array([len(one) for one in kept], dtype=np.int64)
+        truth_owner, truth_windows = np.repeat(np.arange(len(kept)), counts), np.concatenate([*kept, np.zeros((0, 2))])
+        hits = np.zeros((len(kept), MAX_WINDOWS, len(QVHIGHLIGHTS_THRESHOLDS)))
+        hits[owner, place] = match(owner, windows, truth_owner, truth_windows, QVHIGHLIGHTS_THRESHOLDS)
+        precision = np.cumsum(hits, axis=1) / np.arange(1, MAX_WINDOWS + 1)[:, None]
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        precision = (precision * hits).sum(axis=1) / np.maximum(counts, 1)[:, None]
+        first = [
+            float(np.fmax.reduce(hull_ratio(entries[0, :2][None], one))) if len(entries) and len(one) else 0.0
+            for entries, one in zip(lists, kept, strict=True)
+        ]
+        reached = np.asarray(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
+        tables = {"mAP": precision, "R1": reached}
+        tables = {kind: np.where(counts[:, None] > 0, table, np.nan) for kind, table in tables.items()}
+        values[f"MR-{name}-mAP"] = tables["mAP"].mean(axis=1)
+        for kind, table in tables.items():
+            columns = zip(QVHIGHLIGHTS_THRESHOLDS, table.T, strict=True)
+            values |= {f"MR-{name}-{kind}@{threshold}": column for threshold, column in columns}
+    return values
+
+
+def official_report(metrics: dict[str, float]) -> dict[str, dict]:
+    """The metrics as moment_detr prints them: percent rounded to two decimals, in its keys and order."""
+    rounded = {key: float(f"{value:.2f}") for key, value in metrics.items() if key.startswith(("MR-", "HL-"))}
+    brief = [f"MR-full-{key}" for key in ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")]
+    brief += [f"MR-{name}-mAP" for name in ("long", "middle", "short")]
+    levels = [f"HL-min-{level}" for level in ("Fair", "Good", "VeryGood")]
+    brief += [f"{level}-{key}" for level in levels for key in ("mAP", "Hit1")]
+    report: dict[str, dict] = {"brief": {key: rounded[key] for key in brief if key in rounded}}
+    for level in levels:
+        if f"{level}-mAP" in rounded:
+            report[level] = {"HL-mAP": rounded[f"{level}-mAP"], "HL-Hit1": rounded[f"{level}-Hit1"]}
+    for name in QVHIGHLIGHTS_RANGES:
+        if f"MR-{name}-mAP" in rounded:
+            at = {
+                kind: {str(t): rounded[f"MR-{name}-{kind}@{t}"] for t in QVHIGHLIGHTS_THRESHOLDS}
+                for kind in ("mAP", "R1")
+            }
+            report[name] = {"MR-mAP": at["mAP"] | {"average": rounded[f"MR-{name}-mAP"]}, "MR-R1": at["R1"]}
+    return report
+
+
+# -- ties -----------------------------------------------------------------------------------------------------------
+
+
+def tie_spans(
+    aligned: Aligned, manifest: Manifest, metrics: dict[str, float], rules: RetrievalProtocol
+) -> dict[str, list[float]]:
+    """[lowest, highest] in percent of every metric that the order of equal scores can change.
+
+    Empty for the protocols that use the file's order. `metrics` are those by our own tie rule.
+    """
+    if not rules.by_score:
+        return {}
+    moved: dict[str, np.ndarray] = {}
+    truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
+    for item, windows in zip(aligned, truth, strict=True):
+        if item is None or not len(windows) or len(set(item.windows[:, 2].tolist())) == len(item.windows):
+            continue
+        ratios = finite_ratio(best_first(item.windows)[:, None], windows[None]).max(axis=1)
+        for name, ends in _query_spans(ratios, np.sort(item.windows[:, 2])[::-1]).items():
+            moved[name] = moved.get(name, np.zeros(2)) + ends
+    share = 100.0 / max(1, len(truth))
+    return {name: (metrics[name] + share * ends).tolist() for name, ends in moved.items() if ends.any()}
+
+
+def _query_spans(ratios: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """(2,) how far each metric of one query can fall and rise from its value in our order.
+
+    `ratios` (N,) are the IoUs of the windows by falling `scores` (N,).
+    """
+    top = ratios[scores == scores[0]]
+    spans = {"mIoU": np.array([top.min(), top.max()]) - ratios[0]}
+    for rank in RANKS:
+        last = scores[min(rank, len(scores)) - 1]
+        certain, tied = scores > last, scores == last
+        left_out = int(tied.sum()) - (min(rank, len(scores)) - int(certain.sum()))
+        for threshold in THRESHOLDS:
+            reached = ratios >= threshold
+            lowest = reached[certain].any() or reached[tied].sum() > left_out
+            highest = reached[certain].any() or reached[tied].any()
+            ours = reached[:rank].any()
+            spans[f"R{rank}@{threshold}"] = np.array([lowest, highest], dtype=float) - float(ours)
+    return spans

@@ -1,15 +1,16 @@
-"""What is wrong with predictions beside the annotations they are scored with, and what becomes of it.
+"""Checks of predictions against the annotations they are scored with, and which of them can be scored.
 
-Each screen tells every kind of problem once, with how often and where first, and returns the predictions that can be
-scored. What official code scores (detections of unknown videos, reversed segments) stays in; what it cannot score or
-dies of (numbers that are none, unknown labels and queries) is left out.
+Every kind of problem is recorded once, with its count and first place. What official code scores (detections of unknown
+videos, reversed segments) is kept; what it cannot score or crashes on (numbers that are not finite, unknown labels and
+queries) is left out. If nothing matches at all, the error says what would: other names, another split, another unit.
 """
 
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
@@ -17,39 +18,44 @@ import pandas as pd
 from unloc.annotations.durations import stated_durations
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.annotations.subsets import words_of
 from unloc.errors import PredictionError
-from unloc.evaluation.mismatch import other_unit
-from unloc.evaluation.retrieval import QueryKeys, align, text_key
+from unloc.evaluation.queries import QueryKeys, align, text_key
 from unloc.predictions.records import FramePrediction, MomentPrediction, StoredScores
 
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"
-UNKNOWN_VIDEO = "unknown video: its detections count as wrong"
+REPEATED = "duplicate id: of several predictions the last counts"
+EMPTY = "empty list: nothing predicted"
 UNKNOWN_LABEL = "unknown label: left out"
-NO_TRUTH = "label without ground truth in this split: not scored"
-UNKNOWN_QUERY = "unknown video or query: left out"
-OTHER_WORDS = "query in other words than annotated: matched by its qid"
-OTHER_VIDEO = "qid with another video than annotated: matched by its qid"
 UNSORTED = "windows not by falling score: moment_detr and 2d-tan take the first of the list, other protocols the best"
-NO_SALIENCY = "no pred_saliency_scores: all clips rank alike"
 SALIENCY_LENGTHS = {
     0.5: "saliency at half the rate of one score per 2 s clip: padded with zeros, as officially",
     2.0: "saliency at double the rate of one score per 2 s clip: cut, as officially",
     None: "more or fewer saliency scores than the video has 2 s clips: cut, or padded with zeros, as officially",
 }
-UNKNOWN_FRAMES = "unknown video: left out"
-REPEATED = "duplicate id: of several predictions the last counts"
-EMPTY = "empty list: nothing predicted"
-MISSING_QUERY = "missing query: counts as missed"
-MISSING_VIDEO = "missing video: counts as missed"
-TOO_LATE = "label that begins after the end of its video: cut"
-OTHER_LENGTH = "more or fewer frames than the video has: cut, or filled with background"
+REWRITES: dict[str, Callable[[str], object]] = {
+    "removing v_": lambda name: name.removeprefix("v_"),
+    "removing the folder and the file ending": lambda name: PurePath(name).stem,
+    "folding case": lambda name: name.casefold().strip(),
+    "reading _ as a blank": lambda name: name.replace("_", " "),
+    "removing v_, the folder, the file ending and folding case": lambda name: (
+        PurePath(name).stem.removeprefix("v_").casefold()
+    ),
+    "comparing their words alone": lambda name: words_of(name) or name,
+}
+"""Changes of names on both sides that may make them equal, smallest first."""
+SHORTEST_VIDEO = 5.0  # seconds; in shorter videos segments of less than a second are plausible
+MOST_FPS = 100.0  # a video of s seconds has fewer than 100·s frames, but 1000·s milliseconds
 
 
 def screen_predictions(
     task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest, problems: Problems
 ) -> pd.DataFrame | list:
-    """The predictions of a task that can be scored on the (selected) manifest."""
+    """The predictions of a task that can be scored on the (selected) manifest; `problems` gets what is wrong.
+
+    Raises PredictionError if class scores cannot be read or do not fit the manifest.
+    """
     if task == "tal":
         return screen_detections(predictions, manifest, problems)
     if task == "as":
@@ -57,111 +63,127 @@ def screen_predictions(
     return screen_moments(predictions, manifest, problems, rated=task == "hd")
 
 
-def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Problems) -> pd.DataFrame:
-    """Detections with finite numbers and known labels."""
-    numbers = detections[["start_seconds", "end_seconds", "score"]].to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(numbers).all(axis=1)
-    _tell_rows(problems, NOT_FINITE, detections, bad)
-    _tell_rows(problems, REVERSED, detections, ~bad & (numbers[:, 1] < numbers[:, 0]))
-    _tell_rows(problems, UNKNOWN_VIDEO, detections, ~detections["video_id"].isin(manifest.videos["video_id"]))
-    unknown = ~detections["label"].isin(manifest.classes)
-    _tell_rows(problems, UNKNOWN_LABEL, detections, unknown)
-    _tell_rows(problems, NO_TRUTH, detections, ~unknown & ~detections["label"].isin(manifest.instances["label"]))
-    lengths = detections["video_id"].map(stated_durations(manifest)).to_numpy(dtype=np.float64)
-    _tell_units(problems, numbers[~bad, :2], lengths[~bad])
-    predicted = set(detections["video_id"])
-    _tell_missing(problems, MISSING_VIDEO, [name for name in manifest.videos["video_id"] if name not in predicted])
-    return detections[~(bad | unknown.to_numpy())].reset_index(drop=True)
+def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
+    """The unit that segments (n, 2) seem to have in videos of `durations` (n,) seconds, None for seconds.
+
+    Unknown durations are NaN.
+    """
+    known = np.isfinite(durations) & (durations > 0)
+    ends, durations = segments[known, 1], durations[known]
+    if not len(ends):
+        return None
+    if 0 < ends.max() <= 1.0 and np.median(durations) > SHORTEST_VIDEO:
+        return "fractions of the video"
+    shares = ends / durations
+    if (shares > 1.05).mean() <= 0.5:
+        return None
+    return "milliseconds" if np.quantile(shares, 0.9) > MOST_FPS else "frames"
 
 
-def _tell_rows(problems: Problems, kind: str, detections: pd.DataFrame, rows: np.ndarray) -> None:
-    """Tell the rows that are True, placed by video and number within it."""
-    found = np.flatnonzero(rows)
-    if len(found):
-        row = detections.iloc[found[0]]
-        number = int((detections["video_id"].iloc[: found[0]] == row["video_id"]).sum())
-        segment = f"[{row['start_seconds']:g}, {row['end_seconds']:g}]"
-        words = f"results[{row['video_id']!r}][{number}]: {row['label']!r} {segment} score {row['score']:g}"
-        problems.add(kind, words, len(found))
-
-
-def _tell_missing(problems: Problems, kind: str, names: Sequence[str]) -> None:
-    if names:
-        problems.add(kind, names[0], len(names))
-
-
-def _tell_units(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
+def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
     unit = other_unit(segments, durations)
     if unit:
         kind = f"segments look like {unit}, not seconds: scored as they stand"
         problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
 
 
+def _add_missing(problems: Problems, kind: str, names: Sequence[str]) -> None:
+    problems.add(kind, next(iter(names), ""), len(names))
+
+
+# -- one task each --------------------------------------------------------------------------------------------------
+
+
+def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Problems) -> pd.DataFrame:
+    """Detections with finite numbers and known labels."""
+    numbers = detections[["start_seconds", "end_seconds", "score"]].to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(numbers).all(axis=1)
+    unknown = ~detections["label"].isin(manifest.classes).to_numpy()
+    without_truth = ~detections["label"].isin(manifest.instances["label"]).to_numpy()
+    found = {
+        NOT_FINITE: bad,
+        REVERSED: ~bad & (numbers[:, 1] < numbers[:, 0]),
+        "unknown video: its detections count as wrong": ~detections["video_id"].isin(manifest.videos["video_id"]),
+        UNKNOWN_LABEL: unknown,
+        "label without ground truth in this split: not scored": ~unknown & without_truth,
+    }
+    for kind, rows in found.items():
+        indices = np.flatnonzero(rows)
+        if len(indices):
+            row = detections.iloc[indices[0]]
+            number = int((detections["video_id"].iloc[: indices[0]] == row["video_id"]).sum())
+            segment = f"[{row['start_seconds']:g}, {row['end_seconds']:g}]"
+            place = f"results[{row['video_id']!r}][{number}]: {row['label']!r} {segment} score {row['score']:g}"
+            problems.add(kind, place, len(indices))
+    lengths = detections["video_id"].map(stated_durations(manifest)).to_numpy(dtype=np.float64)
+    _add_unit(problems, numbers[~bad, :2], lengths[~bad])
+    predicted = set(detections["video_id"])
+    missing = [name for name in manifest.videos["video_id"] if name not in predicted]
+    _add_missing(problems, "missing video: counts as missed", missing)
+    return detections[~(bad | unknown)].reset_index(drop=True)
+
+
 def screen_moments(
     predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems, *, rated: bool = False
 ) -> list[MomentPrediction]:
-    """Predictions of known queries, without windows or saliency whose numbers are not finite.
+    """Predictions of known queries, without windows or saliency that are not finite.
 
-    `rated`: saliency is scored too, so what is wrong with it is told.
+    `rated`: saliency is scored too, so its problems are recorded.
     """
     keys, durations = QueryKeys(manifest), stated_durations(manifest)
     annotated = {keys.by_qid(qid, video): (video, text) for qid, video, text in keys.queries}
     kept, seen, lengths = [], Counter(), []
     for item in predictions:
+        place = f"{item.place}: qid {item.qid or 'not given'}, video {item.video_id}, query {item.query!r}"
         key = keys.of(item)
         if key is None:
-            problems.add(UNKNOWN_QUERY, _where(item))
+            problems.add("unknown video or query: left out", place)
             continue
         video_id, text = annotated.get(key, (item.video_id, item.query))
         if video_id != item.video_id:
-            problems.add(OTHER_VIDEO, f"{_where(item)}, annotated {video_id}")
+            kind = "qid with another video than annotated: matched by its qid"
+            problems.add(kind, f"{place}, annotated {video_id}")
         if item.query.strip() and text_key(video_id, item.query) != text_key(video_id, text):
-            problems.add(OTHER_WORDS, f"{_where(item)}, annotated {text!r}")
+            kind = "query in other words than annotated: matched by its qid"
+            problems.add(kind, f"{place}, annotated {text!r}")
         seen[key] += 1
         if seen[key] > keys.counts.get(key, 1):
-            problems.add(REPEATED, _where(item))
-        kept.append(_finite_moments(item, problems))
+            problems.add(REPEATED, place)
+        kept.append(_finite_moments(item, place, problems))
         duration = durations.get(video_id, np.nan)
         lengths.append(np.full(len(kept[-1].windows), duration))
         if rated:
-            _tell_saliency(item, duration, problems)
+            _check_saliency(item, place, duration, problems)
     if kept:
-        _tell_units(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
+        _add_unit(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
     answers = zip(keys.queries, align(kept, manifest), strict=True)
-    _tell_missing(problems, MISSING_QUERY, [f"{video}: {text!r}" for (_, video, text), item in answers if item is None])
+    missing = [f"{video}: {text!r}" for (_, video, text), item in answers if item is None]
+    _add_missing(problems, "missing query: counts as missed", missing)
     return kept
 
 
-def _tell_saliency(item: MomentPrediction, duration: float, problems: Problems) -> None:
-    """Tell saliency that is missing or has another number of scores than the video has clips of 2 s."""
-    if item.saliency is None:
-        problems.add(NO_SALIENCY, _where(item))
-        return
-    found, clips = len(item.saliency), duration / CLIP_SECONDS
-    if np.isnan(clips) or int(clips) <= found <= np.ceil(clips):
-        return
-    rate = next((rate for rate in (0.5, 2.0) if abs(found - rate * clips) <= 1 < abs(found - clips)), None)
-    problems.add(SALIENCY_LENGTHS[rate], f"{_where(item)}: {found} scores in {duration:g} s")
-
-
-def _where(item: MomentPrediction) -> str:
-    return f"{item.place}: qid {item.qid or 'not given'}, video {item.video_id}, query {item.query!r}"
-
-
-def _finite_moments(item: MomentPrediction, problems: Problems) -> MomentPrediction:
+def _finite_moments(item: MomentPrediction, place: str, problems: Problems) -> MomentPrediction:
     finite = np.isfinite(item.windows).all(axis=1)
-    problems.add(NOT_FINITE, f"{_where(item)}: windows", int((~finite).sum()))
-    reversed_ = finite & (item.windows[:, 1] < item.windows[:, 0])
-    problems.add(REVERSED, _where(item), int(reversed_.sum()))
-    if not len(item.windows):
-        problems.add(EMPTY, _where(item))
-    if (np.diff(item.windows[finite, 2]) > 0).any():
-        problems.add(UNSORTED, _where(item))
+    problems.add(NOT_FINITE, f"{place}: windows", int((~finite).sum()))
+    problems.add(REVERSED, place, int((finite & (item.windows[:, 1] < item.windows[:, 0])).sum()))
+    problems.add(EMPTY, place, not len(item.windows))
+    problems.add(UNSORTED, place, bool((np.diff(item.windows[finite, 2]) > 0).any()))
     saliency = item.saliency
     if saliency is not None and not np.isfinite(saliency).all():
-        problems.add("NaN or infinite saliency: the whole list is left out", _where(item))
+        problems.add("NaN or infinite saliency: the whole list is left out", place)
         saliency = None
     return replace(item, windows=item.windows[finite], saliency=saliency)
+
+
+def _check_saliency(item: MomentPrediction, place: str, duration: float, problems: Problems) -> None:
+    """Record saliency that is missing, or whose length is not the number of 2 s clips of the video."""
+    if item.saliency is None:
+        problems.add("no pred_saliency_scores: all clips rank alike", place)
+        return
+    found, clips = len(item.saliency), duration / CLIP_SECONDS
+    if not (np.isnan(clips) or int(clips) <= found <= np.ceil(clips)):
+        rate = next((rate for rate in (0.5, 2.0) if abs(found - rate * clips) <= 1 < abs(found - clips)), None)
+        problems.add(SALIENCY_LENGTHS[rate], f"{place}: {found} scores in {duration:g} s")
 
 
 def screen_frames(
@@ -169,36 +191,39 @@ def screen_frames(
 ) -> list[FramePrediction]:
     """Predictions of known videos; scores that are not finite become the lowest of their video.
 
-    Raises PredictionError where scores do not have one column per class of the manifest.
+    Raises PredictionError if scores do not have one column per class of the manifest.
     """
     durations = stated_durations(manifest)
     kept: dict[str, FramePrediction] = {}
     for item in predictions:
+        place = f"{item.place}: {item.video_id}"
         if item.video_id not in durations:
-            problems.add(UNKNOWN_FRAMES, f"{item.place}: {item.video_id}")
+            problems.add("unknown video: left out", place)
             continue
-        if item.video_id in kept:
-            problems.add(REPEATED, f"{item.place}: {item.video_id}")
+        duration = durations[item.video_id]
+        problems.add(REPEATED, place, item.video_id in kept)
         if not item.labels:
-            problems.add(EMPTY, f"{item.place}: {item.video_id}")
-        elif item.fps is not None and abs(len(item.labels) - durations[item.video_id] * item.fps) > 1:
-            problems.add(OTHER_LENGTH, f"{item.place}: {item.video_id} has {len(item.labels)} labels")
-        elif item.fps is None and item.times_seconds[-1] > durations[item.video_id] + 1.0:
-            late = int((item.times_seconds >= durations[item.video_id]).sum())
-            problems.add(TOO_LATE, f"{item.place}: {item.video_id} at {item.times_seconds[-1]:g} s", late)
+            problems.add(EMPTY, place)
+        elif item.fps is not None and abs(len(item.labels) - duration * item.fps) > 1:
+            kind = "more or fewer frames than the video has: cut, or filled with background"
+            problems.add(kind, f"{place} has {len(item.labels)} labels")
+        elif item.fps is None and item.times_seconds[-1] > duration + 1.0:
+            late = int((item.times_seconds >= duration).sum())
+            kind = "label that begins after the end of its video: cut"
+            problems.add(kind, f"{place} at {item.times_seconds[-1]:g} s", late)
         unknown = [name for name in item.labels if name is not None and name not in manifest.classes]
         if unknown:
             problems.add("unknown label: its frames count as wrong", f"{item.place}: {unknown[0]!r}", len(unknown))
         kept[item.video_id] = replace(item, scores=_finite_scores(item, manifest, problems))
     missing = [video_id for video_id in durations if video_id not in kept]
-    _tell_missing(problems, "missing video: counts as background", missing)
+    _add_missing(problems, "missing video: counts as background", missing)
     return list(kept.values())
 
 
 def _finite_scores(item: FramePrediction, manifest: Manifest, problems: Problems) -> np.ndarray | StoredScores | None:
     if item.scores is None:
         return None
-    shape = np.shape(item.scores) if not isinstance(item.scores, StoredScores) else item.scores.shape
+    shape = item.scores.shape
     if len(shape) != 2 or shape[1] != len(manifest.classes):
         raise PredictionError(
             f"{item.place}: scores of {item.video_id} have shape {shape}, expected (frames, "
@@ -214,3 +239,65 @@ def _finite_scores(item: FramePrediction, manifest: Manifest, problems: Problems
     if isinstance(item.scores, StoredScores):
         return replace(item.scores, finite=True)
     return np.where(finite, item.scores, item.scores[finite].min() if finite.any() else 0.0)
+
+
+# -- nothing matches ------------------------------------------------------------------------------------------------
+
+
+def require_match(
+    path: Path,
+    task: str,
+    predictions: pd.DataFrame | Sequence,
+    screened: pd.DataFrame | Sequence,
+    manifest: Manifest,
+    split: str,
+) -> None:
+    """Raise PredictionError, with a hint, if no prediction of a file has a video, a query or a class of the split."""
+    selected, where = manifest.select(split), f"split {split!r} of manifest {manifest.name!r}"
+    if not len(predictions):
+        raise PredictionError(f"{path}: nothing matches: there are no predictions in it")
+    if task in ("mr", "hd") and len(screened):
+        if not any(len(item.windows) or (task == "hd" and item.saliency is not None) for item in screened):
+            scored = "windows or saliency" if task == "hd" else "windows"
+            raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
+        return
+    if task == "tal":
+        videos, labels = set(predictions["video_id"]), set(predictions["label"])
+    else:
+        videos = {item.video_id for item in predictions}
+        labels = {name for item in predictions for name in item.labels if name} if task == "as" else set()
+    known = set(selected.videos["video_id"])
+    if not videos & known:
+        others = [name for name in manifest.splits if videos & set(manifest.select(name).videos["video_id"])]
+        what, given, compared = "video ids", videos, "ids"
+        hint = f"; they are videos of split {', '.join(others)}" if others else None
+    elif task in ("mr", "hd"):
+        known = set(selected.queries["text"])
+        what, given, compared, hint = "queries of a video", {item.query for item in predictions}, "queries", None
+    elif labels and not labels & set(selected.classes):
+        known = selected.classes
+        what, given, compared, hint = "class names", labels, "class names", None
+    else:
+        return
+    raise PredictionError(
+        f"{path}: nothing matches: none of the {len(given)} {what} (first {min(given)!r}) is in {where} "
+        f"(first {min(known, default='')!r}){hint or _rewrite_hint(given, known, compared)}"
+    )
+
+
+def _rewrite_hint(given: Collection[str], known: Collection[str], what: str) -> str:
+    """ "; ids match after removing v_" if a rewrite makes some different names equal, else nothing."""
+    different = set(given) - set(known)
+    for change, rewrite in REWRITES.items():
+        if {rewrite(name) for name in different} & {rewrite(name) for name in known}:
+            return f"; {what} match after {change}"
+    return ""
+
+
+def require_score(path: Path, metrics: dict[str, float], problems: Problems) -> None:
+    """Raise PredictionError if every metric but the mean IoU is 0: nothing annotated was found."""
+    if not any(value > 0 for name, value in metrics.items() if name != "mIoU"):
+        found = "".join(f"; {line}" for line in problems.lines())
+        raise PredictionError(
+            f"{path}: nothing matches: no prediction reaches an annotated segment, every metric is 0.00{found}"
+        )

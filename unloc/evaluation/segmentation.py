@@ -1,59 +1,43 @@
-"""Action segmentation: frame accuracy and mAP as for COIN, segmental F1 and edit score beside them.
+"""Action segmentation: frame accuracy and mAP as for COIN, plus segmental F1 and edit score.
 
-A video is scored on the frames of its prediction, each counted by its seconds. With the time x of a start, an end or
-the video's end as a position in frames (x·F at a stated rate F; between frames of true times, linearly), background a
-class of its own and later segments over earlier ones:
-coin    VideoCLIP: a video has ceil(duration) frames, a segment paints floor(start) up to before ceil(end)
-unloc   UnLoc: floor(duration) frames, a segment paints round(start) up to and with round(end)
+A video is scored on the frames of its prediction, each weighted by its seconds. A time x (a start, an end, the end of
+the video) becomes a position in frames: x·F at a stated rate F; between frames with true times, linearly. Background is
+a class of its own; later segments overwrite earlier ones.
+coin    VideoCLIP: a video has ceil(duration) frames, a segment covers floor(start) up to before ceil(end)
+unloc   UnLoc: floor(duration) frames, a segment covers round(start) up to and including round(end)
 
-Labels further apart than LONGEST_FRAME_SECONDS are no frames: the time between them is scored by whole seconds, as
-VideoCLIP scores. So neither a label that is left out nor one that is repeated makes a score better.
+Labels further apart than LONGEST_FRAME_SECONDS are not frames: the time between them is scored by whole seconds, as in
+VideoCLIP. So neither an omitted nor a repeated label improves a score.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import pairwise
 
 import numpy as np
 
-from unloc.annotations.durations import durations_of
+from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import Manifest
-from unloc.errors import InputError
 from unloc.evaluation.frame_precision import frame_map, frame_precision
-from unloc.evaluation.runs import BACKGROUND, OVERLAPS, edit_score, f1_of, run_counts
+from unloc.evaluation.protocols import FrameProtocol, protocol_for
 from unloc.predictions.records import FramePrediction, StoredScores
 
-ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, whatever the floating point says
-LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips are frames still
+BACKGROUND = -1
+LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips still are frames
+OVERLAPS = (0.10, 0.25, 0.50)  # IoU of segmental F1
+ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, whatever the floating point says
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameRule:
-    """How one official code turns seconds into frames; each function takes a position in frames."""
+def action_segmentation(
+    predictions: Sequence[FramePrediction], manifest: Manifest, protocol: str = "coin"
+) -> dict[str, float]:
+    """frame_accuracy, mAP (classes present), mAP_all_classes, F1@10/25/50 and edit in percent.
 
-    name: str
-    num_frames: Callable[[float], int]
-    first: Callable[[float], int]
-    after: Callable[[float], int]
-
-
-PROTOCOLS = {
-    rule.name: rule
-    for rule in (
-        FrameRule(
-            name="coin",
-            num_frames=lambda frames: int(np.ceil(frames - ROUNDING)),
-            first=lambda frames: int(np.floor(frames + ROUNDING)),
-            after=lambda frames: int(np.ceil(frames - ROUNDING)),
-        ),
-        FrameRule(
-            name="unloc",
-            num_frames=lambda frames: int(np.floor(frames + ROUNDING)),
-            first=lambda frames: round(frames),
-            after=lambda frames: round(frames) + 1,
-        ),
-    )
-}
+    A video without prediction, and frames after the end of a prediction, count as predicted background. mAP needs class
+    scores; videos and frames without them rank last. Raises InputError for an unknown protocol or an unknown duration.
+    """
+    return frame_scores(predictions, manifest, protocol_for("as", protocol, manifest)).metrics()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,40 +50,49 @@ class VideoFrames:
     truth: np.ndarray
     """(frames,) class, -1 background."""
     predicted: np.ndarray
-    """(frames,) the same; a name the manifest does not know is a class of its own."""
+    """(frames,) the same; a name that the manifest does not know is a class of its own."""
     rows: np.ndarray
-    """(frames,) which of the given labels, and rows of scores, holds in each frame; past the last one none does."""
+    """(frames,) index into the given labels and rows of scores; past the last label there is none."""
     scores: np.ndarray | StoredScores | None
     """(given labels, classes) as predicted."""
 
     @property
     def seconds(self) -> np.ndarray:
-        """(frames,) how long each frame is."""
+        """(frames,) duration of each frame."""
         return np.diff(self.edges)
 
 
-def action_segmentation(
-    predictions: Sequence[FramePrediction], manifest: Manifest, protocol: str = "coin"
-) -> dict[str, float]:
-    """frame_accuracy, mAP (classes present), mAP_all_classes, F1@10/25/50 and edit in percent.
+@dataclass(frozen=True)
+class FrameScores:
+    """Every video of a split in frames."""
 
-    A video without prediction, and frames a prediction does not reach, count as predicted background. mAP stands there
-    where class scores are given; videos and frames without them rank last. Raises InputError for an unknown protocol,
-    or where the manifest does not state how long a video is.
+    frames: Sequence[VideoFrames]
+    classes: tuple[str, ...] = ()
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """(classes,) average precision as a fraction: NaN for absent classes, empty without scores."""
+        if all(video.scores is None for video in self.frames):
+            return np.zeros(0)
+        return frame_precision(self.frames, np.ones((1, len(self.frames))))[:, 0]
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of `action_segmentation`."""
+        metrics = weighted_counts(frame_counts(self.frames), np.ones(len(self.frames)))
+        mean = frame_map(self.precision[:, None]) if len(self.precision) else {}
+        return metrics | {name: float(value[0]) for name, value in mean.items()}
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """AP of every class that occurs in percent; empty without scores."""
+        named = zip(self.classes, self.precision, strict=False)
+        return {name: {"AP": 100.0 * float(value)} for name, value in named if np.isfinite(value)}
+
+
+def frame_scores(predictions: Sequence[FramePrediction], manifest: Manifest, rules: FrameProtocol) -> FrameScores:
+    """Every video of the (selected) manifest in frames; one without prediction at the rate that the first prediction
+    states, else 1 fps. Raises InputError if a duration is unknown.
     """
-    return segmentation_metrics(video_frames(predictions, manifest, protocol))
-
-
-def video_frames(
-    predictions: Sequence[FramePrediction], manifest: Manifest, protocol: str = "coin"
-) -> list[VideoFrames]:
-    """Every video of the manifest; one without prediction at the rate that the first prediction states, else 1 fps.
-
-    Raises as `action_segmentation`.
-    """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"--protocol: got {protocol!r} for as, expected one of {', '.join(PROTOCOLS)}")
-    by_video, durations = {item.video_id: item for item in predictions}, durations_of(manifest)
+    by_video, durations = {item.video_id: item for item in predictions}, required_durations(manifest)
     code = {name: index for index, name in enumerate(manifest.classes)}
     instances = dict(list(manifest.instances.groupby("video_id", sort=False)))
     fps = (predictions[0].fps if predictions else None) or 1.0
@@ -109,77 +102,61 @@ def video_frames(
         if item is None or not (item.labels or item.fps):
             item = FramePrediction(video_id=video_id, fps=fps, labels=[])
         segments = np.zeros((0, 2)) if table is None else table[["start_seconds", "end_seconds"]].to_numpy()
-        classes = np.zeros(0) if table is None else table["label"].map(code).to_numpy()
-        frames.append(_frames_of(item, code, durations[video_id], segments, classes, PROTOCOLS[protocol]))
-    return frames
+        labels = np.zeros(0) if table is None else table["label"].map(code).to_numpy()
+        frames.append(_video_frames(item, code, durations[video_id], segments, labels, rules))
+    return FrameScores(frames, manifest.classes)
 
 
-def _frames_of(
+def _video_frames(
     item: FramePrediction,
     code: dict[str, int],
     duration: float,
     segments: np.ndarray,
     classes: np.ndarray,
-    rule: FrameRule,
+    rules: FrameProtocol,
 ) -> VideoFrames:
     if item.fps is not None:
-        places, num_frames = segments * item.fps, rule.num_frames(duration * item.fps)
+        places, num_frames = segments * item.fps, rules.num_frames(duration * item.fps)
         edges, rows = np.arange(num_frames + 1) / item.fps, np.arange(num_frames)
     else:
-        edges = _with_whole_seconds(item.edges(duration), duration)
+        edges, seconds = item.edges(duration), np.arange(np.ceil(duration))
+        is_long = np.diff(edges) > LONGEST_FRAME_SECONDS
+        edges = np.union1d(edges, seconds[is_long[np.searchsorted(edges, seconds, side="right") - 1]])
         position = partial(np.interp, xp=edges, fp=np.arange(len(edges)))
-        places, num_frames = position(segments), rule.num_frames(position(duration))
+        places, num_frames = position(segments), rules.num_frames(position(duration))
         edges = edges[: num_frames + 1]
         rows = (np.searchsorted(item.times_seconds, edges[:-1], side="right") - 1).clip(min=0)
     labels = [BACKGROUND if name is None else code.get(name, len(code)) for name in item.labels]
     return VideoFrames(
         video_id=item.video_id,
         edges=edges,
-        truth=painted(places, classes, num_frames, rule),
+        truth=frame_labels(places, classes, num_frames, rules),
         predicted=np.array([*labels, BACKGROUND])[np.minimum(rows, len(labels))],
         rows=rows,
         scores=item.scores if item.scores is not None and item.scores.size else None,
     )
 
 
-def _with_whole_seconds(edges: np.ndarray, duration: float) -> np.ndarray:
-    """The edges, and every whole second of the video between two of them that are too far apart for a frame."""
-    seconds = np.arange(np.ceil(duration))
-    is_long = np.diff(edges) > LONGEST_FRAME_SECONDS
-    return np.union1d(edges, seconds[is_long[np.searchsorted(edges, seconds, side="right") - 1]])
-
-
-def painted(places: np.ndarray, labels: np.ndarray, num_frames: int, rule: FrameRule = PROTOCOLS["coin"]) -> np.ndarray:
+def frame_labels(places: np.ndarray, labels: np.ndarray, num_frames: int, rules: FrameProtocol) -> np.ndarray:
     """(num_frames,) class of each frame, -1 background; `places` (N, 2) are segments in frames."""
     frames = np.full(num_frames, BACKGROUND, dtype=np.int64)
     for (start, end), label in zip(places, labels, strict=True):
-        frames[max(0, rule.first(start)) : max(0, rule.after(end))] = label
+        frames[max(0, rules.first(start)) : max(0, rules.after(end))] = label
     return frames
 
 
-def segmentation_metrics(frames: Sequence[VideoFrames]) -> dict[str, float]:
-    """The metrics in percent."""
-    return metrics_and_precision(frames)[0]
-
-
-def metrics_and_precision(frames: Sequence[VideoFrames]) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics in percent, (classes,) average precision as a fraction: NaN for absent ones, empty without scores)."""
-    metrics = weighted_counts(frame_counts(frames), np.ones(len(frames)))
-    if all(video.scores is None for video in frames):
-        return metrics, np.zeros(0)
-    precision = frame_precision(frames, np.ones((1, len(frames))))
-    return metrics | {name: float(value[0]) for name, value in frame_map(precision).items()}, precision[:, 0]
+# -- counts per video -----------------------------------------------------------------------------------------------
 
 
 def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
-    """What all metrics but mAP are made of, per video: seconds that are right, seconds, edit score, run counts."""
+    """What all metrics but mAP are computed from, per video: correct seconds, seconds, edit score, counts of runs."""
     counts = {
         "right": np.array([video.seconds[video.truth == video.predicted].sum() for video in frames]),
         "seconds": np.array([video.seconds.sum() for video in frames]),
-        "edit": np.array([edit_score(video.truth, video.predicted) for video in frames]),
+        "edit": np.array([_edit_score(video.truth, video.predicted) for video in frames]),
     }
     for overlap in OVERLAPS:
-        rows = [run_counts(video.truth, video.predicted, video.edges, overlap) for video in frames]
+        rows = [_run_counts(video, overlap) for video in frames]
         counts[f"F1@{round(100 * overlap)}"] = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
     return counts
 
@@ -188,5 +165,56 @@ def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[
     """frame_accuracy, F1 and edit in percent with each video counted `weights` times; NaN without any frame."""
     total, num_videos = float(weights @ counts["seconds"]), float(weights.sum())
     metrics = {"frame_accuracy": 100.0 * float(weights @ counts["right"]) / total if total else np.nan}
-    metrics |= {name: 100.0 * f1_of(weights @ table) for name, table in counts.items() if name.startswith("F1@")}
+    for name, table in counts.items():
+        if name.startswith("F1@"):
+            right, wrong, missed = map(float, weights @ table)
+            number = 2 * right + wrong + missed  # 0: nothing to find and nothing found
+            metrics[name] = 100.0 * (2 * right / number if number else 1.0)
     return metrics | {"edit": 100.0 * float(weights @ counts["edit"]) / num_videos if num_videos else np.nan}
+
+
+def label_runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """(class, first frame, frame after) of every run of equal labels that is not background."""
+    edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]) if len(labels) else np.zeros(1, dtype=int)
+    pieces = pairwise(edges)
+    return [(int(labels[first]), int(first), int(after)) for first, after in pieces if labels[first] != BACKGROUND]
+
+
+def _run_counts(video: VideoFrames, overlap: float) -> tuple[int, int, int]:
+    """(right, wrong, missed) predicted runs of one video.
+
+    A run is right if the run of its class with the best IoU is free and reaches `overlap`.
+    """
+    wanted, found = (
+        [(label, float(video.edges[first]), float(video.edges[after])) for label, first, after in label_runs(labels)]
+        for labels in (video.truth, video.predicted)
+    )
+    free = [True] * len(wanted)
+    right = 0
+    for label, start, end in found:
+        best, best_ratio = -1, -1.0
+        for number, (other, other_start, other_end) in enumerate(wanted):
+            covered, hull = min(end, other_end) - max(start, other_start), max(end, other_end) - min(start, other_start)
+            ratio = max(covered, 0.0) / hull if label == other and hull > 0 else 0.0
+            if ratio > best_ratio:
+                best, best_ratio = number, ratio
+        if best >= 0 and best_ratio >= overlap - ROUNDING and free[best]:
+            free[best] = False
+            right += 1
+    return right, len(found) - right, sum(free)
+
+
+def _edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """1 - Levenshtein distance of the two sequences of classes over the longer one; 1 if both are empty."""
+    wanted, found = [run[0] for run in label_runs(truth)], [run[0] for run in label_runs(predicted)]
+    if not wanted and not found:
+        return 1.0
+    previous = np.arange(len(found) + 1)
+    for row, label in enumerate(wanted, start=1):
+        current = np.empty_like(previous)
+        current[0] = row
+        for column, other in enumerate(found, start=1):
+            replaced = previous[column - 1] + (label != other)
+            current[column] = min(previous[column] + 1, current[column - 1] + 1, replaced)
+        previous = current
+    return 1.0 - previous[-1] / max(len(wanted), len(found))

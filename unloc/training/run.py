@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unloc.annotations.durations import cached_durations, durations_of
+from unloc.annotations.durations import cached_durations, required_durations
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
 from unloc.annotations.subsets import restricted
 from unloc.cache.reading import Cache, open_cache
@@ -155,7 +155,7 @@ def build_trainer(
         )
     if val is not None:
         build_examples(recipe.task, val, source, recipe.data)  # what it lacks is reported now, not after an epoch
-        durations_of(val)
+        required_durations(val)
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
     example = examples.example(0)

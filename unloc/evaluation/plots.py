@@ -1,4 +1,4 @@
-"""Plots of the error analysis as SVG files, for the report and for papers; the same figures stand in metrics.json."""
+"""Plots of the error analysis as SVG files, for reports and papers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,6 @@ TITLES = {
     "position_of_middle": "position of the middle",
     "instances_in_video": "segments of the label in the video",
 }
-
-
 PLOTS = ("false_positives.svg", "gains.svg", "recall.svg")
 
 
@@ -34,7 +32,7 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
         import matplotlib
     except ModuleNotFoundError:
         raise InputError("--analyse draws with matplotlib, which is not installed: pip install matplotlib") from None
-    # The same analysis gives the same bytes: no date, fixed ids; text stays text.
+    # The same analysis gives the same bytes: no date, fixed ids; text is kept as text.
     with matplotlib.rc_context({"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}):
         figures = (draw_kinds(analysis), draw_gains(analysis), draw_recall(analysis))
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +42,7 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
+    from matplotlib.figure import Figure  # not pyplot, which needs a display
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -54,7 +52,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figu
 
 
 def draw_kinds(analysis: dict) -> "Figure":
-    """The share of every kind among the G best detections of each label, the next G, and so on."""
+    """Shares of the kinds among the G best detections of each label, the next G, and so on."""
     figure, (axis,) = _figure(1, 1, 6.4, 3.2)
     rows = analysis["counts_by_rank"]
     totals = [max(1, sum(row.values())) for row in rows]
@@ -70,7 +68,7 @@ def draw_kinds(analysis: dict) -> "Figure":
 
 
 def draw_gains(analysis: dict) -> "Figure":
-    """What mAP@0.50 would gain without each kind of false positive."""
+    """Gain of mAP@0.50 without each kind of false positive."""
     figure, (axis,) = _figure(1, 1, 5.6, 2.6)
     gains = analysis["gain_without"]
     axis.barh(list(gains), list(gains.values()), color=[COLOURS[kind] for kind in gains])

@@ -1,0 +1,149 @@
+"""Every scoring protocol: the official code it equals, the tasks it scores, its rules and what it does with ties."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unloc.annotations.schema import Manifest
+from unloc.errors import InputError
+
+ACTIVITYNET_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THUMOS_THRESHOLDS = np.linspace(0.3, 0.7, 5)
+UNLOC_THRESHOLDS = np.linspace(0.05, 0.95, 19)
+LATER_FIRST = "of equal scores the later entry of the file goes first"
+FILE_ORDER = "the order of the file counts, not the score"
+QVHIGHLIGHTS_TIES = (
+    "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the earlier "
+    "entry goes first; HL-: of equal clips the first is the best, AP takes ties as one"
+)
+ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, whatever the floating point says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What all protocols state."""
+
+    name: str
+    tasks: tuple[str, ...]
+    tie_rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionProtocol(Protocol):
+    """How one official code computes average precision of detections."""
+
+    tasks: tuple[str, ...] = ("tal",)
+    tie_rule: str = LATER_FIRST
+    thresholds: np.ndarray
+    averaged: slice = field(default_factory=lambda: slice(None))
+    """Which of the thresholds mAP@avg averages."""
+    shortest_seconds: float | None = None
+    """Ground truth must be longer than 0 (0.0) or at least this long (ActionFormer, 1 ms); None keeps all of it."""
+    drops_repeats: bool = False
+    """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
+    recall_multiples: tuple[int, ...] = ()
+    """k of recall@kx."""
+    single_precision: bool = False
+    """Whether precision and recall are rounded to float32 before integration."""
+    divides_by_all_classes: bool = False
+    """Whether classes of the manifest without ground truth and predictions count as 0 in the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalProtocol(Protocol):
+    """How one official code compares windows with the ground truth of a query."""
+
+    tasks: tuple[str, ...] = ("mr",)
+    clamps_truth: bool = True
+    """Whether ground truth is clamped to [0, duration]."""
+    exceeds: bool = False
+    """Whether IoU must be above the threshold instead of at least the threshold."""
+    by_score: bool = True
+    """True: best score first, IoU over the union. False: the file's order, IoU over the hull of both segments."""
+    nms_overlap: float | None = None
+    """Windows that overlap an earlier kept one by more are dropped; so are queries with reversed ground truth."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """(shortest, longest] seconds of ground truth that count, by name; R@n uses "full". Queries without any are left
+    out. With ranges the official QVHighlights metrics are computed too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameProtocol(Protocol):
+    """How one official code turns seconds into frames; each function takes a position in frames."""
+
+    tasks: tuple[str, ...] = ("as",)
+    tie_rule: str = "mAP takes frames of equal score as one step; accuracy takes the labels of the file"
+    num_frames: Callable[[float], int]
+    first: Callable[[float], int]
+    """First frame of a segment that starts here."""
+    after: Callable[[float], int]
+    """Frame after the last one of a segment that ends here."""
+
+
+QVHIGHLIGHTS_RANGES = {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
+LIGHTHOUSE = {"by_score": False, "ranges": {"full": (0.0, 1500.0)}, "tie_rule": QVHIGHLIGHTS_TIES}
+TWO_D_TAN = {"exceeds": True, "by_score": False, "tie_rule": FILE_ORDER}
+OPENTAD = {"shortest_seconds": 0.0, "drops_repeats": True, "recall_multiples": (1, 5)}
+UNLOC = {"thresholds": UNLOC_THRESHOLDS, "single_precision": True, "divides_by_all_classes": True}
+
+ALL_PROTOCOLS: tuple[Protocol, ...] = (  # of each task the first is the default
+    DetectionProtocol(name="activitynet", thresholds=ACTIVITYNET_THRESHOLDS),
+    DetectionProtocol(name="thumos14", thresholds=THUMOS_THRESHOLDS, **(OPENTAD | {"shortest_seconds": 1e-3})),
+    DetectionProtocol(name="opentad", thresholds=ACTIVITYNET_THRESHOLDS, **OPENTAD),
+    DetectionProtocol(name="opentad-thumos14", thresholds=THUMOS_THRESHOLDS, **OPENTAD),
+    DetectionProtocol(name="unloc", averaged=slice(9, 19), **UNLOC),
+    DetectionProtocol(name="unloc-thumos14", averaged=slice(5, 14, 2), **UNLOC),
+    RetrievalProtocol(name="default", tie_rule=LATER_FIRST),
+    RetrievalProtocol(name="raw", tie_rule=LATER_FIRST, clamps_truth=False),
+    RetrievalProtocol(name="2d-tan", nms_overlap=0.5, **TWO_D_TAN),
+    RetrievalProtocol(name="2d-tan-nms-0.45", nms_overlap=0.45, **TWO_D_TAN),
+    RetrievalProtocol(name="2d-tan-no-nms", nms_overlap=1.0, **TWO_D_TAN),
+    RetrievalProtocol(
+        name="moment_detr",
+        tasks=("mr", "hd"),
+        tie_rule=QVHIGHLIGHTS_TIES,
+        clamps_truth=False,
+        by_score=False,
+        ranges=QVHIGHLIGHTS_RANGES,
+    ),
+    RetrievalProtocol(name="lighthouse", **LIGHTHOUSE),
+    RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, **LIGHTHOUSE),
+    FrameProtocol(
+        name="coin",
+        num_frames=lambda frames: int(np.ceil(frames - ROUNDING)),
+        first=lambda frames: int(np.floor(frames + ROUNDING)),
+        after=lambda frames: int(np.ceil(frames - ROUNDING)),
+    ),
+    FrameProtocol(
+        name="unloc",
+        num_frames=lambda frames: int(np.floor(frames + ROUNDING)),
+        first=lambda frames: round(frames),
+        after=lambda frames: round(frames) + 1,
+    ),
+)
+PROTOCOLS = {
+    task: {protocol.name: protocol for protocol in ALL_PROTOCOLS if task in protocol.tasks}
+    for task in ("tal", "mr", "hd", "as")
+}
+
+
+def is_rated(manifest: Manifest) -> bool:
+    """Whether queries of the manifest carry saliency ratings."""
+    return bool(manifest.queries["saliency_scores"].map(lambda scores: isinstance(scores, list)).any())
+
+
+def protocol_for(task: str, name: str | None, manifest: Manifest) -> Protocol:
+    """The named protocol of a task, or the one that papers quote for the dataset.
+
+    Raises InputError where the task has no protocol of that name.
+    """
+    if name is None and task == "tal" and "thumos" in manifest.name.lower():
+        name = "thumos14"
+    if name is None and task == "mr" and is_rated(manifest):
+        name = "moment_detr"
+    names = PROTOCOLS[task]
+    name = name or next(iter(names))
+    if name not in names:
+        raise InputError(f"--protocol: got {name!r} for {task}, expected one of {', '.join(names)}")
+    return names[name]
