@@ -19,7 +19,7 @@ from pipeline.shared_batches import BusyClock, SharedBatches
 from pipeline.workers import RemoteEncoder
 from unloc.inference.batching import FrameBatcher
 from unloc.inference.encode import EncodeConfig
-from unloc.model.frame_tokens import GPU_BATCH
+from unloc.model.towers import GPU_BATCH
 
 FRAMES, SIZE, CHANNELS = 128, 224, 512  # of a video
 

@@ -19,7 +19,7 @@ from pipeline.workers import Result
 from unloc.errors import UnlocError
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig
-from unloc.model.frame_tokens import CPU_BATCH, GPU_BATCH
+from unloc.model.towers import CPU_BATCH, GPU_BATCH
 
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 

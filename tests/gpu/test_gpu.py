@@ -21,7 +21,7 @@ from unloc.inference.device import computing, resolve_device, resolve_precision
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
 from unloc.inference.predict import forward
-from unloc.model.frame_tokens import GPU_BATCH
+from unloc.model.towers import GPU_BATCH
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
 from unloc.training.run import fit_recipe

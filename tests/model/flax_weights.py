@@ -1,4 +1,4 @@
-"""Weights of the official flax modules in our names (spec §A)."""
+"""Weights of the official flax modules in our names."""
 
 import numpy as np
 import torch
@@ -101,21 +101,20 @@ def clip_transformer(params, prefix):
     return {f"transformer.resblocks.{n}.{key}": value for n, block in enumerate(blocks) for key, value in block.items()}
 
 
-def video_tower(params, patch):
-    """State of a VideoTower without projection."""
+def image_tower(params, patch):
+    """State of an ImageTower without projection."""
     root = "VisionTransformer"
     kernel = tensor(params["conv1/kernel"])
     state = {"conv1.weight": kernel.reshape(patch, patch, 3, -1).permute(3, 2, 0, 1)}
-    state["positions"] = tensor(params[f"{root}/positional_embedding"])
-    if "class_embedding" in params:
-        state["class_embeddings"] = tensor(params["class_embedding"])
+    state["positional_embedding"] = tensor(params[f"{root}/positional_embedding"])
     for name in ("ln_pre", "ln_post"):
         state |= named(name, norm(params, f"{root}/{name}"))
-    return state | clip_transformer(params, f"{root}/transformer")
+    state = named("visual", state | clip_transformer(params, f"{root}/transformer"))
+    return state | ({"class_embeddings": tensor(params["class_embedding"])} if "class_embedding" in params else {})
 
 
 def text_tower(params):
-    """State of a ClipTextTower without projection."""
+    """State of a TextTower without projection."""
     state = {"positions": tensor(params["positional_embedding"])}
     state["token_embedding.weight"] = tensor(params["token_embedding/embedding"])
     return state | named("ln_final", norm(params, "ln_final")) | clip_transformer(params, "transformer")

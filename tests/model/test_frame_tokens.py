@@ -8,9 +8,7 @@ import torch
 from open_clip.model import CLIP
 
 from unloc.errors import InputError, TowerError
-from unloc.model.frame_tokens import FrameTokens, frame_tokens, resolve_dtype
-from unloc.model.live_towers import VideoTower
-from unloc.model.towers import Tower, load_tower
+from unloc.model.towers import ImageTower, Tower, TowerChoice, load_tower, resolve_dtype
 
 
 @pytest.fixture(scope="module")
@@ -28,46 +26,45 @@ def images(count=3):
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def tower_of(clip, **wanted):
-    return Tower(
-        copy.deepcopy(clip), "tiny", "none", open_clip.SimpleTokenizer(context_length=24), FrameTokens(**wanted)
-    )
+def tower_of(clip, **choice):
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    return Tower(copy.deepcopy(clip), TowerChoice(tower="tiny", **choice), tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["cls", "gap"])
 @pytest.mark.parametrize("projected", [True, False])
 def test_a_cached_kind_is_the_token_of_the_tower_that_trains(clip, kind, projected):
-    tower = tower_of(clip, kind=kind, projected=projected)
-    live = VideoTower(copy.deepcopy(clip.visual), kind, 3, projected=projected)
+    choice = {"frame_token": kind, "projected": projected}
+    tower = tower_of(clip, **choice)
+    live = ImageTower(copy.deepcopy(clip.visual), TowerChoice(**choice), 3)
     torch.testing.assert_close(tower.encode_images(images()), live(images()[None])[0].detach(), atol=1e-5, rtol=1e-4)
-    assert (tower.spec.frame_token, tower.spec.projected, tower.spec.frame_dim) == (kind, projected, live.dim)
+    assert tower.fingerprint | choice | {"frame_dim": live.dim} == tower.fingerprint
 
 
 @pytest.mark.parametrize("kind", ["cls", "gap"])
 def test_the_last_layers_stand_side_by_side_the_last_one_last(clip, kind):
-    every = tower_of(clip, kind=kind, num_layers=3, projected=False).encode_images(images())
-    last = tower_of(clip, kind=kind, projected=False).encode_images(images())
+    every = tower_of(clip, frame_token=kind, num_layers=3, projected=False).encode_images(images())
+    last = tower_of(clip, frame_token=kind, projected=False).encode_images(images())
     assert every.shape == (3, 96)
     torch.testing.assert_close(every[:, 64:], last, atol=1e-5, rtol=1e-4)
     assert (every[:, :32] - every[:, 32:64]).abs().max() > 0.01
     shorter = copy.deepcopy(clip)
     shorter.visual.transformer.resblocks = shorter.visual.transformer.resblocks[:2]
-    before = tower_of(shorter, kind=kind, projected=False).encode_images(images())
+    before = tower_of(shorter, frame_token=kind, projected=False).encode_images(images())
     torch.testing.assert_close(every[:, 32:64], before, atol=1e-5, rtol=1e-4)
 
 
 def test_the_plain_kind_is_clips_image_embedding_to_the_bit(clip):
-    torch.testing.assert_close(
-        frame_tokens(clip.visual, images(), FrameTokens()), clip.encode_image(images()), atol=0, rtol=0
-    )
+    tokens = ImageTower(copy.deepcopy(clip.visual), TowerChoice())(images())
+    torch.testing.assert_close(tokens, clip.encode_image(images()), atol=0, rtol=0)
 
 
 def test_bfloat16_keeps_direction_and_names_itself_and_the_weights_as_they_came(clip):
-    exact, rounded = tower_of(clip), tower_of(clip, dtype="bfloat16")
+    exact, rounded = tower_of(clip), tower_of(clip, tower_dtype="bfloat16")
     tokens = [tower.encode_images(images(20)) for tower in (exact, rounded)]
     assert tokens[1].dtype == torch.float32 and not torch.equal(*tokens)
     assert torch.nn.functional.cosine_similarity(*tokens).min() > 0.999
-    assert rounded.spec.dtype == "bfloat16" and rounded.spec.weights_sha256 == exact.spec.weights_sha256
+    assert rounded.fingerprint == exact.fingerprint | {"dtype": "bfloat16"}
     torch.testing.assert_close(exact.encode_texts(["a cat"])[0], rounded.encode_texts(["a cat"])[0], atol=0, rtol=0)
 
 
@@ -77,7 +74,7 @@ def test_bfloat16_embeddings_of_vit_b_32_have_a_cosine_above_0_9999():
     clip = open_clip.create_model("ViT-B-32", pretrained=None)
     frames = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     exact = tower_of(clip).encode_images(frames)
-    rounded = tower_of(clip, dtype="bfloat16").encode_images(frames)
+    rounded = tower_of(clip, tower_dtype="bfloat16").encode_images(frames)
     assert torch.nn.functional.cosine_similarity(exact, rounded).min() > 0.9999
 
 
@@ -97,21 +94,21 @@ def test_of_a_machine_with_a_gpu_the_gpu_counts(monkeypatch, capability, expecte
 
 
 def test_the_toy_tower_has_the_means_of_its_stages_and_says_what_it_has_not():
-    tower = load_tower("toy", wanted=FrameTokens(kind="gap", projected=False, num_layers=2))
+    tower = load_tower(TowerChoice(frame_token="gap", projected=False, num_layers=2))
     tokens = tower.encode_images(torch.rand(2, 3, 96, 96))
-    assert tokens.shape == (2, tower.spec.frame_dim) and tower.spec.frame_dim == 256 + 512
-    for wanted in (FrameTokens(kind="gap"), FrameTokens(num_layers=2), FrameTokens(projected=False)):
+    assert tokens.shape == (2, tower.fingerprint["frame_dim"]) == (2, 256 + 512)
+    for choice in ({"frame_token": "gap"}, {"num_layers": 2}, {"projected": False}):
         with pytest.raises(TowerError, match="--tower toy: a residual network has its embedding"):
-            load_tower("toy", wanted=wanted)
+            load_tower(TowerChoice(**choice))
 
 
 def test_what_cannot_be_meant_is_refused(clip):
     for wrong, words in (
-        ({"kind": "patch"}, "--frame-token"),
+        ({"frame_token": "patch"}, "--frame-token"),
         ({"num_layers": 0}, "--last-k"),
-        ({"dtype": "int8"}, "--dtype"),
+        ({"tower_dtype": "int8"}, "--dtype"),
     ):
         with pytest.raises(InputError, match=words):
-            FrameTokens(**wrong)
+            TowerChoice(**wrong)
     with pytest.raises(TowerError, match="--last-k: got 4, tiny has 3 layers"):
         tower_of(clip, num_layers=4)

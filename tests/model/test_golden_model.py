@@ -1,4 +1,4 @@
-"""Our modules with given weights give the official tensors (spec §A), and our own: 1e-5 absolute in float32."""
+"""Our modules with given weights give the official tensors, and our own: 1e-5 absolute in float32."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ from open_clip.model import CLIP
 
 from unloc.config import ModelConfig
 from unloc.model.heads import DisplacementHead, LinearHead, RelevanceHead
-from unloc.model.live_towers import ClipTextTower, VideoTower
+from unloc.model.towers import ImageTower, TextTower, TowerChoice
 from unloc.model.unloc import UnLoc
 
 spec = importlib.util.spec_from_file_location("flax_weights", Path(__file__).with_name("flax_weights.py"))
@@ -125,10 +125,10 @@ def tiny_clip():
 
 
 @pytest.mark.parametrize("frame_token", ["cls", "gap"])
-def test_the_video_tower_equals_the_official_one(golden, frame_token):
+def test_the_image_tower_equals_the_official_one(golden, frame_token):
     params, arrays = case(golden, f"clip_video_{'token' if frame_token == 'cls' else 'gap'}")
-    tower = VideoTower(tiny_clip().visual, frame_token, 3, projected=False)
-    tower.load_state_dict(flax_weights.video_tower(params, 4))
+    tower = ImageTower(tiny_clip().visual, TowerChoice(frame_token=frame_token, projected=False), 3)
+    tower.load_state_dict(flax_weights.image_tower(params, 4))
     with torch.no_grad():
         out = tower(arrays["rgb"].permute(0, 1, 4, 2, 3))
     torch.testing.assert_close(out, arrays["out"], atol=1e-5, rtol=0)
@@ -136,7 +136,7 @@ def test_the_video_tower_equals_the_official_one(golden, frame_token):
 
 def test_the_text_tower_equals_the_official_one_at_every_valid_token(golden):
     params, arrays = case(golden, "clip_text")
-    tower = ClipTextTower(tiny_clip(), None, 5, projected=False)
+    tower = TextTower(tiny_clip(), None, 5, projected=False)
     tower.load_state_dict(flax_weights.text_tower(params))
     valid = arrays["ids"] > 0
     with torch.no_grad():

@@ -1,19 +1,21 @@
 """Towers that can train: what they start as, what is frozen, and that frozen + cached equals frozen + live."""
 
+import copy
 import itertools
 import sys
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from open_clip.model import CLIP
 
 from unloc.config import TowerConfig
 from unloc.errors import ConfigError, TowerError
 from unloc.examples.batches import Example, collate
 from unloc.examples.steps import TimeGrid
-from unloc.model.end_to_end import EndToEnd, build_end_to_end, clip_architecture, text_tower_of
-from unloc.model.live_towers import ClipTextTower, T5TextTower, VideoTower, t5_text_tower
-from unloc.model.towers import Tower
+from unloc.model.build import EndToEnd, build_model, live_towers
+from unloc.model.towers import ImageTower, T5TextTower, TextTower, Tower, TowerChoice, t5_text_tower
 from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses
 from unloc.training.optim import build_optimizer
@@ -22,27 +24,33 @@ STEPS = 8
 LONG = "a " + "very " * 40 + "small cat jumps"
 
 
-@pytest.fixture(scope="module")
-def tower():
-    """A small CLIP of open_clip's own classes behind the interface that makes caches."""
-    torch.manual_seed(0)
-    import open_clip
-    from open_clip.model import CLIP
+TOKENIZER = open_clip.SimpleTokenizer(context_length=24)
 
+
+@pytest.fixture
+def clip():
+    """A small CLIP of open_clip's own classes."""
+    torch.manual_seed(0)
     vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
     text = {"context_length": 24, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
     clip = CLIP(16, vision, text)
     for parameter in clip.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return Tower(clip, "tiny", "none", open_clip.SimpleTokenizer(context_length=24))
+    return clip.eval()
+
+
+@pytest.fixture
+def tower(clip):
+    """The same behind the interface that makes caches."""
+    return Tower(copy.deepcopy(clip), TowerChoice(tower="tiny"), TOKENIZER)
 
 
 def images(videos=2):
     return torch.randn(videos, STEPS, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
-def test_class_embeddings_start_as_clips_so_that_tokens_are_its_image_embeddings(tower):
-    live = VideoTower(tower.model.visual, "cls", STEPS, projected=True)
+def test_class_embeddings_start_as_clips_so_that_tokens_are_its_image_embeddings(clip, tower):
+    live = ImageTower(clip.visual, TowerChoice(), STEPS)
     assert live.class_embeddings.shape == (STEPS, 32)
     expected = tower.encode_images(images().flatten(0, 1)).unflatten(0, (2, STEPS))
     torch.testing.assert_close(live(images()), expected, atol=1e-5, rtol=1e-4)
@@ -52,9 +60,9 @@ def test_class_embeddings_start_as_clips_so_that_tokens_are_its_image_embeddings
     assert changed.nonzero().flatten().tolist() == [3]
 
 
-def test_gap_is_the_mean_of_patches_that_see_no_class_token(tower):
-    visual = tower.model.visual
-    live = VideoTower(visual, "gap", STEPS, projected=False)
+def test_gap_is_the_mean_of_patches_that_see_no_class_token(clip):
+    visual = copy.deepcopy(clip.visual)
+    live = ImageTower(clip.visual, TowerChoice(frame_token="gap", projected=False))
     frame = images()[0, :1]
     patches = visual.conv1(frame).flatten(2).transpose(1, 2) + visual.positional_embedding[1:]
     expected = visual.ln_post(visual.transformer(visual.ln_pre(patches))).mean(dim=1)
@@ -62,14 +70,14 @@ def test_gap_is_the_mean_of_patches_that_see_no_class_token(tower):
     assert live(images()).shape == (2, STEPS, 32)
 
 
-def test_text_tokens_are_those_of_the_cache_and_truncation_keeps_eos(tower):
-    live = ClipTextTower(tower.model, tower.tokenizer, 24, projected=True)
+def test_text_tokens_are_those_of_the_cache_and_truncation_keeps_eos(clip, tower):
+    live = TextTower(clip, TOKENIZER, 24, projected=True)
     texts = ["a cat jumps", "a small dog runs to the door", LONG]
     ids, mask = live.tokenize(texts)
     tokens = live(ids, mask)
     for row, expected in enumerate(tower.encode_texts(texts)):
         torch.testing.assert_close(tokens[row][mask[row]], expected, atol=1e-5, rtol=1e-4)
-    short = ClipTextTower(tower.model, tower.tokenizer, 6, projected=False)
+    short = TextTower(clip, TOKENIZER, 6, projected=False)
     ids, mask = short.tokenize(texts)
     assert ids.shape == (3, 6) and ids[2, -1] == 49407 and mask[2].all()
     assert short(ids, mask).shape == (3, 6, 24) and len(short.positions) == 6
@@ -79,7 +87,7 @@ RECIPE = {
     "task": "mr",
     "model": {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 2, "num_levels": 2, "num_head_convs": 1},
     "targets": {"range_edges": [0, 4, float("inf")]},
-    "data": {"num_steps": STEPS},
+    "data": {"num_steps": STEPS, "max_text_tokens": 24},
 }
 
 
@@ -108,12 +116,10 @@ def batch_of(frames, texts, text_mask):
     return type(batch)(**vars(batch) | {"frames": frames, "texts": texts, "text_mask": text_mask})
 
 
-def build(tower, recipe):
-    text_tower = text_tower_of(
-        recipe.towers, tower.model, tower.tokenizer, 24, projected=not recipe.model.project_texts
-    )
+def build(clip, recipe):
+    towers = live_towers(recipe, copy.deepcopy(clip), TOKENIZER, ("image", "text"))
     torch.manual_seed(1)
-    return build_end_to_end(recipe.model, recipe.towers, tower.model, text_tower, num_steps=STEPS)
+    return build_model(recipe, num_classes=0, towers=towers)
 
 
 def losses_and_gradients(model, batch, recipe):
@@ -124,34 +130,34 @@ def losses_and_gradients(model, batch, recipe):
 
 
 @pytest.mark.parametrize(("image", "text"), list(itertools.product(["frozen", "finetune"], repeat=2)))
-def test_gradients_reach_a_tower_only_where_table_4_finetunes_it(tower, image, text):
+def test_gradients_reach_a_tower_only_where_table_4_finetunes_it(clip, image, text):
     recipe = recipe_with({"image": image, "text": text}, project_frames=True, project_texts=True)
     train_image, train_text = image == "finetune", text == "finetune"
-    model = build(tower, recipe)
+    model = build(clip, recipe)
     batch = batch_of(images(), *model.text_tower.tokenize(["a cat jumps", "a dog runs away"]))
     _, gradients = losses_and_gradients(model, batch, recipe)
     parts = {name.split(".")[0] for name in gradients}
-    assert ("video_tower" in parts, "text_tower" in parts) == (train_image, train_text)
+    assert ("image_tower" in parts, "text_tower" in parts) == (train_image, train_text)
     projections = {"core.video_projection.weight", "core.text_projection.weight"}
     assert projections <= gradients.keys() and all(gradients[name].abs().sum() > 0 for name in projections)
-    assert model.video_tower.training == train_image and model.text_tower.training == train_text
-    trained = [p for p in model.video_tower.parameters() if p.grad is not None]
+    assert model.image_tower.training == train_image and model.text_tower.training == train_text
+    trained = [p for p in model.image_tower.parameters() if p.grad is not None]
     assert all(p.grad.abs().sum() > 0 for p in trained) and bool(trained) == train_image
-    torch.testing.assert_close(model.core.video_projection.weight, tower.model.visual.proj.T)
+    torch.testing.assert_close(model.core.video_projection.weight, clip.visual.proj.T)
 
 
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("text_tokens", ["all", "eos"])
 @pytest.mark.parametrize("frame_token", ["cls", "gap"])
-def test_frozen_and_cached_give_the_loss_and_gradients_of_frozen_and_live(tower, projected, text_tokens, frame_token):
+def test_frozen_and_cached_give_the_loss_and_gradients_of_frozen_and_live(clip, projected, text_tokens, frame_token):
     recipe = recipe_with(
         {"frame_token": frame_token}, project_frames=not projected, project_texts=not projected, text_tokens=text_tokens
     )
-    live = build(tower, recipe)
+    live = build(clip, recipe)
     ids, mask = live.text_tower.tokenize(["a cat jumps", "a small dog runs to the door"])
     total, gradients = losses_and_gradients(live, batch_of(images(), ids, mask), recipe)
     with torch.no_grad():
-        frames, texts = live.video_tower(images()), live.text_tower(ids, mask)
+        frames, texts = live.image_tower(images()), live.text_tower(ids, mask)
     cached = EndToEnd(live.core, None, None, train_image=False, train_text=False)
     again, others = losses_and_gradients(cached, batch_of(frames, texts, mask), recipe)
     torch.testing.assert_close(total, again)
@@ -160,9 +166,9 @@ def test_frozen_and_cached_give_the_loss_and_gradients_of_frozen_and_live(tower,
         torch.testing.assert_close(gradients[name], others[name])
 
 
-def test_frozen_and_live_equal_tokens_that_the_extraction_made(tower):
+def test_frozen_and_live_equal_tokens_that_the_extraction_made(clip, tower):
     recipe = recipe_with({})
-    live, texts = build(tower, recipe), ["a cat jumps", "a small dog runs to the door"]
+    live, texts = build(clip, recipe), ["a cat jumps", "a small dog runs to the door"]
     ids, mask = live.text_tower.tokenize(texts)
     total, gradients = losses_and_gradients(live, batch_of(images(), ids, mask), recipe)
     frames = tower.encode_images(images().flatten(0, 1)).unflatten(0, (2, STEPS)).clone()
@@ -182,9 +188,7 @@ def test_towers_that_do_not_exist_or_cannot_train_are_one_clear_error():
     with pytest.raises(ConfigError, match=r"towers\.text_name: got 'bert', expected one of clip"):
         TowerConfig(text_name="bert")
     with pytest.raises(TowerError, match="pools in its own way"):
-        VideoTower(torch.nn.Linear(2, 2), "cls", 4, projected=True)
-    with pytest.raises(TowerError, match="expected toy or a plain CLIP"):
-        clip_architecture("ViT-H-99")
+        ImageTower(torch.nn.Linear(2, 2), TowerChoice(frame_token="gap"))
 
 
 def test_without_transformers_t5_says_what_to_install(monkeypatch):
@@ -203,15 +207,15 @@ def test_t5_gives_one_token_per_piece_and_padding_changes_nothing():
     torch.testing.assert_close(tokens[:1, :3], tower(ids[:1, :3], ids[:1, :3] > 0), atol=1e-5, rtol=1e-4)
 
 
-def test_towers_and_the_projections_that_stand_for_theirs_train_at_the_towers_rate(tower):
+def test_towers_and_the_projections_that_stand_for_theirs_train_at_the_towers_rate(clip):
     recipe = recipe_with({"image": "finetune"}, project_frames=True, project_texts=True)
-    model = build(tower, recipe)
+    model = build(clip, recipe)
     optimizer = build_optimizer(model, recipe.optim)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     slow = {name for name, rate in rates.items() if rate == 0.01}
-    assert slow == {name for name in rates if name.startswith(("video_tower.", "core.video_pro", "core.text_pro"))}
+    assert slow == {name for name in rates if name.startswith(("image_tower.", "core.video_pro", "core.text_pro"))}
     assert {rates[name] for name in rates.keys() - slow} == {0.1}
-    plain = build_optimizer(build(tower, recipe_with({})).core, recipe.optim)  # projections that only fit widths
+    plain = build_optimizer(build(clip, recipe_with({})).core, recipe.optim)  # projections that only fit widths
     assert [group["lr"] for group in plain.param_groups] == [0.1, 0.1]

@@ -10,9 +10,9 @@ from torch import nn
 from tests.small_clip import small_clip
 from unloc.errors import TowerError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.model.clip_models import activation_of, clip_model, tag_settings
-from unloc.model.live_towers import ClipTextTower, VideoTower
-from unloc.model.towers import image_config, load_tower
+from unloc.model import towers
+from unloc.model.clip import activation_of, clip_model, image_config, tag_settings
+from unloc.model.towers import ImageTower, TextTower, TowerChoice
 
 UNSUPPORTED = (
     "coca_ViT-B-32",
@@ -22,6 +22,10 @@ UNSUPPORTED = (
     "ViT-H-14-worldwide",
     "ViTamin-S",
 )
+
+
+def load_tower(name, pretrained=None, **choice):
+    return towers.load_tower(TowerChoice(tower=name, pretrained=pretrained, **choice))
 
 
 def stated_by_open_clip(name, tag):
@@ -78,9 +82,10 @@ def test_tokens_are_those_of_the_activation_of_the_tag_frozen_and_live(tiny, tag
     frames, ids = expected.encode_image(images), open_clip.tokenize(["a cat jumps"], 24)
     torch.testing.assert_close(tower.encode_images(images), frames, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(tower.encode_texts(["a cat jumps"])[0][-1:], expected.encode_text(ids))
-    live = VideoTower(tower.model.visual, "cls", 3, projected=True)
+    clip = small_clip(quick)
+    live = ImageTower(clip.visual, TowerChoice(), 3)
     torch.testing.assert_close(live(images[None])[0], frames, atol=1e-5, rtol=1e-4)
-    texts = ClipTextTower(tower.model, tower.tokenizer, 24, projected=True)
+    texts = TextTower(clip, tower.text.tokenizer, 24, projected=True)
     ids, mask = texts.tokenize(["a cat jumps"])
     torch.testing.assert_close(texts(ids, mask)[:, -1], expected.encode_text(open_clip.tokenize("a cat jumps", 24)))
     other = small_clip(not quick).encode_image(images)
@@ -100,7 +105,7 @@ def test_a_tag_brings_its_own_preprocessing(tiny):
 def test_an_override_that_contradicts_the_tag_is_refused_and_one_that_agrees_changes_nothing(tiny):
     with pytest.raises(TowerError, match=r"--like ours: contradicts --pretrained openai .*activation"):
         load_tower(tiny, "openai", like="ours")
-    assert load_tower(tiny, "openai", like="finetuned").spec == load_tower(tiny, "openai").spec
+    assert load_tower(tiny, "openai", like="finetuned").fingerprint == load_tower(tiny, "openai").fingerprint
     with pytest.raises(TowerError, match=r"--like: 'nobody' is not a tag of tiny \(its tags: openai, ours"):
         load_tower(tiny, "openai", like="nobody")
 
@@ -109,9 +114,11 @@ def test_a_file_for_a_name_whose_tags_disagree_needs_the_users_word(tiny, weight
     with pytest.raises(TowerError, match=r"openai: activation quick_gelu.*ours: activation gelu.*--like TAG") as raised:
         load_tower(tiny, str(weights_file))
     assert "\n" not in str(raised.value)
-    specs = {like: load_tower(tiny, str(weights_file), like=like).spec for like in ("openai", "finetuned", "ours")}
+    specs = {
+        like: load_tower(tiny, str(weights_file), like=like).fingerprint for like in ("openai", "finetuned", "ours")
+    }
     assert specs["openai"] == specs["finetuned"] != specs["ours"]
-    assert (specs["openai"].activation, specs["ours"].activation) == ("quick_gelu", "gelu")
+    assert (specs["openai"]["activation"], specs["ours"]["activation"]) == ("quick_gelu", "gelu")
     made = Encoder(EncodeConfig(tower=tiny, pretrained=str(weights_file), like="grey", fps=2.0))
     again = EncodeConfig.from_fingerprint(made.fingerprint, pretrained=str(weights_file))
     assert Encoder(again).fingerprint == made.fingerprint
@@ -123,8 +130,8 @@ def test_a_file_for_a_name_whose_tags_disagree_needs_the_users_word(tiny, weight
 def test_a_file_for_a_name_whose_tags_agree_has_their_settings(tiny, weights_file, monkeypatch, tags, activation):
     stated = {tag: get_pretrained_cfg(tiny, tag) for tag in tags}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, stated)
-    spec = load_tower(tiny, str(weights_file)).spec
-    assert (spec.activation, spec.like, spec.pretrained) == (activation, None, weights_file.name)
+    found = load_tower(tiny, str(weights_file)).fingerprint
+    assert (found["activation"], found["like"], found["pretrained"]) == (activation, None, weights_file.name)
 
 
 class Archive(nn.Module):
@@ -153,8 +160,8 @@ def openai_archive(path, weights_file, *, scripted=True):
 def test_openais_own_archive_needs_no_word_and_refuses_a_wrong_one(tiny, weights_file, tmp_path, scripted):
     archive = openai_archive(tmp_path / "ViT.pt", weights_file, scripted=scripted)
     tower = load_tower(tiny, archive)
-    assert (tower.spec.activation, tower.spec.like) == ("quick_gelu", "openai")
-    assert tower.spec.weights_sha256 == load_tower(tiny, "openai").spec.weights_sha256
+    assert (tower.fingerprint["activation"], tower.fingerprint["like"]) == ("quick_gelu", "openai")
+    assert tower.fingerprint["weights_sha256"] == load_tower(tiny, "openai").fingerprint["weights_sha256"]
     with pytest.raises(TowerError, match=r"--like ours: contradicts .*OpenAI's own archive"):
         load_tower(tiny, archive, like="ours")
 
@@ -191,9 +198,13 @@ def test_random_weights_are_the_same_every_time_and_say_so(tiny):
     torch.manual_seed(5)
     one, state = load_tower(tiny, "none"), torch.get_rng_state()
     two = load_tower(tiny, "none")
-    assert one.spec == two.spec and one.spec.pretrained == "none" and torch.equal(state, torch.get_rng_state())
-    assert one.spec.weights_sha256 != load_tower(tiny, "ours").spec.weights_sha256
-    assert load_tower(tiny, "none", like="openai").spec.activation == "quick_gelu"
+    assert (
+        one.fingerprint == two.fingerprint
+        and one.fingerprint["pretrained"] == "none"
+        and torch.equal(state, torch.get_rng_state())
+    )
+    assert one.fingerprint["weights_sha256"] != load_tower(tiny, "ours").fingerprint["weights_sha256"]
+    assert load_tower(tiny, "none", like="openai").fingerprint["activation"] == "quick_gelu"
     fingerprint = Encoder(EncodeConfig(tower=tiny, pretrained="none", fps=2.0)).fingerprint
     assert Encoder(EncodeConfig.from_fingerprint(fingerprint)).fingerprint == fingerprint
 

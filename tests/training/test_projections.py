@@ -112,13 +112,13 @@ def test_a_residual_network_an_older_cache_and_other_widths_are_refused(tiny, ma
     of_toy = ("towers.name=toy", "towers.pretrained=shipped", "towers.frame_token=gap")
     toy = {"tower": "toy", "pretrained": None, "frame_token": "gap"}
     cache = cached(tmp_path / "toy", video_folder, **BEFORE, **toy)
-    with pytest.raises(ConfigError, match=r"model\.project_frames: .*a residual network has none"):
+    with pytest.raises(ConfigError, match=r"model\.project_frames: .*residual network"):
         fit_recipe(scenic(*of_toy), manifest, cache, tmp_path / "run")
     cache = cached(tmp_path / "cache", video_folder, **BEFORE)
     with pytest.raises(ConfigError, match=r"model\.width: 8, .*to 16 channels; set model\.width=16"):
         fit_recipe(scenic("model.width=8"), manifest, cache, tmp_path / "run")
     (cache / "projections.json").unlink()
-    with pytest.raises(ConfigError, match="an older cache gets it by the same `unloc extract` again"):
+    with pytest.raises(ConfigError, match=r"projections\.json"):
         fit_recipe(scenic(), manifest, cache, tmp_path / "run")
     cached(tmp_path / "cache", video_folder, **BEFORE)
     assert started(scenic(), manifest, cache, tmp_path).model.video_projection.weight.std() > 0.1

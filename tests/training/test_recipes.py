@@ -20,7 +20,7 @@ from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, UnlocError
 from unloc.examples.batches import Example, collate
 from unloc.examples.steps import TimeGrid
-from unloc.inference.load import CheckpointInfo, build_model
+from unloc.inference.load import CheckpointInfo
 from unloc.recipes import dump_recipe, load_recipe, recipe_from_dict, shipped_recipes
 from unloc.tasks import task_named
 from unloc.training.objective import compute_losses
@@ -120,7 +120,7 @@ def stepped_once(resolved: str) -> tuple[set[str], set[str]]:
     info = CheckpointInfo(
         recipe=recipe, classes=classes, frame_dim=FRAME_DIM, text_dim=TEXT_DIM, fingerprint={}, step=0
     )
-    model = build_model(info).train()
+    model = info.build().train()
     class_texts = torch.randn(NUM_CLASSES, 4, TEXT_DIM), torch.ones(NUM_CLASSES, 4, dtype=torch.bool)
     batch = collate(
         [tiny_example(recipe, rng) for _ in range(2)],

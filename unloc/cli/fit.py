@@ -81,19 +81,11 @@ def _start(init: str | None, task: str) -> Path | None:
 
 def _parameter_comment(recipe: "Recipe") -> str:
     """Parameters part by part as YAML comments, so that the output stays a recipe."""
-    from unloc.model.end_to_end import counted_parameters
-    from unloc.tasks import task_named
+    from unloc.model.build import counted_parameters
 
     without_text = recipe.model.fusion == "none"
     try:
-        counts = counted_parameters(
-            recipe.model,
-            recipe.towers,
-            num_steps=recipe.data.num_steps,
-            max_text_tokens=recipe.data.max_text_tokens,
-            num_classes=1 if without_text else None,
-            localizes=task_named(recipe.task).localizes,
-        )
+        counts = counted_parameters(recipe)
     except TowerError as error:
         return f"# parameters: not counted: {error}"
     live = [tower for tower in ("image", "text") if getattr(recipe.towers, tower) != "cached"]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +15,7 @@ from unloc.cache.reading import completed
 from unloc.cache.writing import VideoTokens
 from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher
-from unloc.model.frame_tokens import CPU_BATCH, FrameTokens, resolve_dtype
-from unloc.model.towers import Tower, load_tower
+from unloc.model.towers import TowerChoice, load_tower
 from unloc.video.preprocess import CENTRE, PreprocessSpec, normalise, require_views
 from unloc.video.reading import ReadSpec, VideoReading
 from unloc.video.sampling import FrameSampling
@@ -25,84 +24,51 @@ RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr",
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
-    """Everything that decides a video's tokens, beside the file itself."""
+class EncodeConfig(TowerChoice):
+    """Everything that decides a video's tokens, apart from the file itself."""
 
-    tower: str = "toy"
-    pretrained: str | None = None
-    """A tag of open_clip, a weights file, or `none`: random weights."""
-    like: str | None = None
-    """The tag whose settings a weights file has (`towers.load_tower`)."""
     fps: float | None = None
     num_frames: int | None = None
     dtype: str = "float16"
-    """How tokens are stored: float16, float32 or bfloat16 (`token_dtype`)."""
-    tower_dtype: str = "float32"
-    """What the image tower computes in: float32, bfloat16, or auto (`frame_tokens.resolve_dtype`)."""
-    frame_token: str = "cls"
-    projected: bool = True
-    num_layers: int = 1
-    texts_projected: bool = True
-    """Which tokens the towers give (`frame_tokens.FrameTokens`)."""
-    batch: int | None = None
-    """Frames of one forward pass; None: as many as suit the device that encodes."""
+    """How tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)."""
     views: tuple[str, ...] = CENTRE
-    """Which pictures of a frame are encoded (`video.preprocess`)."""
+    """Which views of a frame are encoded (`unloc.video.preprocess`)."""
     decoder: str = "auto"
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         FrameSampling(fps=self.fps, num_frames=self.num_frames)
         require_token_dtype(self.dtype, "--token-dtype")
         require_views(self.views)
-        self.wanted_tokens()
 
     @property
     def sampling(self) -> FrameSampling:
-        """Which frames are looked at."""
+        """Which frames are sampled."""
         return FrameSampling(fps=self.fps, num_frames=self.num_frames)
-
-    def wanted_tokens(self) -> FrameTokens:
-        """What is asked of the tower, `auto` being what is fast on this machine."""
-        return FrameTokens(
-            kind=self.frame_token,
-            projected=self.projected,
-            num_layers=self.num_layers,
-            dtype=resolve_dtype(self.tower_dtype),
-            texts_projected=self.texts_projected,
-            batch=self.batch or CPU_BATCH,
-        )
 
     @classmethod
     def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
         """The settings that made a cache. A tower of a weights file needs that file again: `pretrained`.
 
-        Raises FingerprintError for a cache whose tokens no tower of ours made. That the weights are the same ones is
-        known only once `Encoder(config).fingerprint` equals this one.
+        Raises FingerprintError for a cache whose tokens were imported. That the weights are the same is known only once
+        `Encoder(config).fingerprint` equals this one.
         """
         if "tower.name" not in fingerprint:
             origin = fingerprint.get("origin", "unknown")
             raise FingerprintError(f"its tokens were imported (origin: {origin}), not extracted: import them again")
         fingerprint = completed(fingerprint)
+        same = ("like", "frame_token", "projected", "num_layers", "texts_projected", "batch")
         return cls(
             tower=fingerprint["tower.name"],
             pretrained=pretrained or fingerprint["tower.pretrained"],
-            like=fingerprint["tower.like"],
+            tower_dtype=fingerprint["tower.dtype"],
+            **{key: fingerprint[f"tower.{key}"] for key in same},
             fps=fingerprint["sampling.fps"],
             num_frames=fingerprint["sampling.num_frames"],
             dtype=fingerprint["dtype"],
-            tower_dtype=fingerprint["tower.dtype"],
-            frame_token=fingerprint["tower.frame_token"],
-            projected=fingerprint["tower.projected"],
-            num_layers=fingerprint["tower.num_layers"],
-            texts_projected=fingerprint["tower.texts_projected"],
-            batch=fingerprint["tower.batch"],
             views=tuple(fingerprint["views"]),
         )
-
-    def to_dict(self) -> dict:
-        """For pickling to workers and for records."""
-        return asdict(self)
 
 
 class Encoder:
@@ -111,21 +77,18 @@ class Encoder:
     mixes: bool | None = None
 
     def __init__(self, config: EncodeConfig, device: torch.device | str = "cpu") -> None:
-        wanted = config.wanted_tokens()
-        self.config = replace(config, tower_dtype=wanted.dtype, batch=wanted.batch)
+        self.config = config.resolved()
         self.device = torch.device(device)
-        self.batch, self.batches_ahead = wanted.batch, 1 if self.device.type == "cuda" else 0
-        self.tower: Tower = load_tower(config.tower, config.pretrained, wanted, like=config.like)
-        self.tower.model.to(device)
+        self.batch, self.batches_ahead = self.config.batch, 1 if self.device.type == "cuda" else 0
+        self.tower = load_tower(self.config).to(self.device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
 
     @property
     def fingerprint(self) -> dict:
         """What identifies the tokens: flat, so that differences can be named key by key."""
-        tower = self.tower.spec.to_dict()
         sampling = self.config.sampling.to_dict()
         return {
-            **{f"tower.{key}": value for key, value in tower.items()},
+            **{f"tower.{key}": value for key, value in self.tower.fingerprint.items()},
             **{f"preprocess.{key}": value for key, value in self.preprocess.to_dict().items()},
             **{f"sampling.{key}": value for key, value in sampling.items()},
             "dtype": self.config.dtype,

@@ -1,125 +1,314 @@
-"""Towers: open_clip's image and text encoders behind one small interface.
+"""Image and text towers, frozen or trainable: open_clip's encoders, and T5's.
 
-`toy` is the small tower shipped with the package; every other name and tag is open_clip's own (`ViT-B-16`, `openai`),
-or a local weights file, or `none`. Image tokens are CLIP's projected, un-normalised embeddings, as the official code
-uses them, or of another kind (`frame_tokens`); text tokens are all tokens after the final norm, projected or not.
+The plain frame token is CLIP's image embedding, projected and not normalised, as in the official code. Others are the
+token before CLIP's projection, `gap` (the mean of the patch tokens of a transformer without class token), and those of
+the last k layers, each after the last norm, concatenated, the last layer last. Text tokens are all tokens after the
+final norm, projected or not. A frozen tower in the model gives the tokens of a cache (UnLoc §3.1, Tables 2 and 4).
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import open_clip
 import torch
+from jaxtyping import Bool, Float, Int
+from open_clip.model import CLIP
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unloc.errors import TowerError
-from unloc.model.clip_models import TOY_FOLDER, WeightSettings, activation_of, clip_model
-from unloc.model.frame_tokens import CPU_BATCH, DTYPES, FrameTokens, frame_tokens, require_kind
-from unloc.model.pretrained import pretrained_model
+from unloc.errors import InputError, TowerError
+from unloc.model.clip import activation_of, clip_tokenizer, image_config, pretrained_clip
 
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions that multiply bfloat16 faster than float32
+CPU_BATCH, GPU_BATCH = 16, 256
 TEXT_BATCH = 256  # texts of one forward pass on a GPU
+T5_SIZES = {
+    "t5-small": {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+    "t5-base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TowerSpec:
-    """What identifies a tower."""
+@dataclass(frozen=True, kw_only=True)
+class TowerChoice:
+    """A tower and which of its tokens are taken."""
 
-    name: str
-    """`toy` or open_clip's name."""
-    pretrained: str
-    """open_clip's tag, the name of a local file, `shipped`, or `none` (random weights, for smoke tests)."""
-    weights_sha256: str
-    """Hash over all tensors."""
-    frame_dim: int
-    """Channels of a frame token."""
-    text_dim: int
-    """Channels of a text token."""
-    context_length: int
-    """Longest text in tokens, BOS and EOS included."""
-    frame_token: str = "cls"
-    """cls or gap (`frame_tokens`)."""
-    projected: bool = True
-    """Frame tokens behind CLIP's projection."""
-    num_layers: int = 1
-    """The last so many layers side by side."""
-    dtype: str = "float32"
-    """What the image tower computes in; the text tower computes in float32."""
-    activation: str = "gelu"
-    """gelu or quick_gelu, of the transformers' MLPs."""
+    tower: str = "toy"
+    """`toy` or open_clip's name, such as ViT-B-16."""
+    pretrained: str | None = None
+    """A tag of open_clip, a weights file, or `none`: random weights."""
     like: str | None = None
-    """Of a weights file: the tag whose activation and preprocessing it has, where the tags of the model disagree."""
+    """The tag whose activation and preprocessing a weights file has."""
+    frame_token: str = "cls"
+    """cls: the class token; gap: the mean of the patch tokens."""
+    projected: bool = True
+    """Frame tokens behind CLIP's own projection."""
+    num_layers: int = 1
+    """The last so many layers, concatenated."""
     texts_projected: bool = True
-    """Text tokens behind CLIP's projection."""
-    batch: int = CPU_BATCH
-    """Frames of one forward pass; another number may change the last bit of a token on a GPU."""
+    """Text tokens behind CLIP's own projection."""
+    tower_dtype: str = "float32"
+    """What the image tower computes in: float32, bfloat16, or auto (`resolve_dtype`). Texts are float32."""
+    batch: int | None = None
+    """Frames of one forward pass, always: the last one is padded, so that a token does not depend on its neighbours.
+    None: as many as suit the device."""
 
-    def to_dict(self) -> dict:
-        """For the fingerprint."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        if self.frame_token not in ("cls", "gap"):
+            raise InputError(f"--frame-token: got {self.frame_token!r}, expected cls or gap")
+        if self.num_layers < 1:
+            raise InputError(f"--last-k: got {self.num_layers}, expected at least 1 layer")
+        if self.tower_dtype not in ("auto", *DTYPES):
+            raise InputError(f"--dtype: got {self.tower_dtype!r}, expected auto, {' or '.join(DTYPES)}")
+
+    @property
+    def is_embedding(self) -> bool:
+        """True where the token is CLIP's image embedding."""
+        return self.frame_token == "cls" and self.projected and self.num_layers == 1
+
+    def resolved(self) -> "TowerChoice":
+        """With the dtype and batch that it has on this machine."""
+        return replace(self, tower_dtype=resolve_dtype(self.tower_dtype), batch=self.batch or CPU_BATCH)
 
 
-class Tower:
-    """A frozen image and text encoder with its preprocessing constants."""
+def resolve_dtype(name: str) -> str:
+    """`auto` as the dtype that it is on this machine: bfloat16 where its multiplication is fast, else float32.
+
+    With a GPU the GPU counts. Decided by the hardware, not by a trial: the dtype is part of the fingerprint and must
+    not change from run to run.
+    """
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if any(capabilities.get(key) for key in FAST_BFLOAT16) else "float32"
+
+
+class ImageTower(nn.Module):
+    """One token per image.
+
+    The tower takes `visual` over and removes from it what its token does not need: CLIP's projection, and the class
+    embedding of `gap` tokens. With `num_frames` each frame index has a class embedding of its own, all starting as
+    CLIP's, as in the official code. Raises TowerError where the visual has no such tokens.
+    """
+
+    def __init__(self, visual: nn.Module, choice: TowerChoice, num_frames: int | None = None) -> None:
+        super().__init__()
+        require_tokens(visual, choice)
+        self.visual, self.choice, self.class_embeddings = visual, choice, None
+        if isinstance(visual, VisionTransformer) and visual.attn_pool is None and not visual.final_ln_after_pool:
+            width = visual.positional_embedding.shape[1]
+            self.dim = (visual.output_dim if choice.projected else width) * choice.num_layers
+            if not choice.projected:
+                visual.proj = None
+            if choice.frame_token == "gap":
+                visual.class_embedding = None
+                visual.positional_embedding = nn.Parameter(visual.positional_embedding.detach()[1:].clone())
+            elif num_frames and visual.pool_type == "tok":
+                self.class_embeddings = nn.Parameter(visual.class_embedding.detach().repeat(num_frames, 1))
+                visual.class_embedding = None
+        elif choice.is_embedding:
+            self.dim = int(visual.output_dim)
+        else:
+            stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+            channels = [visual.conv3.out_channels, *(stage[-1].conv3.out_channels for stage in stages)]
+            self.dim = sum(channels[-choice.num_layers :])
+
+    def forward(self, images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch dim"]:
+        """Tokens of normalised images, not normalised themselves."""
+        leading, visual = images.shape[:-3], self.visual
+        images = images.flatten(0, -4)
+        if self.choice.is_embedding and self.class_embeddings is None:
+            tokens = visual(images)
+        elif isinstance(visual, ModifiedResNet):
+            found = visual.forward_intermediates(images, indices=self.choice.num_layers, intermediates_only=True)
+            tokens = torch.cat([stage.mean(dim=(2, 3)) for stage in found["image_intermediates"]], dim=-1)
+        else:
+            tokens = self._transformer_tokens(images, leading)
+        return tokens.unflatten(0, leading)
+
+    def _transformer_tokens(self, images: Tensor, leading: torch.Size) -> Tensor:
+        visual = self.visual
+        tokens = visual.conv1(images).flatten(2).transpose(1, 2)
+        if self.class_embeddings is not None:
+            own = self.class_embeddings[: leading[-1]].repeat(len(tokens) // leading[-1], 1)
+            tokens = torch.cat([own[:, None], tokens], dim=1)
+        elif visual.class_embedding is not None:
+            tokens = torch.cat([visual.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
+        tokens = visual.ln_pre(tokens + visual.positional_embedding)
+        _, layers = visual.transformer.forward_intermediates(tokens, indices=self.choice.num_layers)
+        normed = [visual.ln_post(layer) for layer in layers]
+        chosen = [layer[:, 0] if self.choice.frame_token == "cls" else layer.mean(dim=1) for layer in normed]
+        return torch.cat([token if visual.proj is None else token @ visual.proj for token in chosen], dim=-1)
+
+
+def require_tokens(visual: nn.Module, choice: TowerChoice) -> None:
+    """Raise TowerError where an image tower has no tokens of that kind."""
+    if choice.is_embedding:
+        return
+    name = choice.tower
+    if isinstance(visual, ModifiedResNet):
+        if choice.frame_token != "gap" or choice.projected or choice.num_layers > 5:
+            raise TowerError(
+                f"--tower {name}: a residual network has its embedding, or --frame-token gap --no-projection of its "
+                "last 1 to 5 stages"
+            )
+    elif not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.final_ln_after_pool:
+        raise TowerError(f"--tower {name}: pools in its own way; only its embedding can be used, a plain ViT has more")
+    elif choice.num_layers > len(visual.transformer.resblocks):
+        raise TowerError(f"--last-k: got {choice.num_layers}, {name} has {len(visual.transformer.resblocks)} layers")
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer: all tokens after the last norm, BOS to EOS."""
+
+    def __init__(
+        self, clip: CLIP, tokenizer: open_clip.SimpleTokenizer | None, max_tokens: int, *, projected: bool
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.max_tokens = tokenizer, min(max_tokens, clip.context_length)
+        self.token_embedding, self.transformer, self.ln_final = clip.token_embedding, clip.transformer, clip.ln_final
+        self.positions = nn.Parameter(clip.positional_embedding.detach()[: self.max_tokens].clone())
+        self.register_buffer("attention", clip.attn_mask[: self.max_tokens, : self.max_tokens], persistent=False)
+        self.projection = nn.Parameter(clip.text_projection.detach().clone()) if projected else None
+        self.dim = int(clip.text_projection.shape[1 if projected else 0])
+
+    def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
+        """Ids and mask. A text over the limit keeps EOS as its last token (the official code loses it)."""
+        ids = self.tokenizer(texts, context_length=self.max_tokens)
+        mask = torch.arange(ids.shape[1]) <= ids.argmax(dim=1, keepdim=True)  # EOS has the highest id
+        longest = int(mask.sum(dim=1).max())
+        return ids[:, :longest], mask[:, :longest]
+
+    def forward(
+        self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"] | None = None
+    ) -> Float[Tensor, "texts tokens dim"]:
+        """Tokens; attention is causal, so that padding after EOS changes no valid token and needs no mask."""
+        length = ids.shape[1]
+        tokens = self.token_embedding(ids) + self.positions[:length]
+        tokens = self.ln_final(self.transformer(tokens, attn_mask=self.attention[:length, :length]))
+        return tokens if self.projection is None else tokens @ self.projection
+
+
+class T5TextTower(nn.Module):
+    """T5's encoder, unpaired with the images (Table 2): all tokens, EOS (`</s>`) last."""
+
+    def __init__(self, encoder: "T5EncoderModel", tokenizer: object, max_tokens: int) -> None:
+        super().__init__()
+        self.encoder, self.tokenizer, self.max_tokens = encoder, tokenizer, max_tokens
+        self.dim = encoder.config.d_model
+
+    def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
+        """Ids and mask; a text over the limit keeps EOS."""
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        return encoded["input_ids"], encoded["attention_mask"].bool()
+
+    def forward(
+        self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts tokens dim"]:
+        """Tokens after the encoder's last norm."""
+        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def t5_text_tower(name: str, max_tokens: int, *, weights: bool = True) -> T5TextTower:
+    """`t5-small` or `t5-base` with its weights, from disk or the Hugging Face hub; without `weights` fresh ones and no
+    tokenizer, for counting.
+
+    Raises TowerError without transformers (extra `t5`), or where the weights cannot be had.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise TowerError(
+            f"towers.text_name {name}: needs transformers, which is not installed: pip install 'unloc[t5]'"
+        ) from None
+    if not weights:
+        config = transformers.T5Config(vocab_size=32128, d_kv=64, **T5_SIZES[name])
+        return T5TextTower(transformers.T5EncoderModel(config), None, max_tokens)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(f"google-t5/{name}")
+        encoder = transformers.T5EncoderModel.from_pretrained(f"google-t5/{name}")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise TowerError(
+            f"towers.text_name {name}: weights not on disk and not to be downloaded ({reason}); connect to the "
+            "internet once, or copy the Hugging Face cache from another machine"
+        ) from None
+    return T5TextTower(encoder, tokenizer, max_tokens)
+
+
+def clip_projections(clip: CLIP, choice: TowerChoice) -> dict[str, Tensor]:
+    """CLIP's own projections (D, width) of the tokens that are taken before them: `frames`, `texts`.
+
+    The frames of a residual network have none: attention pools its embedding.
+    """
+    found = {}
+    if not choice.projected and isinstance(clip.visual, VisionTransformer):
+        found["frames"] = clip.visual.proj.detach()
+    if not choice.texts_projected:
+        found["texts"] = clip.text_projection.detach()
+    return found
+
+
+class Tower(nn.Module):
+    """A frozen image and text tower with preprocessing constants: what makes a cache."""
 
     def __init__(
         self,
-        model: nn.Module,
-        name: str,
-        pretrained: str,
+        clip: CLIP,
+        choice: TowerChoice,
         tokenizer: open_clip.SimpleTokenizer,
-        wanted: FrameTokens | None = None,
+        *,
+        pretrained: str = "none",
         like: str | None = None,
     ) -> None:
-        """`wanted`: which tokens; None: CLIP's embeddings in float32. Raises TowerError where it has none such."""
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.wanted = tokenizer, wanted or FrameTokens()
-        self.image_config = image_config(model)
-        require_kind(model.visual, self.wanted, name)
-        sha256 = weights_hash(model)  # of the weights as they came, whatever they are rounded to
-        self.projections = own_projections(model, self.wanted)
-        model.visual.to(DTYPES[self.wanted.dtype])
-        self.spec = TowerSpec(
-            name=name,
-            pretrained=pretrained,
-            weights_sha256=sha256,
-            frame_dim=self._frame_dim(),
-            text_dim=int(model.text_projection.shape[1 if self.wanted.texts_projected else 0]),
-            context_length=int(model.context_length),
-            frame_token=self.wanted.kind,
-            projected=self.wanted.projected,
-            num_layers=self.wanted.num_layers,
-            dtype=self.wanted.dtype,
-            activation=activation_of(model),
-            like=like,
-            texts_projected=self.wanted.texts_projected,
-            batch=self.wanted.batch,
-        )
-
-    @torch.inference_mode()
-    def _frame_dim(self) -> int:
-        if self.wanted.is_embedding:
-            return int(self.model.visual.output_dim)
-        size = self.image_config["image_size"]
-        return frame_tokens(self.model.visual, torch.zeros(1, 3, size, size, dtype=self._dtype), self.wanted).shape[1]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return DTYPES[self.wanted.dtype]
+        """`pretrained` and `like` name the weights in the fingerprint. Raises TowerError as `ImageTower`."""
+        super().__init__()
+        choice = choice.resolved()
+        self.dtype, self.batch, self.image_config = DTYPES[choice.tower_dtype], choice.batch, image_config(clip)
+        sha256, activation = weights_hash(clip), activation_of(clip)
+        self.projections: dict[str, np.ndarray] = {
+            kind: weight.float().cpu().numpy() for kind, weight in clip_projections(clip, choice).items()
+        }
+        self.image = ImageTower(clip.visual, choice).to(self.dtype)
+        self.text = TextTower(clip, tokenizer, clip.context_length, projected=choice.texts_projected)
+        self.eval().requires_grad_(False)
+        self.fingerprint = {
+            "name": choice.tower,
+            "pretrained": pretrained,
+            "weights_sha256": sha256,
+            "frame_dim": self.image.dim,
+            "text_dim": self.text.dim,
+            "context_length": int(clip.context_length),
+            "frame_token": choice.frame_token,
+            "projected": choice.projected,
+            "num_layers": choice.num_layers,
+            "dtype": choice.tower_dtype,
+            "activation": activation,
+            "like": like,
+            "texts_projected": choice.texts_projected,
+            "batch": choice.batch,
+        }
+        """What identifies the tower; another `batch` may change the last bit of a token on a GPU."""
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) normalised float32 images to (N, D) float32 tokens.
 
-        Runs in batches of a fixed size, the last padded: equal images give equal bits whatever stands beside them.
+        Runs in batches of a fixed size, the last padded, so that equal images give equal bits.
         """
-        tokens, batch = [], self.wanted.batch
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch].to(self._dtype)
-            padded = torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])])
-            tokens.append(frame_tokens(self.model.visual, padded, self.wanted)[: len(part)])
+        tokens = []
+        for start in range(0, len(images), self.batch):
+            part = images[start : start + self.batch].to(self.dtype)
+            padded = torch.cat([part, part.new_zeros(self.batch - len(part), *part.shape[1:])])
+            tokens.append(self.image(padded)[: len(part)])
         return torch.cat(tokens).float()
 
     @torch.inference_mode()
@@ -131,49 +320,14 @@ class Tower:
         """
         if not texts:
             return []
-        ids = self.tokenizer(texts, context_length=self.spec.context_length)
+        ids = self.text.tokenizer(texts, context_length=self.text.max_tokens)
         lengths = (ids.argmax(dim=-1) + 1).tolist()  # EOS has the highest id
-        device = self.model.text_projection.device
+        device = self.text.positions.device
         if device.type == "cpu":
-            rows = zip(ids, lengths, strict=True)
-            return [self._text_tokens(row[None, :length])[0].float() for row, length in rows]
+            return [self.text(row[None, :length])[0].float() for row, length in zip(ids, lengths, strict=True)]
         padded = torch.cat([ids, ids[:1].expand(-len(ids) % TEXT_BATCH, -1)]).to(device)
-        tokens = torch.cat([self._text_tokens(part).float().cpu() for part in padded.split(TEXT_BATCH)])
+        tokens = torch.cat([self.text(part).float().cpu() for part in padded.split(TEXT_BATCH)])
         return [row[:length] for row, length in zip(tokens, lengths, strict=False)]
-
-    def _text_tokens(self, ids: Tensor) -> Tensor:
-        """All tokens after the final norm, projected if wanted: open_clip's encode_text before it picks EOS."""
-        model = self.model
-        tokens = model.token_embedding(ids) + model.positional_embedding[: ids.shape[1]]
-        tokens = model.transformer(tokens, attn_mask=model.attn_mask[: ids.shape[1], : ids.shape[1]])
-        tokens = model.ln_final(tokens)
-        return tokens @ model.text_projection if self.wanted.texts_projected else tokens
-
-
-def own_projections(model: nn.Module, wanted: FrameTokens) -> dict[str, np.ndarray]:
-    """CLIP's own projections (D, width) of the tokens that are wanted before them: `frames`, `texts`.
-
-    The frames of a residual network have none: attention pools its embedding.
-    """
-    found, visual = {}, model.visual
-    if not wanted.projected and isinstance(visual, VisionTransformer):
-        found["frames"] = visual.proj
-    if not wanted.texts_projected:
-        found["texts"] = model.text_projection
-    return {kind: weight.detach().float().cpu().numpy() for kind, weight in found.items()}
-
-
-def image_config(model: nn.Module) -> dict:
-    """image_size, mean, std, interpolation and resize_mode that open_clip states for the model."""
-    stated = open_clip.get_model_preprocess_cfg(model)
-    size = model.visual.image_size
-    return {
-        "image_size": int(size[0] if isinstance(size, tuple | list) else size),
-        "mean": tuple(stated.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        "std": tuple(stated.get("std") or open_clip.OPENAI_DATASET_STD),
-        "interpolation": stated.get("interpolation", "bicubic"),
-        "resize_mode": stated.get("resize_mode", "shortest"),
-    }
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -185,28 +339,8 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_tower(
-    name: str, pretrained: str | None = None, wanted: FrameTokens | None = None, *, like: str | None = None
-) -> Tower:
-    """The tower of that name with its weights (`pretrained_model`); `wanted`: which tokens (None: CLIP's embeddings).
-
-    Raises TowerError as `pretrained_model`, and where the model has no such tokens.
-    """
-    if name == "toy":
-        return _load_toy(pretrained, wanted, like)
-    model, stated, like = pretrained_model(name, pretrained, like)
-    return Tower(model, name, stated, open_clip.get_tokenizer(name), wanted, like)
-
-
-def _load_toy(pretrained: str | None, wanted: FrameTokens | None, like: str | None) -> Tower:
-    if pretrained not in (None, "shipped"):
-        raise TowerError(f"--tower toy: ships its own weights; got --pretrained {pretrained!r}, leave it out")
-    if like is not None:
-        raise TowerError(f"--tower toy: ships its own settings; got --like {like!r}, leave it out")
-    weights = TOY_FOLDER / "weights.safetensors"
-    if not weights.is_file():
-        raise TowerError(f"--tower toy: {weights} is not here; the installation is incomplete, reinstall unloc")
-    model = clip_model("toy", WeightSettings())
-    model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in load_file(weights).items()})
-    tokenizer = open_clip.SimpleTokenizer(context_length=int(model.context_length))
-    return Tower(model, "toy", "shipped", tokenizer, wanted)
+def load_tower(choice: TowerChoice) -> Tower:
+    """The tower with its weights (`pretrained_clip`). Raises TowerError as `pretrained_clip` and `ImageTower`."""
+    clip, pretrained, like = pretrained_clip(choice.tower, choice.pretrained, choice.like)
+    tokenizer = clip_tokenizer(choice.tower, int(clip.context_length))
+    return Tower(clip, choice, tokenizer, pretrained=pretrained, like=like)

@@ -74,10 +74,10 @@ class UnLoc(nn.Module):
             self.logit_bias = nn.Parameter(torch.tensor(config.class_bias))
 
     def start_projections(self, starts: Mapping[str, Tensor]) -> None:
-        """Let the projections of `frames` and `texts` begin as the towers' own (D, width), where these are given.
+        """Initialise the projections of `frames` and `texts` with the towers' own (D, width), where these are given.
 
-        Of tokens of several layers side by side the last D channels are projected, the others begin at 0. Raises
-        ConfigError where a projection that the config asks for is not as wide as the tower's.
+        Of several concatenated layers the last D channels are projected, the others start at 0. Raises ConfigError
+        where a projection that the config asks for is not as wide as the tower's.
         """
         asked = {"frames": self.config.project_frames, "texts": self.config.project_texts}
         layers = {"frames": self.video_projection, "texts": getattr(self, "text_projection", None)}

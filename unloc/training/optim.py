@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unloc.config import OptimConfig
-from unloc.model.end_to_end import EndToEnd
+from unloc.model.build import EndToEnd
 from unloc.model.unloc import UnLoc
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unloc.annotations.durations import cached_durations, required_durations
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
 from unloc.annotations.subsets import restricted
-from unloc.cache.reading import Cache, open_cache
+from unloc.cache.reading import Cache, completed, open_cache
 from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
@@ -25,15 +25,7 @@ from unloc.examples.sources import CachedTokens, Source
 from unloc.examples.texts import ClassTexts
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
-from unloc.inference.load import (
-    CheckpointInfo,
-    LoadedModel,
-    build_model,
-    load_model,
-    require_same_cache,
-    require_task,
-    start_projections,
-)
+from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import predict_split
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
@@ -167,14 +159,37 @@ def build_trainer(
         fingerprint=cache.fingerprint,
         step=0,
     )
-    model = build_model(info)
-    start_projections(model, info, cache)
+    model = info.build()
+    require_projections(recipe, cache)
+    model.start_projections({kind: torch.tensor(start) for kind, start in cache.projections.items()})
 
     def validate(model: nn.Module) -> dict[str, float]:
         return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, source), val)
 
     loader, validated = Loader(examples, class_texts, recipe), None if val is None else validate
     return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step)
+
+
+def require_projections(recipe: Recipe, cache: Cache) -> None:
+    """Raise ConfigError where the recipe trains a projection whose start the cache does not have: its tokens are behind
+    the projection already, or have none.
+    """
+    config, fingerprint = recipe.model, completed(cache.fingerprint)
+    asked = {
+        "frames": (config.project_frames, "tower.projected", "--no-projection"),
+        "texts": (config.project_texts and config.fusion != "none", "tower.texts_projected", "--no-text-projection"),
+    }
+    for kind, (is_asked, key, option) in asked.items():
+        if is_asked and kind not in cache.projections:
+            why = {
+                True: f"are behind it already ({key}: True); extract a cache with {option}",
+                False: f"have none in {cache.path}/projections.json, as those of a residual network",
+                None: "were imported, and it is not known what projected them",
+            }[fingerprint.get(key)]
+            raise ConfigError(
+                f"model.project_{kind}: true trains CLIP's own projection, but the {kind} of cache {cache.path} {why}, "
+                f"or set model.project_{kind}=false"
+            )
 
 
 def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]:

@@ -1,0 +1,163 @@
+"""Build the model of a recipe: the core over given tokens, or the core behind live towers (UnLoc Figure 2)."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from jaxtyping import Bool, Float, Shaped
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from unloc.config import Recipe
+from unloc.errors import TowerError
+from unloc.model.clip import WeightSettings, clip_model
+from unloc.model.towers import ImageTower, T5TextTower, TextTower, TowerChoice, clip_projections, t5_text_tower
+from unloc.model.unloc import Outputs, UnLoc, parameter_counts
+from unloc.tasks import task_named
+
+
+class EndToEnd(nn.Module):
+    """Towers before an UnLoc. A tower that is None gets its tokens given, as from a cache.
+
+    Freezing (Table 4) stops the gradient behind the tower: projections, fusion and heads always train.
+    """
+
+    def __init__(
+        self,
+        core: UnLoc,
+        image_tower: ImageTower | None,
+        text_tower: TextTower | T5TextTower | None,
+        *,
+        train_image: bool,
+        train_text: bool,
+    ) -> None:
+        super().__init__()
+        self.image_tower, self.text_tower, self.core = image_tower, text_tower, core
+        if image_tower is not None:
+            image_tower.requires_grad_(train_image)
+        if text_tower is not None:
+            text_tower.requires_grad_(train_text)
+
+    def forward(
+        self,
+        frames: Float[Tensor, "batch time ..."],
+        frame_mask: Bool[Tensor, "batch time"],
+        texts: Shaped[Tensor, "texts tokens ..."],
+        text_mask: Bool[Tensor, "texts tokens"],
+        *,
+        pairing: str = "all",
+    ) -> Outputs:
+        """`UnLoc.forward` of images (B, T, 3, S, S) and ids (C, K), or of tokens where there is no tower."""
+        if self.image_tower is not None:
+            frames = self.image_tower(frames)
+        if self.text_tower is not None:
+            texts = self.text_tower(texts, text_mask)
+        return self.core(frames, frame_mask, texts, text_mask, pairing=pairing)
+
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """What trains at the towers' rate: the towers, and the projections that replace theirs."""
+        towers = [tower for tower in (self.image_tower, self.text_tower) if tower is not None]
+        return [*(p for tower in towers for p in tower.parameters()), *self.core.tower_parameters()]
+
+    def train(self, mode: bool = True) -> "EndToEnd":
+        """Frozen towers stay in evaluation mode."""
+        super().train(mode)
+        for tower in (self.image_tower, self.text_tower):
+            if tower is not None and not next(tower.parameters()).requires_grad:
+                tower.eval()
+        return self
+
+
+@dataclass(frozen=True)
+class LiveTowers:
+    """Towers that become part of a model; None where tokens are given."""
+
+    image: ImageTower | None
+    text: TextTower | T5TextTower | None
+    projections: dict[str, Tensor]
+    """Where trained projections of `frames` and `texts` start (D, width): CLIP's own."""
+
+
+def live_towers(
+    recipe: Recipe, clip: CLIP, tokenizer: open_clip.SimpleTokenizer | None, live: Collection[str], *, t5: bool = True
+) -> LiveTowers:
+    """The `live` ones ("image", "text") of the recipe's towers, of this CLIP, which they take over.
+
+    Without trained projections they apply CLIP's. Frames of a plain ViT have a class embedding per frame index. T5's
+    weights are loaded unless `t5` is false.
+    """
+    towers, model, num_frames = recipe.towers, recipe.model, recipe.data.num_steps
+    choice = TowerChoice(
+        tower=towers.name,
+        frame_token=towers.frame_token,
+        projected=not model.project_frames,
+        texts_projected=not model.project_texts,
+    )
+    projections, text = clip_projections(clip, choice), None
+    if towers.text_name != "clip":
+        projections.pop("texts", None)
+    if "text" in live and model.fusion != "none":
+        length = recipe.data.max_text_tokens
+        if towers.text_name == "clip":
+            text = TextTower(clip, tokenizer, length, projected=choice.texts_projected)
+        else:
+            text = t5_text_tower(towers.text_name, length, weights=t5)
+    image = ImageTower(clip.visual, choice, num_frames) if "image" in live else None
+    return LiveTowers(image, text, projections)
+
+
+def build_model(
+    recipe: Recipe,
+    *,
+    num_classes: int,
+    frame_dim: int | None = None,
+    text_dim: int | None = None,
+    towers: LiveTowers | None = None,
+) -> UnLoc | EndToEnd:
+    """The model of a recipe with fresh weights of its own: the core, or with `towers` the core behind them.
+
+    `frame_dim` and `text_dim` are the channels of given tokens; `num_classes` counts for fusion `none`, whose outputs
+    are the classes.
+    """
+    image, text = (towers.image, towers.text) if towers is not None else (None, None)
+    core = UnLoc(
+        recipe.model,
+        frame_dim if image is None else image.dim,
+        text_dim if text is None else text.dim,
+        recipe.data.num_steps,
+        num_classes=num_classes if recipe.model.fusion == "none" else None,
+        localizes=task_named(recipe.task).localizes,
+    )
+    if towers is None:
+        return core
+    core.start_projections(towers.projections)
+    trained = {"train_image": recipe.towers.image == "finetune", "train_text": recipe.towers.text == "finetune"}
+    return EndToEnd(core, image, text, **trained)
+
+
+def counted_parameters(recipe: Recipe) -> dict[str, int]:
+    """Parameters of every part and their `total`, of the model with its towers where they are named and not cached.
+
+    Built on torch's meta device: without memory. With fusion `none`, heads for one class. Raises TowerError where
+    open_clip has no plain CLIP of that name.
+    """
+    with torch.device("meta"):
+        if not recipe.towers.name:  # tokens of an unknown cache: assumed as wide as the fusion
+            width = recipe.model.width
+            return parameter_counts(build_model(recipe, num_classes=1, frame_dim=width, text_dim=width))
+        try:
+            clip = clip_model(recipe.towers.name, WeightSettings())
+        except TowerError as error:
+            raise TowerError(
+                f"towers.name: got {recipe.towers.name!r}, expected toy or a plain CLIP of open_clip, such as ViT-B-16 "
+                f"({error})"
+            ) from None
+        text_dim = clip.text_projection.shape[0 if recipe.model.project_texts else 1]
+        live = [tower for tower in ("image", "text") if getattr(recipe.towers, tower) != "cached"]
+        towers = live_towers(recipe, clip, None, {"image", *live}, t5=False)
+        model = build_model(recipe, num_classes=1, text_dim=text_dim, towers=towers)
+    parts = {f"{name}_tower": getattr(model, f"{name}_tower") for name in live}
+    counts = {key: sum(p.numel() for p in part.parameters()) for key, part in parts.items() if part is not None}
+    own = parameter_counts(model.core)
+    return counts | own | {"total": sum(counts.values()) + own["total"]}

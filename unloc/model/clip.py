@@ -1,0 +1,269 @@
+"""CLIP models of open_clip, and toy: architecture, weights, and the settings that the weights were trained with.
+
+open_clip keeps these apart: a model's config has its sizes, the entry of a pretrained tag has activation and
+preprocessing, and where they disagree (`ViT-B-16` is GELU, its tag `openai` QuickGELU) it builds the config. Here a
+model is always built with the settings of its weights.
+"""
+
+import json
+import logging
+import socket
+import warnings
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlparse
+
+import huggingface_hub
+import open_clip
+import torch
+from open_clip import factory
+from open_clip.model import CLIP, resize_pos_embed, resize_text_pos_embed, set_model_preprocess_cfg
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transformer import QuickGELU
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from unloc.errors import TowerError
+
+TOY_FOLDER = Path(__file__).parent.parent / "synth" / "toy_tower"
+RANDOM = "none"
+OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives, next to the weights
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError),  # damaged, or of another format
+    *(AttributeError, KeyError, StopIteration, TypeError, ValueError),  # tensors, but not a model's by name
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSettings:
+    """What weights were trained with; the defaults are open_clip's."""
+
+    activation: str = "gelu"
+    """gelu or quick_gelu, of the transformers' MLPs."""
+    mean: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
+    std: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+
+def tag_settings(name: str, tag: str) -> WeightSettings:
+    """The settings of one of open_clip's pretrained tags of a model."""
+    return _settings(get_pretrained_cfg(name, tag))
+
+
+def known_settings(name: str, like: str | None) -> WeightSettings | None:
+    """The settings of weights that are no tag of a model: those of the tag that they are `like`.
+
+    Without `like` those on which all tags of the model agree, or of a model without tags its config's; None where the
+    tags disagree. Raises TowerError where `like` is not a tag of the model.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if like is not None:
+        if like not in tags:
+            raise TowerError(f"--like: {like!r} is not a tag of {name} (its tags: {', '.join(tags) or 'none'})")
+        return tag_settings(name, like)
+    found = {tag_settings(name, tag) for tag in tags} or {_settings(open_clip.get_model_config(name))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _disagreement(name: str) -> str:
+    """What the tags of a model disagree on: the first tag of every kind with its values."""
+    first_tags = {tag_settings(name, tag): tag for tag in reversed(open_clip.list_pretrained_tags_by_model(name))}
+    stated = {tag: asdict(settings) for settings, tag in first_tags.items()}
+    keys = [key for key in asdict(WeightSettings()) if len({values[key] for values in stated.values()}) > 1]
+    return "; ".join(f"{tag}: " + ", ".join(f"{key} {values[key]}" for key in keys) for tag, values in stated.items())
+
+
+def _settings(stated: dict) -> WeightSettings:
+    return WeightSettings(
+        activation="quick_gelu" if stated.get("quick_gelu") else "gelu",
+        **{key: tuple(stated[key]) for key in ("mean", "std") if key in stated},
+        **{key: stated[key] for key in ("interpolation", "resize_mode") if key in stated},
+    )
+
+
+def architecture(name: str) -> dict:
+    """`embed_dim`, `vision_cfg` and `text_cfg` of toy or a CLIP of open_clip.
+
+    Raises TowerError for an unknown name, and for models whose texts are not CLIP's: another class (CoCa, SigLIP, text
+    towers of Hugging Face) or another tokenizer and attention (CLIPA, the worldwide models).
+    """
+    if name == "toy":
+        stated = json.loads((TOY_FOLDER / "config.json").read_text(encoding="utf-8"))
+        return {key: stated[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+    stated = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+    if stated is None:
+        known = ", ".join(open_clip.list_models()[:4])
+        raise TowerError(f"tower {name!r}: is neither `toy` nor a model of open_clip (such as {known}, ViT-B-16)")
+    texts = stated["text_cfg"]
+    if stated.get("custom_text") or "hf_model_name" in texts or "multimodal_cfg" in stated:
+        kind = "CoCa" if "multimodal_cfg" in stated else "CustomTextCLIP"
+        raise TowerError(f"tower {name!r}: open_clip builds a {kind}; only its CLIP class is supported")
+    if "hf_tokenizer_name" in texts or texts.get("no_causal_mask"):
+        raise TowerError(
+            f"tower {name!r}: its texts go through {texts.get('hf_tokenizer_name', 'another tokenizer')}; only models "
+            "with CLIP's own tokenizer and causal attention are supported"
+        )
+    return {key: stated[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+
+
+def clip_model(name: str, settings: WeightSettings) -> CLIP:
+    """The CLIP of that name with fresh weights, on torch's current device. Raises TowerError as `architecture`."""
+    model = CLIP(**architecture(name), quick_gelu=settings.activation == "quick_gelu")
+    preprocessing = {key: value for key, value in asdict(settings).items() if key != "activation"}
+    set_model_preprocess_cfg(model, preprocessing | {"size": model.visual.image_size})
+    return model
+
+
+def clip_tokenizer(name: str, context_length: int) -> open_clip.SimpleTokenizer:
+    """The tokenizer of toy or a CLIP of open_clip."""
+    return open_clip.SimpleTokenizer(context_length=context_length) if name == "toy" else open_clip.get_tokenizer(name)
+
+
+def activation_of(model: nn.Module) -> str:
+    """gelu or quick_gelu: what the model computes."""
+    return "quick_gelu" if any(isinstance(part, QuickGELU) for part in model.modules()) else "gelu"
+
+
+def image_config(model: nn.Module) -> dict:
+    """image_size, mean, std, interpolation and resize_mode that open_clip states for the model."""
+    stated = open_clip.get_model_preprocess_cfg(model)
+    size = model.visual.image_size
+    return {
+        "image_size": int(size[0] if isinstance(size, tuple | list) else size),
+        "mean": tuple(stated.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        "std": tuple(stated.get("std") or open_clip.OPENAI_DATASET_STD),
+        "interpolation": stated.get("interpolation", "bicubic"),
+        "resize_mode": stated.get("resize_mode", "shortest"),
+    }
+
+
+def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tuple[CLIP, str, str | None]:
+    """A CLIP with weights, and the `pretrained` and `like` that name them in the fingerprint.
+
+    `pretrained` is a tag of open_clip, a weights file, or `none`: random weights of a fixed seed, for smoke tests.
+    Activation and preprocessing are those of the tag; of a file those of the tag that it is `like`, which may be left
+    out where all tags of the model agree or the file is OpenAI's own archive.
+
+    Raises TowerError where the name is unknown or no plain CLIP, the weights are neither on disk nor to be downloaded,
+    a file's settings are not known, or `like` contradicts the tag.
+    """
+    if name == "toy":
+        return _toy(pretrained, like), "shipped", None
+    architecture(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        known = ", ".join(tags[:6]) or "none listed"
+        raise TowerError(
+            f"--tower {name}: give --pretrained: one of open_clip's tags ({known}), a weights file, or none: random "
+            "weights for a smoke test"
+        )
+    if pretrained in tags:
+        return _of_tag(name, pretrained, like), pretrained, None
+    if pretrained == RANDOM:
+        settings = known_settings(name, like) or _settings(open_clip.get_model_config(name))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = clip_model(name, settings)
+        return model, RANDOM, _first_alike(name, like)
+    if not Path(pretrained).is_file():
+        raise TowerError(
+            f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} "
+            f"(its tags: {', '.join(tags[:6]) or 'none'}, …)"
+        )
+    model, like = _of_file(name, Path(pretrained), like)
+    return model, Path(pretrained).name, _first_alike(name, like)
+
+
+def _toy(pretrained: str | None, like: str | None) -> CLIP:
+    if pretrained not in (None, "shipped") or like is not None:
+        raise TowerError("--tower toy: ships its own weights and settings; leave --pretrained and --like out")
+    model, file = clip_model("toy", WeightSettings()), TOY_FOLDER / "weights.safetensors"
+    if not file.is_file():
+        raise TowerError(f"--tower toy: {file} is not here; the installation is incomplete, reinstall unloc")
+    weights = factory.load_state_dict(str(file))
+    model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
+    return model
+
+
+def _of_tag(name: str, tag: str, like: str | None) -> CLIP:
+    settings = tag_settings(name, tag)
+    if like is not None and known_settings(name, like) != settings:
+        raise TowerError(
+            f"--like {like}: contradicts --pretrained {tag} ({_disagreement(name)}); a tag has its own settings, "
+            "leave --like out"
+        )
+    try:
+        socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
+    except OSError:  # offline the hub's client would retry for most of a minute before it looks at its own disk
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        logging.disable(logging.ERROR)  # open_clip logs a failed download before it raises; the error is enough
+        file = factory.download_pretrained(get_pretrained_cfg(name, tag))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TowerError(
+            f"--tower {name} --pretrained {tag}: weights not on disk and not to be downloaded ({_one_line(error)}); "
+            "ways out: connect to the internet once, copy open_clip's download cache from another machine, "
+            "give a local weights file (--pretrained FILE), or random weights for a smoke test (--pretrained none)"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return _with_weights(name, settings, _read_weights(name, Path(file))[0], file)
+
+
+def _of_file(name: str, file: Path, like: str | None) -> tuple[CLIP, str | None]:
+    """The model with a file's weights, and the tag whose settings it has where that had to be said."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if file.name in (*tags, RANDOM):
+        raise TowerError(f"--pretrained {file}: has the name of a tag, which the cache could not tell apart; rename it")
+    known_settings(name, like)
+    weights, is_openai = _read_weights(name, file)
+    if is_openai and "openai" in tags:
+        if like is not None and tag_settings(name, like) != tag_settings(name, "openai"):
+            raise TowerError(f"--like {like}: contradicts {file}, which is OpenAI's own archive; leave --like out")
+        like = "openai"
+    settings = known_settings(name, like)
+    if settings is None:
+        raise TowerError(
+            f"--pretrained {file}: a file does not say which settings its weights were trained with, and the tags of "
+            f"{name} disagree ({_disagreement(name)}); give the tag that it is, or was finetuned from: --like TAG"
+        )
+    return _with_weights(name, settings, weights, file), like
+
+
+def _first_alike(name: str, like: str | None) -> str | None:
+    """The first tag with the settings of `like`, so that equal tokens have equal fingerprints; None where all agree."""
+    if like is None or known_settings(name, None) is not None:
+        return None
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return next(tag for tag in tags if tag_settings(name, tag) == tag_settings(name, like))
+
+
+def _read_weights(name: str, file: Path) -> tuple[dict[str, Tensor], bool]:
+    """A file's tensors by name, and whether OpenAI wrote it: its TorchScript archives state more than weights."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch deprecates TorchScript; these files are of 2021
+            members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+            is_script = any(Path(member).name == "constants.pkl" for member in members)
+            weights = torch.jit.load(file, "cpu").state_dict() if is_script else factory.load_state_dict(str(file))
+        stated = [weights.pop(key) for key in OPENAI_MARKS if key in weights]
+    except UNREADABLE as error:
+        raise TowerError(f"--pretrained {file}: not weights of {name} ({_one_line(error)})") from None
+    return weights, len(stated) == len(OPENAI_MARKS)
+
+
+def _with_weights(name: str, settings: WeightSettings, weights: dict[str, Tensor], file: Path | str) -> CLIP:
+    model = clip_model(name, settings)
+    try:
+        resize_pos_embed(weights, model)
+        resize_text_pos_embed(weights, model)
+        model.load_state_dict(weights)
+    except UNREADABLE as error:
+        raise TowerError(f"--pretrained {file}: not weights of {name} ({_one_line(error)})") from None
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
