@@ -1,7 +1,7 @@
 # unloc on CPUs: a node of a Ray cluster, or one machine.
 #   docker build -f docker/cpu.Dockerfile -t unloc:cpu .
-# By default pip takes PyTorch from its configured index, with CUDA's libraries (6 GB). The index of CPU builds that
-# PyTorch's installation page names makes the image five times smaller: --build-arg TORCH_INDEX=URL.
+# By default pip installs PyTorch from its configured index, with CUDA's libraries (6 GB). With the index of CPU builds
+# (see PyTorch's installation page) the image is five times smaller: --build-arg TORCH_INDEX=URL.
 FROM python:3.11-slim-bookworm
 
 ARG TORCH_INDEX=""
@@ -9,7 +9,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1
 
-# `ray up` reaches a node's container through these.
+# `ray up` needs these in a node's container.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssh-client procps rsync \

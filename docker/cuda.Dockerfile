@@ -1,4 +1,4 @@
-# unloc on NVIDIA GPUs. PyTorch's wheels bring CUDA's libraries; of the base image only what finds the driver is used.
+# unloc on NVIDIA GPUs. PyTorch's wheels include CUDA's libraries; the base image only makes the driver visible.
 #   docker build -f docker/cuda.Dockerfile -t unloc:cuda .
 #   docker run --rm --gpus all --entrypoint python unloc:cuda -c 'import torch; print(torch.cuda.get_device_name())'
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04
@@ -8,7 +8,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     OMP_NUM_THREADS=1 \
     PATH=/opt/venv/bin:$PATH
 
-# `ray up` reaches a node's container through the last three.
+# `ray up` needs the last three in a node's container.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv openssh-client procps rsync \
