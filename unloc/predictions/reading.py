@@ -1,57 +1,53 @@
-"""Predictions from files in the field's own formats, recognised by their content, plain, gzipped or in a zip.
+"""Predictions from files in the field's own formats, recognised by their content; plain, gzipped or in a zip.
 
-Without `problems` an entry that cannot be read is an error; with them it is told there and left out.
+Without a log of problems, an entry that cannot be read raises an error; with one it is logged and skipped.
 """
 
 import csv
 import difflib
+import gzip
 import io
 import json
-import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from unloc.annotations.problems import Problems
-from unloc.annotations.values import is_number
+from unloc.annotations.values import Name, brief, read_as
 from unloc.errors import MissingError, PredictionError
-from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction, StoredScores
-from unloc.predictions.unpacking import unpacked_text
-from unloc.predictions.writing import WINDOW_COLUMNS
+from unloc.predictions.records import (
+    DETECTION_COLUMNS,
+    WINDOW_COLUMNS,
+    FramePrediction,
+    MomentPrediction,
+    StoredScores,
+)
 
-ACTIVITYNET, QVHIGHLIGHTS, FRAMES = "ActivityNet JSON", "QVHighlights JSON lines", "AS JSON lines"
-DETECTION_CSV, WINDOW_CSV = "csv of detections", "csv of windows"
-READABLE = {
-    "tal": (ACTIVITYNET, DETECTION_CSV),
-    "mr": (QVHIGHLIGHTS, WINDOW_CSV),
-    "hd": (QVHIGHLIGHTS,),
-    "as": (FRAMES,),
-}
-FRAME_KEYS = ("video_id", "times_seconds", "fps", "labels")
-FIRST_KEY = re.compile(rf'"(results|qid|vid|pred_relevant_windows|pred_saliency_scores|{"|".join(FRAME_KEYS)})"\s*:')
-LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
-MOMENT_KEYS = {"mr": ("pred_relevant_windows",), "hd": ("pred_relevant_windows", "pred_saliency_scores")}
-MOST_FPS = 1000.0
-TIMINGS = ("times_seconds", "fps")
+# What is tolerated where problems are logged, and what becomes of it.
 CUT_OFF = "line that is not JSON (cut off?): left out"
 UNREADABLE = "unreadable entry: left out"
-REPEATED_VIDEO = "duplicate id: of a video that stands twice the last list counts"
+REPEATED_VIDEO = "duplicate id: of a video that occurs twice the last list counts"
 EMPTY = "empty list: nothing predicted"
+MISSPELLED = "key {!r} looks like {}: not read"
+
+FRAME_KEYS = ("video_id", "times_seconds", "fps", "labels")
+MOMENT_KEYS = ("qid", "vid", "pred_relevant_windows", "pred_saliency_scores")
+_FIRST_KEY = re.compile(rf'"(results|{"|".join(MOMENT_KEYS + FRAME_KEYS)})"\s*:')
+_LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionFile:
-    """What a file holds."""
+    """The content of a file."""
 
     format: str
-    """Which format it is, and in what it was packed."""
+    """The name of its format, and how it was packed."""
     predictions: pd.DataFrame | list[MomentPrediction] | list[FramePrediction]
     external_labels: bool | None = None
     """Whether the file says that external data were used; None where the format does not say."""
@@ -62,26 +58,19 @@ def read_predictions(
 ) -> PredictionFile:
     """Predictions of a file for a task. Of several files in a zip the one that names the split is read.
 
-    Raises MissingError where the file is not there, PredictionError with the place of what cannot be read, or where the
-    file holds another format than the task reads.
+    Raises MissingError where the file is absent, PredictionError with the place of what cannot be read, or where the
+    file has a format that the task does not read.
     """
     path = Path(path)
-    text, packed = unpacked_text(path, split)
-    found = _format_of(path, text)
-    if found not in READABLE[task]:
-        raise PredictionError(f"{path}: holds {found}; --task {task} reads {' or '.join(READABLE[task])}")
-    external = None
-    if found == ACTIVITYNET:
-        predictions, external = _detections(path, text, problems)
-    elif found == DETECTION_CSV:
-        predictions = _csv_detections(path, text, problems)
-    elif found == WINDOW_CSV:
-        predictions = _csv_moments(path, text, problems)
-    elif found == QVHIGHLIGHTS:
-        predictions = _moments(path, text, problems, MOMENT_KEYS[task])
-    else:
-        predictions = _frames(path, text, problems)
-    return PredictionFile(format=found + packed, predictions=predictions, external_labels=external)
+    text, packing = unpacked_text(path, split)
+    reader = _Reader(path, text, task, problems)
+    name = _format_of(path, text)
+    tasks, read = _FORMATS[name]
+    if task not in tasks:
+        others = " or ".join(other for other, (tasks, _) in _FORMATS.items() if task in tasks)
+        raise PredictionError(f"{path}: holds {name}; --task {task} reads {others}")
+    predictions = read(reader)
+    return PredictionFile(format=name + packing, predictions=predictions, external_labels=reader.external_labels)
 
 
 def read_detections(path: Path | str) -> pd.DataFrame:
@@ -99,159 +88,195 @@ def read_frames(path: Path | str) -> list[FramePrediction]:
     return read_predictions(path, "as").predictions
 
 
-# -- formats --------------------------------------------------------------------------------------------------------
+def unpacked_text(path: Path, split: str | None) -> tuple[str, str]:
+    """(text, how it was packed) of a file that may be gzipped or in a zip. Raises as `read_predictions`."""
+    if path.is_dir():
+        raise PredictionError(f"{path} is a folder; expected a file of predictions (folders go with --zero-shot)")
+    if not path.is_file():
+        raise MissingError(f"predictions {path} does not exist")
+    content, packing = path.read_bytes(), ""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith(".jsonl") and "__MACOSX" not in name]
+                if len(names) > 1 and split:
+                    words = {name: re.split(r"[^a-z0-9]+", Path(name).stem.lower()) for name in names}
+                    names = [name for name in names if split.lower() in words[name]] or names
+                if len(names) != 1:
+                    expected = f"expected one .jsonl file, or one that names the split {split}"
+                    raise PredictionError(f"{path}: {expected}; got {', '.join(names) or 'none'}")
+                content, packing = archive.read(names[0]), f" in a zip ({names[0]})"
+        elif content.startswith(b"\x1f\x8b"):
+            content, packing = gzip.decompress(content), ", gzipped"
+        return content.decode("utf-8-sig"), packing
+    except UnicodeDecodeError as error:
+        raise PredictionError(f"{path}: not text (byte {error.start} is not UTF-8); expected predictions") from None
+    except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error) as error:
+        raise PredictionError(f"{path}: cannot be unpacked ({error}); is the file cut off?") from None
+    except (RuntimeError, NotImplementedError) as error:  # zipfile: a password or an unknown compression
+        raise PredictionError(f"{path}: cannot be unpacked ({error}); expected a plain zip") from None
 
 
 def _format_of(path: Path, text: str) -> str:
     head = text[:100_000].lstrip()
+    expected = f"expected {', '.join(_FORMATS)}"
     if not head:
-        raise PredictionError(f"{path} is empty; expected {', '.join((ACTIVITYNET, QVHIGHLIGHTS, FRAMES))} or csv")
-    key = FIRST_KEY.search(head)
+        raise PredictionError(f"{path} is empty; {expected}")
+    key = _FIRST_KEY.search(head)
     if head.startswith("{") and key:
         if key[1] == "results":
-            return ACTIVITYNET
-        return FRAMES if key[1] in FRAME_KEYS else QVHIGHLIGHTS
+            return "ActivityNet JSON"
+        return "AS JSON lines" if key[1] in FRAME_KEYS else "QVHighlights JSON lines"
     columns = next(csv.reader([head.split("\n", 1)[0].strip()]), [])
-    for name, wanted in ((DETECTION_CSV, DETECTION_COLUMNS), (WINDOW_CSV, WINDOW_COLUMNS)):
+    for name, wanted in (("csv of detections", DETECTION_COLUMNS), ("csv of windows", WINDOW_COLUMNS)):
         if set(wanted) <= set(columns):
             return name
-    known = f"{ACTIVITYNET}, {QVHIGHLIGHTS}, {FRAMES} or csv with {', '.join(DETECTION_COLUMNS)}"
-    raise PredictionError(f"{path}: not a known format of predictions (starts with {head[:40]!r}); expected {known}")
+    raise PredictionError(f"{path}: not a known format of predictions (starts with {head[:40]!r}); {expected}")
 
 
-def _tell(problems: Problems | None, kind: str, place: str, reason: str) -> None:
-    """Tell what cannot be read; without a place to tell it, raise it."""
-    if problems is None:
-        raise PredictionError(f"{place}: {reason}")
-    problems.add(kind, f"{place}: {reason}")
+@dataclass(frozen=True)
+class _FrameRow:
+    """A line of AS predictions."""
+
+    video_id: Name
+    labels: list[str | None]
+    times_seconds: list[float] | None = None
+    fps: float | None = None
+    scores_file: str | None = None
 
 
-# -- ActivityNet JSON -----------------------------------------------------------------------------------------------
+@dataclass
+class _Reader:
+    """Reads one file; a method for each format."""
 
+    path: Path
+    text: str
+    task: str
+    problems: Problems | None
+    external_labels: bool | None = None
 
-def _detections(path: Path, text: str, problems: Problems | None) -> tuple[pd.DataFrame, bool | None]:
-    try:
-        stated = json.loads(text)
-        if problems is not None:
-            _tell_repeated(path, text, stated, problems)
-    except json.JSONDecodeError as error:
-        raise PredictionError(f"{path}:{error.lineno}: not JSON ({error.msg}); is the file cut off?") from None
-    except (ValueError, RecursionError) as error:
-        raise PredictionError(f"{path}: not JSON that can be read ({error})") from None
-    if not isinstance(stated, dict) or not isinstance(stated.get("results"), dict):
-        raise PredictionError(f'{path}: not an ActivityNet submission; expected {{"results": {{video_id: […]}}}}')
-    tables = [_video_detections(path, *entry, problems) for entry in stated["results"].items()]
-    labels = [label for video_labels, _ in tables for label in video_labels]
-    numbers = np.concatenate([*(rows for _, rows in tables), np.zeros((0, 3))])
-    videos = np.repeat(np.array(list(stated["results"]), dtype=object), [len(rows) for _, rows in tables])
-    table = pd.DataFrame({"video_id": videos, "label": labels})
-    table[["start_seconds", "end_seconds", "score"]] = numbers
-    external = stated.get("external_data")
-    used = external.get("used") if isinstance(external, dict) else None
-    return table.astype({"video_id": object, "label": object}), bool(used) if used is not None else None
+    def skip(self, kind: str, place: str, reason: str) -> None:
+        """Log an entry that cannot be read; without a log, raise PredictionError."""
+        if self.problems is None:
+            raise PredictionError(f"{place}: {reason}")
+        self.problems.add(kind, f"{place}: {reason}")
 
+    # -- ActivityNet JSON
 
-def _tell_repeated(path: Path, text: str, stated: object, problems: Problems) -> None:
-    """Tell videos that stand twice. Asking for every key while reading would double the time, so lists are counted."""
-    results = stated.get("results") if isinstance(stated, dict) else None
-    if isinstance(results, dict) and sum(1 for _ in LIST_OF_OBJECTS.finditer(text)) == len(results):
-        return
-
-    def told(pairs: list[tuple[str, object]]) -> dict:
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                problems.add(REPEATED_VIDEO, f"{path}: {key!r}")
-            seen.add(key)
-        return dict(pairs)
-
-    json.loads(text, object_pairs_hook=told)
-
-
-def _video_detections(
-    path: Path, video_id: str, items: object, problems: Problems | None
-) -> tuple[list[str], np.ndarray]:
-    """(labels, (n, 3) start, end, score) of one video's list."""
-    place = f"{path}: results[{video_id!r}]"
-    if not isinstance(items, list):
-        _tell(problems, UNREADABLE, place, f"expected a list, got {type(items).__name__}")
-        return [], np.zeros((0, 3))
-    if not items and problems is not None:
-        problems.add(EMPTY, place)
-    try:
-        rows = np.array([[*item["segment"], item["score"]] for item in items], dtype=np.float64).reshape(-1, 3)
-        labels = [item["label"] for item in items if isinstance(item["segment"], list)]
-        if len(rows) == len(labels) == len(items) and all(isinstance(label, str) for label in labels):
-            return labels, rows
-    except (TypeError, KeyError, ValueError, OverflowError):
-        pass  # one of them is at fault: found below, one by one
-    kept = [_detection(f"{place}[{number}]", item, problems) for number, item in enumerate(items)]
-    kept = [item for item in kept if item]
-    return [label for label, _ in kept], np.array([row for _, row in kept], dtype=np.float64).reshape(-1, 3)
-
-
-def _detection(place: str, item: object, problems: Problems | None) -> tuple[str, list[float]] | None:
-    missing = [key for key in ("label", "score", "segment") if not isinstance(item, dict) or key not in item]
-    if missing:
-        _tell(problems, UNREADABLE, place, f"lacks {', '.join(missing)}")
-        return None
-    try:
-        start, end = map(_number, item["segment"] if isinstance(item["segment"], list) else ())
-        row = [start, end, _number(item["score"])]
-    except (TypeError, ValueError, OverflowError):
-        reason = f"segment {_short(item['segment'])}, score {_short(item['score'])}: not two numbers and a number"
-        _tell(problems, UNREADABLE, place, reason)
-        return None
-    return str(item["label"]), row
-
-
-def _short(value: object) -> str:
-    words = repr(value)
-    return words if len(words) <= 60 else f"{words[:60]}…"
-
-
-def _number(value: object) -> float:
-    """A number; null is NaN, which is told apart later."""
-    return np.nan if value is None else float(value)
-
-
-# -- JSON lines -----------------------------------------------------------------------------------------------------
-
-
-def _json_lines(path: Path, text: str, problems: Problems | None) -> Iterator[tuple[str, dict]]:
-    # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    def detections(self) -> pd.DataFrame:
         try:
-            row = json.loads(line)
+            content = json.loads(self.text)
+        except json.JSONDecodeError as error:
+            raise PredictionError(f"{self.path}:{error.lineno}: not JSON ({error.msg}); is the file cut off?") from None
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)
-            _tell(problems, CUT_OFF, f"{path}:{number}", f"not JSON ({reason}); is the file cut off?")
-            continue
-        if isinstance(row, dict):
-            yield f"{path}:{number}", row
-        else:
-            _tell(problems, UNREADABLE, f"{path}:{number}", f"expected an object, got {type(row).__name__}")
+            raise PredictionError(f"{self.path}: not JSON that can be read ({error})") from None
+        results = content.get("results") if isinstance(content, dict) else None
+        if not isinstance(results, dict):
+            raise PredictionError(f'{self.path}: expected an ActivityNet submission, {{"results": {{video_id: […]}}}}')
+        if self.problems is not None:
+            self.log_repeated_videos(len(results))
+        tables = [self.video_detections(f"{self.path}: results[{key!r}]", items) for key, items in results.items()]
+        table = pd.DataFrame(
+            {
+                "video_id": np.repeat(np.array(list(results), dtype=object), [len(rows) for _, rows in tables]),
+                "label": [label for labels, _ in tables for label in labels],
+            }
+        )
+        numbers = np.concatenate([*(rows for _, rows in tables), np.zeros((0, 3))])
+        table[["start_seconds", "end_seconds", "score"]] = numbers
+        external = content.get("external_data")
+        used = external.get("used") if isinstance(external, dict) else None
+        self.external_labels = None if used is None else bool(used)
+        return table.astype({"video_id": object, "label": object})
 
+    def log_repeated_videos(self, num_videos: int) -> None:
+        # A hook for every object would double the reading time: it runs only where there are more lists than videos.
+        if sum(1 for _ in _LIST_OF_OBJECTS.finditer(self.text)) == num_videos:
+            return
 
-def _moments(path: Path, text: str, problems: Problems | None, keys: tuple[str, ...]) -> list[MomentPrediction]:
-    predictions = []
-    for place, row in _json_lines(path, text, problems):
-        for key in keys:
-            similar = difflib.get_close_matches(key, row, n=1, cutoff=0.7) if key not in row else []
-            if similar and problems is not None:
-                problems.add(f"key {similar[0]!r} looks like {key}: not read", place)
-        if "vid" not in row or ("qid" not in row and "query" not in row):
-            _tell(problems, UNREADABLE, place, f"needs vid, and qid or query; it has {', '.join(row) or 'nothing'}")
-            continue
+        def log(pairs: list[tuple[str, object]]) -> dict:
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    self.problems.add(REPEATED_VIDEO, f"{self.path}: {key!r}")
+                seen.add(key)
+            return dict(pairs)
+
+        json.loads(self.text, object_pairs_hook=log)
+
+    def video_detections(self, place: str, items: object) -> tuple[list[str], np.ndarray]:
+        """(labels, (n, 3) start, end, score) of one video's list."""
+        if not isinstance(items, list):
+            self.skip(UNREADABLE, place, f"expected a list, got {type(items).__name__}")
+            return [], np.zeros((0, 3))
+        if not items and self.problems is not None:
+            self.problems.add(EMPTY, place)
         try:
-            windows = _windows([window[:3] for window in row.get("pred_relevant_windows") or []])
-            saliency = row.get("pred_saliency_scores")
-            saliency = None if saliency is None else np.array(saliency, dtype=np.float64).reshape(len(saliency))
+            rows = np.array([[*item["segment"], item["score"]] for item in items], dtype=np.float64).reshape(-1, 3)
+            labels = [item["label"] for item in items if isinstance(item["segment"], list)]
+            if len(rows) == len(labels) == len(items) and all(isinstance(label, str) for label in labels):
+                return labels, rows
+        except (TypeError, KeyError, ValueError, OverflowError):
+            pass  # at least one entry is bad: they are read one by one
+        labels, rows = [], []
+        for index, item in enumerate(items):
+            missing = [key for key in ("label", "score", "segment") if not isinstance(item, dict) or key not in item]
+            if missing:
+                self.skip(UNREADABLE, f"{place}[{index}]", f"lacks {', '.join(missing)}")
+                continue
+            numbers = [*item["segment"], item["score"]] if isinstance(item["segment"], list) else []
+            try:
+                start, end, score = (np.nan if number is None else float(number) for number in numbers)
+            except (TypeError, ValueError, OverflowError):
+                stated = f"segment {brief(item['segment'])}, score {brief(item['score'])}"
+                self.skip(UNREADABLE, f"{place}[{index}]", f"{stated}: expected two numbers and a number")
+                continue
+            labels.append(str(item["label"]))
+            rows.append([start, end, score])
+        return labels, np.array(rows, dtype=np.float64).reshape(-1, 3)
+
+    # -- JSON lines
+
+    def json_lines(self) -> Iterator[tuple[str, dict]]:
+        """(place, object) of every line."""
+        # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            place = f"{self.path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                self.skip(CUT_OFF, place, f"not JSON ({getattr(error, 'msg', error)}); is the file cut off?")
+                continue
+            if isinstance(row, dict):
+                yield place, row
+            else:
+                self.skip(UNREADABLE, place, f"expected an object, got {type(row).__name__}")
+
+    def moments(self) -> list[MomentPrediction]:
+        predictions = []
+        keys = ("pred_relevant_windows", "pred_saliency_scores") if self.task == "hd" else ("pred_relevant_windows",)
+        for place, row in self.json_lines():
+            for key in keys:
+                similar = difflib.get_close_matches(key, row, n=1, cutoff=0.7) if key not in row else []
+                if similar and self.problems is not None:
+                    self.problems.add(MISSPELLED.format(similar[0], key), place)
+            if "vid" not in row or ("qid" not in row and "query" not in row):
+                self.skip(UNREADABLE, place, f"needs vid, and qid or query; it has {', '.join(row) or 'nothing'}")
+                continue
+            qid, saliency = row.get("qid", ""), row.get("pred_saliency_scores")
+            try:
+                windows = _windows([window[:3] for window in row.get("pred_relevant_windows") or []])
+                if saliency is not None:
+                    saliency = np.array(saliency, dtype=np.float64).reshape(len(saliency))
+            except (TypeError, ValueError, KeyError, OverflowError):
+                self.skip(UNREADABLE, place, "windows must be [start, end, score] and saliency a list of numbers")
+                continue
             predictions.append(
                 MomentPrediction(
-                    qid=_qid(row.get("qid", "")),
+                    # Some tables of numbers turn 7 into 7.0.
+                    qid=str(int(qid) if isinstance(qid, float) and qid.is_integer() else qid),
                     video_id=str(row["vid"]),
                     query=str(row.get("query") or ""),
                     windows=windows,
@@ -259,132 +284,89 @@ def _moments(path: Path, text: str, problems: Problems | None, keys: tuple[str, 
                     place=place,
                 )
             )
-        except (TypeError, ValueError, KeyError, OverflowError):
-            _tell(problems, UNREADABLE, place, "windows must be [start, end, score] and saliency a list of numbers")
-    return predictions
+        return predictions
 
-
-def _qid(value: object) -> str:
-    """As text; some tables of numbers make 7 a 7.0."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _frames(path: Path, text: str, problems: Problems | None) -> list[FramePrediction]:
-    predictions, sidecars = [], {}
-    for place, row in _json_lines(path, text, problems):
-        wrong = _wrong_frames(row)
-        if wrong:
-            _tell(problems, UNREADABLE, place, wrong)
-        else:
-            scores = _sidecar_scores(path, place, row, sidecars)
-            timing = {key: row[key] for key in TIMINGS if key in row}
-            predictions.append(
-                FramePrediction(
-                    video_id=str(row["video_id"]), labels=row["labels"], scores=scores, place=place, **timing
-                )
-            )
-    return predictions
-
-
-def _wrong_frames(row: dict) -> str | None:
-    """What keeps a row from being labels with times."""
-    missing = [key for key in ("video_id", "labels") if key not in row]
-    if missing or not any(key in row for key in TIMINGS):
-        return f"lacks {', '.join(missing or ['times_seconds'])}; it has {', '.join(row) or 'nothing'}"
-    labels = row["labels"]
-    if not isinstance(labels, list) or not all(name is None or isinstance(name, str) for name in labels):
-        return "labels must be a list of class names and nulls"
-    if all(key in row for key in TIMINGS):
-        return "states both times_seconds and fps; keep the one that is meant"
-    if "times_seconds" in row:
-        return _wrong_times(row["times_seconds"], len(labels))
-    fps = row["fps"]
-    if not isinstance(fps, int | float) or not 0 < fps < MOST_FPS:
-        return f"fps {_short(fps)} must be above 0 and below {MOST_FPS:g}"
-    return None
-
-
-def _wrong_times(times: object, num_labels: int) -> str | None:
-    if not isinstance(times, list) or not all(is_number(time) and math.isfinite(time) for time in times):
-        return f"times_seconds {_short(times)} must be a list of numbers"
-    if len(times) != num_labels:
-        return f"times_seconds has {len(times)} times for {num_labels} labels"
-    for number, (time, following) in enumerate(pairwise(times)):
-        if float(following) <= float(time):
-            return f"times_seconds must rise; time {number + 1} is {following:g} after {time:g}"
-    return None
-
-
-def _sidecar_scores(path: Path, place: str, row: dict, sidecars: dict) -> StoredScores | None:
-    """The scores of a video, left in their file: all of them at once may not fit into memory."""
-    if not row.get("scores_file"):
-        return None
-    name, video_id = str(row["scores_file"]), str(row["video_id"])
-    if name not in sidecars:
-        sidecars[name] = _sidecar(path.parent / name, place)
-    if video_id not in sidecars[name]:
-        return None
-    try:
-        with sidecars[name].zip.open(f"{video_id}.npy") as member:
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = read_header[np.lib.format.read_magic(member)](member)
-        if not np.issubdtype(dtype, np.number):
-            raise ValueError(f"{video_id} holds {dtype}, expected numbers")
-    except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise PredictionError(f"{place}: scores file {name} cannot be read ({error})") from None
-    return StoredScores(sidecars[name], video_id, shape)
-
-
-def _sidecar(path: Path, place: str) -> Mapping[str, np.ndarray]:
-    if not path.is_file():
-        raise MissingError(f"{place}: scores file {path} does not exist")
-    try:
-        held = np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise PredictionError(f"{place}: scores file {path.name} cannot be read ({error})") from None
-    if not isinstance(held, Mapping):
-        raise PredictionError(f"{place}: scores file {path.name} holds one array; expected an .npz with one per video")
-    return held
-
-
-# -- csv ------------------------------------------------------------------------------------------------------------
-
-
-def _csv_rows(path: Path, text: str, problems: Problems | None) -> Iterator[tuple[str, dict[str, str], list[float]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        for row in reader:
-            place = f"{path}:{reader.line_num}"
+    def frames(self) -> list[FramePrediction]:
+        predictions, sidecars = [], {}
+        for place, row in self.json_lines():
             try:
-                numbers = [float(row[name]) if row[name] else np.nan for name in WINDOW_COLUMNS[-3:]]
-            except (TypeError, ValueError):
-                _tell(problems, UNREADABLE, place, f"{', '.join(WINDOW_COLUMNS[-3:])} must be numbers")
-            else:
-                yield place, row, numbers
-    except csv.Error as error:
-        raise PredictionError(f"{path}:{reader.line_num}: not csv ({error})") from None
+                read = read_as(_FrameRow, row)
+                timing = {"times_seconds": read.times_seconds, "fps": read.fps}
+                item = FramePrediction(video_id=read.video_id, labels=read.labels, place=place, **timing)
+            except ValueError as error:
+                self.skip(UNREADABLE, place, str(error))
+                continue
+            scores = self.stored_scores(place, read, sidecars) if read.scores_file else None
+            predictions.append(replace(item, scores=scores))
+        return predictions
 
+    def stored_scores(self, place: str, row: _FrameRow, sidecars: dict) -> StoredScores | None:
+        """The scores of a video in its .npz, of which only the header is read."""
+        path = self.path.parent / row.scores_file
+        if not path.is_file():
+            raise MissingError(f"{place}: scores file {path} does not exist")
+        try:
+            if path not in sidecars:
+                sidecars[path] = np.load(path, allow_pickle=False)
+                if not isinstance(sidecars[path], Mapping):
+                    raise ValueError("it holds one array; expected an .npz with one per video")
+            if row.video_id not in sidecars[path]:
+                return None
+            with sidecars[path].zip.open(f"{row.video_id}.npy") as member:
+                version, header = np.lib.format.read_magic(member), np.lib.format
+                read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
+                shape, _, dtype = read(member)
+            if not np.issubdtype(dtype, np.number):
+                raise ValueError(f"{row.video_id} holds {dtype}, expected numbers")
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise PredictionError(f"{place}: scores file {path.name} cannot be read ({error})") from None
+        return StoredScores(sidecars[path], row.video_id, shape)
 
-def _csv_detections(path: Path, text: str, problems: Problems | None) -> pd.DataFrame:
-    rows = [(row["video_id"], row["label"], *numbers) for _, row, numbers in _csv_rows(path, text, problems)]
-    return pd.DataFrame(rows, columns=DETECTION_COLUMNS)
+    # -- csv
 
+    def csv_rows(self) -> Iterator[tuple[str, dict[str, str], list[float]]]:
+        """(place, row, [start, end, score]) of every line; an empty number is NaN."""
+        reader = csv.DictReader(io.StringIO(self.text, newline=""))
+        try:
+            for row in reader:
+                place = f"{self.path}:{reader.line_num}"
+                try:
+                    numbers = [float(row[name]) if row[name] else np.nan for name in WINDOW_COLUMNS[-3:]]
+                except (TypeError, ValueError):
+                    self.skip(UNREADABLE, place, f"{', '.join(WINDOW_COLUMNS[-3:])} must be numbers")
+                else:
+                    yield place, row, numbers
+        except csv.Error as error:
+            raise PredictionError(f"{self.path}:{reader.line_num}: not csv ({error})") from None
 
-def _csv_moments(path: Path, text: str, problems: Problems | None) -> list[MomentPrediction]:
-    found: dict[tuple[str, str, str], tuple[str, list[list[float]]]] = {}
-    for place, row, numbers in _csv_rows(path, text, problems):
-        _, windows = found.setdefault((row["qid"], row["video_id"], row["query"]), (place, []))
-        if row["start_seconds"]:
-            windows.append(numbers)
-    return [
-        MomentPrediction(qid=qid, video_id=video_id, query=query, windows=_windows(rows), place=place)
-        for (qid, video_id, query), (place, rows) in found.items()
-    ]
+    def csv_detections(self) -> pd.DataFrame:
+        rows = [(row["video_id"], row["label"], *numbers) for _, row, numbers in self.csv_rows()]
+        return pd.DataFrame(rows, columns=DETECTION_COLUMNS)
+
+    def csv_moments(self) -> list[MomentPrediction]:
+        found: dict[tuple[str, str, str], tuple[str, list[list[float]]]] = {}
+        for place, row, numbers in self.csv_rows():
+            _, windows = found.setdefault((row["qid"], row["video_id"], row["query"]), (place, []))
+            windows += [numbers] if row["start_seconds"] else []
+        return [
+            MomentPrediction(qid=qid, video_id=video_id, query=query, windows=_windows(rows), place=place)
+            for (qid, video_id, query), (place, rows) in found.items()
+        ]
 
 
 def _windows(rows: Sequence[list[float]]) -> np.ndarray:
-    """(N, 3) of as many rows of three numbers. Raises ValueError or TypeError for anything else."""
+    """(N, 3) from as many rows of three numbers. Raises ValueError or TypeError for anything else."""
     windows = np.array(rows, dtype=np.float64)
     if len(rows) and windows.shape != (len(rows), 3):
         raise ValueError
     return windows.reshape(-1, 3)
+
+
+_FORMATS: dict[str, tuple[tuple[str, ...], Callable[[_Reader], pd.DataFrame | list]]] = {
+    "ActivityNet JSON": (("tal",), _Reader.detections),
+    "QVHighlights JSON lines": (("mr", "hd"), _Reader.moments),
+    "AS JSON lines": (("as",), _Reader.frames),
+    "csv of detections": (("tal",), _Reader.csv_detections),
+    "csv of windows": (("mr",), _Reader.csv_moments),
+}
+"""Name of each format: the tasks that read it, and how."""

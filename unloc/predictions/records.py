@@ -1,4 +1,4 @@
-"""Predictions in memory: moments of queries, labelled segments of videos, labels of frames."""
+"""Predictions in memory: moments of queries, labelled segments of videos (a table), labels of frames."""
 
 import math
 from collections.abc import Iterable
@@ -10,6 +10,13 @@ import pandas as pd
 from unloc.errors import InputError
 
 DETECTION_COLUMNS = ["video_id", "label", "start_seconds", "end_seconds", "score"]
+WINDOW_COLUMNS = ["qid", "video_id", "query", "start_seconds", "end_seconds", "score"]
+MOST_FPS = 1000.0
+
+
+def detections_table(rows: Iterable[tuple[str, str, float, float, float]]) -> pd.DataFrame:
+    """Rows (video_id, label, start, end, score) as a table."""
+    return pd.DataFrame(list(rows), columns=DETECTION_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +36,13 @@ class MomentPrediction:
 
 @dataclass(frozen=True)
 class StoredScores:
-    """Class scores of one video that stay in their .npz; numpy reads them wherever it takes this for an array."""
+    """Class scores of one video that stay in their .npz until numpy reads them; all at once may not fit into memory."""
 
     file: np.lib.npyio.NpzFile
     video_id: str
     shape: tuple[int, ...]
     finite: bool = False
-    """Whether numbers that are not finite are read as the lowest of the video."""
+    """Whether numbers that are not finite are replaced by the lowest of the video."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -48,7 +55,7 @@ class StoredScores:
 
     @property
     def size(self) -> int:
-        """How many numbers these are."""
+        """The number of scores."""
         return math.prod(self.shape)
 
 
@@ -58,31 +65,38 @@ class FramePrediction:
 
     video_id: str
     labels: list[str | None]
-    """Class name or None for background."""
+    """Class name, or None for background."""
     times_seconds: np.ndarray | None = None
-    """(num_labels,) rising: a label holds from its time until the next; the first from the start, the last to the end.
+    """(num_labels,) rising: a label lasts from its time until the next; the first from the start, the last to the end.
     """
     fps: float | None = None
-    """The rate that a file of others states: label k holds from k / fps to (k + 1) / fps."""
+    """The rate stated by a file of others: label k lasts from k / fps to (k + 1) / fps."""
     scores: np.ndarray | StoredScores | None = None
     """(num_labels, num_classes) score of each class in the manifest's class order."""
     place: str = field(default="", compare=False)
     """File and line it was read from."""
 
     def __post_init__(self) -> None:
+        where = f"labels of {self.video_id}"
         if (self.times_seconds is None) == (self.fps is None):
-            raise InputError(f"labels of {self.video_id}: expected times_seconds or fps, one of them")
+            raise InputError(f"{where}: expected either times_seconds or fps")
+        if self.fps is not None and not 0 < self.fps < MOST_FPS:
+            raise InputError(f"{where}: fps {self.fps} must be above 0 and below {MOST_FPS:g}")
         if self.times_seconds is not None:
             times = np.asarray(self.times_seconds, dtype=np.float64)
-            if times.shape != (len(self.labels),) or not (np.diff(times) > 0).all():
-                raise InputError(f"labels of {self.video_id}: expected one rising time_seconds for each label")
+            if times.shape != (len(self.labels),) or not np.isfinite(times).all():
+                raise InputError(f"{where}: expected one finite time for each of {len(self.labels)} labels")
+            falling = np.flatnonzero(np.diff(times) <= 0)
+            if len(falling):
+                time, following = times[falling[0] : falling[0] + 2]
+                raise InputError(f"{where}: times_seconds must rise; {following:g} follows {time:g}")
             object.__setattr__(self, "times_seconds", times)
 
     def edges(self, duration_seconds: float) -> np.ndarray:
-        """(num_labels + 1,) seconds: label k holds from edge k to edge k + 1, in a video of that length.
+        """(num_labels + 1,) seconds: label k lasts from edge k to edge k + 1, in a video of that length.
 
-        As official frames at the end of a video count whole, the last label holds for as long as the one before it,
-        a second at most, also where the video ends earlier.
+        As official frames at the end of a video count whole, the last label lasts as long as the one before it, at most
+        a second, even where the video ends earlier.
         """
         if self.fps is not None:
             return np.arange(len(self.labels) + 1) / self.fps
@@ -90,8 +104,3 @@ class FramePrediction:
         starts[:1] = 0.0
         last_seconds = np.diff(starts[-2:]).clip(max=1.0).sum()
         return np.append(starts, max(duration_seconds, starts[-1] + last_seconds) if len(starts) else 0.0)
-
-
-def detections_table(rows: Iterable[tuple[str, str, float, float, float]]) -> pd.DataFrame:
-    """Rows (video_id, label, start, end, score) as a table."""
-    return pd.DataFrame(list(rows), columns=DETECTION_COLUMNS)

@@ -18,61 +18,110 @@ import pandas as pd
 
 from unloc.errors import InputError
 from unloc.files import write_file
-from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction
+from unloc.predictions.records import DETECTION_COLUMNS, WINDOW_COLUMNS, FramePrediction, MomentPrediction
 
 SUBMITTED_SPLITS = ("val", "test")  # of QVHighlights, in one zip
-WINDOW_COLUMNS = ["qid", "video_id", "query", "start_seconds", "end_seconds", "score"]
+EXPORTS = {"tal": (".json", ".csv"), "mr": (".jsonl", ".zip", ".csv"), "hd": (".jsonl", ".zip"), "as": (".jsonl",)}
+"""File endings that predictions of a task can be exported to; csv would lose saliency."""
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    try:
-        # Half a character becomes its JSON escape, which is how it came in.
-        write_file(path, content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+def export_predictions(
+    path: Path, task: str, predictions: pd.DataFrame | Sequence, split: str, *, external_labels: bool = False
+) -> None:
+    """Predictions in the format of the name's ending: .json (ActivityNet), .jsonl, .zip (QVHighlights) or .csv.
+
+    Raises InputError where the task has no such format.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in EXPORTS[task]:
+        raise InputError(f"--export {path}: predictions of {task} are written as {' or '.join(EXPORTS[task])}")
+    if suffix == ".csv":
+        write_csv(path, predictions)
+    elif suffix == ".zip":
+        write_moments_zip(path, predictions, split)
+    elif task == "tal":
+        write_detections(path, predictions, external_labels=external_labels)
+    elif task == "as":
+        write_frames(path, predictions)
+    else:
+        write_moments(path, predictions)
 
 
 def write_detections(path: Path, detections: pd.DataFrame, *, external_labels: bool = False) -> None:
-    """The official ActivityNet submission form."""
+    """Write an ActivityNet submission."""
     results: dict[str, list[dict]] = {}
-    columns = (detections[name] for name in DETECTION_COLUMNS)
-    for video_id, label, start, end, score in zip(*columns, strict=True):
+    for video_id, label, start, end, score in detections[DETECTION_COLUMNS].itertuples(index=False):
         segment = [float(start), float(end)]
         results.setdefault(video_id, []).append({"label": label, "score": float(score), "segment": segment})
     content = {"version": "VERSION 1.3", "results": results, "external_data": {"used": external_labels}}
-    _write(path, json.dumps(content, ensure_ascii=False))
+    write_file(path, _encoded(json.dumps(content, ensure_ascii=False)))
 
 
 def write_moments(path: Path, predictions: Sequence[MomentPrediction]) -> None:
-    """The official QVHighlights submission form."""
-    _write(path, _moment_lines(predictions))
+    """Write a QVHighlights submission."""
+    write_file(path, _moment_lines(predictions))
 
 
 def write_moments_zip(path: Path, predictions: Sequence[MomentPrediction], split: str) -> None:
-    """A zip with the lines under the name that QVHighlights' server expects for the split (val or test).
+    """Write a zip with the lines under the name that QVHighlights' server expects for the split (val or test).
 
-    The server takes both splits in one zip: what a zip that exists holds of other splits stays in it.
+    The server takes both splits in one zip: files of other splits in an existing zip are kept.
     """
-    members = {f"hl_{split}_submission.jsonl": _moment_lines(predictions).encode("utf-8", "backslashreplace")}
+    members = {f"hl_{split}_submission.jsonl": _moment_lines(predictions)}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()} | members
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(members):
             archive.writestr(name, members[name])
-    _write(path, held.getvalue())
+    write_file(path, content.getvalue())
 
 
 def missing_submissions(path: Path) -> list[str]:
-    """The files that QVHighlights' server expects in a zip and that it lacks."""
+    """The files that QVHighlights' server expects in a zip and that this one lacks."""
     with zipfile.ZipFile(path) as archive:
-        held = archive.namelist()
-    return [name for name in (f"hl_{split}_submission.jsonl" for split in SUBMITTED_SPLITS) if name not in held]
+        names = archive.namelist()
+    return [name for name in (f"hl_{split}_submission.jsonl" for split in SUBMITTED_SPLITS) if name not in names]
 
 
-def _moment_lines(predictions: Sequence[MomentPrediction]) -> str:
-    """Numeric qids are written as numbers, as QVHighlights has them."""
+def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
+    """Write JSON lines with the time of every label (or the rate that a file stated), and class scores in
+    `<stem>_scores.npz` next to them, one array per video.
+    """
+    scores = {item.video_id: _smallest(item.scores) for item in predictions if item.scores is not None}
+    sidecar = path.with_name(f"{path.stem}_scores.npz")
+    if scores:
+        content = io.BytesIO()
+        np.savez_compressed(content, **scores)
+        write_file(sidecar, content.getvalue())
+    named = {"scores_file": sidecar.name} if scores else {}
+    lines = []
+    for item in predictions:
+        timing = {"fps": item.fps} if item.times_seconds is None else {"times_seconds": item.times_seconds.tolist()}
+        row = {"video_id": item.video_id, **timing, "labels": item.labels, **named}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_file(path, _encoded("".join(lines) or "\n"))
+
+
+def write_csv(path: Path, predictions: pd.DataFrame | Sequence[MomentPrediction]) -> None:
+    """Write one detection or one window a line, numbers in full; a query without windows is a line without numbers."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    if isinstance(predictions, pd.DataFrame):
+        writer.writerow(DETECTION_COLUMNS)
+        rows = predictions[DETECTION_COLUMNS].itertuples(index=False)
+        writer.writerows((video_id, label, *map(_exact, numbers)) for video_id, label, *numbers in rows)
+    else:
+        writer.writerow(WINDOW_COLUMNS)
+        for item in predictions:
+            query = (item.qid, item.video_id, item.query)
+            writer.writerows([(*query, *map(_exact, window)) for window in item.windows] or [(*query, "", "", "")])
+    write_file(path, _encoded(content.getvalue()))
+
+
+def _moment_lines(predictions: Sequence[MomentPrediction]) -> bytes:
+    """Numeric qids are written as numbers, as in QVHighlights."""
     lines = []
     for item in predictions:
         qid = int(item.qid) if item.qid.isdecimal() and str(int(item.qid)) == item.qid else item.qid
@@ -80,74 +129,20 @@ def _moment_lines(predictions: Sequence[MomentPrediction]) -> str:
         if item.saliency is not None:
             row["pred_saliency_scores"] = np.asarray(item.saliency).tolist()
         lines.append(json.dumps(row, ensure_ascii=False))
-    return "\n".join(lines) + "\n"
-
-
-def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
-    """JSON lines with the time of every label (where a file stated a rate, that), and class scores beside them in
-    `<stem>_scores.npz`, one array per video.
-    """
-    scores = {item.video_id: _smallest(item.scores) for item in predictions if item.scores is not None}
-    sidecar = path.with_name(f"{path.stem}_scores.npz")
-    rows = [{"video_id": item.video_id, **_timing(item), "labels": item.labels} for item in predictions]
-    if scores:
-        held = io.BytesIO()
-        np.savez_compressed(held, **scores)
-        _write(sidecar, held.getvalue())
-        rows = [row | {"scores_file": sidecar.name} for row in rows]
-    _write(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
-
-
-def _timing(item: FramePrediction) -> dict:
-    return {"fps": item.fps} if item.times_seconds is None else {"times_seconds": item.times_seconds.tolist()}
+    return _encoded("\n".join(lines) + "\n")
 
 
 def _smallest(scores: np.ndarray) -> np.ndarray:
-    """In float32 where that loses nothing: rounded scores would tie, and be ranked otherwise than before."""
+    """In float32 where that is exact: rounded scores could tie and change the ranking."""
     with np.errstate(over="ignore"):
         single = np.asarray(scores, dtype=np.float32)
     return single if np.array_equal(single, scores, equal_nan=True) else np.asarray(scores)
-
-
-def write_csv(path: Path, predictions: pd.DataFrame | Sequence[MomentPrediction]) -> None:
-    """One detection or one window a line, numbers in full; a query without windows is one line without numbers."""
-    held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    if isinstance(predictions, pd.DataFrame):
-        writer.writerow(DETECTION_COLUMNS)
-        columns = (predictions[name] for name in DETECTION_COLUMNS)
-        rows = zip(*columns, strict=True)
-        writer.writerows((video_id, label, *map(_exact, numbers)) for video_id, label, *numbers in rows)
-    else:
-        writer.writerow(WINDOW_COLUMNS)
-        for item in predictions:
-            head = (item.qid, item.video_id, item.query)
-            writer.writerows([(*head, *map(_exact, window)) for window in item.windows] or [(*head, "", "", "")])
-    _write(path, held.getvalue())
 
 
 def _exact(number: float) -> str:
     return repr(float(number))
 
 
-def export_predictions(
-    path: Path, task: str, predictions: pd.DataFrame | Sequence, split: str, *, external_labels: bool = False
-) -> None:
-    """Predictions in the form that the name's ending asks for: .json (ActivityNet), .jsonl, .zip (QVHighlights), .csv.
-
-    Raises InputError where the task has no such form, or where csv would lose saliency.
-    """
-    suffix = path.suffix.lower()
-    if task == "tal" and suffix == ".json":
-        write_detections(path, predictions, external_labels=external_labels)
-    elif task in ("mr", "hd") and suffix == ".jsonl":
-        write_moments(path, predictions)
-    elif task in ("mr", "hd") and suffix == ".zip":
-        write_moments_zip(path, predictions, split)
-    elif task == "as" and suffix == ".jsonl":
-        write_frames(path, predictions)
-    elif task in ("tal", "mr") and suffix == ".csv":
-        write_csv(path, predictions)
-    else:
-        forms = {"tal": ".json or .csv", "mr": ".jsonl, .zip or .csv", "hd": ".jsonl or .zip", "as": ".jsonl"}
-        raise InputError(f"--export {path}: predictions of {task} are written as {forms[task]}")
+def _encoded(text: str) -> bytes:
+    """UTF-8; a lone surrogate becomes its JSON escape, which is how it was read."""
+    return text.encode("utf-8", "backslashreplace")
