@@ -1,15 +1,16 @@
-# Everything runs from .venv, which `make setup` builds from pyproject.toml; PYTHON names the interpreter to build it with.
+# Everything runs from .venv, which `make setup` builds from pyproject.toml with the interpreter PYTHON.
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell n=$$(nproc); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
 .PHONY: demo test check docker-check check-slow check-gpu bench setup clean
 
-demo: setup  ## render a world, extract, fit and evaluate all four tasks; ends with one table
+demo: setup  ## render a world, extract, fit and evaluate all four tasks; prints one table
 	$(BIN)/python benchmarks/demo.py --out demo
 
-test: setup  ## the ordinary tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu" --durations=15
+test: setup  ## the ordinary tests, but for those of docker/ (make docker-check)
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu" \
+		--ignore=tests/test_docker.py --durations=15
 
 check: setup  ## lint, format, import arrows
 	$(BIN)/ruff check .
@@ -19,10 +20,10 @@ check: setup  ## lint, format, import arrows
 docker-check: setup  ## lint docker/, check its cluster file, run the image's install steps in a clean environment
 	$(BIN)/python -m pytest tests/test_docker.py
 
-check-slow: setup  ## the long tests: fault soak, every file of the torture set
+check-slow: setup  ## the long tests: repeated kills, and every one of the difficult video files
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations=15
 
-check-gpu: setup  ## extract, fit and eval on a CUDA device beside the CPU (skipped where torch sees none)
+check-gpu: setup  ## extract, fit and eval on a CUDA device compared with the CPU (skipped without one)
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
 bench: setup  ## the benchmarks, one after another

@@ -1,15 +1,20 @@
 """Shared by all tests: shapes are checked, the folder of references is found or skipped, small videos are rendered."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # From here on every tensor shape stated in ops and model is checked at each call.
 install_import_hook(["unloc.ops", "unloc.model"], "beartype.beartype")
+
+settings.register_profile("ci", derandomize=True)  # `make test`: the same examples in every run
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -1,21 +1,7 @@
 """Every error a user can meet, as one tree.
 
-    UnlocError
-    ├── InputError        (ValueError)          an argument, option or value that cannot be meant
-    │   ├── ConfigError                         a recipe or override: unknown key, wrong type, impossible value
-    │   ├── ManifestError                       a manifest or annotation file, with file and line
-    │   └── PredictionError                     a prediction file, with file and place
-    ├── MissingError      (FileNotFoundError)   a file, folder, split or video that is not there
-    ├── VideoError        (RuntimeError)        a video that does not decode; `reason` is what the ledger keeps
-    ├── TowerError        (RuntimeError)        a tower that cannot be built or whose weights cannot be had
-    ├── CacheError        (RuntimeError)        a cache that is broken or locked
-    │   └── FingerprintError                    a cache made by another tower or another preprocessing
-    ├── CoverageError     (RuntimeError)        a job that ended with more failures than its coverage allows
-    ├── DivergedError     (RuntimeError)        a training whose loss, gradient or weights are no longer finite
-    └── StoppedError      (RuntimeError)        a job that was told to stop and can be resumed
-
-A message says what, where, what was got, what was expected and what to do, on one line.
-The command line prints it without a traceback and exits with code 2 (`--debug` shows the traceback).
+A message says what, where, what was found, what was expected and what to do, on one line. The command line prints it
+without a traceback and exits with code 2 (`--debug` shows the traceback).
 """
 
 
@@ -24,39 +10,38 @@ class UnlocError(Exception):
 
 
 class InputError(UnlocError, ValueError):
-    """An argument, option or value that cannot be meant."""
+    """An invalid argument, option or value."""
 
 
 class ConfigError(InputError):
-    """A recipe or an override that names an unknown key or an impossible value."""
+    """A recipe or an override with an unknown key or an impossible value."""
 
 
 class ManifestError(InputError):
-    """A manifest or annotation file with a row that cannot be read."""
+    """A manifest or annotation file with an invalid row; names file and line."""
 
 
 class PredictionError(InputError):
-    """A prediction file with a row that cannot be scored."""
+    """A prediction file with an invalid row; names file and place."""
 
 
 class MissingError(UnlocError, FileNotFoundError):
-    """A file, folder, split or video that is not there."""
+    """A file, folder, split or video that does not exist."""
 
     def __str__(self) -> str:
-        # FileNotFoundError would print errno fields; the message is all there is.
-        return str(self.args[0]) if self.args else ""
+        return str(self.args[0]) if self.args else ""  # FileNotFoundError would print errno fields
 
 
 class VideoError(UnlocError, RuntimeError):
-    """A video that does not decode; `reason` is the short word kept in the ledger."""
+    """A video that cannot be decoded; `reason` is the short word kept in the ledger."""
 
     def __init__(self, message: str, *, reason: str = "decode_error") -> None:
         super().__init__(message)
         self.reason = reason
 
     def __reduce__(self) -> tuple:
-        # Keyword arguments are lost by the default pickling; Ray sends this error between processes.
-        return (_rebuild_video_error, (str(self), self.reason))
+        # Ray sends this error between processes; the default pickling would lose the keyword argument.
+        return _rebuild_video_error, (str(self), self.reason)
 
 
 def _rebuild_video_error(message: str, reason: str) -> VideoError:
@@ -64,7 +49,7 @@ def _rebuild_video_error(message: str, reason: str) -> VideoError:
 
 
 class TowerError(UnlocError, RuntimeError):
-    """A tower that cannot be built, or whose weights are neither on disk nor to be downloaded."""
+    """A tower that cannot be built, or whose weights cannot be found or downloaded."""
 
 
 class CacheError(UnlocError, RuntimeError):
@@ -72,16 +57,16 @@ class CacheError(UnlocError, RuntimeError):
 
 
 class FingerprintError(CacheError):
-    """A cache made by another tower or another preprocessing than the one asked for."""
+    """A cache made by another tower or preprocessing than the one asked for."""
 
 
 class CoverageError(UnlocError, RuntimeError):
-    """A job that ended with more failures than the stated coverage allows."""
+    """A job with more failures than the stated coverage allows."""
 
 
 class DivergedError(UnlocError, RuntimeError):
-    """A training whose loss, gradient, weights or outputs are no longer finite."""
+    """A training whose loss, gradients, weights or outputs are no longer finite."""
 
 
 class StoppedError(UnlocError, RuntimeError):
-    """A job that was told to stop (SIGTERM) and can be resumed."""
+    """A job stopped by SIGTERM that can be resumed."""

@@ -1,7 +1,8 @@
 """Every code block of README, docs/, docker/ and the recipes' page, and every `--help` example, is run here.
 
-The commands run as they are printed, in a folder that holds the files they name, made from a small rendered world.
-What a test cannot have is replaced by the words of `STAND_INS`; what runs in Docker or on a cluster is parsed.
+The commands run as they are printed, in a folder with the files they name, made from a small rendered world. `STAND_INS`
+replaces what a test cannot have, training is made small, and pages extract without Ray (the help text of `unloc extract`
+starts it); what runs in Docker or on a cluster is only parsed.
 """
 
 import json
@@ -25,7 +26,7 @@ PAGES += ["docker/README.md", "manifests/recipes/README.md"]
 # The sizes of the paper take hours on two cores.
 TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=1"
 STAND_INS = {
-    "--tower ViT-B-16 --pretrained openai": "--tower toy --workers 0",  # no weights can be fetched here
+    "--tower ViT-B-16 --pretrained openai": "--tower toy",  # no weights can be fetched here
     "fit charades_b towers.text=cached": "fit charades_b towers.text=cached towers.name=toy data.num_frames=null",
     "/mnt/unloc/": "",
     "{000000..000127}": "000000",
@@ -212,8 +213,9 @@ def test_every_block_of_the_page_runs(page, here, bucket, unloc):
             exec(compile(stood_in(text), f"{page}:{line}", "exec"), {})
         for words in command_lines(stood_in(text).replace("s3://bucket", bucket)) if language == "bash" else ():
             if words[0] == "unloc":
-                smaller = TINY.split() if words[1] == "fit" and "--print-config" not in words else ()
-                code, _, errors = unloc(*words[1:], *smaller)
+                more = TINY.split() if words[1] == "fit" and "--print-config" not in words else ()
+                more = ("--workers", "0") if words[1] == "extract" and "--workers" not in words else more
+                code, _, errors = unloc(*words[1:], *more)
                 assert code == 0, f"{page}:{line}: {shlex.join(words)}\n{errors}"
 
 
