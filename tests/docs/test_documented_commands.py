@@ -1,8 +1,8 @@
 """Every code block of README, docs/, docker/ and the recipes' page, and every `--help` example, is run here.
 
-The commands run as they are printed, in a folder with the files they name, made from a small rendered world. `STAND_INS`
-replaces what a test cannot have, training is made small, and pages extract without Ray (the help text of `unloc extract`
-starts it); what runs in Docker or on a cluster is only parsed.
+The commands run as they are printed, in a folder with the files they name, made from a small rendered world. What a
+test cannot have is replaced by `STAND_INS`; training is small, and extraction runs without Ray (`tests/pipeline` has
+it). What runs in Docker or on a cluster is only parsed.
 """
 
 import json

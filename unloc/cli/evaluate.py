@@ -7,6 +7,7 @@ import typer
 
 from unloc.cli import app
 from unloc.cli.evaluate_output import print_report
+from unloc.cli.progress import progress
 from unloc.errors import InputError
 
 Option = typer.Option
@@ -90,7 +91,8 @@ def evaluate_command(
     elif baseline:
         report = evaluate_baseline(evaluation)
     else:
-        report = evaluate_run(evaluation, run, device)
+        with progress("predicting", "examples") as on_progress:
+            report = evaluate_run(evaluation, run, device, on_progress)
     for message in evaluation.warnings:
         typer.echo(f"note: {message}", err=True)
     for message in evaluation.messages:

@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from unloc.cli import app
+from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
@@ -161,7 +162,6 @@ def extract(
 
 def _run(cache: str, config: "EncodeConfig", options: "ExtractOptions", *inputs: object) -> "Summary":
     from pipeline.extract import run_job
-    from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
 
     started = time.perf_counter()
     with shown_warnings("pipeline"), progress("extracting", "videos") as report, sigterm_as_interrupt():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unloc.cli import app
+from unloc.cli.progress import progress, shown_warnings
 from unloc.errors import InputError, TowerError
 
 if TYPE_CHECKING:
@@ -21,15 +22,13 @@ def fit(
     manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the training split.")] = None,
     cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
     work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     change_optim: Annotated[
-        bool, typer.Option("--change-optim", help="With --resume: take this command's optim.* from here on; recorded.")
+        bool, typer.Option("--change-optim", help="With --resume: use this command's optim.* from here on; recorded.")
     ] = False,
     init: Annotated[
         str | None,
-        typer.Option(
-            "--init", help="Run whose weights to start from; heads of another task may differ. toy: the one shipped."
-        ),
+        typer.Option("--init", help="Run to take the first weights from, also of another task; toy: the shipped one."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
@@ -50,9 +49,10 @@ def fit(
         return
     if manifest is None or cache is None or work_dir is None:
         raise InputError("unloc fit: --manifest, --cache and --work-dir are needed (or --print-config)")
-    from unloc.cli.progress import progress, shown_warnings
+    from unloc.synth import toy_unloc_folder
     from unloc.training.run import fit_recipe
 
+    start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
     with shown_warnings("unloc"), progress("training", "steps") as report:
         metrics = fit_recipe(
             resolved,
@@ -63,24 +63,17 @@ def fit(
             overwrite=overwrite,
             device=device,
             threads=threads,
-            init=_start(init, resolved.task),
+            init=start,
             change_optim=change_optim,
             on_step=lambda step: report(step.step, step.total_steps, loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}"),
         )
-    typer.echo(
-        "\n".join([*(f"{key:28} {value:8.2f}" for key, value in metrics.items()), f"run: {work_dir} ({resolved.name})"])
-    )
-
-
-def _start(init: str | None, task: str) -> Path | None:
-    """The folder that --init names; a folder of one's own called toy is `./toy`."""
-    from unloc.synth import toy_unloc_folder
-
-    return toy_unloc_folder(task) if init == "toy" else Path(init) if init is not None else None
+    for key, value in metrics.items():
+        typer.echo(f"{key:28} {value:8.2f}")
+    typer.echo(f"run: {work_dir} ({resolved.name})")
 
 
 def _parameter_comment(recipe: "Recipe") -> str:
-    """Parameters part by part as YAML comments, so that the output stays a recipe."""
+    """Parameter counts as YAML comments, so that the output stays a recipe."""
     from unloc.model.build import counted_parameters
 
     without_text = recipe.model.fusion == "none"

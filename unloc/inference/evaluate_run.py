@@ -13,7 +13,7 @@ from unloc.files import file_sha256
 from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments, require_embeddings
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
-from unloc.inference.predict import predict_split
+from unloc.inference.predict import OnProgress, predict_split
 from unloc.predictions.writing import SUBMITTED_SPLITS
 
 TOKEN_KEYS = ("tower.name", "tower.pretrained", "tower.weights_sha256", "sampling.num_frames", "sampling.fps")
@@ -41,7 +41,9 @@ def evaluate_baseline(evaluation: Evaluation) -> dict | None:
     return evaluation.finish(task, report, predictions)
 
 
-def evaluate_run(evaluation: Evaluation, run: Path, device: str = "auto") -> dict | None:
+def evaluate_run(
+    evaluation: Evaluation, run: Path, device: str = "auto", on_progress: OnProgress = lambda done, total: None
+) -> dict | None:
     """The report of a run's predictions; None if the annotations are hidden and the predictions are only exported.
 
     Raises InputError if the run is for another task; FingerprintError if the cache is from another tower.
@@ -60,14 +62,14 @@ def evaluate_run(evaluation: Evaluation, run: Path, device: str = "auto") -> dic
     require_same_cache(fingerprint, cache.fingerprint, evaluation.cache)
     evaluation.warnings += [cache.note] if cache.note else []
     model = model_for_classes(loaded, manifest.classes)
-    predictions = predict_split(model, selected, CachedTokens(cache))
+    predictions = predict_split(model, selected, CachedTokens(cache), on_progress)
     external = evaluation.external_labels
     evaluation.write_predictions(paths, task, predictions, split, external_labels=external)
     if evaluation.export is not None and evaluation.export.suffix.lower() == ".zip":
         for other in SUBMITTED_SPLITS:  # the server of QVHighlights takes both in one zip
             part = manifest.select(other) if other in manifest.splits and other != split else None
             if part is not None and all(video_id in cache for video_id in part.videos["video_id"]):
-                more = predict_split(model, part, CachedTokens(cache))
+                more = predict_split(model, part, CachedTokens(cache), on_progress)
                 evaluation.write_predictions([evaluation.export], task, more, other, external_labels=external)
     if not is_scored:
         return evaluation.finish(task, None, predictions)

@@ -3,7 +3,7 @@
 The first three functions need no manifest; `predict_split` loops over them, as validation and `unloc eval` do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -71,13 +71,19 @@ def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -
     return at_distinct_times(video.times_seconds, logits)
 
 
-def predict_split(loaded: LoadedModel, manifest: Manifest, source: Source) -> Predictions:
+OnProgress = Callable[[int, int], None]
+"""Called with examples done and all examples."""
+
+
+def predict_split(
+    loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
+) -> Predictions:
     """Predictions for every video of the (already selected) manifest, of the kind the task has."""
     recipe, classes = loaded.info.recipe, loaded.info.classes
     examples, predictions = build_examples(recipe.task, manifest, source, recipe.data), []
     if recipe.task in ("mr", "hd"):
         queries = examples.queries.to_dict("records")
-        for rows in in_batches(queries, QUERY_BATCH):
+        for rows in in_batches(queries, QUERY_BATCH, on_progress):
             videos, texts = (
                 [examples.video(row["video_id"]) for row in rows],
                 [examples.texts[row["text"]] for row in rows],
@@ -88,7 +94,7 @@ def predict_split(loaded: LoadedModel, manifest: Manifest, source: Source) -> Pr
         return predictions
     texts = ClassTexts(classes, source, recipe.data)
     if recipe.task == "tal":
-        for ids in in_batches(examples.videos, VIDEO_BATCH):
+        for ids in in_batches(examples.videos, VIDEO_BATCH, on_progress):
             found = predict_detections(loaded, [examples.video(video_id) for video_id in ids], texts)
             predictions += [
                 (video_id, classes[label], *window)
@@ -96,7 +102,7 @@ def predict_split(loaded: LoadedModel, manifest: Manifest, source: Source) -> Pr
                 for label, window in detections
             ]
         return detections_table(predictions)
-    for video_id in examples.videos:
+    for (video_id,) in in_batches(examples.videos, 1, on_progress):
         times, logits = predict_frames(loaded, examples.video(video_id), texts)
         background = logits.max(axis=1) <= recipe.decode.background_logit
         best = zip(background, logits.argmax(axis=1), strict=True)
@@ -105,9 +111,11 @@ def predict_split(loaded: LoadedModel, manifest: Manifest, source: Source) -> Pr
     return predictions
 
 
-def in_batches(items: list, size: int) -> Iterator[list]:
-    """Lists of at most `size` items, in order."""
-    return (items[start : start + size] for start in range(0, len(items), size))
+def in_batches(items: list, size: int, on_progress: OnProgress) -> Iterator[list]:
+    """Lists of at most `size` items, in order; each is reported when the next is asked for."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+        on_progress(min(start + size, len(items)), len(items))
 
 
 def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:
