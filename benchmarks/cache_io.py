@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from unloc.cache.reading import open_cache
-from unloc.cache.writing import SHARD_NAME, VideoTokens, create_or_check, token_checksum, write_video_shard
+from unloc.cache.metadata import SHARD_NAME
+from unloc.cache.opening import open_cache
+from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_video_shard
 
 TOKENS, CHANNELS, BATCH, SHARD_VIDEOS = 128, 512, 64, 512
 Reader = Callable[[int, np.ndarray], None]

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.video.locate import EXTENSIONS
 
 

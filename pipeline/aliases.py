@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from unloc.cache.reading import Cache, open_cache, read_checked
-from unloc.cache.writing import write_checked
+from unloc.cache.metadata import read_checked, write_checked
+from unloc.cache.reading import Cache
 from unloc.video.video_file import VideoFile, file_hash, file_identity
 
 logger = logging.getLogger(__name__)
@@ -26,17 +26,17 @@ def split_by_file(
 
 
 def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) -> None:
-    """Forget the other ids of videos that are replaced now, but those that still have the same file."""
+    """Remove the other ids of videos that are replaced now, except those that still have the same file."""
     aliases = read_checked(path / "aliases.json")
-    gone = [alias for alias, own in aliases.items() if own in replaced and same.get(alias) != own]
-    if gone:
-        logger.warning("no longer the file of another id, to be extracted for themselves: %s", ", ".join(gone))
-        write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in gone})
+    dropped = [alias for alias, own in aliases.items() if own in replaced and same.get(alias) != own]
+    if dropped:
+        logger.warning("no longer the file of another id, to be extracted again: %s", ", ".join(dropped))
+        write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in dropped})
 
 
 def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
-    """Note every id whose file is that of a cached video as another name of it; the cache as it then is."""
-    cache, new = open_cache(path), {}
+    """Record every id whose file is that of a cached video as another id of it; returns the cache with them."""
+    cache, new = Cache(path), {}
     unknown = [video_id for video_id in files if video_id not in cache]
     known: dict[tuple[int, int], list[str]] = defaultdict(list)
     for video_id in cache.rows if unknown else ():
@@ -51,15 +51,14 @@ def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
 
 
 def share_tokens(path: Path, same: dict[str, str]) -> Cache:
-    """Note every id as another name of the id that has its file now, where that one is cached; the cache then."""
-    cache = open_cache(path)
-    wanted = {video_id: cache.own_id(first) for video_id, first in same.items() if video_id not in cache}
-    wanted = {video_id: own for video_id, own in wanted.items() if own is not None}
-    return _with_aliases(cache, wanted)
+    """Record every id as another id of the one that has its file, where that is cached; returns the cache with them."""
+    cache = Cache(path)
+    new = {video_id: cache.own_id(first) for video_id, first in same.items() if video_id not in cache}
+    return _with_aliases(cache, {video_id: own for video_id, own in new.items() if own is not None})
 
 
 def _with_aliases(cache: Cache, new: dict[str, str]) -> Cache:
     if not new:
         return cache
     write_checked(cache.path / "aliases.json", cache.aliases | new)
-    return open_cache(cache.path)
+    return Cache(cache.path)

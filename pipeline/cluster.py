@@ -13,9 +13,10 @@ import torch
 from ray.exceptions import AuthenticationError
 from ray.util.metrics import Counter
 
-from pipeline.ledger import CACHED, Failure
+from pipeline.ledger import CACHED
 from pipeline.ray_actors import live_nodes, require_answer
 from pipeline.workers import Result
+from unloc.cache.shards import Failure
 from unloc.errors import UnlocError
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import torch
 
-from pipeline.ledger import Failure
+from unloc.cache.shards import Failure
 from unloc.errors import VideoError
 from unloc.video.reading import CHANGED, ReadSpec, VideoReading
 from unloc.video.video_file import RemoteVideo, VideoFile, file_identity, file_version, on_disk

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.decode_child import MACHINE, Alive, Ended, Frames, Job, Message, Retried, run_child
-from pipeline.ledger import Failure
+from unloc.cache.shards import Failure
 from unloc.errors import UnlocError
 from unloc.video.reading import ReadSpec
 

@@ -8,33 +8,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.aliases import add_aliases, drop_aliases, share_tokens, split_by_file
-from pipeline.claim import held, own_cache, tidied_up
 from pipeline.cluster import connected, counted, suited_to_device
 from pipeline.decode_child import MACHINE, Job
 from pipeline.decoding import Limits
-from pipeline.ledger import CACHED, UNCHANGED, Failure, Ledger, Plan, Staging, failures_of, last_failures
+from pipeline.ledger import CACHED, UNCHANGED, Ledger
 from pipeline.ray_actors import RayActors
 from pipeline.summary import Summary
 from pipeline.supervisor import Supervisor
-from pipeline.workers import Result, in_process_results
+from pipeline.workers import in_process_results
 from unloc.cache.mirror import Home
-from unloc.cache.reading import open_cache
-from unloc.cache.remote import home_of
-from unloc.cache.writing import (
-    VideoTokens,
-    write_projections,
-    write_text_shard,
-    write_video_shard,
-)
+from unloc.cache.opening import home_for, open_for_writing
+from unloc.cache.reading import Cache
+from unloc.cache.shards import Failure, Result, ShardWriter, failures_of, last_failures
+from unloc.cache.writing import write_projections, write_texts
 from unloc.errors import CacheError, CoverageError, InputError
-from unloc.files import disk_full_errors, remove_leftovers
-from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.files import disk_full_errors
+from unloc.inference.encode import EncodeConfig, Encoder, recorded_versions
 from unloc.video.video_file import VideoFile, file_hash, file_identity
 
 logger = logging.getLogger(__name__)
-TEXTS_PER_SHARD = 20_000
-SHARD_BYTES = 256_000_000
-"""Of tokens: a shard that would be larger is cut into several."""
+TEXTS_AT_ONCE = 20_000
 CHANGED = "changed"  # in `refresh`: every video whose file has changed
 CURED_BY_PARTIAL = ("truncated", "decode_error")  # reasons that --allow-partial may do away with
 
@@ -122,36 +115,30 @@ def run_job(
     cluster = connected(options.address, options.workers, options.encoders) if options.uses_cluster else nullcontext()
     with disk_full_errors(cache_path), cluster:
         encoder = Encoder(*suited_to_device(config, options.encoders, on_cluster=options.uses_cluster))
-        home = own_cache(home_of(cache_path), encoder.fingerprint)
+        home = home_for(cache_path, encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
-        with held(home, encoder.fingerprint), tidied_up(path):
-            remove_leftovers(path)
-            if encoder.tower.projections and not open_cache(path).projections:
+        with open_for_writing(home, encoder.fingerprint, recorded_versions()):
+            cache = Cache(path)
+            if encoder.tower.projections and not cache.projections:
                 write_projections(path, encoder.tower.projections)
-            summary.texts_now = _add_texts(path, encoder, texts)
+            new_texts = [text for text in dict.fromkeys(texts) if text not in cache.text_index]
+            parts = (new_texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(new_texts), TEXTS_AT_ONCE))
+            tokens = (pair for part in parts for pair in zip(part, encoder.encode_texts(part), strict=True))
+            summary.texts_now = write_texts(path, tokens, encoder.config.dtype)
             summary.seconds_start_up = time.perf_counter() - started
             job = _Job(home, encoder, options, files, summary, on_progress or (lambda *counts: None))
             job.run()
             job.note_rest(missing)
             summary.seconds_wall = time.perf_counter() - started
             summary.write(path / "summary.json")
-            home.publish()
     return summary
-
-
-def _add_texts(path: Path, encoder: Encoder, texts: Sequence[str]) -> int:
-    cache = open_cache(path)
-    new = [text for text in dict.fromkeys(texts) if not cache.has_text(text)]
-    for start in range(0, len(new), TEXTS_PER_SHARD):
-        part = new[start : start + TEXTS_PER_SHARD]
-        write_text_shard(path, list(zip(part, encoder.encode_texts(part), strict=True)), encoder.config.dtype)
-    return len(new)
 
 
 def is_worth_a_try(failure: Failure, file: VideoFile, config: EncodeConfig, options: ExtractOptions) -> bool:
     """Could a video that failed before fare better now?"""
     allowed_now = config.allow_partial and not failure.partial_allowed and failure.reason in CURED_BY_PARTIAL
-    return not failure.is_of(file) or allowed_now or options.retry_failed
+    has_changed = failure.file_identity != file_identity(file)
+    return has_changed or allowed_now or options.retry_failed
 
 
 class _Job:
@@ -169,33 +156,29 @@ class _Job:
         path = home.folder
         self.home, self.path, self.encoder, self.config, self.options = home, path, encoder, encoder.config, options
         self.summary, self.on_progress = summary, on_progress
-        self.cache = open_cache(path)
+        self.cache = Cache(path)
         self.files, self.same = split_by_file(files, self.cache.rows)
         self.refresh = {self.same.get(video_id, video_id) for video_id in options.refresh}
-        self.plan, self.staging, self.ledger = Plan(path), Staging(path), Ledger(path)
-        self.settled: set[str] = set()
-        """Videos whose result is staged."""
+        self.ledger = Ledger(path)
+        self.noted = self.ledger.last_rows()
         self.left_over: dict[str, Failure] = {}
         """Videos that no machine could do, though their files can be read: left to the next run."""
 
     def run(self) -> None:
-        """Settle every due video, then write every shard whose videos are all settled."""
+        """Write every shard of which all videos have a result; the others get theirs first."""
         self.cache = add_aliases(self.path, self.files)
-        self._take_up()
+        self.writer = ShardWriter(self.cache)
+        self._resume()
         self._plan_new()
-        shards = _OpenShards(self.plan.open_shards(self.cache), self.settled)
-        for name in shards.take_complete():
-            self._write_shard(name)
-        jobs = [Job(video_id, self.files[video_id]) for video_id in shards.unsettled if video_id in self.files]
+        self._write_complete_shards()
+        jobs = [Job(video_id, self.files[video_id]) for video_id in self.writer.pending]
         self.on_progress(0, len(jobs), 0, 0)
         failed_before = self.summary.failed
         with results_of(jobs, self.encoder, self.options, self.summary) as results:
             for done, result in enumerate(results, start=1):
-                video_id = self._settle(result)
+                self._keep(result)
                 self.on_progress(done, len(jobs), self.summary.frames, self.summary.failed - failed_before)
-                name = shards.settle(video_id)
-                if name is not None:
-                    self._write_shard(name)
+                self._write_complete_shards()
 
     def note_rest(self, missing: Sequence[str]) -> None:
         """Let each id share the tokens, or the failure, of the id that has its file; and tell of those without one."""
@@ -215,20 +198,17 @@ class _Job:
             else:
                 self.summary.cached_now += 1
 
-    def _take_up(self) -> None:
-        """Go on where an earlier run stopped: what it settled counts, what nobody settles now leaves the plan."""
-        planned = [video_id for ids in self.plan.open_shards(self.cache).values() for video_id in ids]
-        self.staging.keep_only(planned)
-        self.noted = self.ledger.last_rows()
-        for video_id in planned:
-            result = self.staging.get(video_id)
+    def _resume(self) -> None:
+        """Continue an interrupted job: its results count, videos that this job does not have leave the plan."""
+        for video_id in self.writer.planned:
+            result = self.writer.staged(video_id)
             if isinstance(result, Failure) and self._is_worth_a_try(result):
-                self.staging.drop([video_id])
+                self.writer.forget([video_id])
             elif result is not None:
-                self.settled.add(video_id)
                 self._note_staged(video_id, result, self.noted.get(video_id, {}))
                 self._count_staged(video_id, result)
-        self.plan.release(self.cache, lambda video_id: video_id in self.files or video_id in self.settled)
+        unwanted = set(self.writer.pending) - self.files.keys()
+        self.writer.release(lambda video_id: video_id in unwanted)
 
     def _note_staged(self, video_id: str, result: Result, noted: dict) -> None:
         """The ledger line of a staged result, if a kill came between the two."""
@@ -249,7 +229,7 @@ class _Job:
 
     def _plan_new(self) -> None:
         """Places for videos that have none."""
-        planned = {video_id for ids in self.plan.open_shards(self.cache).values() for video_id in ids}
+        planned = set(self.writer.planned)
         failed, new = last_failures(self.cache), []
         settled = {video_id for video_id, failure in failed.items() if not self._is_worth_a_try(failure)}
         refreshed = self._refreshed(settled)
@@ -263,7 +243,7 @@ class _Job:
             else:
                 self.summary.failed_before += 1
                 self.summary.add_failure(failed[video_id])
-        self.plan.extend(new, self.options.shard_size)
+        self.writer.add(new, self.options.shard_size)
         self._publish()
 
     def _refreshed(self, settled: set[str]) -> set[str]:
@@ -297,40 +277,34 @@ class _Job:
         file = self.files.get(failure.video_id)
         return file is not None and is_worth_a_try(failure, file, self.config, self.options)
 
-    def _settle(self, result: Result) -> str:
+    def _keep(self, result: Result) -> None:
         if isinstance(result, Failure):
             result = replace(result, partial_allowed=self.config.allow_partial)
             if result.reason == MACHINE:
                 self.left_over[result.video_id] = result
-                self.plan.release(self.cache, lambda video_id: video_id != result.video_id)
+                self.writer.release(lambda video_id: video_id == result.video_id)
             else:
-                self.staging.put(result)
+                self.writer.put(result)
             self.note_failure(result)
-            return result.video_id
+            return
         started = time.perf_counter()
-        self.staging.put(result)
+        self.writer.put(result)
         self.summary.seconds_write += time.perf_counter() - started
         self.summary.add_video(result.meta, len(result.tokens))
         self.ledger.write_cached(result.meta, len(result.tokens))
-        return result.meta["video_id"]
 
     def note_failure(self, failure: Failure) -> None:
         """Count a failure and write it to the ledger."""
         self.summary.add_failure(failure)
         self.ledger.write(failure.to_row())
 
-    def _write_shard(self, name: str) -> None:
-        started = time.perf_counter()
-        if name not in self.plan.shards:  # nothing was left of it
-            return
-        num_bytes = {video_id: self.staging.tokens_shape(video_id)[1] for video_id in self.plan.shards[name]}
-        replaced = [video_id for video_id, count in num_bytes.items() if count and video_id in self.cache.rows]
-        drop_aliases(self.path, replaced, self.same)
-        for part in self.plan.cut(name, num_bytes, SHARD_BYTES):
-            write_staged(self.path, part, self.staging, self.plan.shards[part], self.config.dtype)
-            self.staging.drop(self.plan.shards[part])
+    def _write_complete_shards(self) -> None:
+        for name in self.writer.complete:
+            started = time.perf_counter()
+            drop_aliases(self.path, self.writer.replaced(name), self.same)
+            self.writer.write(name)
             self._publish()
-        self.summary.seconds_write += time.perf_counter() - started
+            self.summary.seconds_write += time.perf_counter() - started
 
     def _publish(self) -> None:
         """A bucket that fails now is no reason to stop: the next shard tries again, and the end of the job insists."""
@@ -357,44 +331,3 @@ def results_of(
             pool = Supervisor(actors, options.workers, options.encoders, options.limits.timeout_seconds)
             yield counted(pool.results(jobs))
         summary.seconds_start_up += pool.seconds_to_first_worker
-
-
-def write_staged(path: Path, name: str, staging: Staging, ids: Sequence[str], dtype: str) -> None:
-    """Write a shard of staged results, one video in memory at a time. Raises CacheError where one is damaged."""
-    shapes = {video_id: staging.tokens_shape(video_id)[0] for video_id in ids}
-    failed = [staging.get(video_id) for video_id, shape in shapes.items() if not shape]
-
-    def videos() -> Iterator[VideoTokens]:
-        for video_id in shapes:
-            if shapes[video_id]:
-                yield whole(staging.get(video_id))
-
-    def whole(result: Result | None) -> Result:
-        if result is None:
-            raise CacheError(f"{path}: a staged result of shard {name} is damaged; run the same command again")
-        return result
-
-    lengths = [shape[0] for shape in shapes.values() if shape]
-    write_video_shard(path, name, videos(), [whole(failure).to_row() for failure in failed], dtype, lengths)
-
-
-class _OpenShards:
-    """Which shards still lack which videos."""
-
-    def __init__(self, shards: dict[str, list[str]], settled: set[str]) -> None:
-        self.lacking = {name: set(ids) - settled for name, ids in shards.items()}
-        self.unsettled = [video_id for ids in shards.values() for video_id in ids if video_id not in settled]
-        self.shard_of = {video_id: name for name, ids in shards.items() for video_id in ids}
-
-    def take_complete(self) -> list[str]:
-        """Shards that lack nothing; each is told once."""
-        done = [name for name, ids in self.lacking.items() if not ids]
-        for name in done:
-            del self.lacking[name]
-        return done
-
-    def settle(self, video_id: str) -> str | None:
-        """Note that a video is settled; the shard that it completes, if it does."""
-        name = self.shard_of[video_id]
-        self.lacking[name].discard(video_id)
-        return name if not self.lacking[name] and self.lacking.pop(name) is not None else None

@@ -12,18 +12,16 @@ import av
 import numpy as np
 import torch
 
-from pipeline.claim import beside
 from pipeline.cluster import connected, local_cpus, suited_to_device
 from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, is_worth_a_try
-from pipeline.ledger import failures_of
 from pipeline.ray_actors import live_nodes
 from pipeline.supervisor import Node, pool_size
 from pipeline.workers import in_process_results
-from unloc.cache.mirror import Home
-from unloc.cache.reading import Cache, open_cache
-from unloc.cache.remote import home_of
-from unloc.cache.writing import CHUNK_ROWS, VideoTokens, fingerprint_differences
+from unloc.cache.opening import home_for
+from unloc.cache.reading import Cache
+from unloc.cache.shards import failures_of
+from unloc.cache.writing import CHUNK_ROWS, VideoTokens
 from unloc.errors import CoverageError, VideoError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.facts import best_stream, open_container, start_seconds
@@ -98,7 +96,9 @@ def forecast(
     encoder = Encoder(config, device)
     seconds_load = time.perf_counter() - started
 
-    cache = _existing_cache(home_of(cache_path), encoder.fingerprint)
+    home = home_for(cache_path, encoder.fingerprint)
+    home.pull()
+    cache = Cache(home.folder) if (home.folder / "zarr.json").is_file() else None
     cached = set() if cache is None else {video_id for video_id in files if video_id in cache}
     failed = {} if cache is None else failures_of(cache)
     due = {
@@ -107,7 +107,7 @@ def forecast(
         if video_id not in cached
         and (video_id not in failed or is_worth_a_try(failed[video_id], file, config, options))
     }
-    new_texts = [text for text in dict.fromkeys(texts) if cache is None or not cache.has_text(text)]
+    new_texts = [text for text in dict.fromkeys(texts) if cache is None or text not in cache.text_index]
 
     sample, failures = _sample(encoder, options, due)
     sampled_frames = sum(len(video.tokens) for video in sample)
@@ -154,18 +154,6 @@ def forecast(
         sampled_frames=sampled_frames,
         failures=failures,
     )
-
-
-def _existing_cache(home: Home, fingerprint: dict) -> Cache | None:
-    """The cache of this fingerprint, in the folder asked for or next to it."""
-    stated = json.loads(json.dumps(fingerprint))
-    for candidate in (home, beside(home, fingerprint)):
-        candidate.pull()
-        if (candidate.folder / "zarr.json").is_file():
-            cache = open_cache(candidate.folder)
-            if not fingerprint_differences(cache.fingerprint, stated, names=("cache", "now")):
-                return cache
-    return None
 
 
 def _sample(

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.ledger import Failure
+from unloc.cache.shards import Failure
 from unloc.files import write_file
 
 STAGES = ("decode", "preprocess", "encode", "write", "waiting", "start_up", "wall")

@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from pipeline.decode_child import MACHINE, Job
-from pipeline.ledger import Failure
 from pipeline.workers import MAX_NODE_FAILURES, EncoderLost, Result, completed_failure, video_failure
+from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError
 

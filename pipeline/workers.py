@@ -10,8 +10,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.decode_child import MACHINE, Ended, Frames, Job
 from pipeline.decoding import GuardedDecoder, Limits
-from pipeline.ledger import Failure
 from pipeline.shared_batches import BusyClock, SharedBatches
+from unloc.cache.shards import Failure, Result
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, is_same_in_any_place
@@ -20,7 +20,6 @@ from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.reading import CHANGED, ReadSpec
 from unloc.video.video_file import RemoteVideo, VideoFile, file_identity
 
-Result = VideoTokens | Failure
 FRAMES_PER_CALL = 64  # sent at once to an encoder in another process
 CALLS_AHEAD = 4  # that a decoder may have running there
 READ_BYTES = 1 << 20

@@ -10,7 +10,7 @@ Importing this module imports no torch: names are loaded when they are asked for
 from importlib import import_module
 
 __version__ = "0.1.0"
-_NAMES = {"open_cache": "unloc.cache.reading", "load_model": "unloc.inference.load", "evaluation": "unloc.evaluation"}
+_NAMES = {"open_cache": "unloc.cache.opening", "load_model": "unloc.inference.load", "evaluation": "unloc.evaluation"}
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,13 +17,18 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from unloc.cache.audit import audit_cache
 from unloc.cache.mirror import Mirror, mirror_folder
-from unloc.cache.reading import open_cache
-from unloc.cache.remote import exact_copy, home_of, local_copy, writable
-from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
+from unloc.cache.opening import exact_copy, home_of, local_copy, open_cache, open_for_writing
+from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.errors import CacheError, InputError, MissingError
 from unloc.files import url_of
 
 FINGERPRINT = {"dtype": "float16", "sampling.fps": 2.0}
+
+
+@contextmanager
+def writable(url):
+    with open_for_writing(home_of(url), FINGERPRINT, {}) as home:
+        yield home.folder
 
 
 def video(number, length=40):
@@ -37,8 +43,8 @@ def write_some(folder, shards, texts=True):
     for shard in shards:
         if not (folder / "shards" / f"{shard:05d}").exists():
             write_video_shard(folder, f"{shard:05d}", [video(3 * shard + n) for n in range(3)], [], "float16")
-    if texts and not open_cache(folder).num_texts:
-        write_text_shard(folder, [("a dog", video(99, 5).tokens[:, 0])], "float16")
+    if texts and not open_cache(folder).text_index:
+        write_texts(folder, [("a dog", video(99, 5).tokens[:, 0])], "float16")
 
 
 def require_whole(cache, numbers):
@@ -126,7 +132,7 @@ def test_a_mirror_of_a_cache_that_was_removed_is_not_taken_for_the_new_one(url):
     with pytest.raises(MissingError, match="does not exist"):
         open_cache(url)
     with writable(url) as folder:
-        assert not folder.exists()
+        assert not list((folder / "shards").glob("0*"))
         write_some(folder, [0])
     require_whole(open_cache(url), range(3))
 
@@ -136,7 +142,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(u
     with (
         writable(url) as folder,
         pytest.raises(CacheError, match="is writing this cache"),
-        Mirror(url, folder.with_name("other")).lease(),
+        Mirror(url, folder.with_name("other")).lock(),
     ):
         pass
     assert not store.exists(f"{root}/lock")
@@ -151,7 +157,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(u
 
 def test_a_reader_beside_a_writer_of_this_machine_sees_whole_shards_and_takes_nothing_away(url):
     home = home_of(url)
-    with home.lease():
+    with home.lock():
         write_some(home.folder, [0])
         home.publish()
         write_some(home.folder, [0, 1])
@@ -164,7 +170,7 @@ def test_a_writer_waits_for_a_reader_that_pulls_and_is_not_refused(url):
 
     def write() -> None:
         try:
-            with Mirror(url).lease():
+            with Mirror(url).lock():
                 pass
         except CacheError as error:
             errors.append(error)
@@ -198,7 +204,7 @@ def test_damage_at_the_url_is_found_by_an_audit_though_the_mirror_is_whole_and_m
     whole = store.cat_file(key)
     store.pipe_file(key, whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     assert not audit_cache(local_copy(url)).damages
-    with exact_copy(url) as home, home.lease():
+    with exact_copy(url) as home, home.lock():
         (damage,) = audit_cache(home.folder).damages
         assert damage.broken == ("v3",)
         (home.folder / "shards/00001/frames/c/0/0/0").write_bytes(whole)

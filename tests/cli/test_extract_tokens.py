@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unloc.annotations.schema import build_manifest, save_manifest, video_row
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.cli import app
 from unloc.errors import InputError, MissingError, TowerError
 

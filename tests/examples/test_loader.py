@@ -8,7 +8,7 @@ import torch
 
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.schema import build_manifest, load_manifest, query_row, video_row
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.examples.examples import build_examples
 from unloc.examples.loader import Loader
 from unloc.examples.sources import CachedTokens

@@ -13,7 +13,7 @@ import torch
 
 from tests.training.test_trainer import recipe_for, weights_of
 from unloc.annotations.schema import load_manifest
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.examples.batches import collate
 from unloc.examples.examples import QueryExamples
 from unloc.examples.sources import CachedTokens

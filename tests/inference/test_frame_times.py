@@ -9,8 +9,8 @@ import torch
 from tests.video.rendered import X264, Kind, render, uneven_times
 from unloc.annotations.durations import cached_durations
 from unloc.annotations.schema import build_manifest, instance_row, video_row
-from unloc.cache.reading import open_cache
-from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
+from unloc.cache.opening import open_cache
+from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.evaluation.evaluator import evaluate
 from unloc.examples.examples import WindowExamples, paint_steps
 from unloc.examples.sources import CachedTokens
@@ -64,7 +64,7 @@ def world_of(folder, videos):
         meta = {"video_id": video_id, "times_seconds": times.round(6).tolist(), "duration_seconds": end}
         tokens.append(VideoTokens(meta | {"tokens_sha256": token_checksum(stored)}, stored))
     write_video_shard(folder, "00000", tokens, [], "float16")
-    write_text_shard(folder, [(name, np.ones((2, 4), dtype=np.float16)) for name in CLASSES], "float16")
+    write_texts(folder, [(name, np.ones((2, 4), dtype=np.float16)) for name in CLASSES], "float16")
     return build_manifest(name="m", tasks=("as",), rows=rows, classes=CLASSES), open_cache(folder)
 
 

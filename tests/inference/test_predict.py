@@ -5,7 +5,7 @@ import pytest
 
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.schema import load_manifest
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.examples.sources import CachedTokens, VideoFrames
 from unloc.examples.texts import ClassTexts
 from unloc.inference.load import load_model

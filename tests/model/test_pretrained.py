@@ -207,13 +207,3 @@ def test_random_weights_are_the_same_every_time_and_say_so(tiny):
     assert load_tower(tiny, "none", like="openai").fingerprint["activation"] == "quick_gelu"
     fingerprint = Encoder(EncodeConfig(tower=tiny, pretrained="none", fps=2.0)).fingerprint
     assert Encoder(EncodeConfig.from_fingerprint(fingerprint)).fingerprint == fingerprint
-
-
-def test_a_cache_made_before_the_activation_was_stated_is_of_its_names_activation():
-    from unloc.cache.reading import completed
-
-    toy = Encoder(EncodeConfig(fps=2.0)).fingerprint
-    new = ("tower.activation", "tower.like", "tower.texts_projected")
-    assert completed({key: value for key, value in toy.items() if key not in new}) == toy
-    assert completed({"tower.name": "ViT-B-16"})["tower.activation"] == "gelu"
-    assert completed({"tower.name": "ViT-B-16-quickgelu"})["tower.activation"] == "quick_gelu"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from unloc.cache.audit import audit_cache
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 
 
 def token_bytes(cache: Path) -> dict[str, bytes]:

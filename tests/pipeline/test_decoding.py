@@ -17,8 +17,8 @@ import pytest
 import pipeline.decode_child as decode_child
 from pipeline.decode_child import Ended, Frames, Job
 from pipeline.decoding import GuardedDecoder, Limits, Retried
-from pipeline.ledger import Failure
 from tests.conftest import render_video
+from unloc.cache.shards import Failure
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video import facts, pyav_reader
 from unloc.video.reading import VideoReading

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.extract
 from pipeline import decode_child
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
-from pipeline.verify import describe
+from unloc.cache import shards
 from unloc.cache.audit import audit_cache
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import describe, open_cache
 from unloc.errors import CacheError, CoverageError
 from unloc.files import folder_lock
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -165,7 +164,7 @@ def test_what_allow_partial_could_not_read_is_not_tried_by_it_again(video_folder
     for config in (CONFIG, partial, partial, CONFIG):
         with pytest.raises(CoverageError, match="truncated"):
             extract(tmp_path / "cache", config, IN_PROCESS, files, [], [])
-    assert len(open_cache(tmp_path / "cache").shards) == 2  # one try each
+    assert len(open_cache(tmp_path / "cache").table.shards) == 2  # one try each
 
 
 def test_a_video_without_a_file_counts_against_the_coverage(video_folder, tmp_path):
@@ -198,10 +197,10 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
 def test_shards_are_bounded_by_bytes_and_cut_at_the_same_videos_after_a_kill(
     clean, video_folder, tmp_path, monkeypatch
 ):
-    files, write, options = files_of(video_folder), pipeline.extract.write_staged, ExtractOptions(workers=0)
+    files, write, options = files_of(video_folder), shards.write_video_shard, ExtractOptions(workers=0)
     sizes = [open_cache(clean).stored_tokens(video_id).nbytes for video_id in files]
     most = sum(sizes[-2:])
-    monkeypatch.setattr(pipeline.extract, "SHARD_BYTES", most)
+    monkeypatch.setattr(shards, "SHARD_BYTES", most)
     extract(tmp_path / "cut", CONFIG, options, files, [], [])
     written = []
 
@@ -212,7 +211,7 @@ def test_shards_are_bounded_by_bytes_and_cut_at_the_same_videos_after_a_kill(
         write(path, name, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline.extract, "write_staged", killed)
+        patch.setattr(shards, "write_video_shard", killed)
         extract(tmp_path / "cache", CONFIG, options, files, [], [])
     extract(tmp_path / "cache", CONFIG, options, files, [], [])
     assert token_bytes(tmp_path / "cache") == token_bytes(tmp_path / "cut")

@@ -22,7 +22,7 @@ from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
 from unloc.annotations.schema import build_manifest, video_row
 from unloc.cache.audit import audit_cache
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.errors import CacheError, CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig
 from unloc.video.locate import locate_in_shards

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.claim import beside
 from pipeline.extract import ExtractOptions, extract
 from pipeline.forecast import forecast
 from tests.video.rendered import Kind, render
-from unloc.cache.remote import home_of
+from unloc.cache.opening import home_for
 from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 
@@ -61,7 +60,7 @@ def test_what_is_cached_is_not_planned_in_the_cache_asked_for_or_in_the_one_besi
     other = EncodeConfig(num_frames=4)
     assert forecast(cache, other, OPTIONS, files, [], TEXTS, {}).frames == 28
     extract(cache, other, OPTIONS, some, [], TEXTS)
-    assert beside(home_of(cache), Encoder(other).fingerprint).folder.is_dir()
+    assert (home_for(cache, Encoder(other).fingerprint).folder / "zarr.json").is_file()
     assert forecast(cache, other, OPTIONS, files, [], TEXTS, {}).frames == 12
 
 

@@ -7,11 +7,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from pipeline.import_features import ImportConfig, import_features
 from unloc.annotations.schema import build_manifest, query_row, video_row
 from unloc.cache.audit import audit_cache
-from unloc.cache.features import Timing, list_features
-from unloc.cache.reading import open_cache
+from unloc.cache.features import ImportConfig, Timing, import_features, list_features
+from unloc.cache.opening import open_cache
 from unloc.errors import FingerprintError, InputError, MissingError
 
 CLIPS = Timing(spacing_seconds=2.0, span_seconds=2.0)
@@ -32,6 +31,14 @@ def manifest_of(durations):
     return build_manifest(name="m", tasks=["mr"], rows=rows)
 
 
+def content_of(manifest):
+    durations = dict(zip(manifest.videos["video_id"], manifest.videos["duration_seconds"], strict=True))
+    return {
+        "durations": durations,
+        "queries": list(zip(manifest.queries["qid"], manifest.queries["text"], strict=True)),
+    }
+
+
 @pytest.fixture
 def npz_folder(tmp_path):
     folder = tmp_path / "npz"
@@ -48,7 +55,7 @@ def test_moment_detr_npz_with_texts_has_clip_centres_as_times(npz_folder, tmp_pa
     np.savez(texts / "8.npz", last_hidden_state=features(4, 2)[None])
     manifest = manifest_of({"a": 10.0, "b": 14.2, "gone": 9.0})
     out = tmp_path / "cache"
-    done = import_features(out, npz_folder, config("moment-detr"), manifest=manifest, texts=texts)
+    done = import_features(out, npz_folder, config("moment-detr"), **content_of(manifest), texts=texts)
     assert (done.videos, done.texts, done.missing, done.failures) == (2, 2, ["gone"], [])
     cache = open_cache(out)
     np.testing.assert_array_equal(cache["a"].frames[0], features(5, 5).astype(np.float16))
@@ -57,8 +64,8 @@ def test_moment_detr_npz_with_texts_has_clip_centres_as_times(npz_folder, tmp_pa
     np.testing.assert_array_equal(cache.texts(["a dog"])[0], features(4, 2).astype(np.float16))
     assert cache.fingerprint["origin"] == "a test" and cache.fingerprint["timing.spacing_seconds"] == 2.0
     assert not audit_cache(out).damages
-    again = import_features(out, npz_folder, config("moment-detr"), manifest=manifest, texts=texts)
-    assert (again.videos, again.there_before, again.texts) == (0, 2, 0)
+    again = import_features(out, npz_folder, config("moment-detr"), **content_of(manifest), texts=texts)
+    assert (again.videos, again.cached_before, again.texts) == (0, 2, 0)
 
 
 def test_actionformer_npy_is_timed_by_stride_window_and_frame_rate(tmp_path):
@@ -67,7 +74,7 @@ def test_actionformer_npy_is_timed_by_stride_window_and_frame_rate(tmp_path):
     np.save(folder / "v_x.npy", features(9).T[:, :, None, None])
     timing = Timing(spacing_seconds=4 / 30, span_seconds=16 / 30)
     manifest = manifest_of({"x": (8 * 4 + 16) / 30})
-    import_features(tmp_path / "c", folder, config("actionformer", timing, transposed=True), manifest=manifest)
+    import_features(tmp_path / "c", folder, config("actionformer", timing, transposed=True), **content_of(manifest))
     cached = open_cache(tmp_path / "c")["x"]
     np.testing.assert_array_equal(cached.frames[0], features(9).astype(np.float16))
     np.testing.assert_allclose(cached.times_seconds, (np.arange(9) * 4 + 8) / 30, atol=1e-6)
@@ -75,7 +82,7 @@ def test_actionformer_npy_is_timed_by_stride_window_and_frame_rate(tmp_path):
 
 def test_tokens_that_share_a_duration_evenly(tmp_path, npz_folder):
     out = tmp_path / "c"
-    import_features(out, npz_folder, config("univtg", Timing()), manifest=manifest_of({"a": 100.0, "b": 7.0}))
+    import_features(out, npz_folder, config("univtg", Timing()), **content_of(manifest_of({"a": 100.0, "b": 7.0})))
     assert open_cache(out)["a"].times_seconds.tolist() == [10.0, 30.0, 50.0, 70.0, 90.0]
     with pytest.raises(InputError, match="evenly need the duration of every video"):
         import_features(tmp_path / "d", npz_folder, config("univtg", Timing()))
@@ -120,7 +127,9 @@ def test_hdf5_datasets_and_groups(tmp_path, grouped):
 def test_a_frame_rate_that_contradicts_the_durations_is_refused(tmp_path, npz_folder):
     wrong = Timing(spacing_seconds=1.0, span_seconds=1.0)
     with pytest.raises(InputError, match="cover 50% of the manifest's durations"):
-        import_features(tmp_path / "c", npz_folder, config("univtg", wrong), manifest=manifest_of({"a": 10, "b": 14}))
+        import_features(
+            tmp_path / "c", npz_folder, config("univtg", wrong), **content_of(manifest_of({"a": 10, "b": 14}))
+        )
     assert not (tmp_path / "c").exists()
 
 
@@ -143,7 +152,7 @@ def test_broken_files_are_failures_and_the_rest_is_there(tmp_path, npz_folder):
     }
     assert sorted(open_cache(tmp_path / "c").rows) == ["a", "b"]
     again = import_features(tmp_path / "c", npz_folder, config("univtg"))
-    assert (again.videos, again.there_before, len(again.failures)) == (
+    assert (again.videos, again.cached_before, len(again.failures)) == (
         0,
         2,
         len(reasons),
@@ -181,7 +190,7 @@ def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
     for qid in ("7", "8"):
         np.savez(texts / f"{qid}.npz", last_hidden_state=features(3))
     manifest = manifest_of({"a": 10.0, "b": 14.0})
-    import_features(tmp_path / "c", npz_folder, config("univtg"), manifest=manifest, texts=texts)
+    import_features(tmp_path / "c", npz_folder, config("univtg"), **content_of(manifest), texts=texts)
     source = CachedTokens(open_cache(tmp_path / "c"))
     example = QueryExamples(manifest, source, DataConfig(num_steps=5)).example(0)
     assert example.frames.shape == (5, 6) and example.grid.start_seconds == 1.0
@@ -191,7 +200,7 @@ def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
 def test_what_stands_twice_or_in_no_plain_container_is_one_line(tmp_path, npz_folder):
     (npz_folder / "deep").mkdir()
     np.savez(npz_folder / "deep" / "a.npz", features=features(5))
-    with pytest.raises(InputError, match=r"'a' stands in .*a.npz and in .*deep/a.npz"):
+    with pytest.raises(InputError, match=r"'a' is in .*a.npz and in .*deep/a.npz"):
         list_features("univtg", npz_folder)
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars" / "0.tar", "w:gz") as tar:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

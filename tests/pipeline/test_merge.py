@@ -5,12 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-import pipeline.merge
 from pipeline.extract import ExtractOptions, extract
-from pipeline.merge import merge
 from unloc.cache.audit import audit_cache
-from unloc.cache.reading import open_cache
-from unloc.cache.writing import group_metadata
+from unloc.cache.merge import merge
+from unloc.cache.metadata import group_metadata
+from unloc.cache.opening import open_cache
+from unloc.cache.shards import ShardWriter
 from unloc.errors import CacheError, CoverageError, FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig
 
@@ -37,7 +37,7 @@ def parts(tmp_path_factory, video_folder):
 
 def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts, tmp_path):
     done = merge(tmp_path / "out", [parts / "a", parts / "b"], shard_size=3)
-    assert (done.videos, done.there_before, done.failed, done.texts) == (4, 0, 1, 3)
+    assert (done.videos, done.cached_before, done.failed, done.texts) == (4, 0, 1, 3)
     joined = open_cache(tmp_path / "out")
     assert list(joined.rows) == ["v0", "v1", "v2", "v3"] and not audit_cache(tmp_path / "out").damages
     for part in (open_cache(parts / "a"), open_cache(parts / "b")):
@@ -45,7 +45,7 @@ def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts
         for video_id in (*part.rows, *part.aliases):
             np.testing.assert_array_equal(joined[video_id].frames, part[video_id].frames)
             np.testing.assert_array_equal(joined[video_id].times_seconds, part[video_id].times_seconds)
-        for text in part.text_names:
+        for text in part.text_index:
             np.testing.assert_array_equal(joined.texts([text])[0], part.texts([text])[0])
     assert joined.table.failed["00001"][0]["video_id"] == "bad"
 
@@ -53,18 +53,18 @@ def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts
 def test_merging_again_adds_nothing(parts, tmp_path):
     merge(tmp_path / "out", [parts / "a", parts / "b"])
     again = merge(tmp_path / "out", [parts / "b", parts / "a"])
-    assert (again.videos, again.there_before, again.failed, again.texts) == (0, 4, 0, 0)
+    assert (again.videos, again.cached_before, again.failed, again.texts) == (0, 4, 0, 0)
 
 
 def test_a_merge_that_was_killed_between_shards_is_finished_by_the_next(parts, tmp_path, monkeypatch):
-    write, written = pipeline.merge.write_video_shard, []
+    write, written = ShardWriter.write, []
 
     def write_once(*arguments):
         if written:
             raise KeyboardInterrupt
         written.append(write(*arguments))
 
-    monkeypatch.setattr(pipeline.merge, "write_video_shard", write_once)
+    monkeypatch.setattr(ShardWriter, "write", write_once)
     with pytest.raises(KeyboardInterrupt):
         merge(tmp_path / "out", [parts / "a", parts / "b"], shard_size=2)
     monkeypatch.undo()
@@ -113,4 +113,4 @@ def test_the_metadata_of_a_merged_cache_is_that_of_the_sources(parts, tmp_path):
     merge(tmp_path / "out", [parts / "a"])
     one = open_cache(parts / "a")
     stated = group_metadata({"unloc_cache": 3, "fingerprint": one.fingerprint, "versions": one.versions})
-    assert (tmp_path / "out" / "zarr.json").read_text() == stated
+    assert (tmp_path / "out" / "zarr.json").read_bytes() == stated

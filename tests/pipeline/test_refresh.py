@@ -9,11 +9,12 @@ import pytest
 import pipeline.extract
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
-from pipeline.merge import merge
-from pipeline.repair import repair
+from pipeline.restore import repair
 from unloc.cache.audit import audit_cache
+from unloc.cache.merge import merge
 from unloc.cache.mirror import Home
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
+from unloc.cache.shards import ShardWriter
 from unloc.errors import InputError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.video_file import file_hash
@@ -90,7 +91,7 @@ def test_a_file_of_the_same_size_is_compared_by_its_hash_and_only_once(cache, fi
 
 def test_a_video_is_refreshed_by_its_id_though_its_file_is_the_same(cache, files):
     assert extract(cache, CONFIG, options("c"), files, [], []).cached_now == 1
-    assert len(open_cache(cache).shards) == 3 and len(open_cache(cache)) == 4
+    assert len(open_cache(cache).table.shards) == 3 and len(open_cache(cache)) == 4
     with pytest.raises(InputError, match="--refresh nothing"):
         extract(cache, CONFIG, options("nothing"), files, [], [])
 
@@ -121,7 +122,7 @@ def test_an_id_of_another_manifest_is_not_left_with_tokens_of_another_file(cache
     assert "d" not in open_cache(cache) and not np.array_equal(tokens(cache, "e"), old)
 
 
-@pytest.mark.parametrize("place", ["write_staged", "drop_aliases"])
+@pytest.mark.parametrize("place", ["write", "drop_aliases"])
 def test_a_refresh_that_is_killed_loses_nothing_and_is_finished_by_the_same_command(
     cache, files, video_folder, monkeypatch, place
 ):
@@ -132,7 +133,7 @@ def test_a_refresh_that_is_killed_loses_nothing_and_is_finished_by_the_same_comm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline.extract, place, killed)
+        patch.setattr(ShardWriter if place == "write" else pipeline.extract, place, killed)
         extract(cache, CONFIG, options("changed"), files, [], [])
     for video_id, old in before.items():
         np.testing.assert_array_equal(tokens(cache, video_id), old)

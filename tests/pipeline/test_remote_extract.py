@@ -17,8 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.extract import ExtractOptions, extract
 from unloc.cache.audit import audit_cache
 from unloc.cache.mirror import mirror_folder
-from unloc.cache.reading import open_cache
-from unloc.cache.remote import exact_copy
+from unloc.cache.opening import exact_copy, open_cache
 from unloc.errors import CacheError
 from unloc.inference.encode import EncodeConfig
 

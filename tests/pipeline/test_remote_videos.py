@@ -19,9 +19,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.decode_child import Ended, Job, Retried
 from pipeline.decoding import GuardedDecoder, Limits
 from pipeline.extract import ExtractOptions, extract
-from pipeline.ledger import Failure
 from unloc.annotations.schema import build_manifest, save_manifest, video_row
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
+from unloc.cache.shards import Failure
 from unloc.errors import MissingError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.locate import locate_videos

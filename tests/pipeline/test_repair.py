@@ -11,15 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import pipeline.repair
+import pipeline.restore
 from pipeline.extract import ExtractOptions, extract
-from pipeline.ledger import Staging
-from pipeline.repair import ManifestContent, repair
+from pipeline.restore import ManifestContent, repair
 from tests.conftest import render_video
 from unloc.cache.audit import audit_cache
+from unloc.cache.metadata import group_metadata, read_attributes
 from unloc.cache.mirror import Home
-from unloc.cache.reading import open_cache, read_attributes
-from unloc.cache.writing import VideoTokens, group_metadata
+from unloc.cache.opening import open_cache
+from unloc.cache.shards import ShardWriter
+from unloc.cache.writing import VideoTokens
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.files import folder_lock
 from unloc.inference.encode import EncodeConfig
@@ -176,7 +177,7 @@ def test_what_only_the_manifest_knows_stays_told_until_it_is_given(clean, damage
         done = mend(damaged, folder)
         assert len(done.left) == 1 and "--manifest" in done.left[0] and len(done.after.damages) == 1
     done = mend(damaged, folder, manifest=ManifestContent(files, TEXTS))
-    assert not done.left and len(done.told) == 1 and content(damaged) == content(clean)
+    assert not done.left and len(done.notes) == 1 and content(damaged) == content(clean)
 
 
 def test_a_manifest_of_other_texts_does_not_pass_for_the_lost_one(damaged, files, folder):
@@ -232,9 +233,9 @@ def test_a_partial_video_stays_partial_and_a_failed_one_needs_no_coverage(tmp_pa
 
 def test_a_repair_that_is_killed_costs_nothing(clean, damaged, folder, monkeypatch):
     flip(damaged / "shards/00001/frames/c/0/0/0", 10)
-    for function in ("results_of", "write_staged"):
+    for owner, function in ((pipeline.restore, "results_of"), (ShardWriter, "write")):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(pipeline.repair, function, interrupt)
+            patch.setattr(owner, function, interrupt)
             mend(damaged, folder)
         assert len(open_cache(damaged)) == 7
     assert not mend(damaged, folder).left and content(damaged) == content(clean)
@@ -255,7 +256,7 @@ def test_the_plan_of_a_stopped_extraction_survives_a_repair_and_its_loss_is_told
     shutil.rmtree(damaged / "shards/00002")  # as if the extraction had been killed before it
     flip(damaged / "shards/00000/frames/c/0/0/0", 10)
     assert not mend(damaged, folder).left
-    Staging(damaged).put(VideoTokens({"video_id": "v6"}, np.zeros((1, 1, 4))))
+    ShardWriter(open_cache(damaged)).put(VideoTokens({"video_id": "v6"}, np.zeros((1, 1, 4))))
     flip(damaged / "plan.json", 40)
     assert "run `unloc extract`" in mend(damaged, folder).left[0]
     extract(damaged, CONFIG, IN_PROCESS, files, [], TEXTS)
@@ -279,7 +280,7 @@ def test_a_cache_that_is_being_written_is_not_repaired(damaged, folder):
 
 
 def test_imported_tokens_cannot_be_extracted_again(damaged, folder):
-    (damaged / "zarr.json").write_text(
+    (damaged / "zarr.json").write_bytes(
         group_metadata({"unloc_cache": 3, "fingerprint": {"origin": "npz"}, "versions": {}})
     )
     (damaged / "texts/zarr.json").write_text("{}")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from pipeline.decode_child import MACHINE, Job
-from pipeline.ledger import Failure
 from pipeline.supervisor import Event, Node, Role, Supervisor, pool_size
 from pipeline.workers import EncoderLost
+from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.extract import ExtractOptions, extract
 from unloc.annotations.schema import build_manifest, video_row
 from unloc.cache.audit import audit_cache
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.inference.encode import EncodeConfig
 from unloc.video.locate import locate_in_shards, locate_videos, shard_members
 from unloc.video.packing import pack_videos

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.extract import ExtractOptions, extract
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.cache.writing import create_or_check, fingerprint_differences
 from unloc.errors import FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig, Encoder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unloc.annotations.schema import build_manifest, instance_row, query_row, save_manifest, video_row
-from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_text_shard, write_video_shard
+from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 
 DIM, FPS, SECONDS = 16, 2.0, 16.0
 NAMES = ("red circle", "blue square", "green star")
@@ -50,7 +50,7 @@ def token_world(tmp_path_factory) -> tuple[Path, Path]:
         rows += rows_of(video_id, split, events)
     write_video_shard(folder / "cache", "00000", videos, [], "float16")
     texts = [(name, np.stack([directions[n] * 0, directions[n]]).astype(np.float16)) for n, name in enumerate(NAMES)]
-    write_text_shard(folder / "cache", texts, "float16")
+    write_texts(folder / "cache", texts, "float16")
     manifest = build_manifest(name="made up", tasks=("mr", "tal", "as", "hd"), rows=rows, classes=NAMES)
     save_manifest(manifest, folder / "manifest.jsonl")
     return folder / "manifest.jsonl", folder / "cache"

@@ -9,7 +9,7 @@ import pytest
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.durations import cached_durations, measured_durations, required_durations
 from unloc.annotations.schema import build_manifest, load_manifest, save_manifest, video_row
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.errors import InputError
 from unloc.training.run import fit_recipe
 from unloc.video.facts import scan

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from pipeline.extract import ExtractOptions, extract
-from pipeline.merge import merge
-from pipeline.repair import repair
+from pipeline.restore import repair
 from unloc.annotations.schema import build_manifest, load_manifest, query_row, save_manifest, video_row
 from unloc.cache.audit import audit_cache
-from unloc.cache.reading import open_cache
-from unloc.cache.remote import home_of
+from unloc.cache.merge import merge
+from unloc.cache.opening import home_of, open_cache
 from unloc.cache.writing import write_projections
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig

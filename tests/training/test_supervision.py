@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.test_trainer import EXTRA, SHAPE
 from unloc.annotations.schema import load_manifest, save_manifest
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, token_checksum, write_video_shard
 
 FEW = ("train.epochs=0.2", "train.eval_every_epochs=0.1")

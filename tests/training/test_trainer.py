@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from unloc.annotations.schema import load_manifest, video_row
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
 from unloc.examples.loader import epoch_batches
 from unloc.inference.load import load_model, require_same_cache

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.errors import InputError
 from unloc.examples.sources import CachedTokens

@@ -1,8 +1,8 @@
 """How tokens are stored: float16, float32 or bfloat16, from the float32 that a tower gives.
 
 float16 and bfloat16 round to the nearest value, ties to even: float16 keeps 11 significant bits of values up to 65504,
-bfloat16 keeps 8 of any float32. NumPy and Zarr have no bfloat16: its bits are stored as uint16, and are the upper half
-of the float32 they stand for.
+bfloat16 keeps 8 of any float32. NumPy and Zarr have no bfloat16: its bits, the upper half of the float32, are stored as
+uint16.
 """
 
 import numpy as np
@@ -23,29 +23,20 @@ def to_stored(tokens: np.ndarray, dtype: str) -> np.ndarray:
 
     Raises InputError where a token is not finite, or is beyond what the dtype holds: it would be cached as infinity.
     """
-    values = np.asarray(tokens, dtype=np.float32)
+    values = np.ascontiguousarray(tokens, dtype=np.float32)
     if dtype == "bfloat16":
-        stored = _bfloat16_bits(values)
-        finite = np.isfinite(values).all() and np.isfinite(from_stored(stored, dtype)).all()
+        bits = values.view(np.uint32)
+        stored = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
     else:
         with np.errstate(over="ignore"):
             stored = values.astype(STORED_DTYPES[dtype])
-        finite = np.isfinite(stored).all()
-    if not finite:
+    if not (np.isfinite(values).all() and np.isfinite(from_stored(stored, dtype)).all()):
         largest = float(np.abs(values).max())
-        raise InputError(
-            f"tokens up to {largest:g} do not fit {dtype}; "
-            + ("some are not finite" if not np.isfinite(largest) else "store them as bfloat16")
-        )
+        advice = "store them as bfloat16" if np.isfinite(largest) else "some are not finite"
+        raise InputError(f"tokens up to {largest:g} do not fit {dtype}; {advice}")
     return stored
 
 
 def from_stored(stored: np.ndarray, dtype: str) -> np.ndarray:
     """Stored tokens as floats: themselves, or float32 where they are bfloat16 (exact)."""
     return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored
-
-
-def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """Upper half of each float32, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)

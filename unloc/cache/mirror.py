@@ -1,12 +1,7 @@
-"""A cache in a bucket: `s3://bucket/cache`, `memory://cache`, a URL that fsspec knows.
+"""A cache in a bucket and its local copy, the mirror, which is what is mapped and written.
 
-It is the same tree of objects, so any Zarr reader opens it there. Here it has a local copy (a mirror), which is what is
-mapped and written; tables are fetched on opening, a shard's tokens when the first of its videos is read. So reading
-takes as much local disk as the shards that are read, writing as much as what is written.
-
-An object store has no rename: a shard is there once its `zarr.json` is, which is sent after everything else of it. What
-is fetched is held against the checksums of its table. `mirror.json` tells a cache from another that was at the URL
-before; a mirror of that one is thrown away.
+Tables are fetched when the cache is opened, a shard's tokens when the first of its videos is read. An object store has
+no rename: a shard is there once its `zarr.json` is, which is sent last. What is fetched is compared with its checksum.
 """
 
 import atexit
@@ -22,19 +17,17 @@ from contextlib import ExitStack, contextmanager
 from functools import cache as remembered
 from pathlib import Path
 
+from unloc.cache.metadata import read_attributes, read_checked
 from unloc.cache.object_store import ObjectStore
-from unloc.cache.reading import read_attributes, read_checked
 from unloc.errors import CacheError, InputError, MissingError
-from unloc.files import file_crc32c, file_lock, write_file
+from unloc.files import LOCK, file_crc32c, file_lock
 
-KINDS = ("shards", "texts")
-IDENTITY, LOCK = "mirror.json", "lock"
-FIRST = ("shards/zarr.json", "texts/zarr.json", IDENTITY, "zarr.json", "projections.json", "plan.json", "aliases.json")
+FIRST = ("shards/zarr.json", "texts/zarr.json", "zarr.json", "projections.json", "plan.json", "aliases.json")
 LAST = ("ledger.jsonl", "summary.json")
 
 
 class Home:
-    """Where a cache is written: its folder; of a remote one the mirror, which is published to its URL."""
+    """Where a cache is written: its folder; for a remote one the mirror, which is published to its URL."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,19 +35,19 @@ class Home:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def beside(self, suffix: str) -> "Home":
-        """Of a cache with another fingerprint, whose name has the suffix."""
+    def sibling(self, suffix: str) -> "Home":
+        """The home of the cache with this suffix to its name."""
         return Home(self.folder.with_name(f"{self.folder.name}-{suffix}"))
 
     def pull(self) -> None:
-        """Bring the folder up to what stands at the URL."""
+        """Update the folder from the URL."""
 
     def publish(self) -> None:
-        """Bring what is new in the folder to the URL."""
+        """Send what is new in the folder to the URL."""
 
     @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Hold the URL for writing; a folder's own lease is another (`pipeline.ledger`)."""
+    def lock(self) -> Iterator[None]:
+        """Lock the URL for writing (the folder has a lock of its own)."""
         yield
 
 
@@ -64,28 +57,29 @@ class Mirror(Home):
     def __init__(self, url: str, folder: Path | None = None) -> None:
         super().__init__(folder or mirror_folder(url))
         self.url, self.store = url, ObjectStore(url)
-        if "/" not in self.store.root:  # a cache beside it would be another bucket
+        if "/" not in self.store.root:  # its sibling would be another bucket
             raise InputError(f"{url}: names no folder in a bucket; give one, such as s3://bucket/cache")
-        self._sent: dict[str, str] = {}
-        """crc32c of every object that is known to stand at the URL."""
-        self._settled: set[str] = set()
-        """Shards that stand at the URL whole."""
+        self._sent: dict[str, str] = {}  # crc32c of every object that is known to be at the URL
+        self._published: set[str] = set()  # shards that are at the URL whole
 
     def __str__(self) -> str:
         return self.url
 
-    def beside(self, suffix: str) -> "Mirror":
-        """Of a cache with another fingerprint, whose name has the suffix."""
+    def sibling(self, suffix: str) -> "Mirror":
+        """The home of the cache with this suffix to its name."""
         return Mirror(f"{self.url}-{suffix}")
 
+    def _lock_file(self, name: str) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.{name}")
+
     def pull(self) -> None:
-        """Bring fingerprint, tables and plan here; while a process here writes the cache, its mirror is ahead."""
-        with file_lock(_beside(self.folder, "pull"), wait=True), file_lock(_beside(self.folder, "lease")) as free:
-            if free:
+        """Fetch fingerprint, tables and plan; not while a process of this machine writes: its mirror is newer."""
+        with file_lock(self._lock_file("pull"), wait=True), file_lock(self._lock_file("write")) as is_free:
+            if is_free:
                 self._synchronise()
 
     def pull_files(self, place: str) -> None:
-        """Bring a file, an array or all of a shard (`shards/00003/frames`) here, as far as it is not.
+        """Fetch a file, an array or all of a shard (`shards/00003/frames`) where it is not here yet.
 
         Raises CacheError for damage.
         """
@@ -96,33 +90,34 @@ class Mirror(Home):
                 self.store.fetch(file, self.folder / file, checksum)
 
     def publish(self) -> None:
-        """Bring what is new here to the URL: tokens before the table that makes them visible.
+        """Send what is new: tokens before the table that makes them visible.
 
-        Raises CacheError where the store keeps failing; nothing is lost, the next call goes on.
+        Raises CacheError where the store keeps failing; the next call continues.
         """
-        if not (self.folder / "zarr.json").is_file():
-            return
-        if not (self.folder / IDENTITY).is_file():
-            write_file(self.folder / IDENTITY, json.dumps({"id": uuid.uuid4().hex}))
         for name in FIRST:
             self._send_if_changed(name)
         for shard in self.local_shards():
-            if shard not in self._settled:
+            if shard not in self._published:
                 files = sorted(item for item in (self.folder / shard).rglob("*") if item.is_file())
-                table = self.folder / shard / "zarr.json"
-                for file in [*(file for file in files if file != table), table]:
+                for file in sorted(files, key=lambda file: file == self.folder / shard / "zarr.json"):
                     self._send_if_changed(file.relative_to(self.folder).as_posix())
-                self._settled.add(shard)
+                self._published.add(shard)
         for name in LAST:
             self._send_if_changed(name)
 
+    def _send_if_changed(self, name: str) -> None:
+        file = self.folder / name
+        if file.is_file() and self._sent.get(name) != (checksum := file_crc32c(file)):
+            self.store.send(file, name)
+            self._sent[name] = checksum
+
     @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Hold the URL for writing, up to date. Raises CacheError where another process holds it."""
-        with ExitStack() as held:
-            with file_lock(_beside(self.folder, "pull"), wait=True):  # a reader that pulls holds the lease for a moment
-                free = held.enter_context(file_lock(_beside(self.folder, "lease")))
-            if not free:
+    def lock(self) -> Iterator[None]:
+        """Lock the URL for writing and update the mirror. Raises CacheError where another process has the lock."""
+        with ExitStack() as stack:
+            with file_lock(self._lock_file("pull"), wait=True):  # a reader that pulls has the lock for a moment
+                is_free = stack.enter_context(file_lock(self._lock_file("write")))
+            if not is_free:
                 raise CacheError(f"{self.url}: another process on this machine is writing this cache; wait for it")
             self._take_lock()
             try:
@@ -133,77 +128,51 @@ class Mirror(Home):
 
     def _take_lock(self) -> None:
         pid = os.getpid()
-        mine = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "token": uuid.uuid4().hex}
+        mine = {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "token": uuid.uuid4().hex}
         if self.store.create(LOCK, mine):
             return
         try:
-            holder = json.loads(self.store.read(LOCK))
+            owner = json.loads(self.store.read(LOCK))
         except (FileNotFoundError, ValueError):
-            holder = {}
-        gone = holder.get("host") == mine["host"] and _started(holder.get("pid")) != holder.get("started")
-        if holder and not gone:
+            owner = {}
+        is_gone = owner.get("host") == mine["host"] and _start_of(owner.get("pid")) != owner.get("started")
+        if owner and not is_gone:
             raise CacheError(
-                f"{self.url}/{LOCK}: process {holder.get('pid')} on {holder.get('host')} is writing this cache; wait "
+                f"{self.url}/{LOCK}: process {owner.get('pid')} on {owner.get('host')} is writing this cache; wait "
                 "for it, or remove that object if the process is gone"
             )
-        self.store.replace(LOCK, mine)  # it was left by a process of this machine that was killed
+        self.store.replace(LOCK, mine)
 
     def _synchronise(self) -> None:
-        there = self.store.sizes()
-        if "zarr.json" not in there or self._remote_identity(there) != self._local_identity():
+        remote = {name: info["size"] for name, info in self.store.infos().items()}
+        root = self.folder / "zarr.json"
+        if "zarr.json" not in remote or (root.is_file() and root.read_bytes() != self.store.read("zarr.json")):
             shutil.rmtree(self.folder, ignore_errors=True)  # of a cache that is no longer at the URL
-        if "zarr.json" not in there:
+        if "zarr.json" not in remote:
             return
-        planned_here = self._plan()
+        planned_here, ledger = read_checked(self.folder / "plan.json"), self.folder / "ledger.jsonl"
         for name in (*FIRST, *LAST):
-            if name in there and not (name == "ledger.jsonl" and self._ledger_is_ahead(there[name])):
+            is_newer_here = name == ledger.name and ledger.is_file() and ledger.stat().st_size > remote.get(name, 0)
+            if name in remote and not is_newer_here:
                 self.store.fetch(name, self.folder / name)
                 self._sent[name] = file_crc32c(self.folder / name)
-        tables = {name.removesuffix("/zarr.json") for name in there if name.count("/") == 2 and "zarr.json" in name}
+        plan = read_checked(self.folder / "plan.json")
+        tables = {name.removesuffix("/zarr.json") for name in remote if name.count("/") == 2 and "zarr.json" in name}
         for shard in tables:
-            self._pull_table(shard)
-        self._drop_strays(tables, planned_here)
-
-    def _remote_identity(self, there: dict[str, int]) -> bytes | None:
-        return self.store.read(IDENTITY) if IDENTITY in there else None
-
-    def _local_identity(self) -> bytes | None:
-        file = self.folder / IDENTITY
-        return file.read_bytes() if file.is_file() else None
-
-    def _plan(self) -> dict[str, list[str]]:
-        return read_checked(self.folder / "plan.json")
-
-    def _ledger_is_ahead(self, remote_bytes: int) -> bool:
-        file = self.folder / "ledger.jsonl"
-        return file.is_file() and file.stat().st_size > remote_bytes
-
-    def _pull_table(self, shard: str) -> None:
-        """The table of a remote shard; tokens that belong to another table go."""
-        raw, local = self.store.read(f"{shard}/zarr.json"), self.folder / shard / "zarr.json"
-        if not local.is_file() or local.read_bytes() != raw:
-            shutil.rmtree(local.parent, ignore_errors=True)
-            self.store.fetch(f"{shard}/zarr.json", local)
-        self._settled.add(shard)
-
-    def _drop_strays(self, tables: set[str], planned_here: dict[str, list[str]]) -> None:
-        """Shards that only stand here are ours to publish if the plan at the URL has them too."""
-        plan = self._plan()
-        for shard in self.local_shards():
+            raw, local = self.store.read(f"{shard}/zarr.json"), self.folder / shard / "zarr.json"
+            if not local.is_file() or local.read_bytes() != raw:  # tokens here belong to another table
+                shutil.rmtree(local.parent, ignore_errors=True)
+                self.store.fetch(f"{shard}/zarr.json", local)
+            self._published.add(shard)
+        for shard in self.local_shards():  # one that is here only is ours to publish if both plans have it
             kind, _, name = shard.partition("/")
             if shard not in tables and (kind == "texts" or plan.get(name) != planned_here.get(name, [])):
                 shutil.rmtree(self.folder / shard)
 
     def local_shards(self) -> list[str]:
         """Shards whose table is here, `shards/00000` …, `texts/00000` …"""
-        tables = (file for kind in KINDS for file in sorted((self.folder / kind).glob("[0-9]*/zarr.json")))
+        tables = (file for kind in ("shards", "texts") for file in sorted(self.folder.glob(f"{kind}/[0-9]*/zarr.json")))
         return [file.parent.relative_to(self.folder).as_posix() for file in tables]
-
-    def _send_if_changed(self, name: str) -> None:
-        file = self.folder / name
-        if file.is_file() and self._sent.get(name) != (checksum := file_crc32c(file)):
-            self.store.send(file, name)
-            self._sent[name] = checksum
 
 
 class ExactCopy(Mirror):
@@ -211,7 +180,7 @@ class ExactCopy(Mirror):
 
     def pull_everything(self) -> None:
         """Fetch all of it. Raises MissingError where there is no cache."""
-        names = self.store.sizes().keys() - {LOCK}
+        names = self.store.infos().keys() - {LOCK}
         if "zarr.json" not in names:
             raise MissingError(f"cache {self.url} does not exist")
         for name in names:
@@ -219,21 +188,20 @@ class ExactCopy(Mirror):
             self._sent[name] = file_crc32c(self.folder / name)
 
     def publish(self) -> None:
-        """Send what was mended, and remove what mending removed."""
+        """Send what was repaired, and remove what the repair removed."""
         super().publish()
-        for name in list(self._sent):
-            if not (self.folder / name).is_file():
-                self.store.remove(name)
-                del self._sent[name]
+        for name in [name for name in self._sent if not (self.folder / name).is_file()]:
+            self.store.remove(name)
+            del self._sent[name]
 
     def _synchronise(self) -> None:
-        """Nothing: it is what it is."""
+        """Nothing: it stays as it was fetched."""
 
 
 def mirror_folder(url: str) -> Path:
-    """Where the local copy of a remote cache lies: below $UNLOC_MIRRORS, else ~/.cache/unloc/mirrors.
+    """Where the mirror of a remote cache is: below $UNLOC_MIRRORS, else ~/.cache/unloc/mirrors.
 
-    A `memory://` cache goes with its process, and so does its copy.
+    A `memory://` cache ends with its process, and so does its mirror.
     """
     home = Path(os.environ.get("UNLOC_MIRRORS") or Path.home() / ".cache" / "unloc" / "mirrors")
     if url.startswith("memory:"):
@@ -248,12 +216,8 @@ def _home_of_this_process() -> Path:
     return Path(home)
 
 
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f".{folder.name}.{suffix}")
-
-
-def _started(pid: int | None) -> str | None:
-    """A mark of the process of that id which a later one with the same id does not share; None where it is gone."""
+def _start_of(pid: int | None) -> str | None:
+    """When a process started, which tells it from a later one with the same id; None where there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
     except (FileNotFoundError, ProcessLookupError, IndexError):

@@ -1,6 +1,6 @@
 """Objects below one URL (`s3://bucket/cache`, `memory://cache`), read and written whole, over fsspec.
 
-Stores fail now and then: every action is tried again, and what was sent is there only once its size is right.
+Stores fail now and then: every action is tried again, and an object counts as sent once its size is right.
 """
 
 import json
@@ -35,11 +35,10 @@ class ObjectStore:
             hint = "; it needs: pip install 'unloc[s3]'" if url.startswith("s3:") else ""
             raise InputError(f"{url}: {_on_one_line(error)}{hint}") from None
         self.root = root.rstrip("/")
-        self._passing, self._final = _store_errors()
 
-    def sizes(self) -> dict[str, int]:
-        """Every object with its bytes."""
-        return {name: info["size"] for name, info in self.infos().items()}
+    def key(self, name: str) -> str:
+        """The name by which the store knows an object."""
+        return f"{self.root}/{name}"
 
     def infos(self) -> dict[str, dict]:
         """Every object with what the store says of it."""
@@ -55,10 +54,6 @@ class ObjectStore:
         except FileNotFoundError:
             return {}
 
-    def read(self, name: str) -> bytes:
-        """The bytes of an object. Raises FileNotFoundError where it is not there."""
-        return self._try(lambda: self.store.cat_file(self.key(name)), name)
-
     def info(self, name: str) -> dict:
         """What the store says of an object now. Raises FileNotFoundError where it is not there."""
 
@@ -68,15 +63,19 @@ class ObjectStore:
 
         return self._try(ask, name)
 
+    def read(self, name: str) -> bytes:
+        """The bytes of an object. Raises FileNotFoundError where it is not there."""
+        return self._try(lambda: self.store.cat_file(self.key(name)), name)
+
     def download(self, name: str, copy: BinaryIO, size: int | None, callback: Callback) -> None:
         """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
 
         def get() -> None:
             copy.truncate(0)
             self.store.get_file(self.key(name), f"/proc/self/fd/{copy.fileno()}", callback=callback)
-            came = os.fstat(copy.fileno()).st_size
-            if size is not None and came != size:
-                raise OSError(f"{came} of its {size} bytes came")
+            received = os.fstat(copy.fileno()).st_size
+            if size is not None and received != size:
+                raise OSError(f"received {received} of its {size} bytes")
 
         self._try(get, name)
 
@@ -102,14 +101,14 @@ class ObjectStore:
                 self.store.invalidate_cache()
                 size = self.store.info(self.key(name))["size"]
             except FileNotFoundError as error:
-                raise OSError(f"it is not there after it was sent ({_on_one_line(error)})") from None
+                raise OSError(f"not found after it was sent ({_on_one_line(error)})") from None
             if size != file.stat().st_size:
-                raise OSError(f"it has {size} bytes after {file.stat().st_size} were sent")
+                raise OSError(f"has {size} bytes after {file.stat().st_size} were sent")
 
         self._try(put, name)
 
     def create(self, name: str, content: dict) -> bool:
-        """Write a JSON object that must not be there yet; False where it is, and holds something else.
+        """Write a JSON object that must not exist yet; False where it does, with other content.
 
         Raises MissingError where there is no such bucket.
         """
@@ -118,14 +117,14 @@ class ObjectStore:
             self._try(lambda: self.store.pipe_file(self.key(name), raw, mode="create"), name)
         except FileExistsError:
             with suppress(FileNotFoundError):
-                return self.read(name) == raw  # a first attempt may have arrived though it was said to have failed
+                return self.read(name) == raw  # a first attempt may have arrived though it was reported as failed
             return False
         except FileNotFoundError as error:
             raise MissingError(f"{self.url}: there is no such bucket ({_on_one_line(error)}); make it first") from None
         return True
 
     def replace(self, name: str, content: dict) -> None:
-        """Write a JSON object over what is there."""
+        """Write a JSON object over an existing one."""
         self._try(lambda: self.store.pipe_file(self.key(name), json.dumps(content).encode()), name)
 
     def remove(self, name: str) -> None:
@@ -133,46 +132,41 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             self._try(lambda: self.store.rm_file(self.key(name)), name)
 
-    def key(self, name: str) -> str:
-        """The name by which the store knows an object."""
-        return f"{self.root}/{name}"
-
     def _try(self, action: Callable[[], Result], name: str) -> Result:
-        """The result of an action, tried again while the store fails. Raises CacheError after the last attempt."""
+        """The result of an action, repeated while the store fails. Raises CacheError after the last attempt."""
+        temporary, final = _store_errors()
         for attempt in range(ATTEMPTS):
             try:
                 return action()
             except (FileNotFoundError, FileExistsError):
                 raise
-            except self._final as error:
+            except final as error:
                 raise CacheError(f"{self.url}/{name}: not allowed ({_on_one_line(error)}); check credentials") from None
-            except self._passing as error:
-                words = _on_one_line(error)
-                logger.info("%s/%s: %s (attempt %d)", self.url, name, words, attempt + 1)
+            except temporary as error:
+                message = _on_one_line(error)
+                logger.info("%s/%s: %s (attempt %d)", self.url, name, message, attempt + 1)
                 if attempt + 1 < ATTEMPTS:
                     time.sleep(PAUSE_SECONDS * 2**attempt)
-        raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({words}); run the same command again")
+        raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({message}); run the same command again")
 
 
 def _on_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-Errors = tuple[type[Exception], ...]
-
-
-def _store_errors() -> tuple[Errors, Errors]:
-    """What a store raises that may work when tried again, and what will not; those of clients are no OSErrors."""
-    passing, final = (OSError,), (PermissionError,)
+def _store_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """Errors of stores that may pass, and those that will not; clients of S3 and of the web have their own classes."""
+    temporary, final = (OSError,), (PermissionError,)
     with suppress(ImportError):
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-        passing, final = (*passing, BotoCoreError, ClientError), (*final, NoCredentialsError, PartialCredentialsError)
+        temporary, final = (*temporary, BotoCoreError, ClientError), (*final, NoCredentialsError)
+        final = (*final, PartialCredentialsError)
     with suppress(ImportError):
         from aiohttp import ClientError as WebError
 
-        passing = (*passing, WebError)
-    return passing, final
+        temporary = (*temporary, WebError)
+    return temporary, final
 
 
 def read_url(url: str) -> bytes:

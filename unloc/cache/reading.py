@@ -1,19 +1,17 @@
-"""The cache: tokens of videos and texts in sharded Zarr v3, read by mapping the shard files.
+"""A cache in a local folder: tokens of videos and texts in sharded Zarr v3, read by mapping the shard files.
 
     CACHE/zarr.json                    fingerprint (which tower and preprocessing) and versions
-    CACHE/shards/00000/zarr.json       the shard's table: columns with one value per video, the rows of the videos that
+    CACHE/shards/00000/zarr.json       the shard's table: columns with one value per video, rows of the videos that
                                        failed, and checksums of all files of the shard
     CACHE/shards/00000/frames          (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
-    CACHE/shards/00000/videos.jsonl    all that is known of each video beside its tokens, one line per video
+    CACHE/shards/00000/videos.jsonl    everything else known of each video, one line per video
     CACHE/aliases.json                 ids that name the same file as a cached video (`v_<id>` and `<id>`)
     CACHE/projections.json             CLIP's own projections, where tokens are kept before them
     CACHE/texts/00000/zarr.json        table of texts: [text, first row, rows]
     CACHE/texts/00000/tokens           (rows, D), all tokens of each text from BOS to EOS
 
 Opening reads the tables; a video's row, with its times, is read when asked for. Any Zarr v3 reader opens the arrays.
-Locally the shard file of an uncompressed array is its bytes and an index, so it is mapped into memory: a random batch
-costs about what one memmap would. Every group's `zarr.json`, the plan and the aliases carry a checksum over their own
-bytes; `shards/zarr.json` holds a copy of the fingerprint.
+`shards/zarr.json` holds a copy of the fingerprint.
 """
 
 import json
@@ -29,26 +27,14 @@ import google_crc32c
 import numpy as np
 
 from unloc.cache.dtype import from_stored
+from unloc.cache.metadata import damaged, read_attributes, read_checked
 from unloc.cache.shard_map import ShardMap
 from unloc.errors import CacheError, MissingError
-from unloc.files import url_of
 
-FORMAT = 3
-SHARD_NAME = "{:05d}"
-CHECKSUM_KEY = "crc32c"
 COLUMNS = ("video_id", "first_row", "num_tokens", "duration_seconds", "file_bytes", "file_mtime_ns")
 ROWS = "videos.jsonl"
 MOST_MAPS, MOST_TIMES = 10_000, 20_000
-REMEMBERED = ("_map", "_line_ends", "times_seconds")  # of a Cache, by each process for itself
-UNSTATED = {
-    "tower.batch": 16,
-    "tower.projected": True,
-    "tower.texts_projected": True,
-    "tower.num_layers": 1,
-    "tower.dtype": "float32",
-    "tower.like": None,
-}
-_CHECKSUM_MARK = f'"{CHECKSUM_KEY}": "'.encode()
+PER_PROCESS = ("_map", "_line_ends", "times_seconds")  # memories of a Cache that are not pickled
 
 
 @dataclass(frozen=True)
@@ -65,106 +51,6 @@ class CachedVideo:
     def meta(self) -> dict:
         """The video's row, read on first use: video_id, content_sha256, duration_seconds, decoder, codec, …"""
         return self._read_row()
-
-
-def open_cache(path: Path | str) -> "Cache":
-    """The cache at a path or URL (`s3://…`, see `mirror`).
-
-    Raises MissingError where there is none, CacheError where it is of another format.
-    """
-    if url := url_of(path):
-        from unloc.cache.remote import open_remote
-
-        return open_remote(url)
-    path = Path(path)
-    if not (path / "zarr.json").is_file():
-        if path.exists():
-            raise MissingError(f"{path} is no cache: it has no zarr.json; name the folder that `unloc extract` wrote")
-        raise MissingError(f"cache {path} does not exist; `unloc extract … --cache {path}` makes it")
-    return Cache(path)
-
-
-def read_attributes(group: Path) -> dict:
-    """Attributes of a Zarr group.
-
-    Raises CacheError where its metadata is gone, is not what was written, or is of another format.
-    """
-    file = group / "zarr.json"
-    try:
-        raw = file.read_bytes()
-        attributes = json.loads(raw)["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        attributes = None
-    if not isinstance(attributes, dict):
-        raise CacheError(_damaged(file))
-    stated = attributes.get("unloc_cache", FORMAT)
-    if stated != FORMAT:
-        raise CacheError(
-            f"{group}: cache format {stated!r}, this unloc reads {FORMAT}; run `unloc extract` again into a new folder"
-        )
-    if attributes.get(CHECKSUM_KEY) != group_checksum(raw):
-        raise CacheError(_damaged(file))
-    return attributes
-
-
-def _damaged(file: Path) -> str:
-    return f"{file}: damaged; `unloc cache verify --repair` mends what can be mended"
-
-
-def read_checked(file: Path) -> dict:
-    """The values of a JSON file that `cache_writer.write_checked` wrote; none where there is no file.
-
-    Raises CacheError where it is not what was written.
-    """
-    if not file.is_file():
-        return {}
-    raw = file.read_bytes()
-    try:
-        stated = json.loads(raw)
-        values, is_whole = stated["values"], stated[CHECKSUM_KEY] == group_checksum(raw)
-    except (ValueError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise CacheError(_damaged(file))
-    return values
-
-
-def completed(fingerprint: dict) -> dict:
-    """With the keys that caches did not state before there was a choice.
-
-    The activation was once that of the model's name, whatever the weights were trained with.
-    """
-    if "tower.name" not in fingerprint:
-        return fingerprint
-    activation = "quick_gelu" if fingerprint["tower.name"].endswith("-quickgelu") else "gelu"
-    unstated = UNSTATED | {"tower.activation": activation}
-    return fingerprint | {key: value for key, value in unstated.items() if key not in fingerprint}
-
-
-def group_checksum(raw: bytes) -> str:
-    """crc32c over a metadata file in which the digits of its checksum are zeros."""
-    head, mark, tail = raw.rpartition(_CHECKSUM_MARK)
-    return f"{google_crc32c.value(head + mark + b'00000000' + tail[8:]):08x}"
-
-
-class Rows(Mapping[str, dict]):
-    """The row of every cached video by id, with `shard`; a row is read and parsed each time it is asked for."""
-
-    def __init__(self, cache: "Cache") -> None:
-        self._cache = cache
-
-    def __getitem__(self, video_id: str) -> dict:
-        shard, position = self._cache.place(video_id)
-        return json.loads(self._cache.row_line(shard, position)) | {"shard": shard}
-
-    def __contains__(self, video_id: object) -> bool:
-        return video_id in self._cache.table.number_of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cache.table.number_of)
-
-    def __len__(self) -> int:
-        return len(self._cache.table.number_of)
 
 
 @dataclass(frozen=True)
@@ -200,31 +86,55 @@ class Table:
         return cls(number_of, columns, [folder.name for folder in folders], starts, failed)
 
 
+class Rows(Mapping[str, dict]):
+    """The row of every cached video by id, with its `shard`; read and parsed each time it is asked for."""
+
+    def __init__(self, cache: "Cache") -> None:
+        self._cache = cache
+
+    def __getitem__(self, video_id: str) -> dict:
+        return self._cache.read_row(video_id)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._cache.table.number_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cache.table.number_of)
+
+    def __len__(self) -> int:
+        return len(self._cache.table.number_of)
+
+
 class Cache:
-    """Read access by video id and by text. New shards written after opening are not seen."""
+    """Read access by video id and by text. Shards written after opening are not seen."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        """Raises MissingError where there is no cache, CacheError where it is of another format or damaged."""
+        if not (path / "zarr.json").is_file():
+            advice = f"`unloc extract … --cache {path}` makes it"
+            if path.exists():
+                raise MissingError(f"{path} is no cache: it has no zarr.json; name a folder that `unloc extract` wrote")
+            raise MissingError(f"cache {path} does not exist; {advice}")
         attributes = read_attributes(path)
+        self.path = path
         self.fingerprint: dict = attributes["fingerprint"]
         self.versions: dict = attributes["versions"]
         self.dtype: str = self.fingerprint.get("dtype", "float16")
-        """How tokens are stored: float16, float32 or bfloat16 (see `token_dtype`)."""
+        """How tokens are stored: float16, float32 or bfloat16."""
+        self._finite: set[str] = set()  # videos whose tokens were checked
         self._remember()
-        self._finite: set[str] = set()
-        """Videos whose tokens were looked at."""
 
     def _remember(self) -> None:
         # A map holds an open file: at most half of those that the process may open.
         num_maps = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, MOST_MAPS)
-        self._map = lru_cache(maxsize=num_maps)(self._open_map)
+        self._map = lru_cache(maxsize=num_maps)(lambda name: ShardMap(self.fetch(name)))
         self._line_ends = lru_cache(maxsize=None)(self._find_line_ends)
         self.times_seconds = lru_cache(maxsize=MOST_TIMES)(self._read_times)
         """(T,) of one of `rows`, read only: when each frame is shown from, in seconds."""
 
     def __getstate__(self) -> dict:
         # Maps would be pickled as the data they show; another process maps the shards itself.
-        return {key: value for key, value in self.__dict__.items() if key not in REMEMBERED}
+        return {key: value for key, value in self.__dict__.items() if key not in PER_PROCESS}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
@@ -244,31 +154,9 @@ class Cache:
         return Table.read(sorted(file.parent for file in (self.path / "shards").glob("[0-9]*/zarr.json")))
 
     @property
-    def shards(self) -> list[str]:
-        """Names of the committed shards, in order."""
-        return self.table.shards
-
-    @property
     def rows(self) -> Rows:
-        """What is known of every cached video beside its tokens and times."""
+        """What is known of every cached video, by the id under which its tokens are stored."""
         return Rows(self)
-
-    def column(self, name: str, video_id: str) -> int | float:
-        """One of `COLUMNS` of one of `rows`, without parsing the row (`Table.columns`)."""
-        return self.table.columns[name][self.table.number_of[video_id]].item()
-
-    def place(self, video_id: str) -> tuple[str, int]:
-        """The shard of a cached video and its position there."""
-        number = self.table.number_of[video_id]
-        shard = bisect_right(self.table.starts, number) - 1  # the last one where empty shards start there too
-        return self.shards[shard], number - self.table.starts[shard]
-
-    def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
-        """Measured seconds of those videos that are cached, by any of their ids; NaN where a row does not know it."""
-        own = {video_id: self.own_id(video_id) for video_id in video_ids}
-        return {
-            video_id: float(self.column("duration_seconds", name)) for video_id, name in own.items() if name is not None
-        }
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -284,12 +172,13 @@ class Cache:
         }
 
     @cached_property
-    def _texts(self) -> dict[str, tuple[str, int, int]]:
-        found = {}
-        for group in sorted((self.path / "texts").glob("[0-9]*")):
-            for text, first, count in read_attributes(group)["texts"]:
-                found[text] = (f"texts/{group.name}/tokens", first, count)
-        return found
+    def text_index(self) -> dict[str, tuple[str, int, int]]:
+        """Every cached text with the array that holds its tokens, its first row and number of rows."""
+        return {
+            text: (f"texts/{group.name}/tokens", first, count)
+            for group in sorted((self.path / "texts").glob("[0-9]*"))
+            for text, first, count in read_attributes(group)["texts"]
+        }
 
     def __contains__(self, video_id: str) -> bool:
         return self.own_id(video_id) is not None
@@ -298,68 +187,83 @@ class Cache:
         return len(self.rows)
 
     def own_id(self, video_id: str) -> str | None:
-        """The id under which a video's tokens are stored: its own, or that of which it is an alias; None: neither."""
+        """The id under which a video's tokens are stored: its own, or the one it is an alias of; None: not cached."""
         own = video_id if video_id in self.rows else self.aliases.get(video_id)
         return own if own in self.rows else None
 
-    def _known(self, video_id: str) -> str:
+    def _require_id(self, video_id: str) -> str:
         own = self.own_id(video_id)
         if own is None:
             raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
         return own
 
+    def column(self, name: str, video_id: str) -> int | float:
+        """One of `COLUMNS` of one of `rows`, without parsing the row (`Table.columns`)."""
+        return self.table.columns[name][self.table.number_of[video_id]].item()
+
+    def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
+        """Measured seconds of those videos that are cached, by any of their ids; NaN where a row does not know it."""
+        own = {video_id: self.own_id(video_id) for video_id in video_ids}
+        return {video_id: self.column("duration_seconds", name) for video_id, name in own.items() if name is not None}
+
     def row(self, video_id: str) -> dict:
         """The row of a video by any of its ids. Raises MissingError where it is not cached."""
-        return self.rows[self._known(video_id)]
+        return self.rows[self._require_id(video_id)]
 
-    def __getitem__(self, video_id: str) -> CachedVideo:
-        own = self._known(video_id)
-        frames = from_stored(self.stored_tokens(own), self.dtype)
-        if own not in self._finite:  # once for each reader
-            self._require_finite(f"video {video_id!r}", frames)
-            self._finite.add(own)
-        return CachedVideo(frames.swapaxes(0, 1), self.times_seconds(own), partial(self.rows.__getitem__, own))
+    def read_row(self, video_id: str) -> dict:
+        """One of `rows`. Raises CacheError where the shard's `videos.jsonl` is damaged."""
+        shard, position = self._place(video_id)
+        ends = self._line_ends(shard)
+        start = int(ends[position - 1]) if position else 0
+        with (self.path / "shards" / shard / ROWS).open("rb") as handle:
+            handle.seek(start)
+            return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
 
-    def _require_finite(self, what: str, tokens: np.ndarray) -> None:
-        if not np.isfinite(tokens).all():
-            raise CacheError(
-                f"{self.path}: {what} has NaN or infinite tokens; leave it out of the manifest, or extract it again "
-                "with --refresh"
-            )
+    def _place(self, video_id: str) -> tuple[str, int]:
+        """The shard of a video and its position there."""
+        number = self.table.number_of[video_id]
+        shard = bisect_right(self.table.starts, number) - 1  # the last one where empty shards start there too
+        return self.table.shards[shard], number - self.table.starts[shard]
 
-    def stored_tokens(self, video_id: str) -> np.ndarray:
-        """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
-        shard, _ = self.place(video_id)
-        first, count = self.column("first_row", video_id), self.column("num_tokens", video_id)
-        return self._map(f"shards/{shard}/frames").rows(first, count)
+    def _find_line_ends(self, shard: str) -> np.ndarray:
+        """Where each line of a shard's `videos.jsonl` ends; the file is compared with its checksum."""
+        file = self.fetch(f"shards/{shard}/{ROWS}")
+        raw = file.read_bytes() if file.is_file() else b""
+        if f"{google_crc32c.value(raw):08x}" != read_attributes(self.path / "shards" / shard)["files"].get(ROWS):
+            raise CacheError(damaged(file))
+        return np.flatnonzero(np.frombuffer(raw, dtype=np.uint8) == ord("\n")) + 1
 
     def _read_times(self, video_id: str) -> np.ndarray:
         times = np.asarray(self.rows[video_id]["times_seconds"], dtype=np.float64)
         times.flags.writeable = False  # the next reader gets the same array
         return times
 
-    @property
-    def num_texts(self) -> int:
-        """How many texts are here."""
-        return len(self._texts)
+    def __getitem__(self, video_id: str) -> CachedVideo:
+        own = self._require_id(video_id)
+        frames = from_stored(self.stored_tokens(own), self.dtype)
+        if own not in self._finite:
+            self._require_finite(f"video {video_id!r}", frames)
+            self._finite.add(own)
+        return CachedVideo(frames.swapaxes(0, 1), self.times_seconds(own), partial(self.read_row, own))
 
-    @property
-    def text_names(self) -> list[str]:
-        """Every text that is here, in the order in which they came."""
-        return list(self._texts)
+    def _require_finite(self, what: str, tokens: np.ndarray) -> None:
+        if not np.isfinite(tokens).all():
+            advice = "leave it out of the manifest, or extract it again with --refresh"
+            raise CacheError(f"{self.path}: {what} has NaN or infinite tokens; {advice}")
+
+    def stored_tokens(self, video_id: str) -> np.ndarray:
+        """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
+        first, count = self.column("first_row", video_id), self.column("num_tokens", video_id)
+        return self._map(f"shards/{self._place(video_id)[0]}/frames").rows(first, count)
 
     def stored_text(self, text: str) -> np.ndarray:
         """(K, D) of one text as its bytes are stored (bfloat16: as uint16)."""
-        name, first, count = self._texts[text]
+        name, first, count = self.text_index[text]
         return self._map(name).rows(first, count)
-
-    def has_text(self, text: str) -> bool:
-        """True where the text's tokens are here."""
-        return text in self._texts
 
     def texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text, BOS to EOS. Raises MissingError naming the first text that is not here."""
-        absent = [text for text in texts if text not in self._texts]
+        absent = [text for text in texts if text not in self.text_index]
         if absent:
             raise MissingError(
                 f"{self.path}: {len(absent)} texts are not in the cache (first: {absent[0]!r}); "
@@ -371,24 +275,5 @@ class Cache:
         return found
 
     def fetch(self, name: str) -> Path:
-        """A file or array of the cache that is to be read, by its name in it; a remote cache brings it here first."""
+        """The path of a file or array that is about to be read; a remote cache downloads it first."""
         return self.path / name
-
-    def _open_map(self, name: str) -> ShardMap:
-        return ShardMap(self.fetch(name))
-
-    def row_line(self, shard: str, position: int) -> bytes:
-        """A line of a shard's `videos.jsonl`. Raises CacheError where the file is not what was written."""
-        ends = self._line_ends(shard)
-        start = int(ends[position - 1]) if position else 0
-        with (self.path / "shards" / shard / ROWS).open("rb") as handle:
-            handle.seek(start)
-            return handle.read(int(ends[position]) - start)
-
-    def _find_line_ends(self, shard: str) -> np.ndarray:
-        """Where each line of a shard's `videos.jsonl` ends; on the way the file is checked, once."""
-        file, folder = self.fetch(f"shards/{shard}/{ROWS}"), self.path / "shards" / shard
-        raw = file.read_bytes() if file.is_file() else b""
-        if f"{google_crc32c.value(raw):08x}" != read_attributes(folder)["files"].get(ROWS):
-            raise CacheError(_damaged(file))
-        return np.flatnonzero(np.frombuffer(raw, dtype=np.uint8) == ord("\n")) + 1

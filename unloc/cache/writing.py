@@ -1,15 +1,12 @@
 """Writing a cache: a new one with its fingerprint, shards of videos, shards of texts; each appears in one rename."""
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import google_crc32c
@@ -17,21 +14,13 @@ import numpy as np
 import zarr
 
 from unloc.cache.dtype import STORED_DTYPES
-from unloc.cache.reading import (
-    CHECKSUM_KEY,
-    COLUMNS,
-    FORMAT,
-    ROWS,
-    SHARD_NAME,
-    Cache,
-    completed,
-    group_checksum,
-    open_cache,
-)
+from unloc.cache.metadata import FORMAT, SHARD_NAME, group_metadata, write_checked
+from unloc.cache.reading import COLUMNS, ROWS, Cache
 from unloc.errors import CacheError, FingerprintError
-from unloc.files import commit_folder, file_crc32c, write_file
+from unloc.files import LOCK, commit_folder, file_crc32c, write_file
 
 CHUNK_ROWS = 32  # rows per chunk where videos differ in length; a video begins on a chunk
+TEXTS_PER_SHARD = 20_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,12 @@ class VideoTokens:
     meta: dict
     """Its row: video_id, times_seconds, sha256, …"""
     tokens: np.ndarray
-    """(T, views, D) as they are stored (`token_dtype.to_stored`)."""
+    """(T, views, D) as they are stored (`dtype.to_stored`)."""
+
+    @property
+    def video_id(self) -> str:
+        """The id under which it is stored."""
+        return self.meta["video_id"]
 
 
 def stored_video(cache: Cache, video_id: str) -> VideoTokens:
@@ -51,89 +45,47 @@ def stored_video(cache: Cache, video_id: str) -> VideoTokens:
 
 
 def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
-    """Create the cache, or make sure that the one there has this fingerprint.
+    """Create the cache, or make sure that the existing one has this fingerprint.
 
     Raises FingerprintError naming each key that differs, CacheError where the folder holds something else.
     """
     fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
     if (path / "zarr.json").is_file():
-        differing = fingerprint_differences(open_cache(path).fingerprint, fingerprint, names=("cache", "now"))
+        differing = fingerprint_differences(Cache(path).fingerprint, fingerprint, names=("cache", "now"))
         if differing:
             raise FingerprintError(
                 f"{path}: was made otherwise ({differing}); extract with the same settings or into a new cache, "
-                f"for example --cache {path}-{fingerprint_hash(fingerprint)[:8]}"
+                f"for example --cache {path}-{fingerprint_hash(fingerprint)}"
             )
         return
-    if path.exists() and not (path.is_dir() and all(map(_is_rest_of_creation, path.rglob("*")))):
-        raise CacheError(f"{path}: is neither empty nor a cache; give a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(path):
-        if not (path / "zarr.json").is_file():
-            _create(path, {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions})
-            return
-    create_or_check(path, fingerprint, versions)  # another process has just made it
-
-
-def _create(path: Path, attributes: dict) -> None:
-    for name, stated in (("shards", attributes), ("texts", {})):
-        (path / name).mkdir(exist_ok=True)
-        write_file(path / name / "zarr.json", group_metadata(stated))
-    write_file(path / "zarr.json", group_metadata(attributes))  # last: with it the cache is there
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two processes that create one cache must not mix their fingerprints."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_rest_of_creation(item: Path) -> bool:
-    """True of what a creation leaves that was killed before its last file."""
-    return item.name in ("shards", "texts", "zarr.json") or (item.name.startswith(".zarr.json.") and item.is_file())
+    if path.exists():  # an interrupted creation leaves these; `zarr.json` comes last
+        known = ("shards", "texts", "zarr.json", ".zarr.json.part", LOCK)
+        if not path.is_dir() or any(item.name not in known for item in path.rglob("*")):
+            raise CacheError(f"{path}: is neither empty nor a cache; give a new folder")
+    attributes = {"unloc_cache": FORMAT, "fingerprint": fingerprint, "versions": versions}
+    write_file(path / "shards" / "zarr.json", group_metadata(attributes))
+    write_file(path / "texts" / "zarr.json", group_metadata({}))
+    write_file(path / "zarr.json", group_metadata(attributes))
 
 
 def fingerprint_differences(one: dict, other: dict, *, names: tuple[str, str]) -> str:
-    """Every key that differs with both values, in words; empty where the fingerprints are equal."""
-    one, other = completed(one), completed(other)
+    """Every key that differs with both values, for a message; empty where the fingerprints are equal."""
     keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
     return "; ".join(f"{key}: {names[0]} {one.get(key)!r}, {names[1]} {other.get(key)!r}" for key in keys)
 
 
 def fingerprint_hash(fingerprint: dict) -> str:
-    """sha256 of a fingerprint's canonical JSON."""
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-
-
-def group_metadata(attributes: dict) -> str:
-    """The `zarr.json` of a group, with a checksum over all its bytes as the last attribute."""
-    stated = {"zarr_format": 3, "node_type": "group", "attributes": attributes | {CHECKSUM_KEY: "0" * 8}}
-    return _with_checksum(json.dumps(stated, ensure_ascii=False))  # indented Python would write it, ten times slower
-
-
-def write_checked(path: Path, values: dict) -> None:
-    """Write values atomically as JSON with a checksum over all its bytes (`cache.read_checked`)."""
-    stated = {"values": values, CHECKSUM_KEY: "0" * 8}
-    write_file(path, _with_checksum(json.dumps(stated, ensure_ascii=False)))
+    """Eight digits of the sha256 of a fingerprint's canonical JSON."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def write_projections(path: Path, projections: Mapping[str, np.ndarray]) -> None:
     """Write the tower's own projections of tokens that the cache keeps before them (`Cache.projections`)."""
-    written = {
+    stored = {
         kind: {"shape": list(weight.shape), "float32": b64encode(weight.astype("<f4").tobytes()).decode()}
         for kind, weight in projections.items()
     }
-    write_checked(path / "projections.json", written)
-
-
-def _with_checksum(text: str) -> str:
-    head, _, tail = text.rpartition("0" * 8)
-    return head + group_checksum(text.encode()) + tail
+    write_checked(path / "projections.json", stored)
 
 
 def write_video_shard(
@@ -144,77 +96,67 @@ def write_video_shard(
     dtype: str,
     lengths: Sequence[int] | None = None,
 ) -> None:
-    """Write a shard of videos (in this order) and the rows of those that failed; it appears whole or not at all.
+    """Write a shard of videos (in this order) and the rows of those that failed; an existing shard is replaced.
 
-    Videos that are not all in memory are taken one at a time where `lengths`, their numbers of tokens, are given. A
-    shard of that name that is there already is replaced.
+    `lengths` are the videos' numbers of tokens: with them, videos are taken from a generator one at a time.
     """
     lengths = [len(video.tokens) for video in videos] if lengths is None else lengths
-    firsts, chunk = layout(lengths)
-    folder = _fresh(path / "shards" / f".{name}.part")
+    chunk = lengths[0] if len(set(lengths)) == 1 else CHUNK_ROWS
+    firsts = np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist()
+    folder = _new_folder(path / "shards", name)
     columns = {column: [] for column in COLUMNS}
 
-    def tokens_of(videos: Iterable[VideoTokens]) -> Iterator[np.ndarray]:
+    def tokens_of_videos() -> Iterator[np.ndarray]:
         with (folder / ROWS).open("w", encoding="utf-8") as handle:
             for video, first, length in zip(videos, firsts, lengths, strict=False):
+                if video.tokens.dtype != STORED_DTYPES[dtype]:
+                    raise CacheError(
+                        f"video {video.video_id!r}: tokens are {video.tokens.dtype}, a {dtype} cache stores "
+                        f"{STORED_DTYPES[dtype]}; convert them with dtype.to_stored"
+                    )
                 row = video.meta | {"first_row": first, "num_tokens": length}
                 handle.write(json.dumps(row, ensure_ascii=False) + "\n")
                 for column, values in columns.items():
                     values.append(row.get(column))
-                yield _as_stored(video, dtype)
+                yield video.tokens
 
     if lengths:
-        write_array(folder / "frames", tokens_of(videos), firsts, chunk, dtype)
+        _write_array(folder / "frames", tokens_of_videos(), firsts, chunk, dtype)
     _commit(folder, path / "shards" / name, {"videos": columns, "failed": list(failed)})
 
 
-def layout(lengths: Sequence[int]) -> tuple[list[int], int]:
-    """First row of each video, and behind the last one the number of all rows; and the rows of a chunk."""
-    chunk = lengths[0] if lengths and len(set(lengths)) == 1 else CHUNK_ROWS
-    return np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist(), chunk
+def write_texts(path: Path, texts: Iterable[tuple[str, np.ndarray]], dtype: str) -> int:
+    """Write texts with their (K, D) stored tokens into new shards; how many they were."""
+    texts, count = iter(texts), 0
+    while part := list(islice(texts, TEXTS_PER_SHARD)):
+        existing = [int(item.name) for item in (path / "texts").glob("[0-9]*")]
+        name = SHARD_NAME.format(max(existing, default=-1) + 1)
+        firsts = np.cumsum([0, *(len(tokens) for _, tokens in part)]).tolist()
+        table = [[text, first, len(tokens)] for (text, tokens), first in zip(part, firsts, strict=False)]
+        folder, data = _new_folder(path / "texts", name), np.concatenate([tokens for _, tokens in part])
+        _write_array(folder / "tokens", [data], [0, -(-firsts[-1] // CHUNK_ROWS) * CHUNK_ROWS], CHUNK_ROWS, dtype)
+        _commit(folder, path / "texts" / name, {"texts": table})
+        count += len(part)
+    return count
 
 
-def _as_stored(video: VideoTokens, dtype: str) -> np.ndarray:
-    if video.tokens.dtype != STORED_DTYPES[dtype]:
-        raise CacheError(
-            f"video {video.meta['video_id']!r}: tokens are {video.tokens.dtype}, a {dtype} cache stores "
-            f"{STORED_DTYPES[dtype]}; convert them with token_dtype.to_stored"
-        )
-    return video.tokens
-
-
-def write_text_shard(
-    path: Path, texts: Sequence[tuple[str, np.ndarray]], dtype: str, *, name: str | None = None
-) -> None:
-    """Write a shard of texts: (text, (K, D) stored tokens); by default after those there are."""
-    existing = [int(item.name) for item in (path / "texts").glob("[0-9]*")]
-    name = name or SHARD_NAME.format(max(existing, default=-1) + 1)
-    folder = _fresh(path / "texts" / f".{name}.part")
-    table, row = [], 0
-    for text, tokens in texts:
-        table.append([text, row, len(tokens)])
-        row += len(tokens)
-    data = np.concatenate([tokens for _, tokens in texts])
-    write_array(folder / "tokens", [data], [0, -(-row // CHUNK_ROWS) * CHUNK_ROWS], CHUNK_ROWS, dtype)
-    _commit(folder, path / "texts" / name, {"texts": table})
-
-
-def _fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)  # a rest of a killed run
+def _new_folder(parent: Path, name: str) -> Path:
+    folder = parent / f".{name}.part"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     folder.mkdir(parents=True)
     return folder
 
 
 def _commit(folder: Path, target: Path, table: dict) -> None:
-    """Give a written folder its table with the checksums of its files, and its name; all is on disk before that."""
+    """Give a written folder its table with the checksums of its files, and its name."""
     files = sorted(item for item in folder.rglob("*") if item.is_file())
     checksums = {item.relative_to(folder).as_posix(): file_crc32c(item) for item in files}
-    (folder / "zarr.json").write_text(group_metadata({**table, "files": checksums}), encoding="utf-8")
+    (folder / "zarr.json").write_bytes(group_metadata({**table, "files": checksums}))
     commit_folder(folder, target)
 
 
-def write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int], chunk_rows: int, dtype: str) -> None:
-    """One uncompressed Zarr v3 array in one shard file, of parts that begin at `firsts`; zeros fill what lies between.
+def _write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int], chunk_rows: int, dtype: str) -> None:
+    """One uncompressed Zarr v3 array in one shard file; its parts begin at the rows `firsts`, zeros fill the gaps.
 
     The last of `firsts` is the number of all rows. zarr writes the array's metadata. The shard file is written here, as
     zarr would hold all of it in memory several times: the chunks in order, then offset and length of each as uint64,

@@ -9,8 +9,7 @@ from unloc.cli.cache import cache_app
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.import_features import ImportSummary
-    from unloc.cache.features import Timing
+    from unloc.cache.features import ImportSummary, Timing
 
 CLIP_SECONDS = {"moment-detr": 2.0, "univtg": 2.0}  # QVHighlights' clips, which their feature files follow
 WINDOWED = ("actionformer", "opentad")
@@ -23,7 +22,7 @@ def import_command(
         typer.Argument(metavar="FORMAT", help="moment-detr univtg actionformer opentad hdf5 or clip-video-encode."),
     ],
     source: Annotated[Path, typer.Argument(help="Folder of files, or one file.")],
-    cache: Annotated[str, typer.Option("--cache", "-c", help="Cache to write or to add to; folder or URL.")],
+    cache: Annotated[str, typer.Option("--cache", "-c", help="Cache to create or extend; folder or URL.")],
     origin: Annotated[str, typer.Option("--origin", help="Who made them with which tower, in words.")],
     manifest: Annotated[Path | None, typer.Option("--manifest", help="Only its videos; checks the times.")] = None,
     clip_seconds: Annotated[float | None, typer.Option("--clip-seconds", help="One token per clip this long.")] = None,
@@ -40,9 +39,8 @@ def import_command(
 
     Example: unloc cache import actionformer i3d/ --cache data/i3d --origin "I3D" --fps 30 --stride 4 --window 16
     """
-    from pipeline.import_features import ImportConfig, import_features
     from unloc.annotations.schema import load_manifest
-    from unloc.cache.remote import writable
+    from unloc.cache.features import ImportConfig, import_features
 
     timing = _timing(format_name, clip_seconds, fps, stride, window, even)
     config = ImportConfig(
@@ -50,9 +48,13 @@ def import_command(
     )
     if texts and not manifest:
         raise InputError("--texts: needs --manifest, which says which sentence each query id is")
-    loaded = load_manifest(manifest) if manifest else None
-    with writable(cache) as folder:
-        summary = import_features(folder, source, config, manifest=loaded, texts=texts)
+    durations, queries = None, ()
+    if manifest:
+        loaded = load_manifest(manifest)
+        videos = loaded.videos.drop_duplicates("video_id")
+        queries = zip(loaded.queries["qid"].astype(str), loaded.queries["text"], strict=True)
+        durations = dict(zip(videos["video_id"], videos["duration_seconds"].astype(float), strict=True))
+    summary = import_features(cache, source, config, durations=durations, queries=queries, texts=texts)
     _print_summary(summary, cache)
 
 
@@ -81,7 +83,7 @@ def _timing(
 
 def _print_summary(summary: "ImportSummary", cache: str) -> None:
     typer.echo(
-        f"{cache}: {summary.videos} videos imported, {summary.there_before} were there, "
+        f"{cache}: {summary.videos} videos imported, {summary.cached_before} were cached before, "
         f"{len(summary.failures)} failed, {len(summary.missing)} of the manifest are not in the source, "
         f"{summary.texts} texts"
     )
@@ -90,4 +92,4 @@ def _print_summary(summary: "ImportSummary", cache: str) -> None:
     if summary.missing:
         typer.echo(f"not in the source: {', '.join(summary.missing[:20])}", err=True)
     if summary.failures:
-        raise InputError(f"{cache}: {len(summary.failures)} files could not be imported; the rest is there")
+        raise InputError(f"{cache}: {len(summary.failures)} files could not be imported; the others are in the cache")

@@ -16,7 +16,7 @@ from unloc.annotations.subsets import (
     read_vocabulary,
     restricted,
 )
-from unloc.cache.reading import open_cache
+from unloc.cache.opening import open_cache
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.evaluator import (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from unloc.cache.dtype import require_token_dtype, to_stored
-from unloc.cache.reading import completed
 from unloc.cache.writing import VideoTokens
 from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher
@@ -57,7 +56,6 @@ class EncodeConfig(TowerChoice):
         if "tower.name" not in fingerprint:
             origin = fingerprint.get("origin", "unknown")
             raise FingerprintError(f"its tokens were imported (origin: {origin}), not extracted: import them again")
-        fingerprint = completed(fingerprint)
         same = ("like", "frame_token", "projected", "num_layers", "texts_projected", "batch")
         return cls(
             tower=fingerprint["tower.name"],

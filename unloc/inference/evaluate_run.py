@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from unloc.annotations.subsets import names_in_vocabulary
-from unloc.cache.reading import Cache, open_cache
+from unloc.cache.opening import open_cache
+from unloc.cache.reading import Cache
 from unloc.errors import InputError
 from unloc.evaluation.evaluator import require_seconds
 from unloc.evaluation.job import Evaluation

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unloc.annotations.schema import Manifest
-from unloc.cache.reading import completed
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe
 from unloc.errors import FingerprintError, InputError, MissingError, UnlocError
@@ -58,7 +57,7 @@ class CheckpointInfo:
         values = {key: value for key, value in values.items() if key != "version"}
         recipe = recipe_from_dict(OmegaConf.to_container(OmegaConf.create(values["recipe"])), where=where)
         lists = {key: tuple(values[key]) for key in ("classes", "live_towers") if key in values}
-        return cls(**values | lists | {"recipe": recipe, "fingerprint": completed(values["fingerprint"])})
+        return cls(**values | lists | {"recipe": recipe})
 
     def build(self) -> UnLoc | EndToEnd:
         """The model with fresh weights."""
@@ -126,7 +125,7 @@ def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -
     every key that differs and both values.
     """
     ignored = {"views": ["centre"], "tower.batch": None}
-    one, other = (completed(values) | ignored for values in (trained_on, fingerprint))
+    one, other = (values | ignored for values in (trained_on, fingerprint))
     differing = fingerprint_differences(one, other, names=("model", "cache"))
     if differing:
         raise FingerprintError(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from unloc.annotations.durations import cached_durations, required_durations
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
 from unloc.annotations.subsets import restricted
-from unloc.cache.reading import Cache, completed, open_cache
+from unloc.cache.opening import open_cache
+from unloc.cache.reading import Cache
 from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
@@ -174,7 +175,7 @@ def require_projections(recipe: Recipe, cache: Cache) -> None:
     """Raise ConfigError where the recipe trains a projection whose start the cache does not have: its tokens are behind
     the projection already, or have none.
     """
-    config, fingerprint = recipe.model, completed(cache.fingerprint)
+    config, fingerprint = recipe.model, cache.fingerprint
     asked = {
         "frames": (config.project_frames, "tower.projected", "--no-projection"),
         "texts": (config.project_texts and config.fusion != "none", "tower.texts_projected", "--no-text-projection"),

@@ -1,0 +1,264 @@
+"""Repair of a cache: the damaged videos are extracted again, and a shard is replaced once the new one is complete.
+
+Videos with intact tokens and rows are copied. What cannot be repaired stays as it is and is reported.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.aliases import add_aliases, share_tokens, split_by_file
+from pipeline.decode_child import Job
+from pipeline.extract import ExtractOptions, results_of
+from pipeline.ledger import MISSING, Ledger
+from pipeline.summary import Summary
+from unloc.cache.audit import Audit, Damage, audit_cache
+from unloc.cache.metadata import CHECKSUM_KEY, group_metadata, read_attributes, write_checked
+from unloc.cache.mirror import Home
+from unloc.cache.reading import Cache, Table
+from unloc.cache.shards import FAILED, Failure, ShardWriter
+from unloc.cache.writing import fingerprint_differences, stored_video, write_projections, write_texts
+from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
+from unloc.files import folder_lock, remove_leftovers, write_file
+from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.video.video_file import VideoFile, file_hash
+
+FindFile = Callable[[str, str | None], VideoFile | None]
+"""The file of a video id, given the file name that the cache knows; None where there is none."""
+
+
+@dataclass(frozen=True)
+class ManifestContent:
+    """What a manifest names: without it some losses cannot be repaired."""
+
+    files: dict[str, VideoFile]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was damaged and what of it is left."""
+
+    before: Audit
+    after: Audit
+    left: tuple[str, ...]
+    """What could not be repaired: place, reason and what to do."""
+    notes: tuple[str, ...]
+    """What was repaired only as far as the manifest goes."""
+
+
+def repair(
+    home: Home,
+    find_file: FindFile,
+    options: ExtractOptions,
+    *,
+    manifest: ManifestContent | None = None,
+    pretrained: str | None = None,
+) -> Repair:
+    """Audit a cache and repair what can be repaired, locked for writing all the while.
+
+    Raises CacheError where another process writes the cache or not even its fingerprint can be read, FingerprintError
+    where the tower that made it is needed and cannot be loaded.
+    """
+    path, root = home.folder, []
+    with home.lock(), folder_lock(path):
+        remove_leftovers(path)
+        try:
+            read_attributes(path)
+        except CacheError:
+            _copy_metadata(path / "shards", path)
+            root = [Damage("zarr.json", "is not what was written")]
+        before = audit_cache(path)
+        before = replace(before, damages=(*root, *before.damages))
+        run = _Repair(path, find_file, options, manifest, pretrained)
+        run.repair(before.damages)
+        after = audit_cache(path)
+        home.publish()
+    return Repair(before, after, tuple(run.left), tuple(run.notes))
+
+
+def _copy_metadata(source: Path, target: Path) -> None:
+    attributes = read_attributes(source)
+    del attributes[CHECKSUM_KEY]
+    write_file(target / "zarr.json", group_metadata(attributes))
+
+
+class _Repair:
+    """One repair; `left` and `notes` as in Repair."""
+
+    def __init__(
+        self,
+        path: Path,
+        find_file: FindFile,
+        options: ExtractOptions,
+        manifest: ManifestContent | None,
+        pretrained: str | None,
+    ) -> None:
+        self.path, self.find_file, self.options, self.manifest = path, find_file, options, manifest
+        self.pretrained, self.left, self.notes = pretrained, [], []
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The tower that made the cache. Partial videos are allowed: what is extracted here was cached before."""
+        fingerprint = Cache(self.path).fingerprint
+        config = EncodeConfig.from_fingerprint(fingerprint, pretrained=self.pretrained)
+        encoder = Encoder(replace(config, allow_partial=True))
+        if fingerprint_differences(encoder.fingerprint, fingerprint, names=("here", "cache")):
+            raise FingerprintError(f"{self.path}: its tower is not available; give its weights file with --pretrained")
+        return encoder
+
+    def repair(self, damages: Sequence[Damage]) -> None:
+        """Repair each place or report why not: first what needs no tower, aliases last."""
+        places = {damage.place for damage in damages}
+        if "shards/zarr.json" in places:
+            _copy_metadata(self.path, self.path / "shards")
+        if "texts/zarr.json" in places:
+            write_file(self.path / "texts" / "zarr.json", group_metadata({}))
+        if "projections.json" in places:
+            write_projections(self.path, self.encoder.tower.projections)
+        tables = {}
+        for folder in sorted((self.path / "shards").glob("[0-9]*")):
+            try:
+                tables[folder.name] = Table.read([folder])
+            except CacheError:
+                continue
+        if "plan.json" in places:  # which videos a stopped extraction had planned is written nowhere else
+            failed = {name: [row["video_id"] for row in table.failed[name]] for name, table in tables.items()}
+            plan = {name: [*table.number_of, *failed[name]] for name, table in tables.items()}
+            write_checked(self.path / "plan.json", plan)
+            if any((self.path / "staging").iterdir()):
+                self.left.append("plan.json: the plan of unfinished videos is lost; run `unloc extract`")
+        self._repair_texts([damage for damage in damages if damage.place.startswith("texts/0")])
+        self._repair_shards([damage for damage in damages if damage.place.startswith("shards/0")], tables)
+        if "aliases.json" in places:
+            self._repair_aliases()
+
+    def _repair_texts(self, damages: Sequence[Damage]) -> None:
+        """Encode texts again: those in the damaged tables; where these are lost, those that only the manifest has."""
+        known, lost, nameless = set(), [], []
+        for folder in sorted((self.path / "texts").glob("[0-9]*")):
+            damage = next((damage for damage in damages if damage.place == f"texts/{folder.name}"), None)
+            try:
+                texts = [text for text, _, _ in read_attributes(folder)["texts"]]
+            except CacheError:
+                nameless.append(damage)
+            else:
+                known |= set(texts)
+                lost += texts if damage else []
+        if nameless and self.manifest:
+            new = [text for text in dict.fromkeys(self.manifest.texts) if text not in known]
+            if new:
+                lost += new
+                self.notes.append(
+                    f"{nameless[0].place}: has the manifest's {len(new)} texts again; run `unloc extract` with any "
+                    "other manifest whose texts were here"
+                )
+        if nameless and not (self.manifest and new):
+            advice = "none of its texts is missing: give the one they came from" if self.manifest else "give --manifest"
+            self.left += [f"{damage.place}: {damage.reason}; {advice}" for damage in nameless]
+            damages = [damage for damage in damages if damage not in nameless]
+        if lost:
+            tokens = self.encoder.encode_texts(lost)
+            write_texts(self.path, zip(lost, tokens, strict=True), self.encoder.config.dtype)
+        for damage in damages:
+            shutil.rmtree(self.path / damage.place)
+
+    def _repair_shards(self, damages: Sequence[Damage], tables: dict[str, Table]) -> None:
+        """Write each shard again, if every video that is lost can be extracted."""
+        cache, places = Cache(self.path), {damage.place for damage in damages}
+        cache.table = Table.read([self.path / "shards" / name for name in tables if f"shards/{name}" not in places])
+        writer, jobs, redone = ShardWriter(cache), [], []
+        for damage in damages:
+            name = Path(damage.place).name
+            try:
+                rows = self._stage_intact(writer, damage, tables)
+                jobs += [
+                    Job(i, self._file_of(i, rows.get(i, {}))) for i in writer.open[name] if i in writer.missing[name]
+                ]
+                redone.append(name)
+            except UnlocError as error:
+                self.left.append(f"{damage.place}: {damage.reason}; {error}")
+                writer.forget(writer.open.get(name, ()))
+        if jobs:
+            with results_of(jobs, self.encoder, self.options, Summary()) as results:
+                for result in results:
+                    if not isinstance(result, Failure):
+                        writer.put(result)
+                        continue
+                    (name,) = (name for name in redone if result.video_id in writer.missing[name])
+                    reason = f"({result.reason}: {result.message})"
+                    self.left.append(f"shards/{name}: {result.video_id!r} cannot be extracted again {reason}")
+        for name in redone:
+            if writer.missing[name]:
+                writer.forget(writer.open[name])
+            else:
+                writer.write(name)
+
+    def _stage_intact(self, writer: ShardWriter, damage: Damage, tables: dict[str, Table]) -> dict[str, dict]:
+        """Reopen a shard and stage what is intact of it; what is known of the broken videos' files.
+
+        Raises CacheError where it is not known which videos the shard holds.
+        """
+        name, known, failures = Path(damage.place).name, {}, []
+        later = [table for other, table in tables.items() if other > name]
+        replaced = {video_id for table in later for video_id in table.number_of}
+        if name in tables:
+            shard = Cache(self.path)
+            shard.table = tables[name]  # of this shard alone: others may be damaged, or replace videos of it
+            failures = [Failure.from_row(row) for row in tables[name].failed[name]]
+            writer.reopen(name, [i for i in (*shard.rows, *(one.video_id for one in failures)) if i not in replaced])
+            for video_id in set(writer.open[name]) & shard.rows.keys() - set(damage.broken):
+                writer.put(stored_video(shard, video_id))
+            for video_id in damage.broken:
+                try:
+                    known[video_id] = shard.rows[video_id]
+                except CacheError:
+                    known[video_id] = {"file_bytes": shard.column("file_bytes", video_id)}
+        elif name in writer.plan:  # the ledger knows what failed, but a failure after a refresh is not of this shard
+            writer.reopen(name, [video_id for video_id in writer.plan[name] if video_id not in replaced])
+            noted = Ledger(self.path).last_rows()
+            refreshed = {row["video_id"] for table in later for rows in table.failed.values() for row in rows}
+            for video_id in set(writer.open[name]) - refreshed:
+                row = noted.get(video_id, {})
+                if row.get("status") == FAILED and row["reason"] != MISSING:
+                    failures.append(Failure.from_row(row))
+        else:
+            raise CacheError("no plan names its videos; remove the folder and run `unloc extract` with the manifest")
+        for failure in failures:
+            if failure.video_id in writer.open[name]:
+                writer.put(failure)
+        return known
+
+    def _file_of(self, video_id: str, row: dict) -> VideoFile:
+        """The file that was cached, as far as its row tells. Raises MissingError or CacheError."""
+        found = self.find_file(video_id, row.get("file"))
+        if found is None:
+            file = row.get("file", "file name unknown")
+            raise MissingError(f"video {video_id!r} ({file}) is not in the video folder; name the folder with --videos")
+        if found.stat().st_size != row.get("file_bytes", found.stat().st_size) or (
+            "content_sha256" in row and file_hash(found) != row["content_sha256"]
+        ):
+            raise CacheError(
+                f"{found} is not the file that was cached as {video_id!r}; give the folder that has that one, or take "
+                f"the new one: unloc extract … --refresh {video_id}"
+            )
+        return found
+
+    def _repair_aliases(self) -> None:
+        if self.manifest is None:
+            self.left.append("aliases.json: the other ids of cached videos are lost; give --manifest and --videos")
+            return
+        if any(damage.place.startswith("shards/") for damage in audit_cache(self.path).damages):
+            self.left.append("aliases.json: can be repaired once the shards are; run the same command again")
+            return
+        (self.path / "aliases.json").unlink()
+        unique, same = split_by_file(self.manifest.files)
+        add_aliases(self.path, unique)
+        aliases = share_tokens(self.path, same).aliases
+        write_checked(self.path / "aliases.json", aliases)
+        self.notes.append(
+            f"aliases.json: has {len(aliases)} ids of the manifest again; run `unloc extract` with any other manifest "
+            "of these videos"
+        )

@@ -1,0 +1,230 @@
+"""From results to shards, for extract, merge and import: places are planned, results staged, shards written.
+
+    CACHE/plan.json        name of each shard → ids of its videos, in order
+    CACHE/staging/HASH     result of one video whose shard is not complete yet
+
+A video's place is fixed before its result is known, and a shard is written in the order of the plan. So a job that was
+interrupted and started again writes the same bytes as one that was not.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from unloc.cache.metadata import SHARD_NAME, read_checked, write_checked
+from unloc.cache.reading import Cache
+from unloc.cache.writing import VideoTokens, write_video_shard
+from unloc.errors import CacheError
+from unloc.files import replacing
+
+FAILED = "failed"
+SHARD_BYTES = 256_000_000
+"""Of tokens: a shard that would be larger is split."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a video has no tokens."""
+
+    video_id: str
+    reason: str
+    """One word: not_found, truncated, decode_error, timeout, signal, out_of_memory, …"""
+    message: str
+    attempts: int = 1
+    file_bytes: int | None = None
+    file_mtime_ns: int | None = None
+    partial_allowed: bool = False
+    """Was it tried with --allow-partial?"""
+
+    def __post_init__(self) -> None:
+        # A path may hold bytes that are no text; JSON cannot.
+        object.__setattr__(self, "message", self.message.encode("utf-8", "backslashreplace").decode())
+
+    @property
+    def file_identity(self) -> dict:
+        """Size and time of change of the file that failed."""
+        return {"file_bytes": self.file_bytes, "file_mtime_ns": self.file_mtime_ns}
+
+    def to_row(self) -> dict:
+        """As in a shard's table and in the ledger."""
+        return {"status": FAILED, **vars(self)}
+
+    @classmethod
+    def from_row(cls, row: dict) -> "Failure":
+        """The inverse of `to_row`."""
+        return cls(**{key: value for key, value in row.items() if key != "status"})
+
+
+Result = VideoTokens | Failure
+
+
+def last_failures(cache: Cache) -> dict[str, Failure]:
+    """The last failure of every video that ever failed."""
+    rows = (row for shard in cache.table.failed.values() for row in shard)
+    return {row["video_id"]: Failure.from_row(row) for row in rows}
+
+
+def failures_of(cache: Cache) -> dict[str, Failure]:
+    """The last failure of every video that is not cached."""
+    return {video_id: failure for video_id, failure in last_failures(cache).items() if video_id not in cache}
+
+
+def open_shards(cache: Cache) -> dict[str, list[str]]:
+    """Ids of the videos of every shard that is planned and not written."""
+    plan = read_checked(cache.path / "plan.json")
+    return {name: ids for name, ids in plan.items() if name not in cache.table.failed}
+
+
+class ShardWriter:
+    """Writes the shards of a cache that this process has locked; continues where an interrupted job stopped."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.path = cache, cache.path
+        self.plan = read_checked(self.path / "plan.json")
+        self.open = open_shards(cache)
+        """Ids of the videos of every shard to be written."""
+        self.staging = self.path / "staging"
+        self.staging.mkdir(exist_ok=True)
+        known = {self._staged_file(video_id).name for ids in self.open.values() for video_id in ids}
+        for item in self.staging.iterdir():
+            if item.name not in known:
+                item.unlink()
+        self.missing = {name: {i for i in ids if self.staged(i) is None} for name, ids in self.open.items()}
+        """Ids without a result, by open shard."""
+
+    @property
+    def planned(self) -> list[str]:
+        """Ids of the videos of all open shards, in order."""
+        return [video_id for ids in self.open.values() for video_id in ids]
+
+    @property
+    def pending(self) -> list[str]:
+        """Ids without a result, in order."""
+        return [video_id for name, ids in self.open.items() for video_id in ids if video_id in self.missing[name]]
+
+    @property
+    def complete(self) -> list[str]:
+        """Names of open shards of which every video has a result."""
+        return [name for name, missing in self.missing.items() if not missing]
+
+    def add(self, video_ids: list[str], shard_size: int) -> None:
+        """Give videos places in new shards; places in the plan are kept from then on."""
+        written = {item.name for item in (self.path / "shards").glob("[0-9]*")}
+        first = 1 + max((int(name.partition("-")[0]) for name in self.plan.keys() | written), default=-1)
+        for number, start in enumerate(range(0, len(video_ids), shard_size)):
+            self._open(SHARD_NAME.format(first + number), video_ids[start : start + shard_size])
+        if video_ids:
+            self._save_plan()
+
+    def reopen(self, name: str, video_ids: list[str]) -> None:
+        """Write an existing shard again, of these videos; it stays as it is until then."""
+        self._open(name, video_ids)
+        self._save_plan()
+
+    def _open(self, name: str, video_ids: list[str]) -> None:
+        self.plan[name] = self.open[name] = video_ids
+        self.missing[name] = set(video_ids)
+
+    def release(self, is_released: Callable[[str], bool]) -> None:
+        """Take videos that will get no result now out of the open shards, so that these can be written."""
+        for name, ids in list(self.open.items()):
+            kept = [video_id for video_id in ids if not is_released(video_id)]
+            if len(kept) < len(ids):
+                self.plan[name] = self.open[name] = kept
+                self.missing[name] &= set(kept)
+                if not kept:
+                    del self.plan[name], self.open[name], self.missing[name]
+                self._save_plan()
+
+    def _save_plan(self) -> None:
+        write_checked(self.path / "plan.json", self.plan)
+
+    def put(self, result: Result) -> None:
+        """Stage a result: a line of JSON, the bytes of its tokens, and a crc32c over both.
+
+        The file is not flushed to the disk: after a power cut the last results may be damaged and are extracted again.
+        """
+        if isinstance(result, Failure):
+            head, tokens = {"failure": result.to_row()}, b""
+        else:
+            tokens = np.ascontiguousarray(result.tokens)
+            head = {"meta": result.meta, "dtype": tokens.dtype.str, "shape": tokens.shape}
+        checksum = google_crc32c.Checksum()
+        with replacing(self._staged_file(result.video_id), sync=False) as temporary, temporary.open("wb") as handle:
+            for part in (json.dumps(head).encode() + b"\n", bytes(tokens)):
+                checksum.update(part)
+                handle.write(part)
+            handle.write(checksum.digest())
+        for missing in self.missing.values():
+            missing.discard(result.video_id)
+
+    def staged(self, video_id: str) -> Result | None:
+        """The staged result of a video; None where there is none, or it is damaged."""
+        path = self._staged_file(video_id)
+        raw = path.read_bytes() if path.is_file() else b""
+        if google_crc32c.Checksum(raw[:-4]).digest() != raw[-4:]:
+            return None
+        line, _, tokens = raw[:-4].partition(b"\n")
+        stated = json.loads(line)
+        if "failure" in stated:
+            return Failure.from_row(stated["failure"])
+        return VideoTokens(stated["meta"], np.frombuffer(tokens, dtype=stated["dtype"]).reshape(stated["shape"]))
+
+    def forget(self, video_ids: Iterable[str]) -> None:
+        """Remove staged results."""
+        for video_id in video_ids:
+            self._staged_file(video_id).unlink(missing_ok=True)
+            for name, ids in self.open.items():
+                if video_id in ids:
+                    self.missing[name].add(video_id)
+
+    def replaced(self, name: str) -> list[str]:
+        """Videos of a complete shard that get new tokens: an earlier shard has tokens of them."""
+        return [i for i in self.open[name] if i in self.cache.rows and self._staged_shape(i)[0]]
+
+    def _staged_file(self, video_id: str) -> Path:
+        return self.staging / hashlib.sha256(video_id.encode()).hexdigest()[:24]
+
+    def _staged_shape(self, video_id: str) -> tuple[tuple[int, ...], int]:
+        """Shape and bytes of staged tokens, without reading them; of a failure ((), 0)."""
+        with self._staged_file(video_id).open("rb") as handle:
+            stated = json.loads(handle.readline())
+        shape = tuple(stated.get("shape", ()))
+        return shape, int(np.prod(shape)) * np.dtype(stated["dtype"]).itemsize if shape else 0
+
+    def write(self, name: str) -> None:
+        """Write a complete shard in one rename; one of more than SHARD_BYTES in several (`00003`, `00003-1`, …).
+
+        Raises CacheError where a staged result was damaged since.
+        """
+        ids = self.open.pop(name)
+        del self.missing[name]
+        shapes = {video_id: self._staged_shape(video_id) for video_id in ids}
+        parts, room = [[]], SHARD_BYTES
+        for video_id in ids:
+            if parts[-1] and shapes[video_id][1] > room:
+                parts.append([])
+                room = SHARD_BYTES
+            parts[-1].append(video_id)
+            room -= shapes[video_id][1]
+        names = [name, *(f"{name}-{number}" for number in range(1, len(parts)))]
+        if len(parts) > 1:
+            self.plan |= dict(zip(names, parts, strict=True))
+            self._save_plan()
+        for part, part_ids in zip(names, parts, strict=True):
+            with_tokens = [video_id for video_id in part_ids if shapes[video_id][0]]
+            failed = [self._whole(video_id).to_row() for video_id in part_ids if not shapes[video_id][0]]
+            lengths = [shapes[video_id][0][0] for video_id in with_tokens]
+            write_video_shard(self.path, part, map(self._whole, with_tokens), failed, self.cache.dtype, lengths)
+            self.forget(part_ids)
+
+    def _whole(self, video_id: str) -> Result:
+        result = self.staged(video_id)
+        if result is None:
+            raise CacheError(f"{self.path}: the staged result of {video_id!r} is damaged; run the same command again")
+        return result
