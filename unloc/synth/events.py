@@ -27,6 +27,7 @@ TRAVEL = 0.52  # short sides that a rising, falling or sideways object covers in
 SWING = 0.2  # half width of a swing
 GROWTH = (0.6, 1.55)  # factors of the radius between which objects grow and shrink
 FADE_SECONDS = 0.25  # a pass fades out and the next one in
+STILL = "still"  # the motion of distractors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,13 @@ class Event:
     radius: float
     pass_seconds: float
     """Length of one pass (of one period for blinking and swinging)."""
-    still_before_seconds: float
-    still_after_seconds: float
-    """How long the object stands still in view before and after."""
     peak_start_seconds: float
     peak_end_seconds: float
     """While it glows: the highlight."""
     tilt: float
+    still_before_seconds: float = 0.0
+    still_after_seconds: float = 0.0
+    """How long the object stands still in view before and after."""
 
     @property
     def length_seconds(self) -> float:
@@ -72,8 +73,10 @@ class Event:
         if not first <= seconds < last:
             return None
         x, y, scale, alpha = self._pose(seconds)
-        # Objects that do not stay in view fade in and out at the boundaries.
-        alpha *= min(1.0, (seconds - first) / FADE_SECONDS + 0.2, (last - seconds) / FADE_SECONDS + 0.2)
+        if self.action.motion == STILL:
+            alpha = _ramp(seconds, first, last, 0.5)
+        else:
+            alpha *= min(1.0, (seconds - first) / FADE_SECONDS + 0.2, (last - seconds) / FADE_SECONDS + 0.2)
         wobble = 0.006 * math.sin(2.1 * seconds + 9 * self.x)
         glow = _ramp(seconds, self.peak_start_seconds, self.peak_end_seconds, 0.3)
         return Sprite(*self.action.look, x + wobble, y - wobble, self.radius * scale, alpha, glow, self.tilt)
@@ -83,6 +86,8 @@ class Event:
         elapsed = min(max(seconds - self.start_seconds, 0.0), self.length_seconds)
         during = self.start_seconds <= seconds < self.end_seconds
         motion, x, y = self.action.motion, self.x, self.y
+        if motion == STILL:
+            return x, y, 1.0, 1.0
         if motion == "blinking":
             lit = not during or (elapsed / self.pass_seconds) % 1.0 < 0.55
             return x, y, 1.0, 1.0 if lit else 0.0
@@ -114,30 +119,6 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Distractor:
-    """An object that stands still: in every single frame it looks like an event."""
-
-    look: tuple[str, str]
-    start_seconds: float
-    end_seconds: float
-    x: float
-    y: float
-    radius: float
-    glow_start_seconds: float
-    glow_end_seconds: float
-    tilt: float
-
-    def sprite_at(self, seconds: float) -> Sprite | None:
-        """The object at a time, or None when it is out of view; it wobbles like all objects do."""
-        if not self.start_seconds <= seconds < self.end_seconds:
-            return None
-        alpha = _ramp(seconds, self.start_seconds, self.end_seconds, 0.5)
-        wobble = 0.006 * math.sin(2.1 * seconds + 9 * self.x)
-        glow = _ramp(seconds, self.glow_start_seconds, self.glow_end_seconds, 0.3)
-        return Sprite(*self.look, self.x + wobble, self.y - wobble, self.radius, alpha, glow, self.tilt)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPlan:
     """One video: how it is encoded and what happens in it."""
 
@@ -154,7 +135,8 @@ class VideoPlan:
     num_b_frames: int
     events: tuple[Event, ...]
     """In order of their starts."""
-    distractors: tuple[Distractor, ...]
+    distractors: tuple[Event, ...]
+    """Objects that stand still: in every single frame they look like events."""
 
     @property
     def duration_seconds(self) -> float:
@@ -300,7 +282,7 @@ def _clearance(event: Event, others: list[Event]) -> float:
     return nearest
 
 
-def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], duration: float) -> tuple[Distractor, ...]:
+def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], duration: float) -> tuple[Event, ...]:
     """Still objects, half of them with the look of an event of this video."""
     own = [event.action.look for event in events]
     distractors = []
@@ -311,12 +293,14 @@ def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], durat
         look = own[rng.integers(len(own))] if rng.random() < 0.5 else LOOKS[rng.integers(len(LOOKS))]
         x, y = rng.uniform(-0.36, 0.36, 2)
         distractors.append(
-            Distractor(
-                look=look,
+            Event(
+                action=Action(*look, STILL),
                 start_seconds=start,
                 end_seconds=min(duration, start + length),
-                glow_start_seconds=glow_start,
-                glow_end_seconds=glow_start + glow,
+                is_step=False,
+                pass_seconds=length,
+                peak_start_seconds=glow_start,
+                peak_end_seconds=glow_start + glow,
                 x=float(x),
                 y=float(y),
                 radius=float(rng.uniform(0.075, 0.16)),

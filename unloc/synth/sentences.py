@@ -18,8 +18,7 @@ MOTION_PHRASES = {
     "falling": ("falls", "is falling", "sinks downward", "goes down", "moves down the screen", "drops to the bottom"),
     "moving left": ("moves left", "is moving left", "slides to the left", "travels from right to left", "goes left"),
     "moving right": (
-        *("moves right", "is moving right", "slides to the right"),
-        *("travels from left to right", "goes right"),
+        *("moves right", "is moving right", "slides to the right", "travels from left to right", "goes right"),
     ),
     "growing": ("grows", "is growing", "gets bigger", "becomes larger and larger", "expands"),
     "shrinking": ("shrinks", "is shrinking", "gets smaller", "becomes smaller and smaller", "contracts"),
@@ -118,6 +117,6 @@ def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.ran
 def _has_look_alike(event: Event, plan: VideoPlan, seconds: float, margin: float = 2.0) -> bool:
     """Is another object of the event's look in view around this time?"""
     look = event.action.look
-    spans = [other.visible_seconds for other in plan.events if other is not event and other.action.look == look]
-    spans += [(other.start_seconds, other.end_seconds) for other in plan.distractors if other.look == look]
+    others = [other for other in (*plan.events, *plan.distractors) if other is not event and other.action.look == look]
+    spans = [other.visible_seconds for other in others]
     return any(start < seconds + margin and end > seconds - margin for start, end in spans)
