@@ -15,7 +15,6 @@ convolutions and attention of one forward and backward pass; what activation che
 import argparse
 import ctypes
 import json
-import logging
 import os
 import statistics
 import time
@@ -70,16 +69,15 @@ COUNTED = {  # beside what torch counts itself on every version
 }
 
 
-def inputs_of(case: Case, device: torch.device) -> tuple[Tensor, ...]:
-    """Frames, their mask, texts, their mask: everything valid."""
+def inputs_of(case: Case, device: torch.device) -> tuple[Tensor | None, ...]:
+    """Frames and texts, without masks: everything valid."""
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(case.videos, STEPS, WIDTH, generator=generator).to(device)
     texts = torch.randn(case.texts, TEXT_TOKENS, WIDTH, generator=generator).to(device)
-    masks = (torch.ones(tokens.shape[:2], dtype=torch.bool, device=device) for tokens in (frames, texts))
-    return frames, next(masks), texts, next(masks)
+    return frames, None, texts, None
 
 
-def train_step(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def train_step(model: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
     """Forward and backward; gradients start from nothing, as in training."""
     for parameter in model.parameters():
         parameter.grad = None
@@ -173,11 +171,11 @@ def measure(case: Case, device: torch.device, rounds: int, *, compiled: bool) ->
     return {"case": case.name, "gflop": flops / 1e9, "product_gflops": rate / 1e9, "variants": rows}
 
 
-def _seconds(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> float:
+def _seconds(model: nn.Module, inputs: tuple[Tensor | None, ...], device: torch.device) -> float:
     return seconds_of(lambda: train_step(model, inputs), device)
 
 
-def _peak(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> int:
+def _peak(model: nn.Module, inputs: tuple[Tensor | None, ...], device: torch.device) -> int:
     with PeakMemory(device) as memory:
         train_step(model, inputs)
     return memory.bytes
@@ -201,7 +199,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch._logging.set_logs(dynamo=logging.ERROR)  # one break of the graph, at the question whether masks are needed
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no CUDA device here; use cpu")

@@ -113,7 +113,9 @@ def batch_of(frames, texts, text_mask):
         for n in range(2)
     ]
     batch = collate(examples, max_text_tokens=8)
-    return type(batch)(**vars(batch) | {"frames": frames, "texts": texts, "text_mask": text_mask})
+    return type(batch)(
+        **vars(batch) | {"frames": frames, "texts": texts, "text_mask": text_mask, "all_tokens_valid": False}
+    )
 
 
 def build(clip, recipe):

@@ -12,11 +12,21 @@ from unloc.ops.decode import decode_segments
 from unloc.ops.losses import box_loss, diou_loss, focal_loss, iou_loss, l1_loss, l1_over_union_loss, parse_box_terms
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import make_points
-from unloc.ops.segments import segment_iou
 from unloc.ops.targets import Targets, localization_targets, shared_displacements
 
 EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
 segment = st.tuples(st.floats(0, 127), st.floats(0.5, 120)).map(lambda pair: (pair[0], min(pair[0] + pair[1], 127.5)))
+
+
+def segment_iou(segments, others):
+    """Intersection over union of every segment with every other; 0 where the union is empty."""
+    start = segments[..., :, None, 0].maximum(others[..., None, :, 0])
+    end = segments[..., :, None, 1].minimum(others[..., None, :, 1])
+    overlap = (end - start).clamp(min=0)
+    length = (segments[..., 1] - segments[..., 0])[..., :, None]
+    other_length = (others[..., 1] - others[..., 0])[..., None, :]
+    union = length + other_length - overlap
+    return (overlap / union.clamp(min=1e-12)).where(union > 0, 0.0)
 
 
 @settings(deadline=None)

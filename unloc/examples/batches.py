@@ -63,6 +63,15 @@ class Batch:
     """(B, T) true where the step is of the row's class (AS, class pairs)."""
     rows_per_video: int = 1
     """Rows of one video (class pairs), else 1."""
+    all_frames_valid: bool = False
+    """True where frame_mask is known to be true everywhere."""
+    all_tokens_valid: bool = False
+    """True where text_mask is known to be true everywhere."""
+
+    @property
+    def model_masks(self) -> tuple[Tensor | None, Tensor | None]:
+        """frame_mask and text_mask as the model takes them: None where all are valid."""
+        return None if self.all_frames_valid else self.frame_mask, None if self.all_tokens_valid else self.text_mask
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
@@ -102,10 +111,13 @@ def collate(
         rated = [example.saliency is not None for example in examples]
         saliency = [unrated if example.saliency is None else example.saliency for example in examples]
         ratings = {"saliency": torch.from_numpy(np.stack(saliency)), "is_rated": torch.tensor(rated)}
+    frame_mask = _stacked(examples, "frame_mask")
     return Batch(
         examples=tuple(examples),
         frames=_stacked(examples, "frames"),
-        frame_mask=_stacked(examples, "frame_mask"),
+        frame_mask=frame_mask,
+        all_frames_valid=bool(frame_mask.all()),
+        all_tokens_valid=bool(text_mask.all()),
         texts=texts,
         text_mask=text_mask,
         segments_steps=segments,
@@ -127,12 +139,15 @@ def collate_class_pairs(examples: Sequence[Example], class_texts: tuple[Tensor, 
         segments[row, : len(own)] = torch.from_numpy(own)
         text[row, : len(own)] = row
     flat, steps = torch.from_numpy(classes.reshape(-1)), _stacked(examples, "step_classes")
+    frame_mask, text_mask = _stacked(examples, "frame_mask"), class_texts[1][flat]
     return Batch(
         examples=tuple(example for example in examples for _ in range(count)),
         frames=_stacked(examples, "frames").repeat_interleave(count, dim=0),
-        frame_mask=_stacked(examples, "frame_mask").repeat_interleave(count, dim=0),
+        frame_mask=frame_mask.repeat_interleave(count, dim=0),
+        all_frames_valid=bool(frame_mask.all()),
+        all_tokens_valid=bool(text_mask.all()),
         texts=class_texts[0][flat],
-        text_mask=class_texts[1][flat],
+        text_mask=text_mask,
         segments_steps=segments,
         segment_text=text,
         step_labels=None if steps is None else steps.repeat_interleave(count, dim=0) == flat[:, None],

@@ -126,7 +126,8 @@ def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outp
     device = next(model.parameters()).device
     batch = batch.to(device)
     with computing(device, recipe.train.precision):
-        outputs = model(batch.frames, batch.frame_mask, batch.texts, batch.text_mask, pairing=pairing)
+        frame_mask, text_mask = batch.model_masks
+        outputs = model(batch.frames, frame_mask, batch.texts, text_mask, pairing=pairing)
     if not outputs.relevance.isfinite().all():
         ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
         raise DivergedError(f"the model's outputs are not finite on videos {ids}: its weights are unusable")
@@ -153,7 +154,7 @@ def segments_in_seconds(outputs: Outputs, examples: Sequence[Example]) -> Tensor
     displacements, num_steps, num_levels = outputs.displacements, len(examples[0].frames), 1
     while sum(num_steps >> level for level in range(num_levels)) < displacements.shape[-2]:
         num_levels += 1
-    points = make_points(num_steps, num_levels).to(displacements.device)
+    points = make_points(num_steps, num_levels, displacements.device)
     grids = [(e.grid.start_seconds, e.grid.seconds_per_step, e.duration_seconds) for e in examples]
     start, spacing, duration = displacements.new_tensor(grids).T[..., None, None, None]
     return (start + decode_segments(displacements, points) * spacing).clamp(min=0.0).minimum(duration)

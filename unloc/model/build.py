@@ -42,9 +42,9 @@ class EndToEnd(nn.Module):
     def forward(
         self,
         frames: Float[Tensor, "batch time ..."],
-        frame_mask: Bool[Tensor, "batch time"],
+        frame_mask: Bool[Tensor, "batch time"] | None,
         texts: Shaped[Tensor, "texts tokens ..."],
-        text_mask: Bool[Tensor, "texts tokens"],
+        text_mask: Bool[Tensor, "texts tokens"] | None,
         *,
         pairing: str = "all",
     ) -> Outputs:

@@ -211,7 +211,7 @@ class T5TextTower(nn.Module):
         return encoded["input_ids"], encoded["attention_mask"].bool()
 
     def forward(
-        self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
+        self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"] | None = None
     ) -> Float[Tensor, "texts tokens dim"]:
         """Tokens after the encoder's last norm."""
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state

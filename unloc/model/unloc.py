@@ -1,7 +1,7 @@
 """UnLoc: frame tokens and text tokens in, relevance and displacements per point out (UnLoc §3, Figure 2)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -102,13 +102,15 @@ class UnLoc(nn.Module):
     def forward(
         self,
         frames: Float[Tensor, "batch time frame_dim"],
-        frame_mask: Bool[Tensor, "batch time"],
+        frame_mask: Bool[Tensor, "batch time"] | None,
         texts: Float[Tensor, "texts tokens text_dim"],
-        text_mask: Bool[Tensor, "texts tokens"],
+        text_mask: Bool[Tensor, "texts tokens"] | None,
         *,
         pairing: str = "all",
     ) -> Outputs:
         """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each).
+
+        A mask of None: all are valid, which is faster than a mask that says so.
 
         Raises InputError for no texts or texts of more than 128 tokens, ConfigError where the pyramid's levels do not
         line up over the frames.
@@ -127,9 +129,14 @@ class UnLoc(nn.Module):
         if self.config.fusion == "late":
             return self._late(frames, frame_mask, _last_tokens(texts, text_mask), pairing)
         if self.config.text_tokens == "eos":
-            texts, text_mask = _last_tokens(texts, text_mask)[:, None], text_mask.new_ones(len(texts), 1)
+            texts, text_mask = _last_tokens(texts, text_mask)[:, None], None
         texts = self.positions(texts, num_frames)
-        masks = None if bool(frame_mask.all() & text_mask.all()) else (frame_mask, text_mask)
+        masks = None
+        if frame_mask is not None or text_mask is not None:
+            masks = tuple(
+                tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+                for tokens, mask in ((frames, frame_mask), (texts, text_mask))
+            )
         if pairing == "own":
             return self._own_pairs(frames, texts, masks)
         return self._every_pair(frames, texts, masks)
@@ -163,7 +170,7 @@ class UnLoc(nn.Module):
         if self._shares_displacements:
             means = [torch.stack(sums).sum(0) / len(texts) for sums in zip(*(sums for _, sums in parts), strict=True)]
             displacements = self.displacement_head(means)[:, None].expand(-1, len(texts), -1, -1)
-            outputs = replace(outputs, displacements=displacements)
+            outputs = Outputs(outputs.relevance, displacements, outputs.saliency)
         return outputs
 
     def _fuse_pairs(
@@ -198,14 +205,11 @@ class UnLoc(nn.Module):
     def _saliency(self, levels: list[Tensor]) -> Tensor | None:
         return None if self.saliency_head is None else self.saliency_head(levels[:1]).squeeze(-1)
 
-    def _video_levels(self, frames: Tensor, frame_mask: Tensor) -> list[Tensor]:
-        return self.encoder(frames, None if bool(frame_mask.all()) else frame_mask, frames.shape[1])
-
-    def _late(self, frames: Tensor, frame_mask: Tensor, texts: Tensor, pairing: str) -> Outputs:
+    def _late(self, frames: Tensor, frame_mask: Tensor | None, texts: Tensor, pairing: str) -> Outputs:
         """Late fusion (Table 3): cosine of each point's feature and the text's EOS, with a learned scale and bias;
         displacements and saliency do not see the text.
         """
-        levels = self._video_levels(frames, frame_mask)
+        levels = self.encoder(frames, frame_mask, frames.shape[1])
         displacements, saliency = self._displacements(levels), self._saliency(levels)
         points = F.normalize(torch.cat(levels if displacements is not None else levels[:1], dim=1), dim=-1)
         text = F.normalize(texts, dim=-1)
@@ -213,9 +217,9 @@ class UnLoc(nn.Module):
         relevance = self.logit_scale * text @ points.transpose(1, 2) + self.logit_bias
         return Outputs(relevance, *(_for_texts(values, relevance.shape[1]) for values in (displacements, saliency)))
 
-    def _without_text(self, frames: Tensor, frame_mask: Tensor) -> Outputs:
+    def _without_text(self, frames: Tensor, frame_mask: Tensor | None) -> Outputs:
         """No text (Table 2): a logit and a pair of displacements per class, or one pair for all, from frames alone."""
-        levels = self._video_levels(frames, frame_mask)
+        levels = self.encoder(frames, frame_mask, frames.shape[1])
         relevance = self.relevance_head(levels if self.displacement_head is not None else levels[:1]).transpose(1, 2)
         displacements = self._displacements(levels)
         if displacements is not None:
@@ -224,9 +228,11 @@ class UnLoc(nn.Module):
 
 
 def _last_tokens(
-    texts: Float[Tensor, "texts tokens width"], mask: Bool[Tensor, "texts tokens"]
+    texts: Float[Tensor, "texts tokens width"], mask: Bool[Tensor, "texts tokens"] | None
 ) -> Float[Tensor, "texts width"]:
     """EOS of every text: its last valid token."""
+    if mask is None:
+        return texts[:, -1]
     return texts[torch.arange(len(texts), device=texts.device), mask.sum(dim=1) - 1]
 
 

@@ -1,5 +1,6 @@
-"""From displacements at points to segments (spec §5.2)."""
+"""From displacements at points to segments (UnLoc §3.4)."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,7 +12,7 @@ def decode_segments(
 ) -> Float[Tensor, "*batch points 2"]:
     """Segments (start, end) in level-0 steps: the point minus and plus its displacements times its stride.
 
-    Nothing is clipped here: the length of the video is known in seconds only (`inference`).
+    Nothing is clipped here: the length of the video is known in seconds only (`unloc.inference.predict`).
     """
-    signed = displacements * displacements.new_tensor([-1.0, 1.0])
-    return points.steps[:, None] + signed * points.strides[:, None]
+    to_start, to_end = (displacements * points.strides[:, None]).unbind(-1)
+    return torch.stack([points.steps - to_start, points.steps + to_end], dim=-1)

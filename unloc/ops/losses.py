@@ -1,4 +1,4 @@
-"""Losses, elementwise, and how they are summed (UnLoc §3.3; spec §3)."""
+"""Losses, elementwise, and how they are summed (UnLoc §3.5)."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ def _overlap_union(
 
 
 def l1_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
-    """Sum of absolute differences of both displacements, in stride units: the paper's words (§3.3, Table 1)."""
+    """Sum of absolute differences of both displacements, in stride units: the paper's choice (§3.5, Table 1)."""
     return (predicted - target).abs().sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Points of the pyramid: level l has one every 2^l level-0 steps (UnLoc §3.2; spec §2.1)."""
+"""Points of the pyramid: level l has one every 2^l level-0 steps (UnLoc §3.3)."""
 
 from dataclasses import dataclass
 
@@ -20,10 +20,6 @@ class Points:
     level_sizes: tuple[int, ...]
     """Points of each level."""
 
-    def to(self, device: torch.device) -> "Points":
-        """The points on a device."""
-        return Points(self.steps.to(device), self.strides.to(device), self.level_sizes)
-
 
 def require_levels(num_steps: int, num_levels: int) -> None:
     """Raise ConfigError unless T is a multiple of 2^(levels-1): otherwise levels would not line up."""
@@ -34,12 +30,12 @@ def require_levels(num_steps: int, num_levels: int) -> None:
         )
 
 
-def make_points(num_steps: int, num_levels: int) -> Points:
+def make_points(num_steps: int, num_levels: int, device: torch.device | str = "cpu") -> Points:
     """Points of a pyramid over T steps: 0, 2^l, 2·2^l, … on level l.
 
     Raises ConfigError unless T is a multiple of 2^(levels-1).
     """
     require_levels(num_steps, num_levels)
-    levels = [torch.arange(0, num_steps, 2**level, dtype=torch.float32) for level in range(num_levels)]
+    levels = [torch.arange(0, num_steps, 2**level, dtype=torch.float32, device=device) for level in range(num_levels)]
     strides = [torch.full_like(steps, float(2**level)) for level, steps in enumerate(levels)]
     return Points(torch.cat(levels), torch.cat(strides), tuple(len(steps) for steps in levels))

@@ -1,4 +1,4 @@
-"""Targets: which points are positive for which text, and how far the boundaries are (spec §2.2-2.3)."""
+"""Targets: which points are positive for which text, and how far the boundaries are (UnLoc §3.5, §4.1.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,5 +88,5 @@ def _nearest(
     distance: Float[Tensor, "batch segments points"], row: Int[Tensor, "batch segments points"], num_texts: int
 ) -> Float[Tensor, "batch {num_texts} points"]:
     filled = distance.where(distance >= 0, FILLER_STEPS)
-    nearest = torch.full((len(row), num_texts + 1, row.shape[-1]), FILLER_STEPS, dtype=distance.dtype).to(row.device)
+    nearest = distance.new_full((len(row), num_texts + 1, row.shape[-1]), FILLER_STEPS)
     return nearest.scatter_reduce(1, row, filled, "amin")[:, :num_texts]

@@ -27,11 +27,13 @@ class Texts:
     """(V, T) frame masks of the videos the texts come from, all processes' in order."""
     first_own: int
     """Index of this process's first text."""
+    model_mask: Tensor | None
+    """`mask` as the model takes it: None where all are valid."""
 
 
 def own_texts(batch: Batch) -> Texts:
     """The texts of this process alone."""
-    return Texts(batch.texts, batch.text_mask, batch.frame_mask, 0)
+    return Texts(batch.texts, batch.text_mask, batch.frame_mask, 0, batch.model_masks[1])
 
 
 def gathered_texts(batch: Batch) -> Texts:
@@ -44,7 +46,7 @@ def gathered_texts(batch: Batch) -> Texts:
     tokens, counts = _gather(batch.texts)
     mask, _ = _gather(batch.text_mask)
     owner_mask, _ = _gather(batch.frame_mask)
-    return Texts(tokens, mask, owner_mask, sum(counts[: dist.get_rank()]))
+    return Texts(tokens, mask, owner_mask, sum(counts[: dist.get_rank()]), mask)
 
 
 def process_count() -> int:

@@ -35,7 +35,8 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
     """Forward pass and losses of one batch. With several processes, captions are paired with the videos of all."""
     pairing, task = pairing_of(recipe), task_named(recipe.task)
     texts = gathered_texts(batch) if pairing == "all" and task.text_kind == "query" else own_texts(batch)
-    outputs = model(batch.frames, batch.frame_mask, texts.tokens, texts.mask, pairing=pairing).at_least_float32()
+    frame_mask, _ = batch.model_masks
+    outputs = model(batch.frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
     if not task.localizes:
         labels = step_labels(batch, outputs.relevance.shape[1])
         loss = segmentation_loss(outputs.relevance, labels, batch.frame_mask, batch.rows_per_video, recipe.loss)
@@ -50,7 +51,7 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
 def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe) -> dict[str, Tensor]:
     """Relevance over every pair and point, displacements over positive points (spec §3.1-3.4)."""
     num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
-    points = make_points(batch.frames.shape[1], num_levels).to(batch.frames.device)
+    points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
     own_only = pairing_of(recipe) == "own"
     targets = batch_targets(batch, points, recipe, None if own_only else texts)
     valid = point_mask(batch.frame_mask, num_levels)
