@@ -10,12 +10,12 @@ from unloc.annotations.converters import convert
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.annotations.subsets import (
-    only_videos,
+    listed_filter,
     read_class_splits,
     read_video_list,
+    restricted,
     seen_manifest,
     unseen_manifest,
-    without_videos,
 )
 
 
@@ -133,21 +133,21 @@ def test_a_real_manifest_is_the_same_after_writing_and_reading(converted, folder
 
 
 @pytest.mark.parametrize(
-    ("restrict", "name", "left"),
+    ("option", "name", "left"),
     [
-        (only_videos, "video_info_new.csv", {"training": 9649, "validation": 4728, "testing": 4851}),
-        (without_videos, "blocked_etad.json", {"training": 9976, "validation": 4895, "testing": 5044}),
-        (without_videos, "blocked_api_a2net.json", None),
+        ("only", "video_info_new.csv", {"training": 9649, "validation": 4728, "testing": 4851}),
+        ("without", "blocked_etad.json", {"training": 9976, "validation": 4895, "testing": 5044}),
+        ("without", "blocked_api_a2net.json", None),
     ],
 )
-def test_blocked_lists_and_the_bmn_list_leave_the_videos_they_should(converted, shared, restrict, name, left):
+def test_blocked_lists_and_the_bmn_list_leave_the_videos_they_should(converted, shared, option, name, left):
     manifest, _ = converted("activitynet_1.3")
-    listed = read_video_list(shared / "annotations/activitynet_1.3" / name)
-    part = restrict(manifest, listed)
+    path = shared / "annotations/activitynet_1.3" / name
+    part = restricted(manifest, listed_filter(**{"only": [], "without": [], option: [path]}))
     assert left is None or counts(part.videos) == left
     assert set(part.instances["video_id"]) <= set(part.videos["video_id"])
-    if restrict is without_videos:
-        assert len(part.videos) == 19994 - len(listed)
+    if option == "without":
+        assert len(part.videos) == 19994 - len(read_video_list(path))
 
 
 @pytest.mark.parametrize("dataset", ["ActivityNet", "THUMOS14"])

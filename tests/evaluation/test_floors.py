@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.small import tal_manifest
 from unloc.annotations.converters import convert
 from unloc.annotations.schema import build_manifest, query_row, video_row
-from unloc.annotations.subsets import only_videos, read_video_list
+from unloc.annotations.subsets import listed_filter, restricted
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import floor_scores, floors_report
 from unloc.evaluation.floors import best_boxes, detection_floors
@@ -44,7 +44,7 @@ def test_true_labels_with_constant_boxes_score_47_on_activitynet(shared):
     assert found["constant_true_label"]["mAP@0.50"] == pytest.approx(46.83, abs=0.005)
     assert found["whole_video_true_label"]["mAP@0.50"] == pytest.approx(34.72, abs=0.005)
     # The survey's 47.6 and 14.6: the 4,728 videos of BMN's list, and equal scores in an order left to chance.
-    listed = only_videos(manifest, read_video_list(folder / "video_info_new.csv"))
+    listed = restricted(manifest, listed_filter([], [folder / "video_info_new.csv"]))
     part = listed.select("validation")
     table = detection_floors(part, listed.select("training"))["constant_true_label"]
     shuffled = table.assign(score=table["score"] + np.random.default_rng(0).random(len(table)) * 1e-3)

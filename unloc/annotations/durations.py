@@ -1,6 +1,6 @@
-"""How long the videos of a manifest are: as it states, or as a cache or the files themselves tell.
+"""How long the videos of a manifest are: as it states, as a cache knows, or as measured from the files.
 
-No score guesses: what needs a length asks `required_durations`, which refuses a manifest that does not know one.
+Nothing guesses a length: what needs one calls `required_durations`, which refuses a manifest with unknown durations.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from unloc.annotations.schema import Manifest
 from unloc.cache.reading import Cache
@@ -16,25 +15,15 @@ from unloc.errors import InputError, VideoError
 from unloc.video.facts import scan
 
 
-def is_known(durations: pd.Series) -> pd.Series:
-    """True where a duration is a positive number of seconds."""
-    return np.isfinite(durations) & (durations > 0)
-
-
-def unknown_durations(manifest: Manifest) -> list[str]:
-    """Ids of the videos whose length the manifest does not state."""
-    return manifest.videos["video_id"][~is_known(manifest.videos["duration_seconds"])].drop_duplicates().tolist()
-
-
 def stated_durations(manifest: Manifest) -> dict[str, float]:
-    """What the manifest says of every video in seconds; NaN where it says nothing."""
+    """Seconds of every video as the manifest states them; NaN where it does not."""
     videos = manifest.videos.drop_duplicates("video_id")
     return dict(zip(videos["video_id"].tolist(), videos["duration_seconds"].tolist(), strict=True))
 
 
 def required_durations(manifest: Manifest) -> dict[str, float]:
-    """Seconds of every video. Raises InputError where one is unknown, naming the ways to find it out."""
-    unknown, durations = unknown_durations(manifest), stated_durations(manifest)
+    """Seconds of every video. Raises InputError where one is unknown, with the ways to find it out."""
+    unknown, durations = _unknown(manifest), stated_durations(manifest)
     if unknown:
         raise InputError(
             f"manifest {manifest.name!r} states no duration for {len(unknown)} of {len(durations)} videos (first: "
@@ -45,18 +34,18 @@ def required_durations(manifest: Manifest) -> dict[str, float]:
 
 
 def cached_durations(manifest: Manifest, cache: Cache) -> Manifest:
-    """The manifest with the measured duration of cached videos wherever it states none."""
-    return _filled(manifest, cache.durations_of(unknown_durations(manifest)))
+    """The manifest with the measured durations of cached videos where it states none."""
+    return _filled(manifest, cache.durations_of(_unknown(manifest)))
 
 
 def measured_durations(manifest: Manifest, files: Mapping[str, Path]) -> tuple[Manifest, int, dict[str, str]]:
-    """The manifest with durations measured from the files wherever it states none, how many, and why others were not.
+    """The manifest with durations measured from the files where it states none, their number, and failures by video.
 
-    What is measured is what `unloc extract` measures: until when the last frame is shown.
+    As in `unloc extract`, a video lasts until its last frame is no longer shown.
     """
     measured, failed = {}, {}
-    for video_id in manifest.videos["video_id"][manifest.videos["duration_seconds"].isna()]:
-        if video_id in files and video_id not in measured:
+    for video_id in manifest.videos["video_id"][manifest.videos["duration_seconds"].isna()].unique():
+        if video_id in files:
             try:
                 measured[video_id] = scan(files[video_id]).end_seconds
             except VideoError as error:
@@ -64,8 +53,12 @@ def measured_durations(manifest: Manifest, files: Mapping[str, Path]) -> tuple[M
     return _filled(manifest, measured), len(measured), failed
 
 
+def _unknown(manifest: Manifest) -> list[str]:
+    durations = manifest.videos["duration_seconds"]
+    return manifest.videos["video_id"][~(np.isfinite(durations) & (durations > 0))].unique().tolist()
+
+
 def _filled(manifest: Manifest, seconds: Mapping[str, float]) -> Manifest:
-    videos = manifest.videos
-    found = videos["video_id"].map(seconds).astype(float)
-    stated = videos["duration_seconds"].where(is_known(videos["duration_seconds"]) | found.isna(), found)
-    return replace(manifest, videos=videos.assign(duration_seconds=stated))
+    durations, found = manifest.videos["duration_seconds"], manifest.videos["video_id"].map(seconds).astype(float)
+    stated = durations.where((np.isfinite(durations) & (durations > 0)) | found.isna(), found)
+    return replace(manifest, videos=manifest.videos.assign(duration_seconds=stated))

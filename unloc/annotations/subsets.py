@@ -66,18 +66,6 @@ def restricted(manifest: Manifest, keep: Callable[[str], bool], split: str | Non
     )
 
 
-def without_videos(manifest: Manifest, video_ids: Collection[str]) -> Manifest:
-    """The manifest without these videos; `v_` before an id is ignored."""
-    listed = {video_id.removeprefix("v_") for video_id in video_ids}
-    return restricted(manifest, lambda video_id: video_id.removeprefix("v_") not in listed)
-
-
-def only_videos(manifest: Manifest, video_ids: Collection[str]) -> Manifest:
-    """The manifest with these videos only; `v_` before an id is ignored."""
-    listed = {video_id.removeprefix("v_") for video_id in video_ids}
-    return restricted(manifest, lambda video_id: video_id.removeprefix("v_") in listed)
-
-
 def listed_filter(without: Iterable[Path], only: Iterable[Path]) -> Callable[[str], bool]:
     """Whether a video is in all lists of `only` and in none of `without`."""
     blocked, kept = ([read_video_list(path) for path in paths] for paths in (without, only))
@@ -94,15 +82,14 @@ def apply_lists(manifest: Manifest, without: Iterable[Path], only: Iterable[Path
 
     Raises InputError where a list leaves no video.
     """
-    lists = [("--without", path, without_videos) for path in without] + [("--only", path, only_videos) for path in only]
-    for option, path, restrict in lists:
-        before, manifest = manifest, restrict(manifest, read_video_list(path))
-        for video_id in before.videos["video_id"][
-            ~before.videos["video_id"].isin(manifest.videos["video_id"])
-        ].unique():
-            problems.add(f"video left out by {option} {path}", video_id)
-        if manifest.videos.empty:
-            raise InputError(f"{option} {path}: no video is left of {len(before.videos)}; are its ids of this dataset?")
+    for option, paths in (("--without", without), ("--only", only)):
+        for path in paths:
+            keep = listed_filter([path], []) if option == "--without" else listed_filter([], [path])
+            for video_id in filter(lambda video_id: not keep(video_id), manifest.videos["video_id"].unique()):
+                problems.add(f"video left out by {option} {path}", video_id)
+            before, manifest = len(manifest.videos), restricted(manifest, keep)
+            if manifest.videos.empty:
+                raise InputError(f"{option} {path}: no video is left of {before}; are its ids of this dataset?")
     return manifest
 
 
