@@ -44,10 +44,17 @@ def read_video_list(path: Path) -> frozenset[str]:
         ids = _csv_column(path, *_ID_COLUMNS)
     else:
         ids = [line.split()[0] for _, line in read_lines(path)]
-    found = frozenset(video_id.strip().removeprefix("v_") for video_id in ids)
+    found = frozenset(_bare(video_id.strip()) for video_id in ids)
     if not found:
         raise ManifestError(f"{path}: no video id in this list")
     return found
+
+
+def _bare(video_id: str) -> str:
+    """The id without ActivityNet's `v_`; some YouTube ids begin with `v_` themselves."""
+    while video_id.startswith("v_"):
+        video_id = video_id[2:]
+    return video_id
 
 
 def _csv_column(path: Path, *names: str) -> list[str]:
@@ -71,7 +78,7 @@ def listed_filter(without: Iterable[Path], only: Iterable[Path]) -> Callable[[st
     blocked, kept = ([read_video_list(path) for path in paths] for paths in (without, only))
 
     def keep(video_id: str) -> bool:
-        bare = video_id.removeprefix("v_")
+        bare = _bare(video_id)
         return all(bare in ids for ids in kept) and not any(bare in ids for ids in blocked)
 
     return keep
