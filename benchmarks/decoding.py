@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py [--seconds 30] [--files a.mp4 b.webm]
 
-The claim: `--decoder auto` takes the faster of the exact decoders. Ratios below 1 say that PyAV by plan is the faster.
+The claim: `--decoder auto` uses the faster of the exact decoders. Ratios below 1 mean that PyAV by plan is faster.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def best_cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def in_order(facts: VideoFacts, wanted: np.ndarray) -> None:
-    """PyAV without a plan."""
+    """Decode with PyAV without a plan."""
     for _ in PyAVReader(facts)._in_order(list(enumerate(wanted.tolist()))):
         pass
 
@@ -83,7 +83,7 @@ def compare(name: str, path: Path) -> None:
 
 
 def len_of(shown: object) -> int:
-    """Keeps no frame."""
+    """Consume a frame without keeping it."""
     return len(shown.positions)
 
 

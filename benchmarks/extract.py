@@ -50,7 +50,8 @@ def cpu_seconds_of_parts(config: EncodeConfig, videos: list[Path]) -> dict[str, 
     encoder, sampling, parts, images = Encoder(config), config.sampling, {}, []
     start = time.process_time()
     for path in videos:
-        reader, facts, _ = open_video(path)
+        reader = open_video(path)
+        facts = reader.facts
         wanted = sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         images += [shown.image for shown in reader.frames_at(wanted)]
     parts["decode"] = time.process_time() - start

@@ -1,8 +1,8 @@
-"""Every file of a folder through `unloc extract`: cached, by which decoder and why, or the reason in the ledger.
+"""Run `unloc extract` on every file of a folder; print by which decoder and why it was cached, or why it failed.
 
     python benchmarks/real_videos.py [../shared/videos/A] [--frames 16] [--timeout 120] > benchmarks/results/videos_A.md
 
-That the frames are those of a sequential reference is tests/video/test_video_real.py.
+tests/video/test_video_real.py compares the frames with a sequential reference.
 """
 
 import argparse
@@ -36,14 +36,14 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=120.0)
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
-        print(f"{arguments.folder} is not here: nothing to do")
+        print(f"{arguments.folder} does not exist: nothing to do")
         return
     with tempfile.TemporaryDirectory() as name:
         manifest, cache_path = Path(name) / "m.jsonl", Path(name) / "cache"
         names = write_manifest(arguments.folder, manifest)
-        words = ["extract", manifest, "--videos", arguments.folder, "--cache", cache_path, "--tower", "toy"]
-        words += ["--frames", arguments.frames, "--timeout", arguments.timeout, "--workers", 0, "--coverage", 0]
-        subprocess.run([sys.executable, "-m", "unloc", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+        command = ["extract", manifest, "--videos", arguments.folder, "--cache", cache_path, "--tower", "toy"]
+        command += ["--frames", arguments.frames, "--timeout", arguments.timeout, "--workers", 0, "--coverage", 0]
+        subprocess.run([sys.executable, "-m", "unloc", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
         print_table(cache_path, names, arguments)
 
 
@@ -51,15 +51,15 @@ def print_table(cache_path: Path, names: list[str], arguments: argparse.Namespac
     """One row per file."""
     cache = open_cache(cache_path)
     failed = {row["video_id"]: row for rows in cache.table.failed.values() for row in rows}
-    print(f"{len(cache)} of {len(names)} files cached, {len(failed)} in the ledger with their reason; ", end="")
+    print(f"{len(cache)} of {len(names)} files cached, {len(failed)} in the ledger with a reason; ", end="")
     print(f"`--tower toy --frames {arguments.frames} --timeout {arguments.timeout:g}`.\n")
-    print("| file | state | codec, container | shown from – to (s) | decoder: why, or what the ledger says | seconds |")
+    print("| file | state | codec, container | shown from – to (s) | decoder: why, or the error | seconds |")
     print("|---|---|---|---|---|--:|")
     for name in names:
         row = cache.rows.get(name)
         if row is None:
-            words = failed[name]["message"].replace(f"{arguments.folder}/", "")
-            print(f"| `{name}` | {failed[name]['reason']} | | | {words} | |")
+            message = failed[name]["message"].replace(f"{arguments.folder}/", "")
+            print(f"| `{name}` | {failed[name]['reason']} | | | {message} | |")
             continue
         times, seconds = row["times_seconds"], row["seconds_decode"] + row["seconds_preprocess"]
         what = f"{row['codec']}, {row['container'].split(',')[0]}"

@@ -65,7 +65,8 @@ def render_cell(folder: Path, codec: str, suffix: str) -> Path | None:
 
 def wrong_frames(path: Path, decoder: str, sampling: FrameSampling) -> list[str]:
     """What is not as it should be; raises VideoError where the decoder refuses."""
-    reader, facts, _ = open_video(path, decoder)
+    reader = open_video(path, decoder)
+    facts = reader.facts
     start, wrong = facts.first_seconds, []
     if abs(facts.end_seconds - start - NUM_FRAMES / 25) > 2e-3:
         wrong.append(f"takes {facts.end_seconds - start:.3f} s")
@@ -114,7 +115,8 @@ def test_an_empty_mpeg4_packet_leaves_the_frame_before_on_screen(tmp_path, codec
 
     remux(source, path, with_empty_ones)
     for step in (1, 7):
-        reader, facts, _ = open_video(path)
+        reader = open_video(path)
+        facts = reader.facts
         places = list(range(0, len(shown) - 3, step))
         wanted = facts.first_seconds + np.asarray(places) / 25
         read = {place: read_counter(frame.image) for frame in reader.frames_at(wanted) for place in frame.positions}
@@ -126,7 +128,8 @@ def test_a_lost_frame_in_avi_shifts_no_frame_after_the_next_key_frame(tmp_path, 
     source = render_cell(tmp_path, codec, ".avi")
     path = tmp_path / "damaged.avi"
     remux(source, path, lambda chunks: [*chunks[:15], chunks[15][:2], *chunks[16:]])
-    reader, facts, _ = open_video(path)
+    reader = open_video(path)
+    facts = reader.facts
     wanted = facts.first_seconds + np.arange(NUM_FRAMES) / 25
     read = {place: read_counter(frame.image) for frame in reader.frames_at(wanted) for place in frame.positions}
     sound = [*range(12), *range(25, NUM_FRAMES)]
@@ -137,7 +140,8 @@ def test_a_lost_frame_in_avi_shifts_no_frame_after_the_next_key_frame(tmp_path, 
 def test_an_avi_that_begins_within_a_group_is_right_from_its_second_key_frame_on(tmp_path, codec):
     path = tmp_path / "late.avi"
     remux(render_cell(tmp_path, codec, ".avi"), path, lambda chunks: chunks[5:])
-    reader, facts, _ = open_video(path, allow_partial=True)
+    reader = open_video(path, allow_partial=True)
+    facts = reader.facts
     wanted = facts.first_seconds + np.arange(NUM_FRAMES - 5) / 25
     read = {place: read_counter(frame.image) for frame in reader.frames_at(wanted) for place in frame.positions}
     assert [read[place] for place in range(19, NUM_FRAMES - 5)] == list(range(24, NUM_FRAMES))
@@ -161,7 +165,8 @@ def test_field_coded_h264_gives_both_fields_of_each_frame_at_its_time(
     for decoder in ("pyav", "decord"):
         for name, sampling in SAMPLINGS.items():
             try:
-                reader, facts, _ = open_video(path, decoder)
+                reader = open_video(path, decoder)
+                facts = reader.facts
                 wanted = sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
                 shown = list(reader.frames_at(wanted))
             except VideoError as error:

@@ -40,9 +40,9 @@ def many_times(facts, count: int = 53) -> np.ndarray:
     return np.sort(np.concatenate([evenly, anywhere, rng.choice(facts.packet_times, 10)]))
 
 
-def check_frames(name: str, reader, facts, wanted: np.ndarray) -> None:
+def check_frames(name: str, reader, wanted: np.ndarray) -> None:
     numbers, seconds = shown_seconds(KINDS[name], name)
-    seconds = seconds + facts.first_seconds - seconds[0]  # FLV and MPEG-TS begin where their muxer likes
+    seconds = seconds + reader.facts.first_seconds - seconds[0]  # FLV and MPEG-TS begin where their muxer likes
     answered = []
     for shown in reader.frames_at(wanted):
         for position in shown.positions:
@@ -57,27 +57,29 @@ def check_frames(name: str, reader, facts, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize("decoder", ["auto", "pyav", "decord"])
 def test_the_frame_shown_at_a_time_is_returned_or_the_decoder_says_it_is_unsound(files, name, decoder):
     try:
-        reader, facts, reason = open_video(files[name], decoder)
+        reader = open_video(files[name], decoder)
     except VideoError as error:
         assert decoder == "decord", "PyAV reads every kind"
         assert error.reason == "unsound"
         return
-    assert reason
-    check_frames(name, reader, facts, many_times(facts))
+    assert reader.reason
+    check_frames(name, reader, many_times(reader.facts))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_few_wanted_frames_are_the_right_ones(files, name):
     for count in (1, 2, 5):
-        reader, facts, _ = open_video(files[name])
-        check_frames(name, reader, facts, np.linspace(facts.first_seconds, facts.last_seconds, count))
+        reader = open_video(files[name])
+        facts = reader.facts
+        check_frames(name, reader, np.linspace(facts.first_seconds, facts.last_seconds, count))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_jumping_in_the_file_gives_the_same_frames(files, name, monkeypatch):
     monkeypatch.setattr(pyav_reader, "SEEK_BYTES", -1)
-    reader, facts, _ = open_video(files[name], "pyav")
-    check_frames(name, reader, facts, np.linspace(facts.first_seconds, facts.last_seconds, 9))
+    reader = open_video(files[name], "pyav")
+    facts = reader.facts
+    check_frames(name, reader, np.linspace(facts.first_seconds, facts.last_seconds, 9))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -95,8 +97,9 @@ def test_decoding_by_plan_equals_decoding_in_order_to_the_bit(files, name):
 @pytest.mark.parametrize("name", ["h264_b_frames", "h264_open_gop", "hevc", "mpeg4_mp4_b_frames", "h264_no_index"])
 def test_ordinary_streams_are_decoded_by_plan_without_falling_back(files, name, monkeypatch):
     monkeypatch.setattr(PyAVReader, "_in_order", lambda *_: pytest.fail("fell back to decoding in order"))
-    reader, facts, _ = open_video(files[name], "pyav")
-    check_frames(name, reader, facts, np.linspace(facts.first_seconds, facts.last_seconds, 4))
+    reader = open_video(files[name], "pyav")
+    facts = reader.facts
+    check_frames(name, reader, np.linspace(facts.first_seconds, facts.last_seconds, 4))
 
 
 def test_a_wrong_plan_is_noticed_and_the_rest_is_read_in_order(files, monkeypatch):
@@ -109,8 +112,9 @@ def test_a_wrong_plan_is_noticed_and_the_rest_is_read_in_order(files, monkeypatc
         return type(plan)(plan.positions, late, plan.skip_unreferenced)
 
     monkeypatch.setattr(pyav_reader, "make_plan", broken)
-    reader, facts, _ = open_video(files["h264_b_frames"], "pyav")
-    check_frames("h264_b_frames", reader, facts, np.linspace(facts.first_seconds, facts.last_seconds, 5))
+    reader = open_video(files["h264_b_frames"], "pyav")
+    facts = reader.facts
+    check_frames("h264_b_frames", reader, np.linspace(facts.first_seconds, facts.last_seconds, 5))
 
 
 def test_facts_are_measured_from_packets_not_headers(files):
@@ -133,8 +137,8 @@ def test_time_zero_is_the_containers_start(files):
 
 
 def test_auto_records_why_it_did_not_use_decord(files):
-    reasons = {name: open_video(files[name])[2] for name in ("h264_b_frames", "h264_interlaced", "mpeg4_avi")}
-    assert reasons["h264_b_frames"] == "decord would be exact too; PyAV is faster"
+    reasons = {name: open_video(files[name]).reason for name in ("h264_b_frames", "h264_interlaced", "mpeg4_avi")}
+    assert reasons["h264_b_frames"] == "decord would be exact; PyAV is faster"
     assert "interlaced" in reasons["h264_interlaced"]
     assert "may pack B-frames" in reasons["mpeg4_avi"]
 
@@ -157,7 +161,8 @@ def test_an_unknown_decoder_is_an_error(files):
 def test_frames_are_turned_upright(tmp_path, degrees):
     kind = Kind(".mp4", options={"preset": "veryfast", "g": "5"}, num_frames=10)
     path = render(tmp_path / "turned.mp4", kind, display_rotation=degrees)
-    reader, facts, _ = open_video(path)
+    reader = open_video(path)
+    facts = reader.facts
     image = next(iter(reader.frames_at(np.asarray([facts.packet_times[3]])))).image
     expected = np.rot90(counter_image(3), degrees // 90).astype(float)
     assert image.shape == expected.shape
@@ -190,7 +195,8 @@ def test_only_a_display_matrix_that_rotates_by_quarters_turns_frames(tmp_path, n
     assert content.count(before) == 1
     path.write_bytes(content.replace(before, struct.pack(">5i", a, b, 0, c, d)))
     try:
-        reader, facts, _ = open_video(path, decoder)
+        reader = open_video(path, decoder)
+        facts = reader.facts
     except VideoError as error:
         assert decoder == "decord" and error.reason == "unsound"
         return
@@ -212,7 +218,8 @@ def test_a_stream_whose_frame_size_changes_is_read_by_pyav_and_refused_for_decor
     tmp_path, suffix, codec, pixel_format
 ):
     path = write_two_sizes(tmp_path / f"sizes{suffix}", codec, pixel_format)
-    reader, facts, _ = open_video(path)
+    reader = open_video(path)
+    facts = reader.facts
     shapes = [shown.image.shape for shown in reader.frames_at(facts.packet_times)]
     assert shapes == [(80, 128, 3)] * 10 + [(160, 256, 3)] * 10
     with pytest.raises(VideoError, match="128x80 and 256x160") as caught:
@@ -223,6 +230,7 @@ def test_a_stream_whose_frame_size_changes_is_read_by_pyav_and_refused_for_decor
 def test_stored_pixels_are_kept_and_their_aspect_ratio_is_a_fact(tmp_path):
     kind = Kind(".mp4", options={"preset": "veryfast"}, num_frames=5)
     path = render(tmp_path / "wide.mp4", kind, aspect=Fraction(2, 1))
-    reader, facts, _ = open_video(path)
+    reader = open_video(path)
+    facts = reader.facts
     assert facts.sample_aspect_ratio == 2
     assert next(iter(reader.frames_at(np.zeros(1)))).image.shape == (80, 128, 3)

@@ -43,7 +43,8 @@ def holed(data: bytes, start: float, share: float, path: Path) -> Path:
 
 def read_all(path: Path, decoder: str = "auto", *, allow_partial: bool = False):
     """(times, counters, reader) at five frames per second."""
-    reader, facts, _ = open_video(path, decoder, allow_partial=allow_partial)
+    reader = open_video(path, decoder, allow_partial=allow_partial)
+    facts = reader.facts
     wanted = np.arange(facts.first_seconds, facts.end_seconds, 0.2)
     frames = {p: f for f in reader.frames_at(wanted) for p in f.positions}
     times = np.asarray([frames[p].time_seconds for p in range(len(wanted))])

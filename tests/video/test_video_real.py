@@ -84,7 +84,8 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def read(path: Path, decoder: str, sampling: FrameSampling) -> tuple[np.ndarray, dict]:
-    reader, facts, _ = open_video(path, decoder)
+    reader = open_video(path, decoder)
+    facts = reader.facts
     wanted = sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
     return wanted, {p: f for f in reader.frames_at(wanted) for p in f.positions}
 
@@ -139,6 +140,7 @@ def test_dense_sampling_gives_the_frames_of_the_reference(folder, name):
 
 @pytest.mark.parametrize("name", ["ft_fixture2.mkv", "fate_mp4-init-nonkeyframe.mp4"])
 def test_allow_partial_reads_what_decodes(folder, name):
-    reader, facts, _ = open_video(folder / "torture" / name, allow_partial=True)
+    reader = open_video(folder / "torture" / name, allow_partial=True)
+    facts = reader.facts
     wanted = FrameSampling(num_frames=4).times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
     assert sum(len(frame.positions) for frame in reader.frames_at(wanted)) == 4

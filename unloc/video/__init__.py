@@ -1,1 +1,10 @@
-"""Videos: facts of a stream, frames at wanted times, and what is made of them before a tower sees them."""
+"""Videos: facts of a stream, frames at wanted times, and their preprocessing for a tower."""
+
+from collections.abc import Callable
+
+OnProgress = Callable[[], None]
+"""Called repeatedly while a file is read, so that a long reading can be told from one that hangs."""
+
+
+def no_progress() -> None:
+    """An OnProgress that does nothing."""

@@ -11,7 +11,8 @@ import decord
 import numpy as np
 
 from unloc.errors import VideoError
-from unloc.video.facts import OnProgress, VideoFacts, best_stream, no_progress, open_container
+from unloc.video import OnProgress, no_progress
+from unloc.video.facts import VideoFacts, best_stream, open_container
 from unloc.video.frame_reader import TIME_TOLERANCE, FrameReader, ShownFrame, is_exact_turn, shown_at
 
 decord.logging.set_level(decord.logging.QUIET)

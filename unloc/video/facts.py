@@ -4,7 +4,7 @@ Time zero is the container's start, as for the ffmpeg command line: seconds = pt
 begins later keeps its offset.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from unloc.errors import VideoError
-from unloc.video.file_bytes import ZERO_HOLE, first_bad_box, holds_zero_run, missing_mp4_index, stated_bytes
+from unloc.video import OnProgress, no_progress
+from unloc.video.file_bytes import ZERO_HOLE, holds_zero_run, missing_mp4_index, stated_bytes
 from unloc.video.mpeg4 import Mpeg4Packets
 
 av.logging.set_level(None)  # ffmpeg's own messages would break the progress bar; errors carry what matters
@@ -41,13 +42,6 @@ PACKET = np.dtype(
         "formats": ("i8", "i8", "?", "?", "i8", "i8", "i8", "?", "?"),
     }
 )
-
-OnProgress = Callable[[], None]
-"""Called repeatedly while a file is read, so that a long reading can be told from one that hangs."""
-
-
-def no_progress() -> None:
-    """An OnProgress that does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +190,7 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
     with open_container(path) as container:
         stream = best_stream(container, path)
         context, name = stream.codec_context, container.format.name
-        headers, is_mp4 = bytes(context.extradata or b""), "mov" in name
+        headers = bytes(context.extradata or b"")
         mpeg4 = Mpeg4Packets(headers) if context.name == "mpeg4" else None
         rows, num_discarded, num_damaged = [], 0, 0
         for packet in packets_of(container, stream):
@@ -228,6 +222,7 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
             or bool(reorders and context.has_b_frames and (np.diff(stamps) > 0).all())
             or (mpeg4 is not None and mpeg4.num_packed > 0)
         )
+        length, bad_box = stated_bytes(path, name)
         has_layers = context.name == "hevc" and len(headers) > 22 and headers[0] == 1
         return VideoFacts(
             path=path,
@@ -249,8 +244,8 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
             # Byte 21 of the HEVC configuration record (ISO/IEC 14496-15 §8.3.3.1).
             num_temporal_layers=(headers[21] >> 3) & 7 if has_layers else 0,
             hole_seconds=_hole_seconds(path, packets, times, stream.frames),
-            bad_box=first_bad_box(path) if is_mp4 else None,
-            stated_bytes=stated_bytes(path, name),
+            bad_box=bad_box,
+            stated_bytes=length,
             num_bytes=path.stat().st_size,
             num_frames_from_header=stream.frames,
             rate_from_header=rate,

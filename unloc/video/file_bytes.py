@@ -36,41 +36,35 @@ def missing_mp4_index(path: Path) -> str | None:
     return f"the file is cut off {where} its index, at {num_bytes} of at least {end} bytes; nothing can be read"
 
 
-def first_bad_box(path: Path) -> int | None:
-    """Byte at which an MP4/MOV file stops being boxes because of a hole of zeros; None where there is none."""
-    _, end, is_sound = mp4_boxes(path)
-    if is_sound:
-        return None
-    with path.open("rb") as handle:
-        handle.seek(end)
-        has_hole = handle.read(8)[:4] == bytes(4)
-        return (
-            end if has_hole and any(block.strip(b"\0") for block in iter(lambda: handle.read(1 << 20), b"")) else None
-        )
+def stated_bytes(path: Path, container: str) -> tuple[int | None, int | None]:
+    """(length of the file as its container states it, byte at which a hole of zeros ends the boxes of an MP4/MOV file).
 
-
-def stated_bytes(path: Path, container: str) -> int | None:
-    """The length of the file as its container states it; None where it does not."""
-    if "mov" in container:
-        _, end, is_sound = mp4_boxes(path)
-        return end if is_sound else None
+    None where the container states no length, and where there is no such hole.
+    """
     with path.open("rb") as handle:
+        if "mov" in container:
+            _, end, is_sound = mp4_boxes(path)
+            handle.seek(end)
+            has_hole = not is_sound and handle.read(8)[:4] == bytes(4)
+            has_hole = has_hole and any(block.strip(b"\0") for block in iter(lambda: handle.read(1 << 20), b""))
+            return (end if is_sound else None), (end if has_hole else None)
         if container == "avi":
             head = handle.read(12)
-            return 8 + int.from_bytes(head[4:8], "little") if head[:4] == b"RIFF" and head[4:8] != bytes(4) else None
+            is_stated = head[:4] == b"RIFF" and head[4:8] != bytes(4)
+            return (8 + int.from_bytes(head[4:8], "little") if is_stated else None), None
         position = 0
         for _ in range(4 if "matroska" in container else 0):  # the EBML header, perhaps a void, then the segment
             handle.seek(position)
             head = handle.read(12)
             if len(head) < 12 or head[4] == 0:
-                return None
+                break
             length = 9 - head[4].bit_length()
             unknown = (1 << 7 * length) - 1
             size = int.from_bytes(head[4 : 4 + length], "big") & unknown
             if head[:4] == EBML_SEGMENT:
-                return None if size == unknown else position + 4 + length + size
+                return (None if size == unknown else position + 4 + length + size), None
             position += 4 + length + size
-    return None
+    return None, None
 
 
 def holds_zero_run(path: Path, start: int, stop: int) -> bool:

@@ -10,7 +10,8 @@ import av
 import numpy as np
 
 from unloc.errors import VideoError
-from unloc.video.facts import LOST_SHARE_ALLOWED, OnProgress, VideoFacts, no_progress
+from unloc.video import OnProgress, no_progress
+from unloc.video.facts import LOST_SHARE_ALLOWED, VideoFacts
 
 TIME_TOLERANCE = 1e-4  # seconds; a frame that begins at the wanted time must not be missed by rounding to milliseconds
 NEAR = 1e-3  # seconds; a frame and its packet state the same time
@@ -41,6 +42,8 @@ class FrameReader(ABC):
         self.facts, self.allow_partial, self.on_progress = facts, allow_partial, on_progress
         self.decoded_seconds: list[float] = []
         """Times of all decoded frames; empty where only parts had to be decoded, without a failure."""
+        self.reason = "asked for"
+        """Why this decoder reads the file."""
         self.num_errors = 0
         """Packets that did not decode."""
         if not allow_partial:

@@ -158,8 +158,9 @@ def shard_members(pattern: str) -> dict[str, TarMember]:
                         continue
                     name = PurePosixPath(item.name).as_posix()
                     if name in found:
-                        raise InputError(f"--shards: {name} is in {found[name].tar} and in {tar}; name one of them")
-                    found[name] = TarMember(tar, name, item.offset_data, item.size, int(item.mtime * 1e9))
+                        raise InputError(f"--shards: {name} is in {found[name].parent} and in {tar}; name one of them")
+                    place = {"parent": tar, "path": name, "offset": item.offset_data}
+                    found[name] = TarMember(**place, size=item.size, mtime_ns=int(item.mtime * 1e9))
         except tarfile.ReadError as error:
             if not count:
                 raise InputError(

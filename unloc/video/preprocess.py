@@ -83,15 +83,11 @@ def normalise(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
     return (pixels.float() - mean) / std
 
 
-def require_views(views: Sequence[str]) -> None:
+def require_views(views: tuple[str, ...]) -> None:
     """Raises InputError for an unknown or repeated view, or where the first is not the centre."""
-    for name in views:
-        if not VIEW_NAME.fullmatch(name):
-            raise InputError(f"--views: got {name!r}, expected centre, flip or crop followed by a number (crop0)")
-    if not views or views[0] != "centre":
-        raise InputError(f"--views: got {','.join(views)!r}, the first must be centre: evaluation reads it")
-    if len(set(views)) < len(views):
-        raise InputError(f"--views: got {','.join(views)!r}, expected each view once; give crops other numbers")
+    if views[:1] != CENTRE or len(set(views)) < len(views) or not all(map(VIEW_NAME.fullmatch, views)):
+        expected = "centre, which evaluation reads, then flip and crops with different numbers (crop0)"
+        raise InputError(f"--views: got {','.join(views)!r}, expected {expected}")
 
 
 def has_crops(views: Sequence[str]) -> bool:

@@ -16,7 +16,8 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from unloc.errors import VideoError
-from unloc.video.facts import OnProgress, VideoFacts, best_stream, open_container, packets_of, start_seconds
+from unloc.video import OnProgress
+from unloc.video.facts import VideoFacts, best_stream, open_container, packets_of, start_seconds
 from unloc.video.frame_reader import TIME_TOLERANCE, FrameReader, ShownFrame, quarter_turns, shown_at
 
 SKIP_CODECS = {"h264", "mpeg4", "hevc"}  # their non-reference frames are marked, and ffmpeg's decoders can skip them

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from unloc.errors import InputError, VideoError
+from unloc.video import OnProgress, no_progress
 from unloc.video.decord_reader import DecordReader, unsound_by_facts
-from unloc.video.facts import OnProgress, VideoFacts, no_progress, scan
+from unloc.video.facts import scan
 from unloc.video.frame_reader import FrameReader
 from unloc.video.preprocess import CENTRE, PreprocessSpec, has_crops, make_views
 from unloc.video.pyav_reader import PyAVReader
@@ -26,8 +27,8 @@ CHANGED = "changed"  # reason of a video whose file was replaced or rewritten wh
 
 def open_video(
     path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = no_progress
-) -> tuple[FrameReader, VideoFacts, str]:
-    """A reader of the file, its facts, and why this decoder reads it.
+) -> FrameReader:
+    """A reader of the file, which knows its `facts` and the `reason` for this decoder.
 
     `auto` is PyAV: it is exact on every stream, and faster than decord on every kind measured, sparse or dense
     (benchmarks/decoding.py). The reason says whether decord would have been exact too.
@@ -38,13 +39,11 @@ def open_video(
     if decoder not in DECODERS:
         raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(DECODERS)}")
     facts = scan(path, on_progress)
-    reason = "asked for"
+    reader = (DecordReader if decoder == "decord" else PyAVReader)(facts, allow_partial, on_progress)
     if decoder == "auto":
         unsound = unsound_by_facts(facts)
-        reason = "decord would be exact too; PyAV is faster"
-        reason = f"decord is not exact here: {unsound}" if unsound else reason
-    reader = DecordReader if decoder == "decord" else PyAVReader
-    return reader(facts, allow_partial, on_progress), facts, reason
+        reader.reason = f"decord is not exact here: {unsound}" if unsound else "decord would be exact; PyAV is faster"
+    return reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,8 @@ class VideoReading:
         self.path, self.source, self.spec, self.on_progress = path, source or path, spec, on_progress
         self.version = file_version(path)
         self.crop_seed = self.content_sha256 if has_crops(spec.views) else ""
-        self.reader, facts, self.reason = open_video(path, spec.decoder, spec.allow_partial, on_progress)
-        self.facts = facts
+        self.reader = open_video(path, spec.decoder, spec.allow_partial, on_progress)
+        facts = self.reader.facts
         self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         self.times_seconds = np.zeros(len(self.wanted_seconds))
         self.seconds_decode, self.seconds_preprocess = time.perf_counter() - started, 0.0
@@ -107,7 +106,7 @@ class VideoReading:
 
         Raises VideoError (reason `changed`) where the file is no longer the one that was opened.
         """
-        facts = self.facts
+        facts = self.reader.facts
         row = {
             "video_id": video_id,
             "file": self.source.name.encode("utf-8", "backslashreplace").decode(),
@@ -119,7 +118,7 @@ class VideoReading:
             "clock_start_seconds": round(facts.clock_start_seconds, 6),
             "times_seconds": [round(float(value), 6) for value in self.times_seconds],
             "decoder": self.reader.name,
-            "decoder_reason": self.reason,
+            "decoder_reason": self.reader.reason,
             "codec": facts.codec,
             "container": facts.container,
             "width": facts.width,

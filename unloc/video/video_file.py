@@ -7,7 +7,7 @@ the system deletes however the process ends.
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,41 +20,57 @@ from fsspec.callbacks import Callback
 
 from unloc.cache.object_store import ObjectStore
 from unloc.errors import CacheError, MissingError, VideoError
+from unloc.video import OnProgress, no_progress
 
 BLOCK = 1 << 20
 CHANGED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 TAG_KEYS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "crc32c", "generation", "versionId")
 
 
-@dataclass(frozen=True)
-class TarMember:
-    """A file in a plain tar file, read in place."""
+@dataclass(frozen=True, kw_only=True)
+class _StoredFile:
+    """A file inside something larger, with the parts of a `Path` that a job needs."""
 
-    tar: Path
+    parent: Path | str
+    """The tar file, or the URL that was listed."""
     path: str
-    """Its name in the tar file, with folders."""
-    offset: int
-    """Where its bytes begin."""
-    size: int
+    """Its name in there, with folders."""
+    size: int | None
+    """Bytes; None where a URL's store does not say."""
     mtime_ns: int
+    """0 where a URL's store does not say."""
 
     def __str__(self) -> str:
-        return f"{self.tar}/{self.path}"
+        return f"{self.parent}/{self.path}"
+
+    @property
+    def place(self) -> PurePosixPath:
+        """The path with the quoting of a web server's links undone."""
+        is_web = str(self.parent).startswith(("http://", "https://"))
+        return PurePosixPath(unquote(self.path) if is_web else self.path)
 
     @property
     def name(self) -> str:
         """Without folders."""
-        return PurePosixPath(self.path).name
+        return self.place.name
 
     def stat(self) -> SimpleNamespace:
-        """Size and time of change."""
+        """Size and time of change when it was listed."""
         return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarMember(_StoredFile):
+    """A file in a plain tar file, read in place."""
+
+    offset: int
+    """Where its bytes begin."""
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Its bytes."""
-        return io.BufferedReader(_Slice(self.tar, self.offset, self.size))
+        return io.BufferedReader(_Slice(Path(self.parent), self.offset, self.size))
 
-    def fetch(self, copy: BinaryIO, on_progress: Callable[[], None]) -> None:
+    def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
         """Write it into an open file. Raises VideoError (truncated) where the tar file ends within it."""
         with self.open() as source:
             while block := source.read(BLOCK):
@@ -83,52 +99,27 @@ class _Slice(io.FileIO):
         return count
 
 
-@dataclass(frozen=True)
-class RemoteVideo:
+@dataclass(frozen=True, kw_only=True)
+class RemoteVideo(_StoredFile):
     """An object at a URL (`s3://…`, `https://…`, anything that fsspec opens)."""
 
-    folder: str
-    """URL that was listed."""
-    path: str
-    """Its name below."""
-    size: int | None
-    """Bytes; None where the store does not say."""
-    mtime_ns: int
-    """0 where the store does not say."""
     tag: str
     """The store's own mark of this version of the object."""
-
-    def __str__(self) -> str:
-        return f"{self.folder}/{self.path}"
-
-    @property
-    def place(self) -> PurePosixPath:
-        """The path with the quoting of a web server's links undone."""
-        return PurePosixPath(unquote(self.path) if self.folder.startswith("http") else self.path)
-
-    @property
-    def name(self) -> str:
-        """Without folders."""
-        return self.place.name
-
-    def stat(self) -> SimpleNamespace:
-        """Size and time of change when it was listed."""
-        return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
 
     def current(self) -> "RemoteVideo":
         """The version that is there now. Raises VideoError where there is none, OSError where the store fails."""
         try:
-            return _ask(self.folder, self.path)
+            return _ask(self.parent, self.path)
         except FileNotFoundError:
             raise VideoError(f"{self}: does not exist (any more)", reason="not_found") from None
         except CacheError as error:
             raise OSError(str(error)) from None
 
-    def fetch(self, copy: BinaryIO, on_progress: Callable[[], None]) -> None:
+    def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
         """Write it into an open file. Raises as `current`; a failed download is tried again."""
         callback = Callback(hooks={"progress": lambda *_, **__: on_progress()})
         try:
-            ObjectStore(self.folder).download(self.path, copy, self.size, callback)
+            ObjectStore(self.parent).download(self.path, copy, self.size, callback)
         except FileNotFoundError:
             raise VideoError(f"{self}: does not exist any more", reason="not_found") from None
         except CacheError as error:
@@ -164,14 +155,15 @@ def _from_info(folder: str, path: str, info: dict) -> RemoteVideo:
         changed = datetime.fromisoformat(changed)
     seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed)
     tag = next((str(info[key]) for key in TAG_KEYS if info.get(key) is not None), "")
-    return RemoteVideo(folder, path, info.get("size"), round(seconds * 1e6) * 1000, tag)
+    mtime_ns = round(seconds * 1e6) * 1000
+    return RemoteVideo(parent=folder, path=path, size=info.get("size"), mtime_ns=mtime_ns, tag=tag)
 
 
 VideoFile = Path | TarMember | RemoteVideo
 
 
 @contextmanager
-def on_disk(file: VideoFile, on_progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def on_disk(file: VideoFile, on_progress: OnProgress = no_progress) -> Iterator[Path]:
     """A path at which this process can open the video: its own, or that of an unnamed copy.
 
     Raises as `fetch` does. A VideoError about the copy names the file itself.
@@ -205,13 +197,13 @@ def file_version(file: VideoFile) -> Hashable | None:
     try:
         if isinstance(file, RemoteVideo):
             return file.current()
-        stat = (file.tar if isinstance(file, TarMember) else file).stat()
+        stat = (Path(file.parent) if isinstance(file, TarMember) else file).stat()
     except (OSError, VideoError):
         return None
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def file_hash(file: VideoFile, on_progress: Callable[[], None] = lambda: None) -> str:
+def file_hash(file: VideoFile, on_progress: OnProgress = no_progress) -> str:
     """sha256 of the file's content; an object at a URL is fetched for it. Raises as `on_disk`."""
     digest = hashlib.sha256()
     source = on_disk(file, on_progress) if isinstance(file, RemoteVideo) else nullcontext(file)
