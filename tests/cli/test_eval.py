@@ -84,7 +84,7 @@ def metrics_of(path):
         (f"{TAL.replace('tal --', 'as --')} --predictions as.jsonl", ["frame_accuracy", "F1@50", "edit"]),
     ],
 )
-def test_perfect_predictions_score_100_and_stand_in_metrics_json(unloc, folder, words, headlines):
+def test_perfect_predictions_score_100_in_metrics_json(unloc, folder, words, headlines):
     code, out, err = unloc(*words.split(), "--out", "found")
     assert (code, err) == (0, "")
     report = json.loads((folder / "found/metrics.json").read_text())
@@ -156,7 +156,7 @@ def test_strict_makes_bad_predictions_one_error_and_writes_nothing(unloc, folder
     assert unloc(*TAL.split(), "--predictions", "tal.json", "--strict")[0] == 0
 
 
-def test_predictions_that_say_strange_things_stay_on_one_line(unloc, folder):
+def test_line_breaks_and_surrogates_in_predictions_are_escaped_in_messages(unloc, folder):
     entry = {"label": "two\nlines \ud800", "score": 0.5, "segment": [0, 1]}
     write_tal(folder / "odd.json", TRUTH, [("v1", entry), ("no\nwhere", entry | {"label": "Run"})])
     code, out, err = unloc(*TAL.split(), "--predictions", "odd.json", "--out", "m.json", "--export", "again.json")
@@ -188,7 +188,7 @@ def test_predictions_that_say_strange_things_stay_on_one_line(unloc, folder):
         (f"{TAL} --predictions tal.json --out tal.jsonl/sub", "cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_code_2(unloc, folder, words, saying):
+def test_errors_are_one_line_and_code_2(unloc, folder, words, saying):
     code, _, err = unloc(*words.split())
     assert code == 2 and saying in err and err.startswith("error: ") and err.count("\n") == 1
 
@@ -211,7 +211,7 @@ def test_exported_files_score_the_same(unloc, folder):
     )
 
 
-def test_videos_without_predictions_are_named_and_the_rest_is_scored_beside(unloc, folder):
+def test_missing_videos_are_named_and_the_others_scored_separately(unloc, folder):
     write_tal(folder / "part.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]})
     _, out, _ = unloc(*TAL.split(), "--predictions", "part.json", "--out", "m.json")
     report = json.loads((folder / "m.json").read_text())
@@ -235,7 +235,7 @@ def test_intervals_hold_the_score_and_are_the_same_with_the_same_seed(unloc, fol
     assert code == 0 and "95 % of draws" in out
 
 
-def test_external_labels_are_stated_by_the_file_the_command_or_nowhere(unloc, folder):
+def test_external_labels_are_stated_by_the_file_or_the_command_or_nowhere(unloc, folder):
     ours = ["--external-labels"]
     said = [(True, [], True, "by the file"), (True, ours, True, "by the file"), (False, ours, True, "by the command")]
     said += [(False, [], False, "by the file"), (None, ours, True, "by the command"), (None, [], False, "nowhere")]
@@ -256,7 +256,7 @@ def test_floors_alone_need_no_predictions(unloc, folder):
         assert all(name in out for name in report["floors"])
 
 
-def test_the_analysis_stands_in_metrics_json_and_its_plots_beside(unloc, folder):
+def test_the_analysis_is_in_metrics_json_and_its_plots_are_next_to_it(unloc, folder):
     code, out, _ = unloc(*TAL.split(), "--predictions", "tal.json", "--analyse", "--out", "a")
     analysis = json.loads((folder / "a/metrics.json").read_text())["analysis"]
     assert code == 0 and analysis["counts"]["true"] == 3 and "poor boundary" in out
@@ -302,7 +302,7 @@ def test_scoring_a_file_imports_no_torch(folder):
     assert done.stdout.strip().endswith("[]"), done.stdout
 
 
-def test_class_scores_give_map_beside_the_accuracy(unloc, folder):
+def test_class_scores_give_map_in_addition_to_accuracy(unloc, folder):
     rows, scores = [], {}
     for line in (folder / "as.jsonl").read_text().splitlines():
         row = json.loads(line)

@@ -33,7 +33,7 @@ def shifted(change):
         ({}, "there are no predictions in it"),
     ],
 )
-def test_predictions_of_which_nothing_matches_are_an_error_with_a_hint(unloc, folder, found, hint):  # noqa: F811
+def test_if_no_prediction_matches_the_error_has_a_hint(unloc, folder, found, hint):  # noqa: F811
     write_tal(folder / "p.json", found)
     code, _, err = unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")
     assert code == 2 and err.startswith("error: p.json: nothing matches") and hint in err and err.count("\n") == 1
@@ -52,7 +52,7 @@ def test_predictions_of_which_nothing_matches_are_an_error_with_a_hint(unloc, fo
         (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None, "vid": "x", "qid": "a"}, "none of the 1"),
     ],
 )
-def test_moments_of_which_nothing_matches_are_an_error_with_a_hint(unloc, folder, words, change, hint):  # noqa: F811
+def test_if_no_moment_matches_the_error_has_a_hint(unloc, folder, words, change, hint):  # noqa: F811
     write_mr(folder / "p.jsonl", [answer(1, **change)])
     code, _, err = unloc(*words.split(), "--predictions", "p.jsonl")
     assert code == 2 and "nothing matches" in err and hint in err and err.count("\n") == 1
@@ -64,7 +64,7 @@ def test_frames_with_other_class_names_are_an_error_with_a_hint(unloc, folder): 
     assert code == 2 and "class names match after folding case" in err
 
 
-def test_what_matches_in_part_is_scored_and_its_unit_told(unloc, folder):  # noqa: F811
+def test_partial_matches_are_scored_and_another_unit_is_reported(unloc, folder):  # noqa: F811
     write_tal(folder / "p.json", {"v1": TRUTH["v1"], "v2": ("Jump", 0, 5000), "v3": ("Run", 3000, 9000)})
     code, out, _ = unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")
     told = json.loads((folder / "m.json").read_text())["bad_predictions"]
@@ -72,7 +72,7 @@ def test_what_matches_in_part_is_scored_and_its_unit_told(unloc, folder):  # noq
     assert [count for kind, (count, _) in told.items() if "segments look like" in kind] == [3]
 
 
-def test_a_misspelled_key_is_told_with_its_number_and_missing_saliency_too(unloc, folder):  # noqa: F811
+def test_misspelled_keys_and_missing_saliency_are_counted(unloc, folder):  # noqa: F811
     rows = [answer(1), answer(2)]
     rows[1]["pred_saliency_score"] = rows[1].pop("pred_saliency_scores")
     write_mr(folder / "p.jsonl", rows)
@@ -82,7 +82,7 @@ def test_a_misspelled_key_is_told_with_its_number_and_missing_saliency_too(unloc
     assert "bad predictions" not in unloc(*MR.split(), "--predictions", "p.jsonl")[1]  # which scores no saliency
 
 
-def test_metrics_json_says_what_it_was_made_from(unloc, folder):  # noqa: F811
+def test_metrics_json_states_its_inputs(unloc, folder):  # noqa: F811
     write_tal(folder / "p.json", {"v1": TRUTH["v1"], "v2": ("Jump", 0, 40)})
     assert unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")[0] == 0
     report = json.loads((folder / "m.json").read_text())
@@ -99,7 +99,7 @@ def test_metrics_json_says_what_it_was_made_from(unloc, folder):  # noqa: F811
 
 @pytest.mark.parametrize("option", ["--out", "--export"])
 @pytest.mark.parametrize("target", ["tal.jsonl", "lists.txt", "notes.json", "linked.json"])
-def test_no_input_and_no_file_of_others_is_overwritten(unloc, folder, option, target):  # noqa: F811
+def test_inputs_and_foreign_files_are_not_overwritten(unloc, folder, option, target):  # noqa: F811
     (folder / "lists.txt").write_text("v3\n")
     (folder / "notes.json").write_text('{"task": "tal", "metrics": {}}')
     (folder / "linked.json").symlink_to("tal.json")
@@ -117,7 +117,7 @@ def test_no_input_and_no_file_of_others_is_overwritten(unloc, folder, option, ta
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
-def test_an_evaluation_replaces_what_an_evaluation_wrote_until_someone_changes_it(unloc, folder):  # noqa: F811
+def test_an_evaluation_replaces_files_of_earlier_evaluations_unless_they_were_changed(unloc, folder):  # noqa: F811
     words = (*TAL.split(), "--predictions", "tal.json", "--out", "found", "--export", "again.json")
     assert [unloc(*words)[0] for _ in range(2)] == [0, 0]
     assert "is another output" in unloc(*words[:-1], "found/metrics.json")[2]
@@ -160,7 +160,7 @@ def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content)
         scores[option] = report.get("metrics", {}).get("mAP@0.50")
         if code == 0:
             assert report["num_videos"] == 2 and "unknown video" not in out and report["video_lists"]
-    assert scores == {"--without": 100.0, "--only": None}  # of v3 alone nothing is found
+    assert scores == {"--without": 100.0, "--only": None}  # nothing is found in v3
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ FOUND = {
 }
 
 
-def test_every_kind_of_mistake_is_told_apart():
+def test_every_kind_of_false_positive_is_classified():
     found = analyse("tal", tal_detections(FOUND), tal_manifest(TRUTH))
     assert found["counts"] == dict(zip(KINDS, (1, 1, 1, 1, 1, 2), strict=True))
     assert sum(sum(row.values()) for row in found["counts_by_rank"]) == 7

@@ -1,4 +1,4 @@
-"""95 % intervals: a drawn video counts as a copy of it would, and the ends are where the draws say."""
+"""95 % intervals: a drawn video counts like a copy of it, and the ends are percentiles of the draws."""
 
 import json
 import tracemalloc
@@ -48,11 +48,11 @@ def test_weighted_average_precision_is_that_of_the_copied_videos():
     )
     assert present.all() and set(copied) == set(matches.classes)
     for label, row in zip(matches.classes, values, strict=True):
-        # Copies of one detection tie: in the sums they stand one after another, here at once.
+        # Copies of one detection tie: average precision counts them one by one, the weighted one as one step.
         np.testing.assert_allclose(row, copied[label], atol=0.03)
 
 
-def test_once_each_is_the_score_itself():
+def test_videos_drawn_once_each_give_the_score_itself():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     matches = match_detections(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
     values, _ = WeightedPrecision(matches).values(np.ones(len(VIDEOS) + 1))
@@ -84,13 +84,13 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
     assert together == [50.0, 50.0]  # queries of one video are drawn together
 
 
-def test_the_spread_of_the_draws_stands_around_the_score_and_stays_within_0_and_100():
+def test_intervals_are_centred_on_the_score_and_stay_within_0_and_100():
     draws = {"a": np.linspace(60.0, 80.0, 1001), "b": np.linspace(90.0, 100.0, 1001)}
     found = percentiles(draws, {"a": 50.0, "b": 99.0})
     assert found["a"] == pytest.approx([40.5, 59.5]) and found["b"] == pytest.approx([94.25, 100.0])
 
 
-def test_a_metric_that_is_nowhere_defined_has_no_interval():
+def test_an_undefined_metric_has_no_interval():
     draws = {"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan]), "c": np.array([1.0, 2.0])}
     assert percentiles(draws, {"a": 1.0, "b": 1.0, "c": np.nan}) == {"b": [1.0, 1.0]}
     assert bootstrap_intervals(QueryScores(np.zeros(0), {"R1": np.zeros(0)}), seed=0) == {}

@@ -33,7 +33,7 @@ def query_manifest():
     return build_manifest(name="m", tasks=("mr", "hd"), rows=rows)
 
 
-def test_queries_are_covered_one_by_one_and_saliency_alone_covers_highlights():
+def test_coverage_counts_queries_and_saliency_is_enough_for_highlights():
     manifest = query_manifest()
     predictions = [moments([[0, 10, 1.0]], qid="1"), moments([], qid="3", video_id="w", saliency=np.ones(10))]
     report = evaluate("mr", predictions, manifest, "test", protocol="default")

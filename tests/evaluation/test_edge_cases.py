@@ -1,4 +1,4 @@
-"""All 39 edge cases of the references: what the official code gives, or what we give where it dies."""
+"""All 39 edge cases of the references: the official result, or ours where the official code crashes."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_the_references_hold_39_cases(shared):
 def test_a_detection_case_scores_as_officially(case):
     manifest, detections = tal_manifest(case["ground_truth"]), tal_detections(case["predictions"])
     found = detection(detections, manifest, "activitynet")
-    if "official_error" in case:  # a label without ground truth: KeyError there; here told, left out, the rest scored
+    if "official_error" in case:  # a label without ground truth: KeyError there; here reported and left out
         problems = Problems()
         screen_detections(detections, manifest, problems)
         assert problems.counts == {UNKNOWN_LABEL: 1} and "zzz" in problems.first[UNKNOWN_LABEL]
@@ -113,7 +113,7 @@ def test_a_window_that_is_reversed_once_it_is_cut_counts_not_by_2d_tan_and_as_a_
     assert moment_retrieval(found, manifest)["R1@0.5"] == 50.0
 
 
-def test_of_windows_without_length_2d_tan_keeps_one_alone():
+def test_2d_tan_keeps_only_one_window_of_length_0():
     predictions = [
         moments([[5, 5, 0.9], [5, 5, 0.8], [3, 3, 0.7], [30, 40, 0.6], [50, 60, 0.5], [70, 80, 0.4], [0, 10, 0.3]])
     ]
@@ -121,7 +121,7 @@ def test_of_windows_without_length_2d_tan_keeps_one_alone():
     assert (found["R1@0.5"], found["R5@0.5"]) == (0.0, 100.0)
 
 
-def test_a_reversed_detection_is_scored_as_it_stands_right_only_where_the_union_is_nothing_too():
+def test_a_reversed_detection_is_scored_as_it_is_and_correct_only_if_the_union_is_0_too():
     manifest = tal_manifest({"v": [("Run", 0, 10)]})
     assert detection(tal_detections({"v": [("Run", 10, 1, 0.9)]}), manifest)["mAP@avg"] == 0.0
     assert detection(tal_detections({"v": [("Run", 10, 0, 0.9)]}), manifest)["mAP@avg"] == 100.0  # officially 0/0

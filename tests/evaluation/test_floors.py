@@ -68,7 +68,7 @@ def test_each_box_reaches_the_most_segments_that_are_left():
     assert best_boxes(np.zeros((0, 2)), 2).tolist() == [[0.0, 1.0]] * 2
 
 
-def test_without_a_training_split_the_floors_say_on_what_they_are_fitted():
+def test_without_a_training_split_the_names_of_floors_state_the_split_they_are_fitted_on():
     rows = [video_row("v", "test", 100.0), query_row("v", "test", "0", "a cat", [[0, 50]])]
     manifest = build_manifest(name="small", tasks=("mr",), rows=rows)
     floors = floor_scores("mr", manifest, "test", None, "default")
@@ -77,7 +77,7 @@ def test_without_a_training_split_the_floors_say_on_what_they_are_fitted():
     assert floors["whole_video"]["mIoU"] == 50.0
 
 
-def test_floors_know_the_true_label_where_they_say_so():
+def test_floors_with_true_label_in_their_name_use_it():
     manifest = tal_manifest({"v": [("Run", 0, 1000)], "w": [("Swim", 0, 1000)]})
     floors = floor_scores("tal", manifest, "test", None, "activitynet")
     assert floors["whole_video_true_label"]["mAP@avg"] == 100.0

@@ -1,4 +1,4 @@
-"""What a label covers, and what it counts: labels with times beside labels at a stated rate."""
+"""How long a label lasts and how much it weighs: labels with times, compared with labels at a stated rate."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_frames_count_by_their_seconds_in_every_metric():
     )
     found = score("as", [item], manifest_of([("a", 0, 2)], duration=4.0))
     assert found["frame_accuracy"] == pytest.approx(100 * 2.3 / 4)
-    assert found["mAP"] == pytest.approx(100 * (0.3 + 1.7 * 2 / 4) / 2)  # 0.3 s alone on top, then all 4 s in one step
+    assert found["mAP"] == pytest.approx(100 * (0.3 + 1.7 * 2 / 4) / 2)  # 0.3 s ranked first, then all 4 s in one step
     assert found["F1@10"] == pytest.approx(100 * 2 / 3) and found["F1@25"] == 0.0  # 0.3 of 2 s
 
 

@@ -1,4 +1,4 @@
-"""Our metrics equal what the official scorers gave: fractions to 1e-9, percent files after their rounding."""
+"""Our metrics equal those of the official scorers: fractions to 1e-9, percentages after their rounding."""
 
 import json
 from collections import defaultdict
@@ -134,7 +134,7 @@ def by_the_later_first(folder, manifest, key):
     """A metric such as R5@0.5 in percent by the named tie rule, by plain loops over the file of predictions."""
     rank, threshold = key.removeprefix("R").split("@")
     lines = [json.loads(line) for line in (folder / "predictions_ties.jsonl").read_text().splitlines()]
-    given = defaultdict(list)  # a sentence may stand twice in a video: in the order of the file
+    given = defaultdict(list)  # a sentence may occur twice in a video: in file order
     for row in lines:
         given[row["vid"], " ".join(row["query"].split())].append(row["pred_relevant_windows"])
     durations = dict(zip(manifest.videos["video_id"], manifest.videos["duration_seconds"], strict=True))

@@ -1,4 +1,4 @@
-"""Whatever stands anywhere in a file of predictions: a number from 0 to 100 or one clear error, never a crash."""
+"""Any value anywhere in a file of predictions gives metrics from 0 to 100 or one clear error, never a crash."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Properties every metric keeps, whatever the predictions: order, duplicates, symmetry, perfection, emptiness."""
+"""Properties of every metric for any predictions: order, duplicates, symmetry, perfect and empty predictions."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ def test_a_worse_duplicate_never_raises_average_precision(case, data):
     before = detection(detections_table(rows), manifest)
     copied = data.draw(st.sampled_from(rows))
     lower = data.draw(st.floats(0.0, copied[-1] - 0.005))
-    # Of a segment whose ground truth stands twice a copy finds the second: no duplicate then.
+    # If the ground truth repeats the segment, the copy matches the second one: it is no duplicate.
     instances = manifest.instances[manifest.instances["video_id"] == copied[0]]
     if (instances["label"] == copied[1]).sum() > 1:
         return
@@ -126,7 +126,7 @@ def moment_manifest(queries):
 @pytest.mark.parametrize("protocol", ["moment_detr", "lighthouse", "lighthouse-raw"])
 @given(queries=moment_cases())
 @FEW
-def test_a_protocol_has_one_r1_whatever_it_is_called_and_r5_is_never_below(protocol, queries):
+def test_r1_equals_the_official_r1_and_r5_is_never_below(protocol, queries):
     found = score("mr", [item for _, item in queries], moment_manifest(queries), protocol)
     for threshold in (0.5, 0.7):
         assert found[f"R1@{threshold}"] == pytest.approx(found[f"MR-full-R1@{threshold}"], nan_ok=True)

@@ -1,4 +1,4 @@
-"""Which prediction answers which query, and what is told of those that answer none."""
+"""Which prediction answers which query, and how the others are reported."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def kinds(predictions):
     return len(kept), [kind.split(":")[0] for kind in problems.counts]
 
 
-def test_the_official_qid_decides_whatever_the_sentence():
+def test_the_official_qid_decides_and_the_sentence_may_differ():
     found = [answer(1, qid="2", query="A CAT!"), answer(2, qid="1"), answer(3, qid="3", video_id="w", query="")]
     assert starts(found) == [2.0, 1.0, 3.0]
     assert kinds(found) == (3, ["query in other words than annotated"])
@@ -49,7 +49,7 @@ def test_the_answer_to_one_qid_never_answers_another_with_the_same_words():
     assert kinds(found) == (2, ["duplicate id", "missing query"])
 
 
-def test_a_known_qid_beside_another_video_counts_by_the_qid_and_is_told():
+def test_a_known_qid_with_another_video_is_matched_by_qid_and_reported():
     found = [answer(1, qid="3")]  # video v and its sentence, but the qid of video w
     assert starts(found) == [None, None, 1.0]
     assert kinds(found)[1][0] == "qid with another video than annotated"
@@ -74,7 +74,7 @@ def test_a_qid_that_the_annotations_use_twice_needs_its_video():
         (None, "no pred_saliency_scores"),
     ],
 )
-def test_saliency_of_another_rate_or_none_is_told_where_it_is_scored(scores, said):
+def test_missing_saliency_or_another_rate_is_reported_if_it_is_scored(scores, said):
     item = moments([[0, 5, 1.0]], query="a cat", saliency=None if scores is None else np.array(scores))
     for rated in (True, False):
         problems = Problems()
@@ -83,14 +83,14 @@ def test_saliency_of_another_rate_or_none_is_told_where_it_is_scored(scores, sai
         assert found == ([said] if said and rated else [])
 
 
-def test_windows_that_are_not_by_falling_score_are_told_with_their_number():
+def test_lists_not_by_falling_score_are_counted():
     rising, falling = [[0, 5, 0.1], [5, 9, 0.9]], [[0, 5, 0.9], [5, 9, 0.9], [1, 2, 0.1]]
     problems = Problems()
     screen_moments([moments(rising), moments(falling, qid="2"), moments(rising, qid="3")], MANIFEST, problems)
     assert {kind.split(":")[0]: number for kind, number in problems.counts.items()}["windows not by falling score"] == 2
 
 
-def test_windows_that_are_no_numbers_are_left_out_one_by_one():
+def test_windows_that_are_not_finite_are_left_out_one_by_one():
     item = moments([[0, 5, np.nan], [0, 5, 0.5], [np.inf, 5, 0.5], [9, 5, 0.1]], qid="1", query="a cat")
     problems = Problems()
     (kept,) = screen_moments([item], MANIFEST, problems)

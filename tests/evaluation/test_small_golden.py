@@ -1,5 +1,5 @@
-"""Our metrics equal plain loops over a small made-up set, which needs nothing beside the project; and so do the loops
-equal the official scorers, where their answers are at hand."""
+"""Our metrics equal plain loops over a small synthetic set that is part of the project; and the loops equal the
+official scorers, where their results are available."""
 
 import importlib.util
 import json

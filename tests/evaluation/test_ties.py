@@ -54,7 +54,7 @@ def test_the_span_is_that_of_all_orders_of_equal_scores(rows):
         assert spans.get(name, [value, value]) == pytest.approx([min(values), max(values)])
 
 
-def test_spans_stand_in_the_report_where_scores_tie_and_nowhere_else():
+def test_the_report_has_tie_spans_only_if_scores_tie():
     manifest = query_manifest([[0, 10]])
     tied = [moments([[0, 10, 0.5], [50, 60, 0.5]])]
     report = evaluate("mr", tied, manifest, "test")

@@ -1,4 +1,4 @@
-"""Files in, numbers out, never a model: the official metrics, and what a blind constant scores beside them."""
+"""Scoring of predictions from files, without a model: the official metrics, and what blind constants score."""
 
 from unloc.evaluation.detection import detection
 from unloc.evaluation.highlight import highlight_detection

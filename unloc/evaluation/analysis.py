@@ -89,26 +89,19 @@ def as_detections(
 
 def kinds_of(matches: Matches) -> np.ndarray:
     """(n,) index into KINDS of every detection."""
-    same, other = best_overlaps(matches)
-    conditions = [matches.hits[:, 0], same >= REACHED, other >= REACHED, same >= TOUCHED, other >= TOUCHED]
-    return np.select(conditions, list(range(len(conditions))), default=len(conditions))
-
-
-def best_overlaps(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) best IoU of every detection with the segments of its label in its video, and with those of other labels."""
-    same, other = np.zeros(len(matches.hits)), np.zeros(len(matches.hits))
-    order, truth_order = np.argsort(matches.video_code, kind="stable"), np.argsort(matches.truth_video, kind="stable")
-    codes = np.arange(len(matches.videos) + 1)
-    starts = np.searchsorted(matches.video_code[order], codes)
-    truth_starts = np.searchsorted(matches.truth_video[truth_order], codes)
-    for code in codes[:-1]:  # detections in videos without ground truth stay at 0
-        rows = order[starts[code] : starts[code + 1]]
-        truth = truth_order[truth_starts[code] : truth_starts[code + 1]]
+    same, other = np.zeros((2, len(matches.hits)))  # best IoU with segments of its label in its video, and of others
+    by_video = (
+        np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(matches.videos))))
+        for codes in (matches.video_code, matches.truth_video)
+    )
+    # Detections in videos without ground truth stay at 0.
+    for rows, truth in zip(*(groups[: len(matches.videos)] for groups in by_video), strict=True):
         ratio = overlap_over_union(matches.segments[rows][:, None], matches.truth[truth][None])
         own = matches.class_code[rows][:, None] == matches.truth_class[truth][None]
         same[rows] = np.where(own, ratio, 0.0).max(axis=1, initial=0.0)
         other[rows] = np.where(own, 0.0, ratio).max(axis=1, initial=0.0)
-    return same, other
+    conditions = [matches.hits[:, 0], same >= REACHED, other >= REACHED, same >= TOUCHED, other >= TOUCHED]
+    return np.select(conditions, list(range(len(conditions))), default=len(conditions))
 
 
 def _count_kinds(kinds: np.ndarray) -> dict[str, int]:
@@ -147,23 +140,19 @@ def recall_by_property(matches: Matches, durations: Mapping[str, float]) -> dict
         "instances_in_video": (sizes[group].astype(np.float64), COUNT_EDGES),
     }
     found, at_once = (found_at_multiple(matches, multiple)[:, 0] for multiple in (MULTIPLES, 1))
-    return {name: _recall_bins(values, edges, found, at_once) for name, (values, edges) in properties.items()}
-
-
-def _recall_bins(values: np.ndarray, edges: Sequence[float], found: np.ndarray, at_once: np.ndarray) -> list[dict]:
-    """A row for every bin [from, below); unknown values are in none."""
-    rows = []
-    for low, high in pairwise(edges):
-        inside = (values >= low) & (values < high)
-        number = int(inside.sum())
-        rows.append(
-            {
-                "from": low,
-                "below": high,
-                "segments": number,
-                "missed": number - int(found[inside].sum()),
-                "recall": 100.0 * float(found[inside].mean()) if number else np.nan,
-                "recall_at_1x": 100.0 * float(at_once[inside].mean()) if number else np.nan,
-            }
-        )
-    return rows
+    recall: dict[str, list[dict]] = {name: [] for name in properties}
+    for name, (values, edges) in properties.items():
+        for low, high in pairwise(edges):
+            inside = (values >= low) & (values < high)  # unknown values are in no bin
+            number = int(inside.sum())
+            recall[name].append(
+                {
+                    "from": low,
+                    "below": high,
+                    "segments": number,
+                    "missed": number - int(found[inside].sum()),
+                    "recall": 100.0 * float(found[inside].mean()) if number else np.nan,
+                    "recall_at_1x": 100.0 * float(at_once[inside].mean()) if number else np.nan,
+                }
+            )
+    return recall

@@ -7,7 +7,7 @@ The spread of the draws is centred on the score itself: mAP of copied videos is 
 and precision is made monotone), on ActivityNet by 2 points, so plain percentiles would not contain the score.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -39,15 +39,11 @@ def video_weights(num_videos: int, seed: int, draws: int = DRAWS) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=draws)
 
 
-def percentiles(
-    draws: Sequence[Mapping[str, float]] | Mapping[str, np.ndarray], centre: Mapping[str, float]
-) -> dict[str, list[float]]:
+def percentiles(draws: Mapping[str, np.ndarray], centre: Mapping[str, float]) -> dict[str, list[float]]:
     """[2.5 %, 97.5 %] of every metric over the draws that define it, their mean moved to `centre`; within 0 to 100.
 
     Metrics that are undefined in `centre` or in all draws have none.
     """
-    if not isinstance(draws, Mapping):
-        draws = {name: np.array([draw[name] for draw in draws]) for name in (draws[0] if draws else {})}
     intervals = {}
     for name, column in draws.items():
         defined = column[np.isfinite(column)]
@@ -63,7 +59,8 @@ def _frame_intervals(scores: FrameScores, seed: int) -> dict[str, list[float]]:
     if not frames:
         return {}
     counts, weights, centre = frame_counts(frames), video_weights(len(frames), seed), scores.metrics()
-    intervals = percentiles([weighted_counts(counts, row) for row in weights], centre)
+    draws = [weighted_counts(counts, row) for row in weights]
+    intervals = percentiles({name: np.array([draw[name] for draw in draws]) for name in draws[0]}, centre)
     if any(video.scores is not None for video in frames):
         intervals |= percentiles(frame_map(frame_precision(frames, weights[:MAP_DRAWS])), centre)
     return intervals
@@ -86,7 +83,8 @@ def _detection_intervals(scores: DetectionScores, seed: int) -> dict[str, list[f
 
     drawn = video_weights(scores.num_videos, seed)[:, : len(matches.videos)]
     draws = [scored(np.append(weights, 1).astype(np.float64)) for weights in drawn]
-    return percentiles(draws, scored(np.ones(len(matches.videos) + 1)))
+    centre = scored(np.ones(len(matches.videos) + 1))
+    return percentiles({name: np.array([draw[name] for draw in draws]) for name in centre}, centre)
 
 
 class WeightedPrecision:

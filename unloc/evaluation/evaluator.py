@@ -15,7 +15,7 @@ from unloc.evaluation.detection import DetectionScores, detection_scores
 from unloc.evaluation.floors import detection_floors, frame_floors, moment_floors
 from unloc.evaluation.highlight import highlight_scores
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
-from unloc.evaluation.queries import Aligned, QueryScores, align
+from unloc.evaluation.queries import Aligned, QueryScores, align, is_answered
 from unloc.evaluation.retrieval import official_report, retrieval_scores, tie_spans
 from unloc.evaluation.screening import other_unit
 from unloc.evaluation.segmentation import FrameScores, frame_scores
@@ -182,20 +182,11 @@ def coverage(
     selected: Manifest,
     scores: DetectionScores | QueryScores | FrameScores,
 ) -> dict:
-    """Counts of annotated and predicted videos (and queries), the missing videos, and the metrics without them.
-
-    An empty list is no prediction; for hd saliency without windows is one.
-    """
+    """Counts of annotated and predicted videos (and queries), the missing videos, and the metrics without them."""
     counts: dict[str, int] = {}
     if task in QUERY_TASKS:
         annotated = list(dict.fromkeys(selected.queries["video_id"]))
-        answered = np.array(
-            [
-                item is not None and (len(item.windows) > 0 or (task == "hd" and item.saliency is not None))
-                for item in predictions
-            ],
-            dtype=bool,
-        )
+        answered = np.array([is_answered(item, task) for item in predictions], dtype=bool)
         predicted = set(selected.queries["video_id"][answered])
         counts = {"queries_annotated": len(answered), "queries_predicted": int(answered.sum())}
     else:

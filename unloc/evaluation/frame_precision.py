@@ -53,7 +53,7 @@ def frame_map(precision: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _scores(video: "VideoFrames", num_classes: int) -> np.ndarray:
-    """(frames, classes) scores of one video, NaN where none is given."""
+    """(frames, classes) scores of one video, NaN for frames without scores."""
     if video.scores is None:
         return np.broadcast_to(np.nan, (len(video.rows), num_classes))
     given = np.asarray(video.scores)

@@ -153,7 +153,7 @@ class Evaluation:
         return self.train_split or default_train_split(self.manifest, self.split)
 
     def finish(self, task: str, report: dict | None, predictions: Predictions | None) -> dict | None:
-        """Complete and write the report. None stands for a split without annotations."""
+        """Complete and write the report. None: the split has no annotations."""
         if report is None:
             self.messages.append(f"split {self.split!r} has no annotations for {task}: nothing is scored")
             return None

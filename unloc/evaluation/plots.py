@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,14 +84,11 @@ def draw_recall(analysis: dict) -> "Figure":
     figure, axes = _figure(2, 2, 8.4, 5.6)
     for axis, (name, rows) in zip(axes, analysis["recall"].items(), strict=True):
         places = range(len(rows))
-        found = axis.bar(places, [_or_zero(row["recall"]) for row in rows], color="#c9d6e2")
-        at_once = axis.bar(places, [_or_zero(row["recall_at_1x"]) for row in rows], color="#3c78b4", width=0.5)
+        shares = np.nan_to_num([(row["recall"], row["recall_at_1x"]) for row in rows]).T  # NaN: bin without segments
+        found = axis.bar(places, shares[0], color="#c9d6e2")
+        at_once = axis.bar(places, shares[1], color="#3c78b4", width=0.5)
         axis.set_xticks(places, [f"≥ {row['from']:g}\n({row['segments']})" for row in rows], fontsize=7)
         axis.set(title=TITLES[name], ylim=(0, 100), ylabel="% found")
     labels = ("of the 10·n best", "of the n best (n segments of the label in the video; in brackets: segments)")
     figure.legend([found, at_once], labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-def _or_zero(share: float) -> float:
-    return share if share == share else 0.0  # NaN: no segment in the bin

@@ -17,7 +17,7 @@ QVHIGHLIGHTS_TIES = (
     "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the earlier "
     "entry goes first; HL-: of equal clips the first is the best, AP takes ties as one"
 )
-ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, whatever the floating point says
+ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, despite rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ Aligned = Sequence[MomentPrediction | None]
 class QueryKeys:
     """Keys that pair predictions with queries: the qid, else video and sentence.
 
-    A known qid decides alone, as officially for QVHighlights, whatever the video or sentence. Only if the manifest uses
-    one qid for queries of several videos, the video must match too.
+    A known qid is enough, as officially for QVHighlights: video and sentence may differ. Only if the manifest uses one
+    qid for queries of several videos, the video must match too.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -65,6 +65,11 @@ def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[M
         given = answers.get(keys.by_qid(qid, video_id))
         aligned.append(given[-1] if given else next(waiting[text_key(video_id, text)], None))
     return aligned
+
+
+def is_answered(item: MomentPrediction | None, task: str) -> bool:
+    """Whether there is a prediction: an empty list is none; for hd saliency without windows is one."""
+    return item is not None and (len(item.windows) > 0 or (task == "hd" and item.saliency is not None))
 
 
 def ground_truth_windows(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:

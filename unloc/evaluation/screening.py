@@ -20,7 +20,7 @@ from unloc.annotations.problems import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.annotations.subsets import words_of
 from unloc.errors import PredictionError
-from unloc.evaluation.queries import QueryKeys, align, text_key
+from unloc.evaluation.queries import QueryKeys, align, is_answered, text_key
 from unloc.predictions.records import FramePrediction, MomentPrediction, StoredScores
 
 NOT_FINITE = "NaN or infinite score or time: left out"
@@ -42,7 +42,7 @@ REWRITES: dict[str, Callable[[str], object]] = {
     "removing v_, the folder, the file ending and folding case": lambda name: (
         PurePath(name).stem.removeprefix("v_").casefold()
     ),
-    "comparing their words alone": lambda name: words_of(name) or name,
+    "comparing only their words": lambda name: words_of(name) or name,
 }
 """Changes of names on both sides that may make them equal, smallest first."""
 SHORTEST_VIDEO = 5.0  # seconds; in shorter videos segments of less than a second are plausible
@@ -87,10 +87,6 @@ def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -
         problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
 
 
-def _add_missing(problems: Problems, kind: str, names: Sequence[str]) -> None:
-    problems.add(kind, next(iter(names), ""), len(names))
-
-
 # -- one task each --------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +115,7 @@ def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Pr
     _add_unit(problems, numbers[~bad, :2], lengths[~bad])
     predicted = set(detections["video_id"])
     missing = [name for name in manifest.videos["video_id"] if name not in predicted]
-    _add_missing(problems, "missing video: counts as missed", missing)
+    problems.add("missing video: counts as missed", next(iter(missing), ""), len(missing))
     return detections[~(bad | unknown)].reset_index(drop=True)
 
 
@@ -158,7 +154,7 @@ def screen_moments(
         _add_unit(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
     answers = zip(keys.queries, align(kept, manifest), strict=True)
     missing = [f"{video}: {text!r}" for (_, video, text), item in answers if item is None]
-    _add_missing(problems, "missing query: counts as missed", missing)
+    problems.add("missing query: counts as missed", next(iter(missing), ""), len(missing))
     return kept
 
 
@@ -216,7 +212,7 @@ def screen_frames(
             problems.add("unknown label: its frames count as wrong", f"{item.place}: {unknown[0]!r}", len(unknown))
         kept[item.video_id] = replace(item, scores=_finite_scores(item, manifest, problems))
     missing = [video_id for video_id in durations if video_id not in kept]
-    _add_missing(problems, "missing video: counts as background", missing)
+    problems.add("missing video: counts as background", next(iter(missing), ""), len(missing))
     return list(kept.values())
 
 
@@ -257,7 +253,7 @@ def require_match(
     if not len(predictions):
         raise PredictionError(f"{path}: nothing matches: there are no predictions in it")
     if task in ("mr", "hd") and len(screened):
-        if not any(len(item.windows) or (task == "hd" and item.saliency is not None) for item in screened):
+        if not any(is_answered(item, task) for item in screened):
             scored = "windows or saliency" if task == "hd" else "windows"
             raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
         return

@@ -26,7 +26,7 @@ from unloc.predictions.records import FramePrediction, StoredScores
 BACKGROUND = -1
 LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips still are frames
 OVERLAPS = (0.10, 0.25, 0.50)  # IoU of segmental F1
-ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, whatever the floating point says
+ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, despite rounding errors
 
 
 def action_segmentation(
