@@ -1,29 +1,31 @@
-"""`unloc cache`: what is in a cache, and whether it is whole."""
+"""`unloc cache`: describe, verify, merge and import caches."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from unloc.cli import app
 from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
     from pipeline.restore import Repair
-    from unloc.cache.audit import Audit
+    from unloc.cache.features import Timing
     from unloc.cache.mirror import Home
-    from unloc.video.video_file import VideoFile
 
-cache_app = typer.Typer(help="Describe and audit a cache.", no_args_is_help=True, rich_markup_mode=None)
+CLIP_SECONDS = {"moment-detr": 2.0, "univtg": 2.0}  # their feature files have one token per clip of QVHighlights
+WINDOWED = ("actionformer", "opentad")
+SHOWN_FAILURES = 20
+CacheFolder = Annotated[str, Argument(help="Cache folder, or URL: s3://bucket/cache.")]
+
+cache_app = typer.Typer(help="Describe, verify, merge and import caches.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
 
 @cache_app.command()
-def info(
-    cache: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/cache.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def info(cache: CacheFolder, as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """What made the cache and how full it is.
 
     Example: unloc cache info data/cache
@@ -42,17 +44,17 @@ def info(
 
 @cache_app.command()
 def verify(
-    cache: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/cache.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Extract again what is damaged.")] = False,
-    videos: Annotated[Path | None, typer.Option("--videos", help="Folder with the video files, for --repair.")] = None,
-    shards: Annotated[str | None, typer.Option("--shards", help="Tar files with the videos, for --repair.")] = None,
+    cache: CacheFolder,
+    repair: Annotated[bool, Option("--repair", help="Extract damaged shards again.")] = False,
+    videos: Annotated[Path | None, Option("--videos", help="Folder with the video files, for --repair.")] = None,
+    shards: Annotated[str | None, Option("--shards", help="Tar files with the videos, for --repair.")] = None,
     manifest: Annotated[
-        Path | None, typer.Option("--manifest", help="Names files, texts and other ids, for --repair.")
+        Path | None, Option("--manifest", help="For --repair: which file, texts and other ids a video has.")
     ] = None,
-    pretrained: Annotated[str | None, typer.Option("--pretrained", help="The weights file, for --repair.")] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Ray workers of --repair; 0: in this process.")] = 0,
+    pretrained: Annotated[str | None, Option("--pretrained", help="The weights file, for --repair.")] = None,
+    workers: Annotated[int, Option("--workers", help="Ray workers of --repair; 0: in this process.")] = 0,
 ) -> None:
-    """Read every byte again and compare checksums; exit code 2 where something is damaged.
+    """Read every byte and compare checksums; exit code 2 where something is damaged.
 
     With --repair a damaged shard is written again: its intact videos are copied, the others extracted. What cannot be
     repaired is reported and stays as it is; lost texts and other ids of videos need --manifest.
@@ -66,15 +68,19 @@ def verify(
     from unloc.cache.reading import Cache
     from unloc.cache.shards import open_shards
 
-    left = ()
     with exact_copy(cache) as home:
-        if repair:
-            done = _repair(home, videos, shards, manifest, pretrained, workers)
-            audit, left = done.after, done.left
-        else:
-            audit = audit_cache(home.folder)
-            _print_damages(audit)
+        done = _repair(home, videos, shards, manifest, pretrained, workers) if repair else None
+        audit = done.after if done else audit_cache(home.folder)
         num_planned = 0 if audit.damages else sum(map(len, open_shards(Cache(home.folder)).values()))
+    found, left = (done.before, done.left) if done else (audit, ())
+    for damage in found.damages:
+        for place in (f"{damage.place}: {damage.reason}", *(f"{damage.place}: video {one}" for one in damage.broken)):
+            typer.echo(f"damaged: {place}", err=True)
+    if done:
+        for note in done.notes:
+            typer.echo(note)
+        if count := len(found.damages):
+            typer.echo(f"repaired {count - len(audit.damages)} of {count} places")
     for message in left[1:]:
         typer.echo(f"not repaired: {message}", err=True)
     if audit.damages or left:
@@ -83,13 +89,6 @@ def verify(
     typer.echo(f"{cache}: {audit.num_videos} videos and {audit.num_texts} texts, all checksums match")
     if num_planned:
         typer.echo(f"{cache}: {num_planned} videos are planned and not written; `unloc extract` continues with them")
-
-
-def _print_damages(audit: "Audit") -> None:
-    for damage in audit.damages:
-        typer.echo(f"damaged: {damage.place}: {damage.reason}", err=True)
-        for video_id in damage.broken:
-            typer.echo(f"damaged: {damage.place}: video {video_id}", err=True)
 
 
 def _repair(
@@ -107,24 +106,20 @@ def _repair(
         loaded = load_manifest(manifest)
         named = index.locate(loaded.videos)[0]
         content = ManifestContent(named, manifest_texts(loaded, prompts=True))
-
-    def find(video_id: str, file: str | None) -> "VideoFile | None":
-        return named.get(video_id) or index.find(video_id, file)
-
-    done = repair(home, find, ExtractOptions(workers=workers), manifest=content, pretrained=pretrained)
-    _print_damages(done.before)
-    for note in done.notes:
-        typer.echo(note)
-    if count := len(done.before.damages):
-        typer.echo(f"repaired {count - len(done.after.damages)} of {count} places")
-    return done
+    return repair(
+        home,
+        lambda video_id, file: named.get(video_id) or index.find(video_id, file),
+        ExtractOptions(workers=workers),
+        manifest=content,
+        pretrained=pretrained,
+    )
 
 
 @cache_app.command()
 def merge(
-    out: Annotated[str, typer.Argument(help="Cache to create or extend; folder or URL.")],
-    sources: Annotated[list[str], typer.Argument(help="Caches to read, all of one fingerprint.")],
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Videos per shard.")] = 512,
+    out: Annotated[str, Argument(help="Cache to create or extend; folder or URL.")],
+    sources: Annotated[list[str], Argument(help="Caches to read, all of one fingerprint.")],
+    shard_size: Annotated[int, Option("--shard-size", min=1, help="Videos per shard.")] = 512,
 ) -> None:
     """Join caches of the same tower and preprocessing; token bytes are copied, nothing is encoded again.
 
@@ -137,3 +132,77 @@ def merge(
         f"{out}: {done.videos} videos added, {done.cached_before} were cached before, {done.failed} failed in all "
         f"sources, {done.texts} texts added"
     )
+
+
+@cache_app.command("import")
+def import_command(
+    format_name: Annotated[
+        str, Argument(metavar="FORMAT", help="moment-detr univtg actionformer opentad hdf5 or clip-video-encode.")
+    ],
+    source: Annotated[Path, Argument(help="Folder of files, or one file.")],
+    cache: Annotated[str, Option("--cache", "-c", help="Cache to create or extend; folder or URL.")],
+    origin: Annotated[str, Option("--origin", help="In words: who made the features, and with which tower.")],
+    manifest: Annotated[Path | None, Option("--manifest", help="Only its videos; checks the times.")] = None,
+    clip_seconds: Annotated[float | None, Option("--clip-seconds", help="Length of a clip; one token each.")] = None,
+    fps: Annotated[float | None, Option("--fps", help="Frame rate that --stride and --window refer to.")] = None,
+    stride: Annotated[int | None, Option("--stride", min=1, help="Frames from one token to the next.")] = None,
+    window: Annotated[int | None, Option("--window", min=1, help="Frames that a token covers.")] = None,
+    even: Annotated[bool, Option("--even", help="Tokens divide each video's duration evenly.")] = False,
+    texts: Annotated[Path | None, Option("--texts", help="Folder of QID.npz with the queries' tokens.")] = None,
+    dataset: Annotated[str | None, Option("--dataset", help="Name of the array inside a file.")] = None,
+    transposed: Annotated[bool, Option("--transposed", help="Files hold (channels, tokens).")] = False,
+    token_dtype: Annotated[str, Option("--token-dtype", help="float16, float32 or bfloat16.")] = "float16",
+) -> None:
+    """Import features of other projects; options give their times, --origin identifies the cache.
+
+    Example: unloc cache import actionformer i3d/ --cache data/i3d --origin "I3D" --fps 30 --stride 4 --window 16
+    """
+    from unloc.annotations.schema import load_manifest
+    from unloc.cache.features import ImportConfig, import_features
+
+    timing = _timing(format_name, clip_seconds, fps, stride, window, even)
+    config = ImportConfig(
+        format=format_name, origin=origin, timing=timing, dtype=token_dtype, dataset=dataset, transposed=transposed
+    )
+    if texts and not manifest:
+        raise InputError("--texts: needs --manifest, which says which sentence each query id is")
+    durations, queries = None, ()
+    if manifest:
+        loaded = load_manifest(manifest)
+        videos = loaded.videos.drop_duplicates("video_id")
+        queries = zip(loaded.queries["qid"].astype(str), loaded.queries["text"], strict=True)
+        durations = dict(zip(videos["video_id"], videos["duration_seconds"].astype(float), strict=True))
+    done = import_features(cache, source, config, durations=durations, queries=queries, texts=texts)
+    typer.echo(
+        f"{cache}: {done.videos} videos imported, {done.cached_before} were cached before, "
+        f"{len(done.failures)} failed, {len(done.missing)} of the manifest are not in the source, {done.texts} texts"
+    )
+    for row in done.failures[:SHOWN_FAILURES]:
+        typer.echo(f"failed: {row['video_id']}: {row['reason']}: {row['message']}", err=True)
+    if done.missing:
+        typer.echo(f"not in the source: {', '.join(done.missing[:SHOWN_FAILURES])}", err=True)
+    if done.failures:
+        raise InputError(f"{cache}: {len(done.failures)} files could not be imported; the others are in the cache")
+
+
+def _timing(
+    format_name: str, clip_seconds: float | None, fps: float | None, stride: int | None, window: int | None, even: bool
+) -> "Timing":
+    from unloc.cache.features import FORMATS, Timing
+
+    if format_name not in FORMATS:
+        raise InputError(f"FORMAT: got {format_name!r}, expected one of {', '.join(FORMATS)}")
+    if (clip_seconds is not None) + (fps is not None) + even > 1:
+        raise InputError("timing: give one of --clip-seconds, --fps (with --stride and --window) and --even")
+    if even:
+        return Timing()
+    if fps is not None:
+        if not fps > 0:
+            raise InputError(f"--fps: got {fps}, expected a positive number of frames per second")
+        if format_name in WINDOWED and not (stride and window):
+            raise InputError(f"--fps: {format_name} features need --stride and --window too, in frames")
+        return Timing(spacing_seconds=(stride or 1) / fps, span_seconds=(window or 0) / fps)
+    clip_seconds = CLIP_SECONDS.get(format_name) if clip_seconds is None else clip_seconds
+    if clip_seconds is None:
+        raise InputError(f"timing: {format_name} files state no times; give --clip-seconds, --fps or --even")
+    return Timing(spacing_seconds=clip_seconds, span_seconds=clip_seconds)
