@@ -20,9 +20,8 @@ MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLI
 
 def one_of(*choices: str) -> Any:
     """A field that is one of these words; the first is the default."""
-    return field(
-        default=choices[0], metadata={"allows": choices.__contains__, "expected": f"one of {', '.join(choices)}"}
-    )
+    rule = {"allows": choices.__contains__, "expected": f"one of {', '.join(choices)}"}
+    return field(default=choices[0], metadata=rule)
 
 
 def number(default: float | None, low: float, high: float = math.inf, *, finite: bool = True) -> Any:
@@ -308,21 +307,13 @@ class Recipe(Section):
     task: str = one_of("mr", "tal", "as", "hd")
     """mr, tal, as or hd."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Fusion, pyramid, heads."""
     towers: TowerConfig = field(default_factory=TowerConfig)
-    """Image and text tower."""
     targets: TargetConfig = field(default_factory=TargetConfig)
-    """Which points are positive."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Losses."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """From outputs to predictions."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What one example holds."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """The loop."""
 
     def _check(self) -> None:
         _check_variant(self)
