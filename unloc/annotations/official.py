@@ -1,69 +1,13 @@
-"""Official annotation files: their text and JSON, and which split each file holds.
+"""Official annotation files: which files a folder holds, and the split of each."""
 
-Every reader raises ManifestError with file and place where a value is not what the format says.
-"""
-
-import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from unloc.annotations.problems import Problems
-from unloc.annotations.values import read_as
 from unloc.errors import ManifestError, MissingError
 
 _SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|validation|test|testing)(_\d)?(?=[_.-]|$)")
-
-
-def read_text(path: Path) -> str:
-    """The file's text. Raises MissingError where it does not exist."""
-    if not path.is_file():
-        raise MissingError(f"{path} does not exist")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8)") from None
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of every line that is not blank; only line feeds end a line."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
-def read_json(path: Path, problems: Problems) -> object:
-    """The content of a JSON file; of keys repeated in one object the last counts, which is logged."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            for key, count in Counter(key for key, _ in pairs).items():
-                problems.add("key repeated in one object: the last one counts", f"{path}: {key!r}", count - 1)
-        return content
-
-    return parse_json(read_text(path), str(path), unique)
-
-
-def parse_json(text: str, place: str, hook: Any = None) -> object:
-    """The JSON value of a file or a line."""
-    try:
-        return json.loads(text, object_pairs_hook=hook)
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if "\n" in text else ""
-        raise ManifestError(f"{place}{line}: not JSON ({error.msg}); is the file cut off?") from None
-    except RecursionError:
-        raise ManifestError(f"{place}: not annotations: nested too deeply") from None
-
-
-def typed(kind: Any, value: object, place: str) -> Any:
-    """A JSON value as a type (see `values`). Raises ManifestError with the place."""
-    try:
-        return read_as(kind, value)
-    except ValueError as error:
-        raise ManifestError(f"{place}: {error}") from None
 
 
 def sentence(text: str, place: str, problems: Problems) -> str:

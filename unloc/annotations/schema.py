@@ -12,7 +12,6 @@ Times are seconds from the start of the video, segments half-open. A video may b
 Captions val_1 and val_2): videos are keyed by (video_id, split), and annotations name the same pair.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.values import Name, Segment, brief, read_as
+from unloc.annotations.values import Name, Segment, brief, parse_json, read_lines, typed
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.files import url_of, write_file
 from unloc.tasks import TASKS
@@ -225,68 +224,37 @@ def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) ->
 
     Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
     """
-    lines = _read_lines(path)
-    try:
-        header = _parse(lines[0])
-        if not isinstance(header, Header):
-            raise ValueError(f"the first row must be of kind 'manifest', got a {type(header).__name__}")
-    except ValueError as error:
-        raise ManifestError(f"{path}:1: {error}; convert official files with `unloc data convert`") from None
-    rows: dict[int, Row] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    if url_of(path) is None and not Path(path).exists():
+        raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
+    rows: dict[int, Header | Row] = {}
+    for number, line in read_lines(path):
+        place = f"{path}:{number}"
         try:
-            if line.strip():
-                rows[number] = _parse(line)
-                if isinstance(rows[number], Header):
-                    raise ValueError("a second header; to join manifests, convert their annotations together")
-        except ValueError as error:
+            content = parse_json(line, place)
+            kind = content.get("kind") if isinstance(content, dict) else None
+            if not isinstance(kind, str) or kind not in ROWS:
+                raise ManifestError(
+                    f"{place}: expected an object with a kind ({', '.join(ROWS)}), got {brief(content)}"
+                )
+            if (kind == "manifest") != (not rows):
+                raise ManifestError(f"{place}: expected one row of kind 'manifest', the first; got {kind!r}")
+            rows[number] = typed(ROWS[kind], content, place)
+        except ManifestError as error:
+            if not rows:
+                raise ManifestError(f"{error}; convert official files with `unloc data convert`") from None
             if unreadable is None:
-                raise ManifestError(f"{path}:{number}: {error}") from None
-            rows.pop(number, None)
-            unreadable[number] = str(error)
+                raise
+            unreadable[number] = str(error).removeprefix(f"{place}: ")
     if not any(isinstance(row, VideoRow) for row in rows.values()):
+        problem = "describes no video that can be read" if rows else "is empty"
         first = "".join(f"; line {number}: {reason}" for number, reason in [*(unreadable or {}).items()][:1])
-        raise ManifestError(f"{path} describes no video that can be read; expected rows of kind 'video'{first}")
+        raise ManifestError(f"{path} {problem}; expected a manifest with rows of kind 'video'{first}")
+    header, *body = rows.values()
     return build_manifest(
         name=header.name,
         tasks=header.tasks,
         classes=header.classes or (),
         source=header.source or "",
-        rows=rows.values(),
-        lines=list(rows),
+        rows=body,
+        lines=list(rows)[1:],
     )
-
-
-def _read_lines(path: Path | str) -> list[str]:
-    if url := url_of(path):
-        from unloc.cache.object_store import read_url  # here: it imports zarr
-
-        content = read_url(url)
-    elif Path(path).is_dir():
-        raise ManifestError(f"{path} is a folder; expected a manifest file")
-    elif not Path(path).is_file():
-        raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
-    else:
-        content = Path(path).read_bytes()
-    try:
-        # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
-        lines = io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8); expected a manifest") from None
-    if not any(map(str.strip, lines)):
-        raise ManifestError(f"{path} is empty; expected a manifest (first line: kind, version, name, tasks)")
-    return lines
-
-
-def _parse(line: str) -> Header | Row:
-    """The row of a line. Raises ValueError, saying what is wrong; numbers may be NaN or infinite."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}); every line of a manifest is one object") from None
-    except RecursionError:
-        raise ValueError("not a manifest row: nested too deeply") from None
-    kind = row.get("kind") if isinstance(row, dict) else None
-    if not isinstance(kind, str) or kind not in ROWS:
-        raise ValueError(f"expected an object with a kind ({', '.join(ROWS)}), got {brief(row)}")
-    return read_as(ROWS[kind], row)

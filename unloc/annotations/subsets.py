@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unloc.annotations.official import read_json, read_lines, read_text
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest
+from unloc.annotations.values import parse_json, read_lines, read_text
 from unloc.errors import InputError, ManifestError, MissingError
 
 _ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name")
@@ -34,7 +34,7 @@ def read_video_list(path: Path) -> frozenset[str]:
     such a list.
     """
     if path.suffix.lower() == ".json":
-        content = read_json(path, Problems())
+        content = parse_json(read_text(path), str(path), Problems())
         ids = list(content) if isinstance(content, dict | list) else []
         if isinstance(content, dict) and all(isinstance(one, list) for one in content.values()):
             ids = [video_id for one in content.values() for video_id in one] or ids

@@ -1,4 +1,4 @@
-"""JSON values read as a type: the one check of manifest rows and of official annotations.
+"""Text, JSON and values of annotation files, read as a type: the one check of manifests and of official annotations.
 
 A type is `str`, `float` (any number, as written), `object`, `list[T]`, `dict[str, T]`, `T | None`, a dataclass (one
 field a key; the field of a key that is a Python keyword ends with `_`), or one of
@@ -10,9 +10,16 @@ field a key; the field of a key that is a Python keyword ends with `_`), or one 
 import json
 import math
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NewType, get_args, get_origin, get_type_hints
+
+from unloc.annotations.problems import Problems
+from unloc.errors import ManifestError, MissingError
+from unloc.files import url_of
 
 Name = NewType("Name", str)
 Segment = NewType("Segment", list)
@@ -22,6 +29,58 @@ _DESCRIPTIONS = {
     Name: "a non-empty string",
     Segment: "[start, end] in seconds",
 }
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a file or URL. Raises MissingError where it does not exist, ManifestError where it is not text."""
+    if url := url_of(path):
+        from unloc.cache.object_store import read_url  # here: it imports zarr
+
+        content = read_url(url)
+    elif Path(path).is_dir():
+        raise ManifestError(f"{path} is a folder; expected a file")
+    elif not Path(path).is_file():
+        raise MissingError(f"{path} does not exist")
+    else:
+        content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8)") from None
+
+
+def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
+    """(line number, line) of every line that is not blank; only line feeds end a line."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def parse_json(text: str, place: str, problems: Problems | None = None) -> object:
+    """The JSON value of a file or a line; of keys repeated in one object the last counts, which is logged."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            for key, count in Counter(key for key, _ in pairs).items():
+                problems.add("key repeated in one object: the last one counts", f"{place}: {key!r}", count - 1)
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=None if problems is None else unique)
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if "\n" in text else ""
+        raise ManifestError(f"{place}{line}: not JSON ({error.msg}); is the file cut off?") from None
+    except RecursionError:
+        raise ManifestError(f"{place}: nested too deeply") from None
+
+
+def typed(kind: Any, value: object, place: str) -> Any:
+    """`read_as` with a ManifestError that names the place."""
+    try:
+        return read_as(kind, value)
+    except ValueError as error:
+        raise ManifestError(f"{place}: {error}") from None
 
 
 def read_as(kind: Any, value: object, name: str = "") -> Any:

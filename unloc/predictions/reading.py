@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from unloc.annotations.problems import Problems
-from unloc.annotations.values import Name, brief, read_as
+from unloc.annotations.values import Name, brief, parse_json, read_as
 from unloc.errors import MissingError, PredictionError
 from unloc.predictions.records import (
     DETECTION_COLUMNS,
@@ -191,49 +191,38 @@ class _Reader:
 
     def log_repeated_videos(self, num_videos: int) -> None:
         # A hook for every object would double the reading time: it runs only where there are more lists than videos.
-        if sum(1 for _ in _LIST_OF_OBJECTS.finditer(self.text)) == num_videos:
-            return
-
-        def log(pairs: list[tuple[str, object]]) -> dict:
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    self.problems.add(REPEATED_VIDEO, f"{self.path}: {key!r}")
-                seen.add(key)
-            return dict(pairs)
-
-        json.loads(self.text, object_pairs_hook=log)
+        if sum(1 for _ in _LIST_OF_OBJECTS.finditer(self.text)) != num_videos:
+            repeated = Problems()
+            parse_json(self.text, str(self.path), repeated)
+            for kind, count in repeated.counts.items():
+                self.problems.add(REPEATED_VIDEO, repeated.first[kind], count)
 
     def video_detections(self, place: str, items: object) -> tuple[list[str], np.ndarray]:
-        """(labels, (n, 3) start, end, score) of one video's list."""
+        """(labels, (n, 3) start, end, score) of one video's list; null is NaN."""
         if not isinstance(items, list):
-            self.skip(UNREADABLE, place, f"expected a list, got {type(items).__name__}")
+            self.skip(UNREADABLE, place, f"expected a list, got {brief(items)}")
             return [], np.zeros((0, 3))
         if not items and self.problems is not None:
             self.problems.add(EMPTY, place)
+
+        def arrays(items: list[dict]) -> tuple[list[str], np.ndarray]:
+            rows = np.array([[*item["segment"], item["score"]] for item in items], dtype=np.float64)
+            if rows.shape != (len(items), 3) or not all(isinstance(item["segment"], list) for item in items):
+                raise ValueError
+            return [str(item["label"]) for item in items], rows
+
         try:
-            rows = np.array([[*item["segment"], item["score"]] for item in items], dtype=np.float64).reshape(-1, 3)
-            labels = [item["label"] for item in items if isinstance(item["segment"], list)]
-            if len(rows) == len(labels) == len(items) and all(isinstance(label, str) for label in labels):
-                return labels, rows
+            return arrays(items) if items else ([], np.zeros((0, 3)))
         except (TypeError, KeyError, ValueError, OverflowError):
             pass  # at least one entry is bad: they are read one by one
-        labels, rows = [], []
+        read = []
         for index, item in enumerate(items):
-            missing = [key for key in ("label", "score", "segment") if not isinstance(item, dict) or key not in item]
-            if missing:
-                self.skip(UNREADABLE, f"{place}[{index}]", f"lacks {', '.join(missing)}")
-                continue
-            numbers = [*item["segment"], item["score"]] if isinstance(item["segment"], list) else []
             try:
-                start, end, score = (np.nan if number is None else float(number) for number in numbers)
-            except (TypeError, ValueError, OverflowError):
-                stated = f"segment {brief(item['segment'])}, score {brief(item['score'])}"
-                self.skip(UNREADABLE, f"{place}[{index}]", f"{stated}: expected two numbers and a number")
-                continue
-            labels.append(str(item["label"]))
-            rows.append([start, end, score])
-        return labels, np.array(rows, dtype=np.float64).reshape(-1, 3)
+                read.append(arrays([item]))
+            except (TypeError, KeyError, ValueError, OverflowError):
+                expected = "expected a label, a score and a segment [start, end]"
+                self.skip(UNREADABLE, f"{place}[{index}]", f"{expected}, got {brief(item)}")
+        return [labels[0] for labels, _ in read], np.concatenate([*(rows for _, rows in read), np.zeros((0, 3))])
 
     # -- JSON lines
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.annotations.official import files_below, files_with_splits, read_json, sentence, typed
+from unloc.annotations.official import files_below, files_with_splits, sentence
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest
-from unloc.annotations.values import Segment
+from unloc.annotations.values import Segment, parse_json, read_text, typed
 from unloc.errors import ManifestError
 
 
@@ -22,7 +22,9 @@ def convert(paths: list[Path], split: str | None, problems: Problems) -> Manifes
     rows: list[VideoRow | QueryRow] = []
     files = files_below(paths, "*.json", but="*_ids.json")
     for path, name in files_with_splits(files, split, problems):
-        for video_id, video in typed(dict[str, _Video], read_json(path, problems), str(path)).items():
+        for video_id, video in typed(
+            dict[str, _Video], parse_json(read_text(path), str(path), problems), str(path)
+        ).items():
             place = f"{path}: {video_id!r}"
             if len(video.timestamps) != len(video.sentences):
                 raise ManifestError(f"{place}: {len(video.timestamps)} timestamps, {len(video.sentences)} sentences")

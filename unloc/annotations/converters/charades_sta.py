@@ -4,9 +4,10 @@ import csv
 import io
 from pathlib import Path
 
-from unloc.annotations.official import files_below, files_with_splits, read_lines, read_text, sentence
+from unloc.annotations.official import files_below, files_with_splits, sentence
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest
+from unloc.annotations.values import read_lines, read_text
 from unloc.errors import ManifestError
 
 
@@ -28,7 +29,7 @@ def convert(paths: list[Path], split: str | None, problems: Problems) -> Manifes
     for path, name in files_with_splits(texts, split, problems):
         for number, line in read_lines(path):
             place = f"{path}:{number}"
-            head, mark, text = line.rstrip("\r").partition("##")
+            head, mark, text = line.partition("##")
             try:
                 video_id, start, end = head.split()
                 segment = [float(start), float(end)]

@@ -4,10 +4,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.annotations.official import files_below, read_json, require_split, typed
+from unloc.annotations.official import files_below, require_split
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, Manifest, VideoRow, build_manifest
-from unloc.annotations.values import Name, Segment
+from unloc.annotations.values import Name, Segment, parse_json, read_text, typed
 from unloc.recipes import dataset_description
 
 
@@ -46,7 +46,7 @@ def convert(paths: list[Path], split: str | None, problems: Problems) -> Manifes
     listed: dict[str, str] = {}
     steps: dict[str, tuple[str, str]] = {}  # id to (label, task), as first seen
     for path in files_below(paths, "coin*.json", "*.json", but="coin_test_without*.json"):
-        content = read_json(path, problems)
+        content = parse_json(read_text(path), str(path), problems)
         if isinstance(content, dict) and content and all(isinstance(value, str) for value in content.values()):
             listed |= content
             continue

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.annotations.official import files_below, read_json, require_split, typed
+from unloc.annotations.official import files_below, require_split
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, Manifest, VideoRow, build_manifest
-from unloc.annotations.values import Name, Segment
+from unloc.annotations.values import Name, Segment, parse_json, read_text, typed
 from unloc.errors import ManifestError
 
 
@@ -52,7 +52,7 @@ def _convert(
     """
     rows, labels, subsets = [], set(), []
     for path in files:
-        content = read_json(path, problems)
+        content = parse_json(read_text(path), str(path), problems)
         videos = typed(_File, content, str(path)).database
         labels |= _taxonomy_leaves(content)
         for video_id, video in videos.items():

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unloc.annotations.official import files_below, files_with_splits, parse_json, read_lines, sentence, typed
+from unloc.annotations.official import files_below, files_with_splits, sentence
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest
-from unloc.annotations.values import Name, Segment
+from unloc.annotations.values import Name, Segment, parse_json, read_lines, typed
 
 
 @dataclass(frozen=True)

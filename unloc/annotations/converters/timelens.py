@@ -10,19 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from unloc.annotations.official import (
-    files_below,
-    parse_json,
-    read_json,
-    read_lines,
-    read_text,
-    sentence,
-    splits_in_name,
-    typed,
-)
+from unloc.annotations.official import files_below, sentence, splits_in_name
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest
-from unloc.annotations.values import Segment, is_number
+from unloc.annotations.values import Segment, is_number, parse_json, read_lines, read_text, typed
 from unloc.errors import ManifestError
 
 _MARK = ">>>"
@@ -79,7 +70,7 @@ def convert(paths: list[Path], split: str | None, problems: Problems) -> Manifes
 
 def _read(path: Path, problems: Problems) -> Iterator[_Entry]:
     if path.suffix.lower() not in (".jsonl", ".txt"):
-        yield from _entries(read_json(path, problems), str(path))
+        yield from _entries(parse_json(read_text(path), str(path), problems), str(path))
         return
     for number, line in read_lines(path):
         place, text = f"{path}:{number}", line.strip()
