@@ -1,4 +1,4 @@
-"""What differs by task, one frozen record each: the kind of text, how texts pair with videos, the head, the metric."""
+"""What differs by task: the kind of text, the head, the metric."""
 
 from dataclasses import dataclass
 
@@ -7,63 +7,25 @@ from unloc.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Everything the shared code asks about a task."""
+    """One of the four tasks."""
 
     name: str
-    title: str
     text_kind: str
     """'query': sentences of the videos; 'class': one fixed list of class names for all videos."""
-    sampling: str
-    """'linspace': T steps evenly over the whole video (paper §4.2); 'window': T consecutive cached tokens (AS)."""
-    localizes: bool
+    localizes: bool = True
     """True where segments are decoded from displacements; False where level-0 steps are labelled (AS)."""
-    saliency: bool
-    """True where a saliency score per clip is trained and predicted beside the segments (HD)."""
+    saliency: bool = False
+    """True where a saliency score per clip is predicted besides the segments (HD)."""
     headline: str
     """The metric that selects the best checkpoint."""
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="mr",
-            title="moment retrieval",
-            text_kind="query",
-            sampling="linspace",
-            localizes=True,
-            saliency=False,
-            headline="R1@0.5",
-        ),
-        Task(
-            name="tal",
-            title="temporal action localization",
-            text_kind="class",
-            sampling="linspace",
-            localizes=True,
-            saliency=False,
-            headline="mAP@0.50",
-        ),
-        Task(
-            name="as",
-            title="action segmentation",
-            text_kind="class",
-            sampling="window",
-            localizes=False,
-            saliency=False,
-            headline="frame_accuracy",
-        ),
-        Task(
-            name="hd",
-            title="highlight detection",
-            text_kind="query",
-            sampling="linspace",
-            localizes=True,
-            saliency=True,
-            headline="HL-min-VeryGood-Hit1",
-        ),
-    )
-}
+MR = Task(name="mr", text_kind="query", headline="R1@0.5")
+TAL = Task(name="tal", text_kind="class", headline="mAP@0.50")
+AS = Task(name="as", text_kind="class", localizes=False, headline="frame_accuracy")
+HD = Task(name="hd", text_kind="query", saliency=True, headline="HL-min-VeryGood-Hit1")
+TASKS = {task.name: task for task in (MR, TAL, AS, HD)}
+"""Moment retrieval, temporal action localization, action segmentation, highlight detection."""
 
 
 def task_named(name: str) -> Task:

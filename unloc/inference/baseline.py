@@ -1,8 +1,10 @@
-"""The no-training baseline: similarity of tower and text per frame, thresholded into segments.
+"""The baseline without training: similarity of frame and text tokens, thresholded into segments.
 
-What a user gets from the tower alone. Cosine of each frame token with the text's EOS token; a stretch of frames whose
-similarity, standardised within the video, passes a threshold is a prediction, scored by its mean similarity.
+Cosine of each frame token with the text's EOS token; consecutive frames whose similarity, standardised within the
+video, is above a threshold are a prediction, scored by their mean similarity.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # standard deviations above the video's mean
 
 
 def require_embeddings(cache: Cache) -> None:
-    """Raise InputError where frames and texts of a cache are not CLIP's embeddings, which alone can be compared."""
+    """Raise InputError where frames and texts of a cache are not CLIP's embeddings: only these can be compared."""
     wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1}
     stated = {key: cache.fingerprint.get(key, value) for key, value in wanted.items()}
     others = [f"{key} {value}" for key, value in stated.items() if value != wanted[key]]
@@ -30,17 +32,14 @@ def require_embeddings(cache: Cache) -> None:
 
 def cosine_similarity(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """(T, C) cosine of frames (T, D) and texts (C, D)."""
-    frames = frames.astype(np.float32)
-    texts = texts.astype(np.float32)
+    frames, texts = frames.astype(np.float32), texts.astype(np.float32)
     frames = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-8)
     return frames @ (texts / np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-8)).T
 
 
-def segments_above(similarity: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """(N, 3) start, end, score of all stretches of (T,) similarity above each threshold, best first, no repeats.
-
-    `spans` (T, 2) are the seconds that each token stands for.
-    """
+def segments_above(similarity: np.ndarray, cached: CachedVideo) -> np.ndarray:
+    """(N, 3) start, end, score of all runs of frames whose (T,) similarity is above a threshold, best first."""
+    spans = token_spans(cached.times_seconds, cached.meta["duration_seconds"])
     standard = (similarity - similarity.mean()) / max(float(similarity.std()), 1e-8)
     found: dict[tuple[float, float], float] = {}
     for threshold in THRESHOLDS:
@@ -54,58 +53,46 @@ def segments_above(similarity: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 def baseline_moments(manifest: Manifest, cache: Cache) -> list[MomentPrediction]:
     """Predictions for every query whose video is cached, with saliency per 2 s clip."""
-    queries = manifest.queries[manifest.queries["video_id"].map(lambda video_id: video_id in cache)]
-    eos = {text: tokens[-1] for text, tokens in _texts(cache, list(queries["text"])).items()}
+    queries = [row for row in manifest.queries.to_dict("records") if row["video_id"] in cache]
+    unique = list(dict.fromkeys(row["text"] for row in queries))
+    eos = {text: tokens[-1:] for text, tokens in zip(unique, cache.texts(unique), strict=True)}
     predictions = []
-    for row in queries.to_dict("records"):
+    for row in queries:
         cached = cache[row["video_id"]]
-        similarity = cosine_similarity(cached.frames[0], eos[row["text"]][None])[:, 0]
+        similarity = cosine_similarity(cached.frames[0], eos[row["text"]])[:, 0]
         num_clips = max(1, int(cached.meta["duration_seconds"] / CLIP_SECONDS))
         middles = (np.arange(num_clips) + 0.5) * CLIP_SECONDS
-        predictions.append(
-            MomentPrediction(
-                qid=row["qid"],
-                video_id=row["video_id"],
-                query=row["text"],
-                windows=segments_above(similarity, _spans(cached)),
-                saliency=similarity[nearest_index(cached.times_seconds, middles)],
-            )
-        )
+        named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
+        saliency = similarity[nearest_index(cached.times_seconds, middles)]
+        predictions.append(MomentPrediction(**named, windows=segments_above(similarity, cached), saliency=saliency))
     return predictions
 
 
-def _texts(cache: Cache, texts: list[str]) -> dict[str, np.ndarray]:
-    unique = list(dict.fromkeys(texts))
-    return dict(zip(unique, cache.texts(unique), strict=True))
-
-
-def _spans(cached: CachedVideo) -> np.ndarray:
-    return token_spans(cached.times_seconds, cached.meta["duration_seconds"])
-
-
-def _class_similarity(manifest: Manifest, cache: Cache) -> dict[str, tuple[np.ndarray, CachedVideo]]:
+def _class_similarity(manifest: Manifest, cache: Cache) -> Iterator[tuple[str, np.ndarray, CachedVideo]]:
+    """Every cached video with the similarity (T, C) of its frames and the classes."""
     eos = np.stack([tokens[-1] for tokens in cache.texts(list(manifest.classes))])
-    videos = [video_id for video_id in dict.fromkeys(manifest.videos["video_id"]) if video_id in cache]
-    cached = {video_id: cache[video_id] for video_id in videos}
-    return {key: (cosine_similarity(item.frames[0], eos), item) for key, item in cached.items()}
+    for video_id in dict.fromkeys(manifest.videos["video_id"]):
+        if video_id in cache:
+            cached = cache[video_id]
+            yield video_id, cosine_similarity(cached.frames[0], eos), cached
 
 
 def baseline_detections(manifest: Manifest, cache: Cache) -> pd.DataFrame:
     """Detections of every class in every cached video."""
     rows = []
-    for video_id, (similarity, cached) in _class_similarity(manifest, cache).items():
+    for video_id, similarity, cached in _class_similarity(manifest, cache):
         for name, column in zip(manifest.classes, similarity.T, strict=True):
-            rows += [(video_id, name, *segment) for segment in segments_above(column, _spans(cached))]
+            rows += [(video_id, name, *segment) for segment in segments_above(column, cached)]
     return detections_table(rows)
 
 
 def baseline_frames(manifest: Manifest, cache: Cache) -> list[FramePrediction]:
     """The most similar class of each frame; background where that similarity is below the video's median."""
     predictions = []
-    for video_id, (similarity, cached) in _class_similarity(manifest, cache).items():
-        times, similarity = at_distinct_times(cached.times_seconds, similarity)
-        best = similarity.max(axis=1)
-        names = [manifest.classes[index] for index in similarity.argmax(axis=1)]
+    for video_id, similarity, cached in _class_similarity(manifest, cache):
+        times, scores = at_distinct_times(cached.times_seconds, similarity)
+        best = scores.max(axis=1)
+        names = [manifest.classes[index] for index in scores.argmax(axis=1)]
         labels = [name if score > np.median(best) else None for name, score in zip(names, best, strict=True)]
-        predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=similarity))
+        predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=scores))
     return predictions

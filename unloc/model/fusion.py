@@ -1,4 +1,4 @@
-"""Video-text fusion: a pre-LN transformer over frame tokens followed by text tokens (UnLoc §3.2; spec §1.4-1.5)."""
+"""Video-text fusion: a pre-norm transformer over frame tokens followed by text tokens (UnLoc §3.2)."""
 
 import math
 
@@ -43,9 +43,6 @@ class FusionLayer(nn.Module):
         self.mlp_in = nn.Linear(width, mlp_width)
         self.mlp_out = nn.Linear(mlp_width, width)
         self.dropout = nn.Dropout(dropout)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for part in self.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(part)
         for linear in (self.out, self.mlp_in, self.mlp_out):
@@ -69,17 +66,28 @@ class FusionLayer(nn.Module):
 
         `qkv` are the tokens' projections where the caller has them already (shared between sequences).
         """
-        tokens = tokens + self.dropout(self._attend(self.project(tokens) if qkv is None else qkv, mask))
+        qkv = self.project(tokens) if qkv is None else qkv
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        valid_keys = None if mask is None else mask[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=valid_keys)
+        tokens = tokens + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(tokens)), approximate="tanh")
         return tokens + self.dropout(self.mlp_out(hidden))
 
-    def _attend(
-        self, qkv: Float[Tensor, "batch length three_widths"], mask: Bool[Tensor, "batch length"] | None
+
+class Fusion(nn.ModuleList):
+    """The transformer itself: all layers, one after another."""
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch length width"],
+        mask: Bool[Tensor, "batch length"] | None,
+        qkv: Float[Tensor, "batch length three_widths"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        keys_valid = None if mask is None else mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_valid)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        """Tokens of the last layer; `qkv` are the first layer's projections where the caller has them."""
+        for number, layer in enumerate(self):
+            tokens = layer(tokens, mask, qkv if number == 0 else None)
+        return tokens
 
 
 class Positions(nn.Module):

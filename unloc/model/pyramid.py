@@ -1,7 +1,7 @@
-"""Feature pyramids over the fusion layers (UnLoc §3.2, Table 1; spec §1.6).
+"""Feature pyramids over the fusion transformer (UnLoc §3.3, Table 1).
 
-Each class runs the fusion layers over frames followed by text and returns one feature map per level, bottom to top.
-`qkv` are the first layer's projections of the tokens where the caller has them already.
+Each encoder runs the transformer over frames followed by text and returns one feature map per level, bottom to top.
+`qkv` are the first layer's projections of the tokens where the caller has them.
 """
 
 import torch
@@ -9,20 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unloc.model.fusion import NORM_EPSILON, init_truncated_normal_
+from unloc.model.fusion import NORM_EPSILON, Fusion, init_truncated_normal_
 
+Tokens = Float[Tensor, "batch length width"]
 Mask = Bool[Tensor, "batch length"] | None
 Projections = Float[Tensor, "batch length three_widths"] | None
-
-
-def run_layers(
-    layers: nn.ModuleList, tokens: Float[Tensor, "batch length width"], mask: Mask, qkv: Projections
-) -> Float[Tensor, "batch length width"]:
-    """All layers, one after another."""
-    tokens = layers[0](tokens, mask, qkv)
-    for layer in layers[1:]:
-        tokens = layer(tokens, mask)
-    return tokens
 
 
 class DepthwiseConv(nn.Module):
@@ -47,36 +38,32 @@ class DepthwiseConv(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """No pyramid: the layers and a final norm; one level."""
+    """No pyramid: the transformer and a final norm; one level."""
 
-    def __init__(self, layers: nn.ModuleList, width: int) -> None:
+    def __init__(self, layers: Fusion, width: int) -> None:
         super().__init__()
         self.layers = layers
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
 
-    def forward(
-        self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int, qkv: Projections = None
-    ) -> list[Tensor]:
+    def forward(self, tokens: Tokens, mask: Mask, num_frames: int, qkv: Projections = None) -> list[Tensor]:
         """Frames of the last layer."""
-        return [self.norm(run_layers(self.layers, tokens, mask, qkv)[:, :num_frames])]
+        return [self.norm(self.layers(tokens, mask, qkv)[:, :num_frames])]
 
 
 class SimplePyramidEncoder(nn.Module):
     """ViTDet's simple pyramid as a cascade: each level is a strided convolution of the level below, after its norm.
 
-    The paper speaks of convolutions of different strides on the last layer; the official code cascades them.
+    The paper describes convolutions of different strides on the last layer; the official code cascades them.
     """
 
-    def __init__(self, layers: nn.ModuleList, width: int, num_levels: int) -> None:
+    def __init__(self, layers: Fusion, width: int, num_levels: int) -> None:
         super().__init__()
         self.layers = layers
         self.levels = nn.ModuleList(DepthwiseConv(width, 1 if level == 0 else 2) for level in range(num_levels))
 
-    def forward(
-        self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int, qkv: Projections = None
-    ) -> list[Tensor]:
+    def forward(self, tokens: Tokens, mask: Mask, num_frames: int, qkv: Projections = None) -> list[Tensor]:
         """All levels from the frames of the last layer."""
-        features, current = [], run_layers(self.layers, tokens, mask, qkv)[:, :num_frames]
+        features, current = [], self.layers(tokens, mask, qkv)[:, :num_frames]
         for level in self.levels:
             current = level(current)
             features.append(current)
@@ -86,33 +73,26 @@ class SimplePyramidEncoder(nn.Module):
 class FeaturePyramidEncoder(nn.Module):
     """FPN: the last `num_levels` layers give one level each, frames max-pooled in between; then a top-down sum."""
 
-    def __init__(self, layers: nn.ModuleList, width: int, num_levels: int) -> None:
+    def __init__(self, layers: Fusion, width: int, num_levels: int) -> None:
         super().__init__()
         self.layers = layers
         self.first_level = len(layers) - num_levels
         self.levels = nn.ModuleList(DepthwiseConv(width, 1) for _ in range(num_levels))
 
-    def forward(
-        self, tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int, qkv: Projections = None
-    ) -> list[Tensor]:
+    def forward(self, tokens: Tokens, mask: Mask, num_frames: int, qkv: Projections = None) -> list[Tensor]:
         """All levels; text tokens pass through unpooled."""
         stages = []
         for number, layer in enumerate(self.layers):
             tokens = layer(tokens, mask, qkv if number == 0 else None)
             if number >= self.first_level:
-                stages.append(tokens[:, :num_frames])
+                frames, text = tokens[:, :num_frames], tokens[:, num_frames:]
+                stages.append(frames)
                 if number < len(self.layers) - 1:
-                    tokens, mask, num_frames = self._pool(tokens, mask, num_frames)
+                    pooled = F.max_pool1d(frames.transpose(1, 2), 2).transpose(1, 2)
+                    tokens = torch.cat([pooled, text], dim=1)
+                    if mask is not None:
+                        mask = torch.cat([mask[:, 0:num_frames:2], mask[:, num_frames:]], dim=1)
+                    num_frames //= 2
         for lower in range(len(stages) - 2, -1, -1):
             stages[lower] = stages[lower] + stages[lower + 1].repeat_interleave(2, dim=1)
         return [level(stage) for level, stage in zip(self.levels, stages, strict=True)]
-
-    @staticmethod
-    def _pool(
-        tokens: Float[Tensor, "batch length width"], mask: Mask, num_frames: int
-    ) -> tuple[Float[Tensor, "batch shorter width"], Bool[Tensor, "batch shorter"] | None, int]:
-        frames, text = tokens[:, :num_frames], tokens[:, num_frames:]
-        pooled = F.max_pool1d(frames.transpose(1, 2), 2).transpose(1, 2)
-        if mask is not None:
-            mask = torch.cat([mask[:, 0:num_frames:2], mask[:, num_frames:]], dim=1)
-        return torch.cat([pooled, text], dim=1), mask, num_frames // 2

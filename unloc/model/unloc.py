@@ -11,17 +11,18 @@ from torch.utils.checkpoint import checkpoint
 
 from unloc.config import MAX_TEXT_TOKENS, ModelConfig
 from unloc.errors import ConfigError, InputError
-from unloc.model.fusion import FusionLayer, Positions
+from unloc.model.fusion import Fusion, FusionLayer, Positions
 from unloc.model.heads import ConvBlocks, DisplacementHead, LinearHead, RelevanceHead
 from unloc.model.pyramid import FeaturePyramidEncoder, PlainEncoder, SimplePyramidEncoder
 from unloc.ops.points import require_levels
 
-MAX_SEQUENCES = 256  # fused at once without gradients: more neither runs faster nor is ever needed together
+MAX_SEQUENCES = 256  # fused at once without gradients: more is not faster
+Masks = tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model says, per video and text. P points over all levels, T level-0 steps."""
+    """The model's outputs per video and text. P points over all levels, T level-0 steps."""
 
     relevance: Float[Tensor, "batch texts points"]
     """Logits; for AS the points are the level-0 steps."""
@@ -40,7 +41,7 @@ class UnLoc(nn.Module):
     """Fusion, pyramid and heads over the tokens of two towers.
 
     `frame_dim` and `text_dim` are the channels of the tokens. Tokens as wide as the fusion enter as they are (CLIP's
-    own projections then stand in for the official video and text projections) unless the config asks for a projection;
+    own projections then replace the official video and text projections) unless the config asks for a projection;
     others pass a linear layer without bias. `localizes` False builds no displacement head (AS). Raises ConfigError
     where the levels do not line up over `num_steps`, or fusion `none` is given no classes.
     """
@@ -69,7 +70,7 @@ class UnLoc(nn.Module):
         self.relevance_head = _relevance_head(config, num_outputs, localizes) if config.fusion != "late" else None
         self.displacement_head = _displacement_head(config, num_outputs) if localizes else None
         self.saliency_head = ConvBlocks(config.width, 1, 1, 0.0) if config.saliency_head else None
-        if config.fusion == "late":  # CLIP's own start of the temperature: 1 / 0.07
+        if config.fusion == "late":  # CLIP's own initial temperature: 1 / 0.07
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07))
             self.logit_bias = nn.Parameter(torch.tensor(config.class_bias))
 
@@ -93,7 +94,7 @@ class UnLoc(nn.Module):
                 weight[:, -len(start) :] = start.T
 
     def tower_parameters(self) -> list[nn.Parameter]:
-        """What trains at the towers' rate: projections that stand for CLIP's own (official)."""
+        """What trains at the towers' rate: projections that replace CLIP's own (as the official code)."""
         config = self.config
         parts = [self.video_projection] if config.project_frames else []
         parts += [self.text_projection] if config.project_texts and config.fusion != "none" else []
@@ -141,66 +142,62 @@ class UnLoc(nn.Module):
             return self._own_pairs(frames, texts, masks)
         return self._every_pair(frames, texts, masks)
 
-    def _own_pairs(self, frames: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None) -> Outputs:
+    def _own_pairs(self, frames: Tensor, texts: Tensor, masks: Masks) -> Outputs:
         mask = None if masks is None else torch.cat(masks, dim=1)
         levels = self.encoder(torch.cat([frames, texts], dim=1), mask, frames.shape[1])
-        return self._score(levels, len(frames), self._displacements(levels))
+        return self._outputs(levels, len(frames))
 
-    def _every_pair(self, frames: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None) -> Outputs:
+    def _every_pair(self, frames: Tensor, texts: Tensor, masks: Masks) -> Outputs:
         """All B x C sequences, so many texts at a time as memory allows (recomputed in the backward pass).
 
-        What the first layer makes of each frame by itself does not depend on the text: it is computed once.
+        The first layer's projections of a frame do not depend on the text: they are computed once.
         """
         projected, training = self.encoder.layers[0].project(frames), torch.is_grad_enabled()
         chunk = self.config.max_texts_in_flight or len(texts)
         if not training:
             chunk = min(chunk, max(1, MAX_SEQUENCES // len(frames)))
-        parts = []
+        parts, sums = [], []
         for start in range(0, len(texts), chunk):
             part = slice(start, start + chunk)
-            part_masks = None if masks is None else (masks[0], masks[1][part])
-            arguments = (frames, projected, texts[part], part_masks)
-            recompute = training and chunk < len(texts)
-            parts.append(
-                checkpoint(self._fuse_pairs, *arguments, use_reentrant=False)
-                if recompute
-                else self._fuse_pairs(*arguments)
-            )
-        outputs = _joined([outputs for outputs, _ in parts])
+            arguments = (frames, projected, texts[part], None if masks is None else (masks[0], masks[1][part]))
+            if training and chunk < len(texts):
+                outputs, features = checkpoint(self._fuse_pairs, *arguments, use_reentrant=False)
+            else:
+                outputs, features = self._fuse_pairs(*arguments)
+            parts.append((outputs.relevance, outputs.displacements, outputs.saliency))
+            sums.append(features)
+        columns = zip(*parts, strict=True)
+        relevance, displacements, saliency = (
+            None if column[0] is None else torch.cat(column, dim=1) for column in columns
+        )
         if self._shares_displacements:
-            means = [torch.stack(sums).sum(0) / len(texts) for sums in zip(*(sums for _, sums in parts), strict=True)]
+            means = [torch.stack(level).sum(0) / len(texts) for level in zip(*sums, strict=True)]
             displacements = self.displacement_head(means)[:, None].expand(-1, len(texts), -1, -1)
-            outputs = Outputs(outputs.relevance, displacements, outputs.saliency)
-        return outputs
+        return Outputs(relevance, displacements, saliency)
 
     def _fuse_pairs(
-        self, frames: Tensor, projected: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None
+        self, frames: Tensor, projected: Tensor, texts: Tensor, masks: Masks
     ) -> tuple[Outputs, list[Tensor]]:
         """Outputs of all videos with some texts, and where displacements are shared the features summed over these."""
         qkv = _paired(projected, self.encoder.layers[0].project(texts))
         mask = None if masks is None else _paired(*masks)
         levels = self.encoder(_paired(frames, texts), mask, frames.shape[1], qkv)
-        if self._shares_displacements:
-            sums = [level.unflatten(0, (len(frames), len(texts))).sum(1) for level in levels]
-            return self._score(levels, len(frames), None), sums
-        return self._score(levels, len(frames), self._displacements(levels)), []
+        if not self._shares_displacements:
+            return self._outputs(levels, len(frames)), []
+        sums = [level.unflatten(0, (len(frames), len(texts))).sum(1) for level in levels]
+        return self._outputs(levels, len(frames), displacements=False), sums
 
     @property
     def _shares_displacements(self) -> bool:
         return self.config.displacements == "shared" and self.displacement_head is not None
 
-    def _score(self, levels: list[Tensor], videos: int, displacements: Tensor | None) -> Outputs:
-        """Relevance and saliency of sequences (videos x texts) beside their displacements."""
-        relevance = self.relevance_head(levels if self.displacement_head is not None else levels[:1])
-        saliency = self._saliency(levels)
-
-        def by_video(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.unflatten(0, (videos, -1))
-
-        return Outputs(by_video(relevance.squeeze(-1)), by_video(displacements), by_video(saliency))
-
-    def _displacements(self, levels: list[Tensor]) -> Tensor | None:
-        return None if self.displacement_head is None else self.displacement_head(levels)
+    def _outputs(self, levels: list[Tensor], videos: int, *, displacements: bool = True) -> Outputs:
+        """Head outputs of sequences (videos x texts)."""
+        has_boxes = self.displacement_head is not None
+        boxes = self.displacement_head(levels) if has_boxes and displacements else None
+        relevance = self.relevance_head(levels if has_boxes else levels[:1]).squeeze(-1)
+        found = (relevance, boxes, self._saliency(levels))
+        return Outputs(*(None if values is None else values.unflatten(0, (videos, -1)) for values in found))
 
     def _saliency(self, levels: list[Tensor]) -> Tensor | None:
         return None if self.saliency_head is None else self.saliency_head(levels[:1]).squeeze(-1)
@@ -210,18 +207,23 @@ class UnLoc(nn.Module):
         displacements and saliency do not see the text.
         """
         levels = self.encoder(frames, frame_mask, frames.shape[1])
-        displacements, saliency = self._displacements(levels), self._saliency(levels)
+        displacements = None if self.displacement_head is None else self.displacement_head(levels)
+        saliency = self._saliency(levels)
         points = F.normalize(torch.cat(levels if displacements is not None else levels[:1], dim=1), dim=-1)
         text = F.normalize(texts, dim=-1)
         text = text[:, None] if pairing == "own" else text.expand(len(points), -1, -1)
         relevance = self.logit_scale * text @ points.transpose(1, 2) + self.logit_bias
-        return Outputs(relevance, *(_for_texts(values, relevance.shape[1]) for values in (displacements, saliency)))
+        if displacements is not None:
+            displacements = displacements[:, None].expand(-1, relevance.shape[1], -1, -1)
+        if saliency is not None:
+            saliency = saliency[:, None].expand(-1, relevance.shape[1], -1)
+        return Outputs(relevance, displacements, saliency)
 
     def _without_text(self, frames: Tensor, frame_mask: Tensor | None) -> Outputs:
         """No text (Table 2): a logit and a pair of displacements per class, or one pair for all, from frames alone."""
         levels = self.encoder(frames, frame_mask, frames.shape[1])
         relevance = self.relevance_head(levels if self.displacement_head is not None else levels[:1]).transpose(1, 2)
-        displacements = self._displacements(levels)
+        displacements = None if self.displacement_head is None else self.displacement_head(levels)
         if displacements is not None:
             displacements = displacements.unflatten(-1, (-1, 2)).transpose(1, 2).expand(-1, self.num_classes, -1, -1)
         return Outputs(relevance, displacements, None)
@@ -243,23 +245,12 @@ def _paired(of_videos: Tensor, of_texts: Tensor) -> Tensor:
     return torch.cat([videos, texts], dim=2).flatten(0, 1)
 
 
-def _joined(parts: list[Outputs]) -> Outputs:
-    """Outputs for some texts after outputs for others."""
-    columns = zip(*((part.relevance, part.displacements, part.saliency) for part in parts), strict=True)
-    return Outputs(*(None if column[0] is None else torch.cat(column, dim=1) for column in columns))
-
-
-def _for_texts(values: Tensor | None, count: int) -> Tensor | None:
-    """What does not depend on the text, once for each text."""
-    return None if values is None else values[:, None].expand(-1, count, *values.shape[1:])
-
-
 def _projection(dim: int, width: int, *, always: bool) -> nn.Module:
     return nn.Linear(dim, width, bias=False) if always or dim != width else nn.Identity()
 
 
 def _encoder(config: ModelConfig, localizes: bool) -> nn.Module:
-    layers = nn.ModuleList(
+    layers = Fusion(
         FusionLayer(config.width, config.num_heads, config.mlp_width, config.dropout) for _ in range(config.num_layers)
     )
     if config.pyramid == "simple":

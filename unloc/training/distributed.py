@@ -1,8 +1,8 @@
-"""What several processes share, so that N of them give the loss and gradients of one with the whole batch (spec §3.4).
+"""What several processes share, so that N of them give the loss and gradients of one with the whole batch.
 
-Each process fuses its own videos with the texts of all (texts are gathered before the fusion, as officially), sums its
+Each process fuses its own videos with the texts of all (gathered before the fusion, as in the official code), sums its
 losses and divides them by normalisers averaged over the processes. DistributedDataParallel then averages gradients:
-together that is the global batch's loss. Deviation: the official code normalises TAL and AS per device.
+together that is the global batch's loss. The official code normalises TAL and AS per device instead.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def own_texts(batch: Batch) -> Texts:
 def gathered_texts(batch: Batch) -> Texts:
     """The texts of all processes in the order of their ranks; with one process, its own.
 
-    Nothing trainable stands before them here (a live tower encodes what was gathered), so no gradient is sent.
+    Nothing trainable is before them (a live tower encodes what was gathered), so no gradient is sent.
     """
     if process_count() == 1:
         return own_texts(batch)

@@ -1,4 +1,4 @@
-"""The objective of a batch: relevance, displacements and saliency losses with the official normalisers (spec §3)."""
+"""The loss of a batch: relevance, displacements and saliency with the official normalisers (UnLoc §3.5)."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Losses:
 
 
 def pairing_of(recipe: Recipe) -> str:
-    """How training pairs texts with videos: classes and in-batch negatives with all, otherwise each with its own."""
+    """How training pairs texts with videos: `all` for classes and in-batch negatives, otherwise each with its `own`."""
     task = task_named(recipe.task)
     if task.text_kind == "class":
         return "own" if recipe.train.classes_per_video else "all"
@@ -49,13 +49,13 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
 
 
 def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe) -> dict[str, Tensor]:
-    """Relevance over every pair and point, displacements over positive points (spec §3.1-3.4)."""
+    """Relevance over every pair and point, displacements over positive points."""
     num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
     points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
     own_only = pairing_of(recipe) == "own"
     targets = batch_targets(batch, points, recipe, None if own_only else texts)
     valid = point_mask(batch.frame_mask, num_levels)
-    if task_named(recipe.task).text_kind == "class":  # summed over classes, each position counted once (§3.1)
+    if task_named(recipe.task).text_kind == "class":  # summed over classes, each point counted once
         if recipe.model.displacements == "shared" or recipe.model.fusion == "late":
             targets = shared_displacements(targets, batch.rows_per_video)
         weights = valid[:, None]
@@ -101,7 +101,7 @@ def batch_targets(batch: Batch, points: Points, recipe: Recipe, texts: Texts | N
 
 
 def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:
-    """(B, P) validity of every point: that of the level-0 step it stands on."""
+    """(B, P) validity of every point: that of its level-0 step."""
     return torch.cat([frame_mask[:, :: 2**level] for level in range(num_levels)], dim=1)
 
 
@@ -123,7 +123,7 @@ def step_labels(batch: Batch, num_classes: int) -> Tensor:
 def segmentation_loss(
     logits: Tensor, labels: Tensor, frame_mask: Tensor, rows_per_video: int, config: LossConfig
 ) -> Tensor:
-    """Of (B, C, T) logits: summed over classes, divided by the number of valid steps (spec §3.3)."""
+    """Of (B, C, T) logits: summed over classes, divided by the number of valid steps."""
     losses = relevance_losses(logits, labels.to(logits.dtype), config)
     return sum_over(losses * frame_mask[:, None], process_mean(frame_mask.sum() / rows_per_video))
 

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and clipping (spec §4.1)."""
+"""Optimizer, schedule and clipping (UnLoc §4.1.2 and the official configurations)."""
 
 import math
 from collections.abc import Callable
@@ -35,8 +35,7 @@ def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim
 def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
     """The factor on the peak rate at each step (from 0): linear warm-up from 0, then the schedule.
 
-    The first step has rate 0 with warm-up, as in the official code; the length of the warm-up need not be a whole
-    number of steps.
+    With warm-up the first step has rate 0, as in the official code; the warm-up need not be a whole number of steps.
     """
     warmup = config.warmup_epochs * steps_per_epoch
     drops = [epoch * steps_per_epoch for epoch in config.step_epochs]
