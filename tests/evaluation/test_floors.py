@@ -8,7 +8,7 @@ from unloc.annotations.converters import convert
 from unloc.annotations.schema import build_manifest, query_row, video_row
 from unloc.annotations.subsets import listed_filter, restricted
 from unloc.evaluation.detection import detection
-from unloc.evaluation.evaluator import floor_scores, floors_report
+from unloc.evaluation.evaluator import evaluate, floor_scores
 from unloc.evaluation.floors import best_boxes, detection_floors
 
 # What the survey of peers measured (peers.md §0.4), and ours: R1@0.5, R5@0.5, R1@0.7 and R5@0.7 fitted at 0.7.
@@ -56,7 +56,7 @@ def test_true_labels_with_constant_boxes_score_47_on_activitynet(shared):
 @pytest.mark.slow
 def test_background_everywhere_scores_59_on_coin(shared):
     manifest = convert("coin", [shared / "annotations" / "coin"])
-    floors = floors_report("as", manifest, "testing", train_split="training")["floors"]
+    floors = evaluate("as", None, manifest, "testing", train_split="training")["floors"]
     found = [floors[f"all_background_{fps}_fps"]["frame_accuracy"] for fps in (1, 2, 10)]
     assert found == pytest.approx([58.87, 59.00, 58.94], abs=0.005)  # survey: 58.7 at 2 fps, of other videos
 

@@ -68,9 +68,9 @@ def test_a_qid_that_the_annotations_use_twice_needs_its_video():
     ("scores", "said"),
     [
         ([1.0] * 10, None),
-        ([1.0] * 5, "saliency at half the rate of one score per 2 s clip"),
-        ([1.0] * 20, "saliency at double the rate of one score per 2 s clip"),
-        ([1.0] * 14, "more or fewer saliency scores than the video has 2 s clips"),
+        ([1.0] * 5, "saliency is not one score per 2 s clip"),
+        ([1.0] * 20, "saliency is not one score per 2 s clip"),
+        ([1.0] * 14, "saliency is not one score per 2 s clip"),
         (None, "no pred_saliency_scores"),
     ],
 )

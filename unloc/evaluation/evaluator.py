@@ -126,7 +126,7 @@ def split_scores(
 
 def evaluate(
     task: str,
-    predictions: Predictions,
+    predictions: Predictions | None,
     manifest: Manifest,
     split: str,
     *,
@@ -137,12 +137,16 @@ def evaluate(
 ) -> dict:
     """metrics.json: the metrics of one split with floors fitted on `train_split`, intervals and coverage.
 
-    Without a training split in the manifest the constants are fitted on the evaluated split itself, and the names of
-    the floors say so. Intervals are computed if a seed is given. Raises MissingError for a split that does not exist,
-    InputError for a protocol that the task does not have, or if a metric or floor needs unknown durations.
+    Without predictions it contains the floors alone. Without a training split in the manifest the constants are fitted
+    on the evaluated split itself, and the names of the floors say so. Intervals are computed if a seed is given. Raises
+    MissingError for a split that does not exist, InputError for a protocol that the task does not have, or if a metric
+    or floor needs unknown durations.
     """
     selected = manifest.select(split)
     rules = protocol_for(task, protocol, selected)
+    floors = floor_scores(task, manifest, split, train_split, rules.name, predictions)
+    if predictions is None:
+        return header(task, selected, split, rules) | {"floors": floors}
     aligned = align(predictions, selected) if task in QUERY_TASKS else predictions
     scores = split_scores(task, aligned, selected, rules)
     metrics = scores.metrics()
@@ -151,7 +155,7 @@ def evaluate(
         "metrics": metrics,
         "per_class": {} if task in QUERY_TASKS else scores.per_class(),
         "tie_spans": tie_spans(aligned, selected, metrics, rules) if task == "mr" else {},
-        "floors": floor_scores(task, manifest, split, train_split, rules.name, predictions),
+        "floors": floors,
         "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
         "coverage": coverage(task, aligned, selected, scores),
         "external_labels": external_labels,
@@ -211,16 +215,6 @@ def coverage(
     else:
         scores = scores.subset(answered)
     return report | {"metrics_without_missing": scores.metrics()}
-
-
-def floors_report(
-    task: str, manifest: Manifest, split: str, *, train_split: str | None = None, protocol: str | None = None
-) -> dict:
-    """metrics.json without predictions: the floors alone. Raises as `evaluate`."""
-    selected = manifest.select(split)
-    rules = protocol_for(task, protocol, selected)
-    floors = floor_scores(task, manifest, split, train_split, rules.name)
-    return header(task, selected, split, rules) | {"floors": floors}
 
 
 def floor_scores(

@@ -23,7 +23,6 @@ from unloc.evaluation.evaluator import (
     Predictions,
     default_train_split,
     evaluate,
-    floors_report,
     has_annotations,
     header,
     require_annotations,
@@ -96,10 +95,11 @@ class Evaluation:
         """The annotations of the split."""
         return self.manifest.select(self.split)
 
-    def task_for(self, source: str) -> str:
-        """The task. Raises InputError if it is unknown, or not given for a source of predictions that needs it."""
+    @property
+    def required_task(self) -> str:
+        """The task. Raises InputError if it is unknown or not given."""
         if self.task is None:
-            raise InputError(f"unloc eval {source}: --task is needed: mr, tal, as or hd")
+            raise InputError("unloc eval: --task is needed without RUN: mr, tal, as or hd")
         return task_named(self.task).name
 
     def has_annotations(self, task: str) -> bool:
@@ -134,7 +134,7 @@ class Evaluation:
                     message = f"    lacks {name}, which the server takes too: export that split to the same file"
                     self.messages.append(message)
 
-    def report(self, task: str, predictions: Predictions, *, train_split: str | None = None) -> dict:
+    def report(self, task: str, predictions: Predictions | None, *, train_split: str | None = None) -> dict:
         """metrics.json of predictions, as `evaluate`."""
         return evaluate(
             task,
@@ -170,16 +170,9 @@ class Evaluation:
 
 def evaluate_floors(evaluation: Evaluation) -> dict:
     """The report of the blind floors alone."""
-    task = evaluation.task_for("--floors-only")
+    task = evaluation.required_task
     require_annotations(task, evaluation.selected, evaluation.split)
-    report = floors_report(
-        task,
-        evaluation.manifest,
-        evaluation.split,
-        train_split=evaluation.floor_split,
-        protocol=evaluation.protocol,
-    )
-    return evaluation.finish(task, report, None)
+    return evaluation.finish(task, evaluation.report(task, None), None)
 
 
 def evaluate_file(
@@ -196,7 +189,7 @@ def evaluate_file(
     With a folder of `class_splits` the report is zero-shot: the unseen classes of each. `strict`: bad predictions raise
     PredictionError. Raises as `PredictionFiles.read`.
     """
-    task = evaluation.task_for("--predictions")
+    task = evaluation.required_task
     files = PredictionFiles(task=task, manifest=evaluation.manifest, split=evaluation.split, keep=evaluation.keep)
     if class_splits is None and (vocabularies or control):
         raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")

@@ -94,13 +94,13 @@ ALL_PROTOCOLS: tuple[Protocol, ...] = (  # of each task the first is the default
     DetectionProtocol(name="opentad-thumos14", thresholds=THUMOS_THRESHOLDS, **OPENTAD),
     DetectionProtocol(name="unloc", averaged=slice(9, 19), **UNLOC),
     DetectionProtocol(name="unloc-thumos14", averaged=slice(5, 14, 2), **UNLOC),
-    RetrievalProtocol(name="default", tie_rule=LATER_FIRST),
+    RetrievalProtocol(name="default", tie_rule=LATER_FIRST),  # UnLoc
     RetrievalProtocol(name="raw", tie_rule=LATER_FIRST, clamps_truth=False),
     RetrievalProtocol(name="2d-tan", nms_overlap=0.5, **TWO_D_TAN),
-    RetrievalProtocol(name="2d-tan-nms-0.45", nms_overlap=0.45, **TWO_D_TAN),
+    RetrievalProtocol(name="2d-tan-nms-0.45", nms_overlap=0.45, **TWO_D_TAN),  # its Charades-STA pooling model
     RetrievalProtocol(name="2d-tan-no-nms", nms_overlap=1.0, **TWO_D_TAN),
     RetrievalProtocol(
-        name="moment_detr",
+        name="moment_detr",  # R1 is the official MR-full-R1 of QVHighlights
         tasks=("mr", "hd"),
         tie_rule=QVHIGHLIGHTS_TIES,
         clamps_truth=False,

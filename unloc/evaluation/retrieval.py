@@ -1,16 +1,7 @@
-"""Moment retrieval: R@n at IoU m, mIoU and QVHighlights' mAP, by the protocols that papers use (not always stated).
+"""Moment retrieval: R@n at IoU m, mIoU and QVHighlights' mAP, by the rules of `protocols`.
 
-default          UnLoc: IoU >= m, best scores first; ground truth clamped to [0, duration]
-raw              the same with the ground truth as annotated
-2d-tan           IoU > m, the file's order with NMS at 0.5, hull as union; ground truth clamped
-2d-tan-nms-0.45  the same with NMS at 0.45 (its Charades-STA pooling model)
-2d-tan-no-nms    the same without NMS
-moment_detr      IoU >= m, the file's order, hull as union: R1 is the official MR-full-R1 of QVHighlights
-lighthouse       the same; ground truth clamped, of lengths in (0, 1500] seconds
-lighthouse-raw   the same with the ground truth as annotated
-
-Ties of the first two: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy
-sorts short lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
+Ties by score: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy sorts short
+lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
 """
 
 from collections.abc import Sequence

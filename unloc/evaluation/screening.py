@@ -29,11 +29,6 @@ REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
 UNKNOWN_LABEL = "unknown label: left out"
 UNSORTED = "windows not by falling score: moment_detr and 2d-tan take the first of the list, other protocols the best"
-SALIENCY_LENGTHS = {
-    0.5: "saliency at half the rate of one score per 2 s clip: padded with zeros, as officially",
-    2.0: "saliency at double the rate of one score per 2 s clip: cut, as officially",
-    None: "more or fewer saliency scores than the video has 2 s clips: cut, or padded with zeros, as officially",
-}
 REWRITES: dict[str, Callable[[str], object]] = {
     "removing v_": lambda name: name.removeprefix("v_"),
     "removing the folder and the file ending": lambda name: PurePath(name).stem,
@@ -143,13 +138,16 @@ def screen_moments(
             kind = "query in other words than annotated: matched by its qid"
             problems.add(kind, f"{place}, annotated {text!r}")
         seen[key] += 1
-        if seen[key] > keys.counts.get(key, 1):
-            problems.add(REPEATED, place)
+        problems.add(REPEATED, place, seen[key] > keys.counts.get(key, 1))
         kept.append(_finite_moments(item, place, problems))
         duration = durations.get(video_id, np.nan)
         lengths.append(np.full(len(kept[-1].windows), duration))
-        if rated:
-            _check_saliency(item, place, duration, problems)
+        num_scores, num_clips = 0 if item.saliency is None else len(item.saliency), duration / CLIP_SECONDS
+        if rated and item.saliency is None:
+            problems.add("no pred_saliency_scores: all clips rank alike", place)
+        elif rated and not np.isnan(duration) and not int(num_clips) <= num_scores <= np.ceil(num_clips):
+            kind = "saliency is not one score per 2 s clip: cut, or padded with zeros, as officially"
+            problems.add(kind, f"{place}: {num_scores} scores in {duration:g} s")
     if kept:
         _add_unit(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
     answers = zip(keys.queries, align(kept, manifest), strict=True)
@@ -169,17 +167,6 @@ def _finite_moments(item: MomentPrediction, place: str, problems: Problems) -> M
         problems.add("NaN or infinite saliency: the whole list is left out", place)
         saliency = None
     return replace(item, windows=item.windows[finite], saliency=saliency)
-
-
-def _check_saliency(item: MomentPrediction, place: str, duration: float, problems: Problems) -> None:
-    """Record saliency that is missing, or whose length is not the number of 2 s clips of the video."""
-    if item.saliency is None:
-        problems.add("no pred_saliency_scores: all clips rank alike", place)
-        return
-    found, clips = len(item.saliency), duration / CLIP_SECONDS
-    if not (np.isnan(clips) or int(clips) <= found <= np.ceil(clips)):
-        rate = next((rate for rate in (0.5, 2.0) if abs(found - rate * clips) <= 1 < abs(found - clips)), None)
-        problems.add(SALIENCY_LENGTHS[rate], f"{place}: {found} scores in {duration:g} s")
 
 
 def screen_frames(

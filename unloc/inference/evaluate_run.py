@@ -16,6 +16,7 @@ from unloc.inference.device import described, resolve_device
 from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import OnProgress, predict_split
 from unloc.predictions.writing import SUBMITTED_SPLITS
+from unloc.tasks import task_named
 
 TOKEN_KEYS = ("tower.name", "tower.pretrained", "tower.weights_sha256", "sampling.num_frames", "sampling.fps")
 
@@ -30,7 +31,7 @@ def run_folder(run: Path) -> Path:
 def evaluate_baseline(evaluation: Evaluation) -> dict | None:
     """The report of the similarity between frames and texts, without training; None if annotations are hidden."""
     manifest, split = evaluation.manifest, evaluation.split
-    task = evaluation.task_for("--baseline") if evaluation.task else manifest.tasks[0]
+    task = task_named(evaluation.task or manifest.tasks[0]).name
     is_scored, paths = evaluation.has_annotations(task), evaluation.prediction_paths(task, with_report=True)
     cache = open_cache(evaluation.cache)
     require_embeddings(cache)
