@@ -22,6 +22,7 @@ from unloc.cache.shards import Failure
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video import facts, pyav_reader
 from unloc.video.reading import VideoReading
+from unloc.video.video_file import file_identity
 
 LIMITS = Limits(timeout_seconds=20.0, memory_bytes=1 << 30)
 
@@ -226,7 +227,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again_and_its_row_is
         assert events[-1].row["content_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert events[-1].row["file_bytes"] == path.stat().st_size
     else:
-        assert events[-1].is_of(path)
+        assert events[-1].file_identity == file_identity(path)
 
 
 def test_a_file_that_never_stops_changing_is_a_failure_that_the_next_run_tries_again(
