@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from unloc.annotations.schema import build_manifest, video_row
+from unloc.cache.metadata import SHARD_NAME
 from unloc.cache.opening import open_cache
-from unloc.cache.reading import SHARD_NAME
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.config import DataConfig
 from unloc.examples.batches import Example

@@ -1,4 +1,4 @@
-"""What a run did, in numbers: per state, per stage, and each failure with its reason."""
+"""What an extraction did, in numbers: by state, by stage, and each failure with its reason."""
 
 import json
 from collections import Counter
@@ -14,19 +14,19 @@ WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is parti
 
 @dataclass(kw_only=True)
 class Summary:
-    """Kept as CACHE/summary.json. Seconds of stages are summed over workers, `seconds_wall` is what the clock says."""
+    """Saved as CACHE/summary.json. Seconds of stages are summed over workers; `seconds_wall` is elapsed time."""
 
     cache: str = ""
-    """Where the tokens are: a folder beside the one asked for where that one was made otherwise."""
+    """Where the tokens are: not the cache asked for if that has another fingerprint, but its sibling."""
     videos: int = 0
     cached_before: int = 0
     cached_now: int = 0
     failed: int = 0
-    """All that have no tokens: now, before or missing."""
+    """All videos without tokens: failed now or before, or missing."""
     failed_before: int = 0
     missing: int = 0
     changed: list[str] = field(default_factory=list)
-    """Cached videos whose file is another one since; their tokens are of the old one."""
+    """Cached videos whose file has changed; their tokens are those of the old file."""
     texts_now: int = 0
     frames: int = 0
     seconds_decode: float = 0.0
@@ -34,12 +34,12 @@ class Summary:
     seconds_encode: float = 0.0
     seconds_write: float = 0.0
     seconds_waiting: float = 0.0
-    """In which encoders waited for frames."""
+    """How long encoders waited for frames."""
     seconds_start_up: float = 0.0
-    """Of `seconds_wall`: until texts were encoded, Ray stood and the first worker had loaded its tower."""
+    """Part of `seconds_wall` until texts were encoded and the first Ray worker had loaded its tower."""
     seconds_wall: float = 0.0
     covered_seconds: dict[str, float] = field(default_factory=dict)
-    """Of each partial video of this run: the seconds that decoded."""
+    """Decoded seconds of each partial video of this run."""
     reasons: dict[str, int] = field(default_factory=dict)
     failures: list[dict] = field(default_factory=list)
 
@@ -55,11 +55,11 @@ class Summary:
 
     @property
     def frames_per_second(self) -> float:
-        """Of this run, by the clock."""
+        """Of this run, by elapsed time."""
         return self.frames / self.seconds_wall if self.seconds_wall else 0.0
 
     def add_video(self, row: dict, num_tokens: int) -> None:
-        """Count a video that was encoded now."""
+        """Count a video that was encoded in this run."""
         self.cached_now += 1
         self.frames += num_tokens
         for stage in ("decode", "preprocess", "encode", "waiting"):
@@ -80,18 +80,18 @@ class Summary:
         return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
 
     def write(self, path: Path) -> None:
-        """Keep it as JSON."""
+        """Save it as JSON."""
         write_file(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
 
     def lines(self) -> list[tuple[str, str]]:
-        """A table of (name, words) for people."""
+        """A table of (name, text) for people."""
         stages = {stage: getattr(self, f"seconds_{stage}") for stage in STAGES}
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
         table = [
             ("cache", self.cache),
             ("videos", f"{self.cached} of {self.videos} cached ({self.cached_now} now, {self.cached_before} before)"),
             ("failed", f"{self.failed} ({reasons})" if self.failed else "0"),
-            ("changed", f"{len(self.changed)} are of another file now; `--refresh changed` extracts them again"),
+            ("changed", f"{len(self.changed)} have a changed file; `--refresh changed` extracts them again"),
             ("partial", f"{len(self.covered_seconds)}, covered seconds in summary.json"),
             ("texts", f"{self.texts_now} now"),
             ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second)"),

@@ -9,7 +9,7 @@ import pytest
 import pipeline.extract
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
-from pipeline.restore import repair
+from pipeline.repair import repair
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.mirror import Home

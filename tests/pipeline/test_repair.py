@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import pipeline.restore
+import pipeline.repair
 from pipeline.extract import ExtractOptions, extract
-from pipeline.restore import ManifestContent, repair
+from pipeline.repair import ManifestContent, repair
 from tests.conftest import render_video
 from unloc.cache.audit import audit_cache
 from unloc.cache.metadata import group_metadata, read_attributes
@@ -233,7 +233,7 @@ def test_a_partial_video_stays_partial_and_a_failed_one_needs_no_coverage(tmp_pa
 
 def test_a_repair_that_is_killed_costs_nothing(clean, damaged, folder, monkeypatch):
     flip(damaged / "shards/00001/frames/c/0/0/0", 10)
-    for owner, function in ((pipeline.restore, "results_of"), (ShardWriter, "write")):
+    for owner, function in ((pipeline.repair, "results_of"), (ShardWriter, "write")):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(owner, function, interrupt)
             mend(damaged, folder)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.extract import ExtractOptions, extract
-from pipeline.restore import repair
+from pipeline.repair import repair
 from unloc.annotations.schema import build_manifest, load_manifest, query_row, save_manifest, video_row
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge

@@ -29,7 +29,7 @@ from unloc.cache.writing import VideoTokens, token_checksum, write_texts
 from unloc.errors import InputError, MissingError, VideoError
 
 logger = logging.getLogger(__name__)
-MAX_DRIFT = 0.1  # typical share by which tokens may cover more or less than the stated durations
+MAX_DRIFT = 0.1  # typical share by which tokens may cover more or less than the given durations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +137,7 @@ def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureFile]:
             if isinstance(item, h5py.Dataset):
                 return item[...]
             key = next(iter(item)) if dataset is None and len(item) == 1 else dataset
-            if key not in item:
+            if key is None or key not in item:
                 raise ValueError(f"group holds {', '.join(item)}; name the dataset with --dataset")
             return item[key][...]
 
@@ -242,7 +242,7 @@ def import_features(
 
     `durations` names a manifest's videos, with seconds or NaN; None imports all of the source. `texts` is a folder of
     QID.npz or qidQID.npz with `last_hidden_state` (K, D), one for each (QID, text) of `queries`.
-    Raises InputError where the stated timing contradicts the durations, or no file can be read.
+    Raises InputError where the timing contradicts the durations, or no file can be read.
     """
     found = list_features(config.format, source, config.dataset)
     if durations is None:
@@ -260,7 +260,29 @@ def import_features(
     summary = ImportSummary(missing=[video_id for video_id in durations if video_id not in files])
     with open_for_writing(home_of(out), config.fingerprint(frame_dim), {}) as home:
         cache = Cache(home.folder)
-        _import_videos(cache, files, config, durations, summary, shard_size)
+        writer = ShardWriter(cache)
+        failed = {  # before, and the file has not changed since
+            video_id: failure
+            for video_id, failure in failures_of(cache).items()
+            if video_id in files and failure.file_identity == _identity(files[video_id].path)
+        }
+        summary.cached_before = sum(video_id in cache.rows for video_id in files)
+        summary.failures = [failure.to_row() for failure in failed.values()]
+        known = {*writer.planned, *failed, *cache.rows}
+        writer.add([video_id for video_id in files if video_id not in known], shard_size)
+        for name, ids in list(writer.open.items()):
+            if any(video_id not in files for video_id in writer.missing[name]):
+                logger.warning("shard %s waits for videos of another import", name)
+                continue
+            for video_id in ids:
+                if video_id in writer.missing[name]:
+                    writer.put(_imported(video_id, files[video_id], config, frame_dim, durations.get(video_id, np.nan)))
+                result = writer.staged(video_id)
+                if isinstance(result, Failure):
+                    summary.failures.append(result.to_row())
+                else:
+                    summary.videos += 1
+            writer.write(name)
         if texts is not None:
             wanted: dict[str, str] = {}
             for qid, text in queries:
@@ -301,45 +323,10 @@ def _check_timing(files: dict[str, FeatureFile], config: ImportConfig, durations
     return int(np.bincount(dims).argmax())
 
 
-def _import_videos(
-    cache: Cache,
-    files: dict[str, FeatureFile],
-    config: ImportConfig,
-    durations: Mapping[str, float],
-    summary: ImportSummary,
-    shard_size: int,
-) -> None:
-    """Every file that is not cached; one that failed before is tried again only if it has changed."""
-    writer = ShardWriter(cache)
-    failed = {
-        video_id: failure
-        for video_id, failure in failures_of(cache).items()
-        if video_id in files and failure.file_identity == _identity(files[video_id].path)
-    }
-    summary.cached_before = sum(video_id in cache.rows for video_id in files)
-    summary.failures = [failure.to_row() for failure in failed.values()]
-    known = {*writer.planned, *failed, *cache.rows}
-    writer.add([video_id for video_id in files if video_id not in known], shard_size)
-    for name, ids in list(writer.open.items()):
-        if any(video_id not in files for video_id in writer.missing[name]):
-            logger.warning("shard %s waits for videos of another import", name)
-            continue
-        for video_id in ids:
-            if video_id in writer.missing[name]:
-                writer.put(_imported(video_id, files[video_id], config, cache, durations.get(video_id, np.nan)))
-            result = writer.staged(video_id)
-            if isinstance(result, Failure):
-                summary.failures.append(result.to_row())
-            else:
-                summary.videos += 1
-        writer.write(name)
-
-
-def _imported(video_id: str, file: FeatureFile, config: ImportConfig, cache: Cache, duration: float) -> Result:
+def _imported(video_id: str, file: FeatureFile, config: ImportConfig, frame_dim: int, duration: float) -> Result:
     identity = _identity(file.path)
     try:
         tokens = file.tokens(transposed=config.transposed)
-        frame_dim = cache.fingerprint["import.frame_dim"]
         if tokens.shape[1] != frame_dim:
             message = f"{file.path} ({file.name}): has {tokens.shape[1]} channels, the others {frame_dim}"
             raise VideoError(message, reason="not_features")

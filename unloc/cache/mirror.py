@@ -129,19 +129,21 @@ class Mirror(Home):
     def _take_lock(self) -> None:
         pid = os.getpid()
         mine = {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "token": uuid.uuid4().hex}
-        if self.store.create(LOCK, mine):
-            return
-        try:
-            owner = json.loads(self.store.read(LOCK))
-        except (FileNotFoundError, ValueError):
-            owner = {}
-        is_gone = owner.get("host") == mine["host"] and _start_of(owner.get("pid")) != owner.get("started")
-        if owner and not is_gone:
-            raise CacheError(
-                f"{self.url}/{LOCK}: process {owner.get('pid')} on {owner.get('host')} is writing this cache; wait "
-                "for it, or remove that object if the process is gone"
-            )
-        self.store.replace(LOCK, mine)
+        for _ in range(2):
+            if self.store.create(LOCK, mine):
+                return
+            try:
+                owner = json.loads(self.store.read(LOCK))
+            except (FileNotFoundError, ValueError):
+                owner = {}
+            is_gone = owner.get("host") == mine["host"] and _start_of(owner.get("pid")) != owner.get("started")
+            if owner and not is_gone:
+                break
+            self.store.remove(LOCK)
+        raise CacheError(
+            f"{self.url}/{LOCK}: process {owner.get('pid')} on {owner.get('host')} is writing this cache; wait "
+            "for it, or remove that object if the process is gone"
+        )
 
     def _synchronise(self) -> None:
         remote = {name: info["size"] for name, info in self.store.infos().items()}

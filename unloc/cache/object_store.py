@@ -80,7 +80,7 @@ class ObjectStore:
         self._try(get, name)
 
     def fetch(self, name: str, target: Path, checksum: str | None = None) -> None:
-        """An object into a file, which appears whole. Raises CacheError where its crc32c is not the stated one."""
+        """An object into a file, which appears whole. Raises CacheError where its crc32c is another."""
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several readers may fetch one object
 
@@ -122,10 +122,6 @@ class ObjectStore:
         except FileNotFoundError as error:
             raise MissingError(f"{self.url}: there is no such bucket ({_on_one_line(error)}); make it first") from None
         return True
-
-    def replace(self, name: str, content: dict) -> None:
-        """Write a JSON object over an existing one."""
-        self._try(lambda: self.store.pipe_file(self.key(name), json.dumps(content).encode()), name)
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""

@@ -1,4 +1,4 @@
-"""Caches by path or URL: opened to read, locked to write, copied to audit; and what a cache holds, described."""
+"""Caches by path or URL: opened to read, locked to write, copied to audit, described."""
 
 import json
 import logging

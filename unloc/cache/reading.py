@@ -73,13 +73,13 @@ class Table:
         """From the tables of shards, in order. Raises CacheError where one is damaged."""
         number_of, starts, failed, parts, count = {}, [], {}, {name: [] for name in COLUMNS[1:]}, 0
         for folder in folders:
-            stated = read_attributes(folder)
-            ids, failed[folder.name] = stated["videos"]["video_id"], stated["failed"]
+            stored = read_attributes(folder)
+            ids, failed[folder.name] = stored["videos"]["video_id"], stored["failed"]
             starts.append(count)
             number_of.update(zip(ids, range(count, count + len(ids)), strict=True))
             for name, part in parts.items():
                 dtype, unknown = (np.float64, np.nan) if name == "duration_seconds" else (np.int64, -1)
-                values = [unknown if value is None else value for value in stated["videos"][name]]
+                values = [unknown if value is None else value for value in stored["videos"][name]]
                 part.append(np.asarray(values, dtype=dtype))
             count += len(ids)
         columns = {name: np.concatenate(part) if part else np.zeros(0, np.int64) for name, part in parts.items()}
@@ -167,8 +167,8 @@ class Cache:
     def projections(self) -> dict[str, np.ndarray]:
         """The tower's own projections (D, width) of tokens that are kept before them, `frames` and `texts`, float32."""
         return {
-            kind: np.frombuffer(b64decode(stated["float32"]), dtype="<f4").reshape(stated["shape"])
-            for kind, stated in read_checked(self.path / "projections.json").items()
+            kind: np.frombuffer(b64decode(stored["float32"]), dtype="<f4").reshape(stored["shape"])
+            for kind, stored in read_checked(self.path / "projections.json").items()
         }
 
     @cached_property

@@ -20,9 +20,9 @@ class ShardMap:
 
     def __init__(self, path: Path) -> None:
         try:
-            stated = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-            inner = tuple(stated["codecs"][0]["configuration"]["chunk_shape"])
-            shape, dtype = tuple(stated["shape"]), np.dtype(stated["data_type"]).newbyteorder("<")
+            stored = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+            inner = tuple(stored["codecs"][0]["configuration"]["chunk_shape"])
+            shape, dtype = tuple(stored["shape"]), np.dtype(stored["data_type"]).newbyteorder("<")
             whole_rows = shape[1:] == inner[1:] and shape[0] % inner[0] == 0 and shape[0] > 0
         except (OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
             whole_rows = False

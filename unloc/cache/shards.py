@@ -170,10 +170,10 @@ class ShardWriter:
         if google_crc32c.Checksum(raw[:-4]).digest() != raw[-4:]:
             return None
         line, _, tokens = raw[:-4].partition(b"\n")
-        stated = json.loads(line)
-        if "failure" in stated:
-            return Failure.from_row(stated["failure"])
-        return VideoTokens(stated["meta"], np.frombuffer(tokens, dtype=stated["dtype"]).reshape(stated["shape"]))
+        stored = json.loads(line)
+        if "failure" in stored:
+            return Failure.from_row(stored["failure"])
+        return VideoTokens(stored["meta"], np.frombuffer(tokens, dtype=stored["dtype"]).reshape(stored["shape"]))
 
     def forget(self, video_ids: Iterable[str]) -> None:
         """Remove staged results."""
@@ -193,9 +193,9 @@ class ShardWriter:
     def _staged_shape(self, video_id: str) -> tuple[tuple[int, ...], int]:
         """Shape and bytes of staged tokens, without reading them; of a failure ((), 0)."""
         with self._staged_file(video_id).open("rb") as handle:
-            stated = json.loads(handle.readline())
-        shape = tuple(stated.get("shape", ()))
-        return shape, int(np.prod(shape)) * np.dtype(stated["dtype"]).itemsize if shape else 0
+            stored = json.loads(handle.readline())
+        shape = tuple(stored.get("shape", ()))
+        return shape, int(np.prod(shape)) * np.dtype(stored["dtype"]).itemsize if shape else 0
 
     def write(self, name: str) -> None:
         """Write a complete shard in one rename; one of more than SHARD_BYTES in several (`00003`, `00003-1`, …).

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-import zarr
 
 from unloc.cache.dtype import STORED_DTYPES
 from unloc.cache.metadata import FORMAT, SHARD_NAME, group_metadata, write_checked
@@ -162,6 +161,8 @@ def _write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int],
     zarr would hold all of it in memory several times: the chunks in order, then offset and length of each as uint64,
     then the crc32c of these (Zarr v3, `sharding_indexed`).
     """
+    import zarr  # here: it takes 0.4 s, which readers need not wait for
+
     parts = iter(parts)
     part = next(parts)
     shape = (firsts[-1], *part.shape[1:])

@@ -11,7 +11,7 @@ from unloc.cli import app
 from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
-    from pipeline.restore import Repair
+    from pipeline.repair import Repair
     from unloc.cache.features import Timing
     from unloc.cache.mirror import Home
 
@@ -95,7 +95,7 @@ def _repair(
     home: "Home", videos: Path | None, shards: str | None, manifest: Path | None, pretrained: str | None, workers: int
 ) -> "Repair":
     from pipeline.extract import ExtractOptions
-    from pipeline.restore import ManifestContent, repair
+    from pipeline.repair import ManifestContent, repair
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
     from unloc.video.locate import VideoIndex, index_folder, index_shards

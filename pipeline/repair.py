@@ -128,10 +128,11 @@ class _Repair:
             failed = {name: [row["video_id"] for row in table.failed[name]] for name, table in tables.items()}
             plan = {name: [*table.number_of, *failed[name]] for name, table in tables.items()}
             write_checked(self.path / "plan.json", plan)
-            if any((self.path / "staging").iterdir()):
+            if any((self.path / "staging").glob("*")):
                 self.left.append("plan.json: the plan of unfinished videos is lost; run `unloc extract`")
-        self._repair_texts([damage for damage in damages if damage.place.startswith("texts/0")])
-        self._repair_shards([damage for damage in damages if damage.place.startswith("shards/0")], tables)
+        numbered = [damage for damage in damages if not damage.place.endswith(".json")]
+        self._repair_texts([damage for damage in numbered if damage.place.startswith("texts/")])
+        self._repair_shards([damage for damage in numbered if damage.place.startswith("shards/")], tables)
         if "aliases.json" in places:
             self._repair_aliases()
 
@@ -167,6 +168,8 @@ class _Repair:
 
     def _repair_shards(self, damages: Sequence[Damage], tables: dict[str, Table]) -> None:
         """Write each shard again, if every video that is lost can be extracted."""
+        if not damages:
+            return
         cache, places = Cache(self.path), {damage.place for damage in damages}
         cache.table = Table.read([self.path / "shards" / name for name in tables if f"shards/{name}" not in places])
         writer, jobs, redone = ShardWriter(cache), [], []
@@ -175,21 +178,26 @@ class _Repair:
             try:
                 rows = self._stage_intact(writer, damage, tables)
                 jobs += [
-                    Job(i, self._file_of(i, rows.get(i, {}))) for i in writer.open[name] if i in writer.missing[name]
+                    Job(video_id, self._file_of(video_id, rows.get(video_id, {})))
+                    for video_id in writer.open[name]
+                    if video_id in writer.missing[name]
                 ]
                 redone.append(name)
             except UnlocError as error:
                 self.left.append(f"{damage.place}: {damage.reason}; {error}")
                 writer.forget(writer.open.get(name, ()))
+        failed = []
         if jobs:
             with results_of(jobs, self.encoder, self.options, Summary()) as results:
                 for result in results:
-                    if not isinstance(result, Failure):
+                    if isinstance(result, Failure):
+                        failed.append(result)
+                    else:
                         writer.put(result)
-                        continue
-                    (name,) = (name for name in redone if result.video_id in writer.missing[name])
-                    reason = f"({result.reason}: {result.message})"
-                    self.left.append(f"shards/{name}: {result.video_id!r} cannot be extracted again {reason}")
+        for failure in failed:
+            (name,) = (name for name in redone if failure.video_id in writer.missing[name])
+            reason = f"({failure.reason}: {failure.message})"
+            self.left.append(f"shards/{name}: video {failure.video_id!r} cannot be extracted again {reason}")
         for name in redone:
             if writer.missing[name]:
                 writer.forget(writer.open[name])
