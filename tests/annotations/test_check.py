@@ -93,7 +93,7 @@ def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
     }
 
 
-def test_what_a_folder_lacks_stands_at_the_line_of_its_video(tmp_path):
+def test_what_a_folder_lacks_is_found_at_the_line_of_its_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     rows = [video_row(key, "t", 1.0) for key in ("a", "v_a", "gone")]
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
@@ -185,10 +185,10 @@ bound = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0, 10.0
 def test_after_a_rule_every_segment_lies_in_its_video(segments, rule):
     rows = [video_row("v", "train", 10.0), query_row("v", "train", "1", "q", segments)]
     rows += [instance_row("v", "train", "a", *segment) for segment in segments]
-    settled = check_manifest(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule)[0]
-    left = [tuple(segment) for segments in settled.queries["segments"] for segment in segments]
+    result = check_manifest(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule)[0]
+    left = [tuple(segment) for segments in result.queries["segments"] for segment in segments]
     assert all(0 <= start < end <= (10 if rule == "repair" else 10.01) + 1e-6 for start, end in left)
-    assert not [item for item in findings(settled) if not item.is_note]
+    assert not [item for item in findings(result) if not item.is_note]
     good = {(start, end) for start, end in segments if 0 <= start < end <= 10}
     assert good <= set(left)
 

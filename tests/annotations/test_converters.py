@@ -64,7 +64,7 @@ def test_qvhighlights_keeps_windows_and_ratings(tmp_path):
     assert not check_manifest(manifest)[1]
 
 
-def test_coin_orders_classes_by_step_id_and_tells_shared_names_apart(tmp_path):
+def test_coin_orders_classes_by_step_id_and_adds_the_task_to_shared_names(tmp_path):
     def video(task, steps):
         annotation = [{"id": key, "segment": [n, n + 1.0], "label": label} for n, (key, label) in enumerate(steps)]
         return {"duration": 9, "subset": "training", "class": task, "annotation": annotation}
@@ -95,14 +95,16 @@ def test_a_rendered_world_is_called_synthetic_by_its_manifest(tmp_path, rendered
     assert (manifest.name, manifest.source) == (names if rendered else ("activitynet_captions", "ActivityNet Captions"))
 
 
-def test_of_several_lengths_the_first_is_taken_and_it_is_told(tmp_path):
+def test_of_several_lengths_the_first_is_used_and_logged(tmp_path):
     write(tmp_path / "charades_sta_test.txt", "ABC 1.0 4.5##a person sits.\n")
     write(tmp_path / "Charades_a.csv", "id,length\nABC,8\nABC,8.0\n")
     write(tmp_path / "Charades_b.csv", "id,length\nABC,9\n")
     write(tmp_path / "LICENSE.txt", "not annotations")
-    told = Problems()
-    assert convert("charades-sta", [tmp_path], None, told).videos["duration_seconds"].tolist() == [8.0]
-    assert told.places == {"video with several lengths: the first is used": [f"{tmp_path / 'Charades_b.csv'}:2: 'ABC'"]}
+    problems = Problems()
+    assert convert("charades-sta", [tmp_path], None, problems).videos["duration_seconds"].tolist() == [8.0]
+    assert problems.places == {
+        "video with several lengths: the first is used": [f"{tmp_path / 'Charades_b.csv'}:2: 'ABC'"]
+    }
 
 
 @pytest.mark.parametrize("name", CONVERTERS)

@@ -1,4 +1,4 @@
-"""Whatever stands in an annotation file or a manifest: it can be judged, repaired and written, or is one clear line."""
+"""Whatever is in an annotation file or a manifest: it can be checked, repaired and written, or is one clear error."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def places(node, path=()):
 
 
 def changed(content, path, value):
-    """The content with another value at a path, or without what stands there."""
+    """The content with another value at a path, or without what is there."""
     if not path:
         return value
     content = copy.deepcopy(content)
@@ -62,7 +62,7 @@ def write(path, content):
     return path
 
 
-def judge(manifest, folder):
+def check(manifest, folder):
     for rule in ("repair", "drop"):
         save_manifest(check_manifest(manifest, rule)[0], folder / "result.jsonl")
         assert all(item.is_note for item in check_manifest(load_manifest(folder / "result.jsonl"))[1])
@@ -71,11 +71,11 @@ def judge(manifest, folder):
 @pytest.mark.parametrize("name", FILES)
 def test_any_value_anywhere_in_annotations_is_converted_or_refused_in_one_line(name, tmp_path):
     file_name, content = FILES[name]
-    judge(convert(name, [write(tmp_path / file_name, content)]), tmp_path)
+    check(convert(name, [write(tmp_path / file_name, content)]), tmp_path)
     refused = 0
     for mutated in mutations(content):
         try:
-            judge(convert(name, [write(tmp_path / file_name, mutated)]), tmp_path)
+            check(convert(name, [write(tmp_path / file_name, mutated)]), tmp_path)
         except UnlocError as error:
             assert "\n" not in str(error)
             refused += 1
@@ -93,14 +93,14 @@ ROWS[1] |= {"relevant_clip_ids": [0], "saliency_scores": [[3]]}
 
 @pytest.mark.parametrize("number", range(3))
 def test_any_value_anywhere_in_a_row_is_a_finding_an_unreadable_line_or_harmless(number, tmp_path):
-    told = 0
+    found = 0
     for mutated in mutations(ROWS[number]):
         rows, unreadable = [HEADER, *ROWS, ROWS[0] | {"video_id": "w"}], {}
         rows[number + 1] = mutated
         try:
             manifest = load_manifest(write(tmp_path / "m.jsonl", tuple(rows)), unreadable)
-            told += bool(unreadable or check_manifest(manifest)[1])
-            judge(manifest, tmp_path)
+            found += bool(unreadable or check_manifest(manifest)[1])
+            check(manifest, tmp_path)
         except UnlocError as error:
             assert "\n" not in str(error)
-    assert told > 20
+    assert found > 20

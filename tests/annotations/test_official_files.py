@@ -26,9 +26,9 @@ def converted(shared):
 
     @cache
     def of(folder):
-        told = Problems()
+        problems = Problems()
         name = formats.get(folder, folder.replace("_", "-"))
-        return convert(name, [shared / "annotations" / folder], None, told), told
+        return convert(name, [shared / "annotations" / folder], None, problems), problems
 
     return of
 
@@ -42,10 +42,10 @@ def counts(table, column="split"):
 
 
 def test_activitynet_has_its_videos_instances_and_known_bad_rows(converted):
-    manifest, told = converted("activitynet_1.3")
+    manifest, problems = converted("activitynet_1.3")
     assert counts(manifest.videos) == {"training": 10024, "validation": 4926, "testing": 5044}
     assert counts(manifest.instances) == {"training": 15410, "validation": 7654}
-    assert len(manifest.classes) == 200 and not told.places
+    assert len(manifest.classes) == 200 and not problems.places
     assert Counter(item.kind for item in findings(manifest)) == {
         "segment of at most 0.1 s": 79,
         "segment past the video": 14,
@@ -58,11 +58,11 @@ def test_activitynet_has_its_videos_instances_and_known_bad_rows(converted):
 
 
 def test_captions_have_their_sentences_and_shared_videos(converted):
-    manifest, told = converted("activitynet_captions")
+    manifest, problems = converted("activitynet_captions")
     assert counts(manifest.videos) == {"train": 10009, "val_1": 4917, "val_2": 4885}
     assert counts(manifest.queries) == {"train": 37421, "val_1": 17505, "val_2": 17031}
     assert shared_between_splits(manifest) == {("val_1", "val_2"): 4885}
-    assert told.counts == {"sentence with surplus blanks or line breaks: cleaned": 49046}
+    assert problems.counts == {"sentence with surplus blanks or line breaks: cleaned": 49046}
     assert Counter(item.kind for item in findings(manifest)) == {
         "segment past the video by rounding": 35,  # 29 + 5 + 1
         "segment of at most 0.1 s": 10,
@@ -81,9 +81,9 @@ def test_charades_has_its_queries_and_repair_cuts_the_ends_that_pass_the_video(c
     assert past == {"train": 1805, "test": 562}
     repaired, found = check_manifest(manifest, "repair")
     assert counts(repaired.queries) == {"train": 12404, "test": 3720}
-    told = Problems()
-    add_actions(found, told)
-    assert told.counts == {
+    problems = Problems()
+    add_actions(found, problems)
+    assert problems.counts == {
         "segment past the video: cut to the video": 2361,
         "segment past the video by rounding: cut to the video": 3,
         "reversed segment: segment dropped": 4,  # three of them end past the video too
@@ -108,19 +108,19 @@ def test_thumos14_has_its_instances_and_the_thirty_past_the_end(converted):
 
 
 def test_coin_names_the_812_videos_that_lack_annotations(converted):
-    manifest, told = converted("coin")
+    manifest, problems = converted("coin")
     assert counts(manifest.videos) == {"training": 8419, "testing": 2596}
     assert counts(manifest.instances) == {"training": 32937, "testing": 10107} and len(manifest.classes) == 778
-    gaps = {rule.split()[2]: places for rule, places in told.places.items() if rule.startswith("coverage gap")}
+    gaps = {rule.split()[2]: places for rule, places in problems.places.items() if rule.startswith("coverage gap")}
     assert {subset: len(places) for subset, places in gaps.items()} == {"training": 611, "testing": 201}
     assert not {*gaps["training"], *gaps["testing"]} & set(manifest.videos["video_id"])
     assert Counter(item.kind for item in findings(manifest)) == {"segment past the video": 1}
 
 
 def test_the_gap_of_one_split_is_that_splits(shared):
-    told = Problems()
-    assert convert("coin", [shared / "annotations/coin"], "testing", told).splits == ["testing"]
-    assert sorted(map(len, told.places.values()))[-1] == 201
+    problems = Problems()
+    assert convert("coin", [shared / "annotations/coin"], "testing", problems).splits == ["testing"]
+    assert sorted(map(len, problems.places.values()))[-1] == 201
 
 
 @pytest.mark.parametrize("folder", ["thumos14", "qvhighlights"])

@@ -76,7 +76,7 @@ def test_a_file_that_is_no_manifest_names_file_and_line(tmp_path, content, words
         (INSTANCE | {"label": None}, "label must be a non-empty string"),
     ],
 )
-def test_a_row_that_cannot_be_read_stops_a_reader_or_is_told_to_a_checker(tmp_path, row, words):
+def test_a_row_that_cannot_be_read_stops_a_reader_or_is_reported_to_a_checker(tmp_path, row, words):
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join([HEADER, json.dumps(VIDEO), json.dumps(row)]))
     with pytest.raises(ManifestError, match=f"m.jsonl:3: {words}"):
@@ -86,7 +86,7 @@ def test_a_row_that_cannot_be_read_stops_a_reader_or_is_told_to_a_checker(tmp_pa
     assert list(unreadable) == [3] and re.search(words, unreadable[3])
 
 
-def test_what_is_not_there_or_not_text_is_said(tmp_path):
+def test_a_missing_file_a_folder_and_a_binary_file_are_errors(tmp_path):
     with pytest.raises(MissingError, match="does not exist"):
         load_manifest(tmp_path / "nowhere.jsonl")
     with pytest.raises(ManifestError, match="is a folder"):

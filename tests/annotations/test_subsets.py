@@ -40,7 +40,7 @@ def test_every_form_of_a_list_gives_its_ids(tmp_path, name, content):
         ("d.txt", "\n", "no video id in this list"),
     ],
 )
-def test_what_is_no_list_is_an_error_with_its_file(tmp_path, name, content, words):
+def test_a_file_that_is_not_a_list_is_an_error_with_its_name(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(ManifestError, match=f"{name}.*{words}"):
         read_video_list(tmp_path / name)
@@ -85,7 +85,7 @@ def test_a_class_on_both_sides_is_a_leak(tmp_path):
         read_class_splits(tmp_path)
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_a_missing_folder_or_side_is_an_error(tmp_path):
     with pytest.raises(MissingError, match="does not exist"):
         read_class_splits(tmp_path / "nowhere")
     with pytest.raises(MissingError, match=r"no train/\*\.list below"):

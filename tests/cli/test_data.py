@@ -92,7 +92,7 @@ def test_convert_prints_counts_and_bad_rows_with_their_place_in_what_it_wrote(un
     assert json.loads((folder / "new.jsonl").read_text().split("\n")[4])["segment"] == [8, 12]
 
 
-def test_convert_tells_what_lists_and_rules_changed(unloc, folder):
+def test_convert_reports_what_lists_and_rules_changed(unloc, folder):
     words = ("--out", "new.jsonl", "--without", "blocked.txt", "--bad-rows", "repair", "--changes", "changes.jsonl")
     code, out, _ = unloc(*CONVERT.split(), "anet.json", *words)
     assert code == 0 and "1 × video left out by --without blocked.txt (first: v1)" in out

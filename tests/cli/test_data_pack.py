@@ -7,7 +7,7 @@ from unloc.cli import app
 from unloc.video.locate import locate_in_shards
 
 
-def test_packing_tells_what_it_wrote_and_how_to_read_it(tmp_path, video_folder):
+def test_packing_reports_what_it_wrote_and_how_to_read_it(tmp_path, video_folder):
     rows = [video_row(name, "t", 1) for name in ("v0", "v1", "gone")]
     save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
     words = ["data", "pack", tmp_path / "m.jsonl", "--videos", video_folder, "--out", tmp_path / "out"]

@@ -1,4 +1,4 @@
-"""Files of predictions: formats are recognised, what is bad is told once, writing then reading is a round trip."""
+"""Files of predictions: formats are recognised, bad entries are counted once, writing then reading is a round trip."""
 
 import gzip
 import json
@@ -144,7 +144,7 @@ def test_a_missing_file_and_a_folder_are_said(tmp_path):
         [],
     ],
 )
-def test_a_detection_that_cannot_be_read_is_told_and_left_out_and_an_error_without_a_list_to_tell(tmp_path, entry):
+def test_a_detection_that_cannot_be_read_is_logged_and_skipped_or_an_error_without_a_log(tmp_path, entry):
     path, problems = tal_file(tmp_path / "p.json", {"v": [DETECTION, entry, DETECTION]}), Problems()
     found = read_predictions(path, "tal", problems=problems).predictions
     assert len(found) == 2 and list(problems.counts.values()) == [1]
@@ -153,7 +153,7 @@ def test_a_detection_that_cannot_be_read_is_told_and_left_out_and_an_error_witho
         read_predictions(path, "tal")
 
 
-def test_a_video_that_stands_twice_is_told_once_and_the_last_counts(tmp_path):
+def test_a_repeated_video_is_logged_once_and_the_last_counts(tmp_path):
     first, last = json.dumps([DETECTION]), json.dumps([DETECTION | {"score": 0.9}])
     path = tmp_path / "p.json"
     path.write_text(f'{{"results": {{"v": {first}, "w": [], "v": {last}}}}}')
@@ -178,7 +178,7 @@ def test_a_video_that_stands_twice_is_told_once_and_the_last_counts(tmp_path):
         '{"qid": 1, "vid": "v", "pred_relevant_windows": [], "pred_saliency_scores": 5}',
     ],
 )
-def test_a_line_that_cannot_be_read_is_told_with_its_number(tmp_path, line):
+def test_a_line_that_cannot_be_read_is_logged_with_its_number(tmp_path, line):
     path, good = tmp_path / "p.jsonl", '{"qid": 0, "vid": "v", "pred_relevant_windows": [[0, 1, 0.5]]}'
     path.write_text(f"{good}\n{line}\n{good}\n")
     problems = Problems()
@@ -215,7 +215,7 @@ def test_a_qid_is_the_same_as_number_and_as_text(tmp_path):
         {"video_id": "v", "times_seconds": [0], "fps": 1, "labels": ["a"]},
     ],
 )
-def test_labels_of_frames_that_cannot_be_read_are_told(tmp_path, row):
+def test_labels_of_frames_that_cannot_be_read_are_logged(tmp_path, row):
     path, problems = tmp_path / "p.jsonl", Problems()
     path.write_text(json.dumps(row) + "\n" + json.dumps({"video_id": "w", "fps": 1, "labels": ["a", None]}))
     assert [item.video_id for item in read_predictions(path, "as", problems=problems).predictions] == ["w"]
@@ -241,7 +241,7 @@ def test_scores_files_that_are_none_are_one_clear_error(tmp_path):
         read_frames(of("objects.npz"))
 
 
-def test_a_csv_row_without_numbers_is_told(tmp_path):
+def test_a_csv_row_without_numbers_is_logged(tmp_path):
     path, problems = tmp_path / "p.csv", Problems()
     path.write_text("video_id,label,start_seconds,end_seconds,score\nv,Run,0,1,0.5\nv,Run,a,1,0.5\nv,Run,0,,0.5\n")
     found = read_predictions(path, "tal", problems=problems).predictions
@@ -283,7 +283,7 @@ def test_saliency_and_frames_are_the_same_after_writing_and_reading(tmp_path):
         assert read.fps is None and read.times_seconds.tolist() == [0.1 + 0.2, 1 / 3]
 
 
-def test_times_that_do_not_rise_are_told_with_their_place(tmp_path):
+def test_times_that_do_not_rise_are_an_error_with_their_place(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"video_id": "v", "times_seconds": [0, 2, 1], "labels": [null, "a", "b"]}')
     with pytest.raises(PredictionError, match=r"p\.jsonl:1: .*times_seconds must rise; 1 follows 2"):
         read_frames(tmp_path / "p.jsonl")

@@ -60,19 +60,15 @@ class Finding:
         return self.kind in NOTES
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckedFile:
-    """What `check_file` finds."""
+    """A manifest as read (with measured durations), the result of the rule, and the findings in line order."""
 
     manifest: Manifest
-    """As read, with measured durations."""
     result: Manifest
-    """After the rule."""
     findings: list[Finding]
-    """In the order of the lines."""
     coverage: Coverage | None
     num_measured: int
-    """Unknown durations that were measured from the files."""
 
 
 def check_file(
@@ -92,13 +88,7 @@ def check_file(
     found += [Finding("unreadable row", line, reason, action) for line, reason in unreadable.items()]
     if coverage is not None:
         found += folder_findings(manifest, coverage, broken)
-    return CheckedFile(
-        manifest=manifest,
-        result=result,
-        findings=sorted(found, key=lambda item: item.line),
-        coverage=coverage,
-        num_measured=num_measured,
-    )
+    return CheckedFile(manifest, result, sorted(found, key=lambda item: item.line), coverage, num_measured)
 
 
 def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:
@@ -211,13 +201,14 @@ def windows_are_clips(clips: list | None, segments: list[list[float]]) -> bool:
 
 @dataclass
 class _Pass:
-    """One walk over a manifest: videos first, since durations and splits judge what is annotated in them."""
+    """One walk over a manifest: videos first, since their durations and splits are needed to check annotations."""
 
     manifest: Manifest
     rule: str
     found: list[Finding] = field(default_factory=list)
     durations: dict[tuple[str, str], float] = field(default_factory=dict)
     """Seconds of each kept (video_id, split), NaN where unknown."""
+    splits: set[str] = field(default_factory=set)
 
     def add(self, kind: str, line: int, message: str, action: str = "") -> bool:
         """Log a finding; returns whether the rule acts on it."""
@@ -256,6 +247,7 @@ class _Pass:
             if not dropped:
                 kept.append(row)
                 self.durations.setdefault(key, row["duration_seconds"])
+                self.splits.add(row["split"])
         videos = self.manifest.videos
         return pd.DataFrame(kept, columns=videos.columns).astype(videos.dtypes.to_dict())
 
@@ -264,8 +256,8 @@ class _Pass:
         key = (row["video_id"], row["split"])
         if key in self.durations:
             return False
-        known = any(split == key[1] for _, split in self.durations)
-        return self.add("video not described" if known else "unknown split", row["line"], message, "dropped")
+        kind = "video not described" if key[1] in self.splits else "unknown split"
+        return self.add(kind, row["line"], message, "dropped")
 
     def segment(self, start: float, end: float, duration: float, line: int, message: str) -> list[float] | None:
         """What the rule leaves of a segment."""
@@ -274,14 +266,15 @@ class _Pass:
         if 0 <= end - start <= NEAR_ZERO_SECONDS + _ROUNDING:
             self.add("segment of at most 0.1 s", line, message)
         problem = segment_problem(start, end, duration)
-        if problem is None or self.rule == "keep" or (self.rule == "drop" and problem in NOTES):
-            if problem:
-                self.add(problem, line, message)
+        if problem is None:
             return [start, end]
-        start, end = max(start, 0.0), min(end, duration if duration > 0 else math.inf)
-        cut = self.rule == "repair" and problem != "segment not finite" and end > start
-        self.add(problem, line, message, "cut to the video" if cut else "segment dropped")
-        return [start, end] if cut else None
+        if self.rule == "drop" and problem in NOTES:
+            self.add(problem, line, message)
+            return [start, end]
+        cut = [max(start, 0.0), min(end, duration if duration > 0 else math.inf)]
+        cut = cut if self.rule == "repair" and problem != "segment not finite" and cut[1] > cut[0] else None
+        changed = self.add(problem, line, message, "cut to the video" if cut else "segment dropped")
+        return cut if changed else [start, end]
 
     def queries(self) -> pd.DataFrame:
         kept, seen = [], set()
