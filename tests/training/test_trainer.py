@@ -146,7 +146,7 @@ def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
     manifest, cache = token_world
     recipe = recipe_for("mr", "train.epochs=0.3")
     fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="has a run already"):
         fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
     with pytest.raises(ConfigError, match="another recipe"):
         fit_recipe(recipe_for("mr", "train.epochs=9"), manifest, cache, tmp_path / "run", threads=1, resume=True)

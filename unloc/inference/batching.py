@@ -105,7 +105,7 @@ class FrameBatcher:
     def take_finished(self) -> list[tuple[str, VideoTokens | VideoError]]:
         """(id, tokens) of the videos that are complete, each once.
 
-        A VideoError (reason `does_not_fit`) stands for tokens that the stored dtype cannot hold.
+        A VideoError (reason `does_not_fit`) replaces tokens that do not fit the stored dtype.
         """
         done = [
             video_id

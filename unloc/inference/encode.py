@@ -123,7 +123,7 @@ class Encoder:
         return self.start_encoding(pixels)()[0]
 
     def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
-        """Begin with pixels (N, views, 3, S, S) uint8: a GPU goes on while this process does something else."""
+        """Start to encode pixels (N, views, 3, S, S) uint8; on a GPU this does not wait for the tokens."""
         started = time.perf_counter()
         images = torch.from_numpy(pixels).flatten(0, 1)
         with single_threaded():
@@ -165,5 +165,5 @@ def single_threaded() -> Iterator[None]:
 
 
 def recorded_versions() -> dict:
-    """Versions that stand in the cache beside the fingerprint."""
+    """Package versions, recorded in the cache with the fingerprint."""
     return {name: version(name) for name in RECORDED_VERSIONS}

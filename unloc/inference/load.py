@@ -23,7 +23,7 @@ CHECKPOINT_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself."""
+    """What a checkpoint records besides its weights."""
 
     recipe: Recipe
     """The resolved recipe it was trained with."""
@@ -72,7 +72,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode with what its checkpoint says."""
+    """A model in evaluation mode with what its checkpoint records."""
 
     model: UnLoc | EndToEnd
     info: CheckpointInfo
@@ -120,8 +120,8 @@ def require_task(manifest: Manifest, task: str) -> None:
 def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:
     """Refuse a cache made by another tower or preprocessing than the model was trained on.
 
-    Views do not count: the first is the centre whatever others there are, and only training reads them. Nor does the
-    batch size, by which the tokens of a GPU and of a CPU differ in their last bits. Raises FingerprintError naming
+    Views are ignored: the first is always the centre, and only training reads others. So is the
+    batch size, which only changes the last bits of tokens. Raises FingerprintError naming
     every key that differs and both values.
     """
     ignored = {"views": ["centre"], "tower.batch": None}

@@ -115,7 +115,7 @@ def build_model(
     text_dim: int | None = None,
     towers: LiveTowers | None = None,
 ) -> UnLoc | EndToEnd:
-    """The model of a recipe with fresh weights of its own: the core, or with `towers` the core behind them.
+    """The model of a recipe with a fresh core, alone or behind `towers`.
 
     `frame_dim` and `text_dim` are the channels of given tokens; `num_classes` counts for fusion `none`, whose outputs
     are the classes.

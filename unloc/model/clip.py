@@ -214,10 +214,10 @@ def _of_tag(name: str, tag: str, like: str | None) -> CLIP:
 
 
 def _of_file(name: str, file: Path, like: str | None) -> tuple[CLIP, str | None]:
-    """The model with a file's weights, and the tag whose settings it has where that had to be said."""
+    """The model with a file's weights, and the tag whose settings it has where the name alone does not decide them."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     if file.name in (*tags, RANDOM):
-        raise TowerError(f"--pretrained {file}: has the name of a tag, which the cache could not tell apart; rename it")
+        raise TowerError(f"--pretrained {file}: has the name of a tag, and a cache records the name only; rename it")
     known_settings(name, like)
     weights, is_openai = _read_weights(name, file)
     if is_openai and "openai" in tags:

@@ -37,7 +37,7 @@ T5_SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TowerChoice:
-    """A tower and which of its tokens are taken."""
+    """Which tower and which of its tokens."""
 
     tower: str = "toy"
     """`toy` or open_clip's name, such as ViT-B-16."""
@@ -94,8 +94,8 @@ def resolve_dtype(name: str) -> str:
 class ImageTower(nn.Module):
     """One token per image.
 
-    The tower takes `visual` over and removes from it what its token does not need: CLIP's projection, and the class
-    embedding of `gap` tokens. With `num_frames` each frame index has a class embedding of its own, all starting as
+    The tower owns `visual` and removes from it what its token does not need: CLIP's projection, and the class
+    embedding of `gap` tokens. With `num_frames` each frame index has its own class embedding, all initialised as
     CLIP's, as in the official code. Raises TowerError where the visual has no such tokens.
     """
 
@@ -245,7 +245,7 @@ def t5_text_tower(name: str, max_tokens: int, *, weights: bool = True) -> T5Text
 
 
 def clip_projections(clip: CLIP, choice: TowerChoice) -> dict[str, Tensor]:
-    """CLIP's own projections (D, width) of the tokens that are taken before them: `frames`, `texts`.
+    """CLIP's own projections (D, width) of tokens from before them: `frames`, `texts`.
 
     The frames of a residual network have none: attention pools its embedding.
     """

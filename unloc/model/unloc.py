@@ -111,7 +111,7 @@ class UnLoc(nn.Module):
     ) -> Outputs:
         """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each).
 
-        A mask of None: all are valid, which is faster than a mask that says so.
+        A mask of None means that all are valid, and is faster than a mask that is true everywhere.
 
         Raises InputError for no texts or texts of more than 128 tokens, ConfigError where the pyramid's levels do not
         line up over the frames.

@@ -10,7 +10,7 @@ from torch import Tensor
 from unloc.errors import ConfigError
 from unloc.ops.points import Points
 
-FILLER_STEPS = 1e6  # distance to the boundary of a segment that a point lies outside of; never read by a loss
+FILLER_STEPS = 1e6  # distance to the boundary of a segment that the point is outside of; no loss reads it
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def localization_targets(
 
 def shared_displacements(targets: Targets, rows_per_video: int = 1) -> Targets:
     """Targets for a model with one pair of displacements for all classes: at each point that of the shortest segment
-    which is positive there, whatever its class (ActionFormer, Zhang et al. 2022). Relevance stays per class.
+    which is positive there, of any class (ActionFormer, Zhang et al. 2022). Relevance stays per class.
 
     `rows_per_video` neighbouring rows of the batch are of one video.
     """

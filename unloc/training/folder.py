@@ -45,7 +45,7 @@ def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool, 
         raise InputError(f"{run}: not empty and not a run folder (no recipe.yaml); nothing was changed, give a new one")
     # Without these it stopped before its first step: nothing is lost by starting again.
     if stated.exists() and {"metrics.jsonl", "checkpoints"} & set(items) and not overwrite:
-        raise InputError(f"{run}: holds a run already; --resume continues it, --overwrite deletes it")
+        raise InputError(f"{run}: has a run already; --resume continues it, --overwrite deletes it")
     return {}
 
 
@@ -95,11 +95,11 @@ def make_folder(run: Path, recipe: Recipe, fingerprint: dict, env: dict, *, over
 
 
 def read_json(path: Path) -> dict:
-    """What `make_folder` wrote. Raises InputError where it is gone or damaged."""
+    """What `make_folder` wrote. Raises InputError where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{path}: gone or damaged; start again with --overwrite") from None
+        raise InputError(f"{path}: missing or damaged; start again with --overwrite") from None
 
 
 def environment(seed: int) -> dict:

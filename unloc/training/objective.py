@@ -9,7 +9,7 @@ from unloc.config import LossConfig, Recipe
 from unloc.examples.batches import Batch
 from unloc.model.unloc import Outputs
 from unloc.ops.losses import box_loss, focal_loss, sigmoid_loss, sum_over
-from unloc.ops.points import Points, make_points
+from unloc.ops.points import make_points
 from unloc.ops.targets import Targets, localization_targets, shared_displacements
 from unloc.tasks import task_named
 from unloc.training.distributed import Texts, gathered_texts, own_texts, process_mean
@@ -38,7 +38,11 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
     frame_mask, _ = batch.model_masks
     outputs = model(batch.frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
     if not task.localizes:
-        labels = step_labels(batch, outputs.relevance.shape[1])
+        if batch.step_labels is not None:
+            labels = batch.step_labels[:, None]
+        else:  # background, -1, is no class
+            classes = torch.arange(outputs.relevance.shape[1], device=batch.frames.device)
+            labels = batch.step_classes[:, None] == classes[None, :, None]
         loss = segmentation_loss(outputs.relevance, labels, batch.frame_mask, batch.rows_per_video, recipe.loss)
         parts = {"relevance": loss}
     else:
@@ -53,7 +57,10 @@ def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Re
     num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
     points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
     own_only = pairing_of(recipe) == "own"
-    targets = batch_targets(batch, points, recipe, None if own_only else texts)
+    text = torch.zeros_like(batch.segment_text) if own_only else batch.segment_text + texts.first_own
+    text, num_texts = text.where(batch.segment_text >= 0, -1), 1 if own_only else len(texts.tokens)
+    edges, radius = recipe.targets.range_edges, recipe.targets.radius
+    targets = localization_targets(batch.segments_steps, text, num_texts, points, edges, radius)
     valid = point_mask(batch.frame_mask, num_levels)
     if task_named(recipe.task).text_kind == "class":  # summed over classes, each point counted once
         if recipe.model.displacements == "shared" or recipe.model.fusion == "late":
@@ -91,15 +98,6 @@ def pair_losses(
     }
 
 
-def batch_targets(batch: Batch, points: Points, recipe: Recipe, texts: Texts | None) -> Targets:
-    """Targets of this process's videos with all texts, or without `texts` of each video with its own."""
-    own = torch.zeros_like(batch.segment_text) if texts is None else batch.segment_text + texts.first_own
-    text = own.where(batch.segment_text >= 0, -1)
-    num_texts = 1 if texts is None else len(texts.tokens)
-    edges, radius = recipe.targets.range_edges, recipe.targets.radius
-    return localization_targets(batch.segments_steps, text, num_texts, points, edges, radius)
-
-
 def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:
     """(B, P) validity of every point: that of its level-0 step."""
     return torch.cat([frame_mask[:, :: 2**level] for level in range(num_levels)], dim=1)
@@ -110,14 +108,6 @@ def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tens
     if config.relevance == "focal":
         return focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
     return sigmoid_loss(logits, labels)
-
-
-def step_labels(batch: Batch, num_classes: int) -> Tensor:
-    """(B, C, T) true where a step is of a class; background is false everywhere."""
-    if batch.step_labels is not None:
-        return batch.step_labels[:, None]
-    classes = torch.arange(num_classes, device=batch.frames.device)
-    return batch.step_classes[:, None] == classes[None, :, None]
 
 
 def segmentation_loss(

@@ -1,4 +1,4 @@
-"""`unloc fit`: check what is asked, build the trainer, start or resume, train."""
+"""`unloc fit`: check the input, build the trainer, start or resume, train."""
 
 import hashlib
 import json
@@ -277,7 +277,7 @@ def start_from(trainer: Trainer, init: Path) -> None:
 
     Projections, positions and fusion layers must all fit. Pyramid levels and heads may be others where the run was of
     another task or, with fusion none, of other classes; those that do not fit start fresh. Raises InputError naming
-    what should fit and does not; FingerprintError for tokens of another tower (whatever the sampling).
+    what should fit and does not; FingerprintError for tokens of another tower (the sampling may differ).
     """
     loaded = load_model(init)
     sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
