@@ -1,10 +1,10 @@
 """Scoring against a plain loop of the official procedure: the full ActivityNet validation case, and QVHighlights val.
 
-Claim (issue 4): 492,600 predictions, 200 classes and 10 thresholds are scored in at most 1.5 s on one core with at most
-1 GB of memory; QVHighlights' 1,550 queries in at most 1 s. Every part runs in a process of its own, so that its memory
-is its own; the loop scores the same predictions, and both must give the same figures.
+Claim: 492,600 predictions, 200 classes and 10 thresholds are scored in at most 1.5 s on one core with at most 1 GB of
+memory; QVHighlights' 1,550 queries in at most 1 s. Every part runs in its own process to measure its memory; the loop
+scores the same predictions, and both must give the same figures.
 
-With ../shared the case is golden/metrics/perf, else one of the same size made here.
+With ../shared the case is golden/metrics/perf, else a synthetic one of the same size.
 
     taskset -c 2 python benchmarks/evaluation.py [--repeats 3] [--no-loop] [--json OUT]
 """
@@ -46,7 +46,7 @@ VIDEOS, PER_VIDEO, CLASSES, QUERIES = 4926, 100, 200, 1550
 
 
 def official_loop(detections: pd.DataFrame, instances: pd.DataFrame) -> float:
-    """Average mAP in percent, class by class and prediction by prediction, as ActivityNet's scorer goes about it."""
+    """Average mAP in percent, class by class and prediction by prediction, as in ActivityNet's scorer."""
     truth: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for row in instances.itertuples(index=False):
         truth[row.label][row.video_id].append((row.start_seconds, row.end_seconds))
@@ -91,7 +91,7 @@ def interpolated(hits: np.ndarray, num_truth: int) -> np.ndarray:
 
 
 def make_cases(folder: Path) -> dict[str, Path]:
-    """Predictions and manifests of both cases: the real annotations where ../shared is, else made-up ones."""
+    """Predictions and manifests of both cases: the real annotations if ../shared exists, else synthetic ones."""
     names = {key: folder / f"{key}.jsonl" for key in ("tal_manifest", "mr_manifest", "mr")} | {
         "tal": folder / "tal.json"
     }
@@ -144,14 +144,14 @@ def made_up_moments(path: Path) -> Manifest:
 
 
 def timed(call: Callable[[], object]) -> tuple[object, float, float]:
-    """(result, seconds, CPU seconds): they differ where other work shares the core."""
+    """(result, seconds, CPU seconds): they differ if other processes share the core."""
     started, cpu = time.perf_counter(), time.process_time()
     result = call()
     return result, time.perf_counter() - started, time.process_time() - cpu
 
 
 def run_part(part: str, names: dict[str, str], repeats: int) -> dict:
-    """Seconds of loading and of each scoring, the headline figure, and the memory of this process."""
+    """Seconds of loading and of each scoring, the main metric, and the memory of this process."""
     task, key = ("hd", "mr") if part == "qvhighlights" else ("tal", "tal")
     manifest = load_manifest(Path(names[f"{key}_manifest"]))
     held, load_seconds, load_cpu = timed(lambda: read_predictions(Path(names[key]), task).predictions)

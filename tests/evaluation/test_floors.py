@@ -1,4 +1,4 @@
-"""Blind floors: those of the literature from the real annotations, and the rules on small ones."""
+"""Blind floors: the figures of the literature on the real annotations, and the rules on small examples."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import evaluate, floor_scores
 from unloc.evaluation.floors import best_boxes, detection_floors
 
-# What the survey of peers measured (peers.md §0.4), and ours: R1@0.5, R5@0.5, R1@0.7 and R5@0.7 fitted at 0.7.
+# What a survey of this field measured, and ours: R1@0.5, R5@0.5, R1@0.7 and R5@0.7 fitted at 0.7.
 MEASURED = {
     "charades_sta": ("charades-sta", "test", (30.6, 85.7, 16.9, 48.9), (30.65, 85.70, 16.94, 48.90)),
     "activitynet_captions": ("activitynet-captions", "val_2", (27.9, 78.3, 15.6, 49.4), (27.90, 78.34, 15.42, 49.19)),
