@@ -1,10 +1,10 @@
-"""Is a fast encoder kept busy? The share of its time in which a pretended GPU computes, by the number of decoders.
+"""Is a fast encoder kept busy? The share of time in which a simulated GPU computes, by the number of decoders.
 
-The GPU is pretended: it takes 5,000 frames a second (--rate) and computes beside the process that feeds it, as a real
-one does; its memory for copies is used again, as PyTorch's allocator of pinned memory does. The decoders are pretended
-too: their frames are ready at once. What is left is what this project does in between: batches, Ray's object store,
-the encoder's threads. Beside it, in the same run, how it was done before: batches of 16 frames, one after another. A
-warm-up goes first (--warmup): the first use of each page of the object store costs ten times a later one.
+The GPU takes 5,000 frames a second (--rate) and computes next to the process that feeds it, as a real one does; its
+buffer for copies is reused, as by PyTorch's allocator of pinned memory. The frames of the simulated decoders are ready
+at once. What remains is this project's part: batches, Ray's object store, the encoder's threads. The same run measures
+batches of 16 frames, one after another. A warm-up goes first (--warmup), since the first use of each page of the object
+store costs ten times a later one.
 Usage: python benchmarks/feeding.py [--decoders 4 8 16] [--seconds 15]
 """
 
@@ -24,8 +24,8 @@ from unloc.model.towers import GPU_BATCH
 FRAMES, SIZE, CHANNELS = 128, 224, 512  # of a video
 
 
-class PretendedGpu:
-    """Computes `rate` frames a second, one batch after another; the process that asks goes on meanwhile."""
+class SimulatedGpu:
+    """Computes `rate` frames a second, one batch after another; calls return at once."""
 
     batch, batches_ahead, mixes = GPU_BATCH, 1, True
 
@@ -34,7 +34,7 @@ class PretendedGpu:
         self.pinned = torch.empty((GPU_BATCH, 1, 3, SIZE, SIZE), dtype=torch.uint8)
 
     def start_encoding(self, pixels: np.ndarray):
-        """What `Encoder` does on a GPU: copy to memory that the device reads, start, answer later."""
+        """As `Encoder` on a GPU: copy to pinned memory, start, return the tokens later."""
         self.pinned[: len(pixels)].copy_(torch.from_numpy(pixels))
         seconds = self.batch / self.rate  # a batch that is not full takes as long
         self.free_at = max(self.free_at, time.perf_counter()) + seconds
@@ -49,10 +49,10 @@ class PretendedGpu:
 
 
 class SharedEncoder:
-    """`EncodeWorker` with a pretended GPU."""
+    """`EncodeWorker` with a simulated GPU."""
 
     def __init__(self, rate: float) -> None:
-        self.gpu = PretendedGpu(rate)
+        self.gpu = SimulatedGpu(rate)
         self.batches = SharedBatches(self.gpu, mixes=True)
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -68,7 +68,7 @@ class PlainEncoder:
     """Batches of 16 as they come, each waited for."""
 
     def __init__(self, rate: float) -> None:
-        self.gpu = PretendedGpu(rate)
+        self.gpu = SimulatedGpu(rate)
         self.gpu.batch = 16
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -82,16 +82,16 @@ class PlainEncoder:
 
 @ray.remote(num_cpus=0)
 class ReadyDecoder:
-    """Sends videos whose frames are there already."""
+    """Sends videos whose frames are ready."""
 
     def run(self, encoder: ray.actor.ActorHandle, until: float, frames_sent: int, ahead: int) -> int:
-        """Frames encoded until the clock says so."""
+        """Frames encoded until that time."""
         remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), BusyClock())
         remote.actor, remote.batch, remote.batches_ahead = encoder, frames_sent, ahead
         frames = np.random.default_rng(0).integers(0, 255, (FRAMES, 1, 3, SIZE, SIZE), dtype=np.uint8)
         batcher, count, row = FrameBatcher(remote), 0, {"file": "", "times_seconds": [0.0] * FRAMES}
         while time.time() < until:
-            for start in range(0, FRAMES, 16):  # as they come from a decoder's pipe
+            for start in range(0, FRAMES, 16):  # as from a decoder's pipe
                 positions = [[position] for position in range(start, start + 16)]
                 batcher.add(str(count), positions, frames[start : start + 16])
             batcher.end(str(count), row)

@@ -27,18 +27,8 @@ FRAMES_PER_MESSAGE = 16
 HEARTBEAT_SECONDS = 0.1
 MAX_CHANGES = 3  # times that a file may change while it is decoded
 MACHINE = "machine"  # reason of a Failure that is not the video's fault: a file could not be read or written here
-DECODING_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AssertionError,
-    av.error.FFmpegError,
-)
+PYTHON_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+DECODING_ERRORS = (*PYTHON_ERRORS, MemoryError, OSError, av.error.FFmpegError)
 PR_SET_PDEATHSIG = 1
 
 

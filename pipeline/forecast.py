@@ -15,8 +15,8 @@ import torch
 from pipeline.cluster import connected, local_cpus, suited_to_device
 from pipeline.decode_child import Job
 from pipeline.extract import ExtractOptions, is_worth_a_try
-from pipeline.ray_actors import live_nodes
-from pipeline.supervisor import Node, pool_size
+from pipeline.ray_actors import Node, live_nodes
+from pipeline.supervisor import pool_size
 from pipeline.workers import in_process_results
 from unloc.cache.opening import home_for
 from unloc.cache.reading import Cache
@@ -126,14 +126,6 @@ def forecast(
     else:
         busy = (decode + encode) / workers
 
-    num_bytes = 0
-    if sample:
-        row_bytes = sum(len(json.dumps(video.meta)) for video in sample) / len(sample)
-        padding = 0 if config.num_frames else len(due) * CHUNK_ROWS // 2
-        num_bytes = int((frames + padding) * sample[0].tokens[0].nbytes + len(due) * row_bytes)
-    if new_texts:
-        tokens = encoder.encode_texts(new_texts[:SAMPLE_TEXTS])
-        num_bytes += sum(each.nbytes for each in tokens) * len(new_texts) // len(tokens)
     num_files = FILES_PER_SHARD * -(-len(due) // options.shard_size) + FILES_FOR_TEXTS * bool(new_texts)
 
     return Forecast(
@@ -146,7 +138,7 @@ def forecast(
         frames_per_second=frames / busy if busy else 0.0,
         seconds_wall=busy + seconds_load + (RAY_SECONDS + seconds_load if workers else 0.0),
         gpu_hours=encode / 3600 if options.encoders != 0 and any(node.gpus for node in nodes) else 0.0,
-        bytes=num_bytes,
+        bytes=_num_bytes(encoder, sample, len(due), frames, new_texts),
         files=num_files + (FILES_PER_CACHE if cache is None else 0),
         workers=workers,
         encoders=encoders,
@@ -154,6 +146,19 @@ def forecast(
         sampled_frames=sampled_frames,
         failures=failures,
     )
+
+
+def _num_bytes(encoder: Encoder, sample: list[VideoTokens], num_videos: int, frames: int, texts: list[str]) -> int:
+    """Of tokens and tables on disk."""
+    num_bytes = 0
+    if sample:
+        row_bytes = sum(len(json.dumps(video.meta)) for video in sample) / len(sample)
+        padding = 0 if encoder.config.num_frames else num_videos * CHUNK_ROWS // 2
+        num_bytes = int((frames + padding) * sample[0].tokens[0].nbytes + num_videos * row_bytes)
+    if texts:
+        tokens = encoder.encode_texts(texts[:SAMPLE_TEXTS])
+        num_bytes += sum(each.nbytes for each in tokens) * len(texts) // len(tokens)
+    return num_bytes
 
 
 def _sample(

@@ -4,6 +4,9 @@ import itertools
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -11,8 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.decode_child import Job
 from pipeline.decoding import Limits
-from pipeline.supervisor import Event, Node, Role
-from pipeline.workers import EncodeWorker, VideoWorker, last_line
+from pipeline.workers import EncoderLost, EncodeWorker, Result, VideoWorker, last_line
 from unloc.errors import UnlocError
 from unloc.inference.encode import EncodeConfig
 from unloc.video.reading import ReadSpec
@@ -27,8 +29,44 @@ ENCODE_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1, "fra
 STREAM = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
 
 
+class Role(StrEnum):
+    """What an actor does; a worker decodes and encodes."""
+
+    WORKER = "worker"
+    DECODER = "decoder"
+    ENCODER = "encoder"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, as Ray counts it."""
+
+    node_id: str
+    name: str
+    cpus: int
+    gpus: int
+
+
+class Event(NamedTuple):
+    """What an actor reports.
+
+    | kind     | meaning                                  | value                    |
+    |----------|------------------------------------------|--------------------------|
+    | loaded   | it can work                              | its device               |
+    | alive    | it answers                               | seconds without progress |
+    | result   |                                          | Result or EncoderLost    |
+    | finished | all results of its group have come       | None                     |
+    | died     | its process has ended or is out of reach | message                  |
+    | raised   | its own code failed                      | message                  |
+    """
+
+    actor: int
+    kind: str
+    value: str | float | Result | EncoderLost | None = None
+
+
 class RayActors:
-    """`supervisor.Actors` on the connected Ray cluster."""
+    """Processes on the connected Ray cluster, and the time; tests of the supervisor simulate both."""
 
     def __init__(self, config: EncodeConfig, spec: ReadSpec, limits: Limits) -> None:
         self.config, self.spec, self.limits = config, spec, limits

@@ -84,7 +84,14 @@ class SharedBatches:
             self._free_places.acquire()
             while not self._arrived.empty():
                 requests.append(self._arrived.get())
-            parts = self._next_parts(requests)
+            parts, room = [], self.encoder.batch
+            while requests and room and (self.mixes or not parts):
+                request = requests[0]
+                start, stop = request.num_started, min(request.num_started + room, len(request.pixels))
+                parts.append((request, start, stop))
+                request.num_started, room = stop, room - (stop - start)
+                if stop == len(request.pixels):
+                    requests.popleft()
             self._starting.start()
             try:
                 pixels = np.concatenate([request.pixels[start:stop] for request, start, stop in parts])
@@ -93,20 +100,6 @@ class SharedBatches:
                 self._fail(parts, error)
             self._starting.stop()
             requests = deque(request for request in requests if not request.answer.done())
-
-    def _next_parts(self, requests: deque[_Request]) -> list[_Part]:
-        """Frames for one batch, first come first served."""
-        parts, room = [], self.encoder.batch
-        while requests and room:
-            request = requests[0]
-            start, stop = request.num_started, min(request.num_started + room, len(request.pixels))
-            parts.append((request, start, stop))
-            request.num_started, room = stop, room - (stop - start)
-            if stop == len(request.pixels):
-                requests.popleft()
-            if not self.mixes:
-                break
-        return parts
 
     def _finish_batches(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Assigns videos to actors and replaces actors that die, hang or fail; the actors themselves are behind `Actors`.
+"""Assigns videos to actors and replaces actors that die, hang or fail. It does not call Ray: `RayActors` does.
 
 Two layouts. Fused: every worker decodes and encodes. Split: decoders send their frames to encoders, which have the
 GPUs. An actor gets videos once it has loaded, one group at a time; a decoder only while an encoder has loaded too.
@@ -8,10 +8,9 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import NamedTuple, Protocol
 
 from pipeline.decode_child import MACHINE, Job
+from pipeline.ray_actors import Event, Node, RayActors, Role
 from pipeline.workers import MAX_NODE_FAILURES, EncoderLost, Result, completed_failure, video_failure
 from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
@@ -26,67 +25,6 @@ POLL_SECONDS = 1.0
 START_SECONDS = 120.0  # for an actor to answer; it answers while it loads its tower
 MIN_TIMEOUT_SECONDS = 5.0
 REPORT_SECONDS = 60.0  # between warnings that nothing runs
-
-
-class Role(StrEnum):
-    """What an actor does; a worker decodes and encodes."""
-
-    WORKER = "worker"
-    DECODER = "decoder"
-    ENCODER = "encoder"
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster, as Ray counts it."""
-
-    node_id: str
-    name: str
-    cpus: int
-    gpus: int
-
-
-class Event(NamedTuple):
-    """What an actor reports.
-
-    | kind     | meaning                                  | value                    |
-    |----------|------------------------------------------|--------------------------|
-    | loaded   | it can work                              | its device               |
-    | alive    | it answers                               | seconds without progress |
-    | result   |                                          | Result or EncoderLost    |
-    | finished | all results of its group have come       | None                     |
-    | died     | its process has ended or is out of reach | message                  |
-    | raised   | its own code failed                      | message                  |
-    """
-
-    actor: int
-    kind: str
-    value: str | float | Result | EncoderLost | None = None
-
-
-class Actors(Protocol):
-    """The processes of a cluster, and the time; for Ray: `ray_actors.RayActors`."""
-
-    def nodes(self) -> list[Node]:
-        """Machines that are alive. Raises UnlocError where the cluster is gone."""
-
-    def start(self, role: Role, node: Node, *, num_cpus: int, num_gpus: int) -> int:
-        """Start an actor on a node; its number."""
-
-    def stop(self, actor: int) -> None:
-        """Kill an actor; no more events of it follow."""
-
-    def assign(self, actor: int, jobs: list[Job], encoder: int | None) -> None:
-        """Send a group of jobs; to a decoder, with the encoder for its frames."""
-
-    def events(self, timeout: float) -> list[Event]:
-        """What happened since the last call; waits for something to happen, at most for the timeout."""
-
-    def clock(self) -> float:
-        """Seconds."""
-
-    def free(self) -> str:
-        """Unused CPUs and GPUs, for messages."""
 
 
 def pool_size(nodes: list[Node], workers: int, encoders: int | None, num_jobs: int) -> tuple[int, int]:
@@ -138,7 +76,7 @@ class _NodeHealth:
 class Supervisor:
     """A pool of actors that processes jobs: `results`."""
 
-    def __init__(self, actors: Actors, workers: int, encoders: int | None, timeout_seconds: float) -> None:
+    def __init__(self, actors: RayActors, workers: int, encoders: int | None, timeout_seconds: float) -> None:
         self.actors, self.workers, self.encoders = actors, workers, encoders
         self.timeout_seconds = max(timeout_seconds, MIN_TIMEOUT_SECONDS)
         self.seconds_to_first_worker = 0.0

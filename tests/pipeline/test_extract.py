@@ -1,9 +1,5 @@
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +8,10 @@ import pytest
 import torch
 
 from pipeline import decode_child
-from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
+from tests.pipeline.comparison import token_bytes
 from unloc.cache import shards
-from unloc.cache.audit import audit_cache
 from unloc.cache.opening import describe, open_cache
 from unloc.errors import CacheError, CoverageError
 from unloc.files import folder_lock
@@ -29,12 +24,6 @@ IN_PROCESS = ExtractOptions(workers=0, shard_size=3)
 
 def files_of(folder):
     return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
-
-
-def token_bytes(cache):
-    return {
-        str(path.relative_to(cache)): path.read_bytes() for path in sorted(cache.glob("*/*/*/c/**/*")) if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +45,6 @@ def test_every_video_is_cached_with_times_and_no_rest_is_left(clean, video_folde
 def test_a_cached_token_is_that_of_an_encode_in_this_process_to_the_bit(clean, video_folder):
     encoded = Encoder(CONFIG).encode_video(video_folder / "v3.mp4", "v3")
     np.testing.assert_array_equal(np.moveaxis(open_cache(clean)["v3"].frames, 0, 1), encoded.tokens)
-
-
-def test_ray_workers_write_the_same_bytes_as_this_process(clean, video_folder, one_ray, tmp_path):
-    options = ExtractOptions(workers=2, shard_size=3, limits=Limits(recycle_videos=2))
-    extract(tmp_path / "cache", CONFIG, options, files_of(video_folder), [], ["a red square", "a man walks"])
-    assert token_bytes(tmp_path / "cache") == token_bytes(clean)
 
 
 def test_a_worker_and_its_decoder_compute_on_one_thread_each(video_folder, tmp_path, monkeypatch):
@@ -221,43 +204,3 @@ def test_shards_are_bounded_by_bytes_and_cut_at_the_same_videos_after_a_kill(
     )
     parts = np.split(sizes, table.starts[1:])
     assert len(parts) > 2 and max(part.sum() for part in parts) <= most
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from pipeline.decoding import Limits
-from pipeline.extract import ExtractOptions, extract
-from unloc.inference.encode import EncodeConfig
-folder, cache, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-files = {path.stem: path for path in sorted(folder.glob("*.mp4"))}
-def tell(done, due, frames, failed):
-    print(done, flush=True)
-extract(cache, EncodeConfig(fps=5.0), ExtractOptions(workers=workers, shard_size=3), files, [],
-        ["a red square", "a man walks"], tell)
-"""
-
-
-def run_until(folder, cache, workers, stop_after):
-    """Run the job in a process of its own, killed once it has told of `stop_after` videos (None: let it end)."""
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(cache), str(workers)]
-    root = Path(__file__).resolve().parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True) as process:
-        for line in process.stdout:
-            if stop_after is not None and int(line) >= stop_after:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-        process.stdout.read()
-    return process.returncode
-
-
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_any_video_and_run_again_the_cache_is_that_of_an_undisturbed_run(clean, video_folder, tmp_path, seed):
-    cache = tmp_path / "cache"
-    for stop_after in random.Random(seed).sample(range(7), 2):
-        run_until(video_folder, cache, 0, stop_after)
-    assert run_until(video_folder, cache, 0, None) == 0
-    assert token_bytes(cache) == token_bytes(clean)
-    assert (audit_cache(cache).damages, len(open_cache(cache))) == ((), 7)
-    cached = [json.loads(line)["video_id"] for line in (cache / "ledger.jsonl").read_text().splitlines()]
-    assert set(cached) == {f"v{n}" for n in range(7)}

@@ -1,7 +1,7 @@
-"""Killed, refused or interrupted at any moment and run again: the cache is that of an undisturbed run, byte for byte.
+"""A job that is killed or interrupted at any moment and run again writes the same bytes as an undisturbed one.
 
-The job runs in forked processes that end themselves by SIGKILL (or whose disk is full) at a chosen write: every opening
-of a file for writing, rename, removal or new folder below the cache counts as one. Real clusters: test_soak.py.
+The job runs in forked processes that stop (SIGKILL, SIGINT or a full disk) at a chosen write: every opening of a file
+for writing, rename, removal or new folder in the cache counts as one. Kills on real clusters: test_soak.py.
 """
 
 import errno
@@ -37,7 +37,7 @@ MANY = 10_000
 
 @pytest.fixture(scope="module")
 def files(video_folder, tmp_path_factory) -> dict[str, Path]:
-    """Seven videos and one that is none."""
+    """Seven videos and a file that is no video."""
     broken = tmp_path_factory.mktemp("broken") / "v3b.mp4"
     broken.write_bytes(b"no video" * 100)
     return dict(sorted({"v3b": broken, **{path.stem: path for path in video_folder.glob("*.mp4")}}.items()))
@@ -50,8 +50,8 @@ def clean(tmp_path_factory, files) -> Path:
     return cache
 
 
-def at_write(cache: Path, number: int, deed: Callable[[], None]) -> None:
-    """Do a deed before the write of that number below the cache; in a process of one's own, for it stays."""
+def at_write(cache: Path, number: int, action: Callable[[], None]) -> None:
+    """Call `action` before the given write below the cache; for a process of its own, as the hook stays."""
     left = [number]
 
     def hook(event: str, arguments: tuple) -> None:
@@ -59,20 +59,20 @@ def at_write(cache: Path, number: int, deed: Callable[[], None]) -> None:
         if is_write and str(arguments[0]).startswith(str(cache)):
             left[0] -= 1
             if left[0] == 0:
-                deed()
+                action()
 
     sys.addaudithook(hook)
 
 
-def run_disturbed(cache: Path, files: dict[str, Path], number: int, deed: Callable[[], None]) -> int:
-    """The job in a forked process with a deed at a write; its exit code, negative for a signal."""
+def run_disturbed(cache: Path, files: dict[str, Path], number: int, action: Callable[[], None]) -> int:
+    """The job in a forked process that calls `action` at a write; its exit code, negative for a signal."""
     process = os.fork()
     if process == 0:
         code = 70
         torch.set_num_threads(1)  # OpenMP hangs in a forked process whose parent has computed on several threads
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
         try:
-            at_write(cache, number, deed)
+            at_write(cache, number, action)
             extract(cache, CONFIG, OPTIONS, files, [], TEXTS)
             code = 0
         except CacheError:
@@ -101,40 +101,44 @@ def check_resumed(cache: Path, files: dict[str, Path], clean: Path) -> None:
     check_equal(cache, clean)
 
 
-@pytest.mark.parametrize("number", [5, 33, 60, 90])
-def test_killed_before_any_write_and_run_again_nothing_differs(files, clean, tmp_path, number):
+STOPS = {kill_self: -signal.SIGKILL, disk_full: 2, interrupt: 130}
+
+
+@pytest.mark.parametrize(
+    ("action", "number"),
+    [*((kill_self, n) for n in (5, 33, 60, 90)), (disk_full, 21), (disk_full, 70), (interrupt, 40)],
+)
+def test_stopped_at_a_write_and_run_again_nothing_differs(files, clean, tmp_path, action, number):
     cache = tmp_path / "cache"
-    assert run_disturbed(cache, files, number, kill_self) == -signal.SIGKILL
+    assert run_disturbed(cache, files, number, action) == STOPS[action]
     check_resumed(cache, files, clean)
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does(files, clean, tmp_path, seed):
-    cache, rng = tmp_path / "cache", random.Random(seed)
+def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does(files, clean, tmp_path):
+    cache, rng = tmp_path / "cache", random.Random(0)
     codes = [run_disturbed(cache, files, rng.randint(15, 40), kill_self) for _ in range(5)]
     assert codes.count(-signal.SIGKILL) > 2
     check_resumed(cache, files, clean)
 
 
-@pytest.mark.parametrize("number", [33, 60])
-def test_killed_while_it_reads_tar_shards_and_run_again_nothing_differs(files, clean, tmp_path, number):
+def test_killed_while_it_reads_tar_shards_and_run_again_nothing_differs(files, clean, tmp_path):
     rows = [video_row(video_id, "test", None) for video_id in files]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     pattern = pack_videos(manifest.videos, files, tmp_path / "shards", shard_bytes=40_000).pattern
     members, missing = locate_in_shards(manifest.videos, pattern)
     assert "{" in pattern and not missing
-    assert run_disturbed(tmp_path / "cache", members, number, kill_self) == -signal.SIGKILL
+    assert run_disturbed(tmp_path / "cache", members, 45, kill_self) == -signal.SIGKILL
     check_resumed(tmp_path / "cache", members, clean)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("deed", "code"), [(kill_self, -signal.SIGKILL), (disk_full, 2), (interrupt, 130)])
-def test_at_every_single_write(files, clean, tmp_path, deed, code):
-    undisturbed = 0  # runs one after another that ended well: an error is passed over at a removal of rests, and at
-    # the making of a folder that is already there
+@pytest.mark.parametrize(("action", "code"), STOPS.items())
+def test_stopped_at_every_single_write(files, clean, tmp_path, action, code):
+    # Runs in a row that ended well: errors are ignored when leftovers are removed or a folder is made that exists.
+    undisturbed = 0
     for number in range(1, MANY):
         cache = tmp_path / str(number)
-        ended = run_disturbed(cache, files, number, deed)
+        ended = run_disturbed(cache, files, number, action)
         assert ended in (code, 0), f"write {number}"
         check_resumed(cache, files, clean)
         undisturbed = undisturbed + 1 if ended == 0 else 0
@@ -143,23 +147,9 @@ def test_at_every_single_write(files, clean, tmp_path, deed, code):
             return
 
 
-@pytest.mark.parametrize("number", [21, 70])
-def test_a_full_disk_is_one_line_and_costs_nothing(files, clean, tmp_path, number):
-    cache = tmp_path / "cache"
-    assert run_disturbed(cache, files, number, disk_full) == 2
-    check_resumed(cache, files, clean)
-
-
-@pytest.mark.parametrize("number", [40])
-def test_an_interrupt_costs_nothing(files, clean, tmp_path, number):
-    cache = tmp_path / "cache"
-    assert run_disturbed(cache, files, number, interrupt) == 130
-    check_resumed(cache, files, clean)
-
-
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 64 KiB in memory, and what makes it larger."""
+    """A disk of 64 KiB in memory, and a function that enlarges it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -190,7 +180,7 @@ def test_of_two_extractors_at_once_one_is_refused_and_the_cache_is_whole(files, 
     check_resumed(cache, files, clean)
 
 
-def test_videos_added_after_a_kill_come_in_a_shard_of_their_own(files, clean, tmp_path):
+def test_videos_added_after_a_kill_get_a_shard_of_their_own(files, clean, tmp_path):
     cache = tmp_path / "cache"
     some = dict(list(files.items())[:4])
     run_disturbed(cache, some, 40, kill_self)
@@ -204,7 +194,7 @@ def test_videos_added_after_a_kill_come_in_a_shard_of_their_own(files, clean, tm
     assert len(open_cache(cache)) == 7 and not audit_cache(cache).damages
 
 
-def test_another_tower_started_after_a_kill_goes_beside_and_both_can_be_finished(files, clean, tmp_path):
+def test_another_tower_gets_another_cache_after_a_kill_and_both_can_be_finished(files, clean, tmp_path):
     cache, other = tmp_path / "cache", EncodeConfig(num_frames=3)
     run_disturbed(cache, files, 45, kill_self)
     beside = extract(cache, other, OPTIONS, files, [], TEXTS).cache
@@ -246,7 +236,7 @@ def test_two_ids_of_one_file_are_decoded_once_and_share_its_tokens_or_its_failur
     assert (again.cached_before, again.cached_now, again.failed) == (14, 0, 2)
 
 
-def test_names_that_are_no_text_can_be_cached_and_can_fail(files, tmp_path):
+def test_videos_whose_names_are_not_utf8_can_be_cached_and_can_fail(files, tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
     folder.mkdir()
     good, bad = (folder / os.fsdecode(b"\xff.mp4"), folder / "bad.mp4")
@@ -260,7 +250,7 @@ def test_names_that_are_no_text_can_be_cached_and_can_fail(files, tmp_path):
 
 @pytest.fixture
 def members(files, tmp_path):
-    """The videos that are some, in tar shards: each is copied to the temporary folder to be decoded."""
+    """The seven videos in tar shards: each is copied to the temporary folder to be decoded."""
     videos = {video_id: path for video_id, path in files.items() if video_id != "v3b"}
     manifest = build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "test", None) for name in videos])
     return locate_in_shards(manifest.videos, pack_videos(manifest.videos, videos, tmp_path / "shards").pattern)[0]
@@ -278,9 +268,7 @@ def fill_temporary_folder(monkeypatch, prefix: str) -> None:
     monkeypatch.setattr(decode_child, "on_disk", refused)
 
 
-def test_a_temporary_folder_that_is_full_ends_the_job_and_nothing_is_kept_against_a_video(
-    members, tmp_path, monkeypatch
-):
+def test_a_full_temporary_folder_ends_the_job_and_marks_no_video_as_failed(members, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fill_temporary_folder(patch, "v")
         with pytest.raises(UnlocError, match="No space left on device at /tmp/unloc-x"):
@@ -289,7 +277,7 @@ def test_a_temporary_folder_that_is_full_ends_the_job_and_nothing_is_kept_agains
     assert (done.cached_now, done.failed_before, done.failed) == (7, 0, 0)
 
 
-def test_a_video_that_found_no_room_once_is_left_to_the_next_run_and_holds_up_no_shard(members, tmp_path, monkeypatch):
+def test_a_video_that_found_no_space_is_left_to_the_next_run_and_delays_no_shard(members, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fill_temporary_folder(patch, "v4")
         done = extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])

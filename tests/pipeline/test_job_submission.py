@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from benchmarks.process_tree import processes_below
 from unloc.cache.opening import open_cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +55,9 @@ def head(tmp_path):
     try:
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
-        os.killpg(node.pid, signal.SIGTERM)
+        for pid in processes_below(node.pid):  # `ray start --block` itself takes 30 s to stop
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         node.wait(timeout=60)
         subprocess.run(["rm", "-rf", str(temp)], check=True)
 

@@ -1,8 +1,8 @@
-"""The real thing, for hours if asked: SIGKILL over driver, workers, decoders and nodes of a two-node Ray cluster.
+"""Random SIGKILLs of driver, workers, encoders, decoders and nodes of a two-node Ray cluster.
 
-UNLOC_SOAK_KILLS (default 40) says how many kills; UNLOC_SOAK_SEED which moments. Each round begins a cache, kills three
-times at random moments, runs the same command to its end, and compares with the cache of an undisturbed run. Rounds
-take turns between the two layouts: workers that encode themselves, and decoders beside an encoder.
+UNLOC_SOAK_KILLS (default 40) is the number of kills, UNLOC_SOAK_SEED their random seed. Each round starts a new cache,
+kills three times at random moments, runs the same command to its end, and compares the cache with that of an
+undisturbed run. Rounds alternate between the two layouts: workers that encode themselves, and decoders with an encoder.
 """
 
 import json
@@ -33,33 +33,33 @@ TARGETS = ("driver", "driver", "worker", "worker", "encoder", "encoder", "decode
 
 
 class TwoNodes:
-    """A local cluster of a head and a second node, each with one CPU; what dies is started again."""
+    """A local cluster of a head and a second node, each with one CPU; dead nodes are started again."""
 
     def __init__(self) -> None:
         self.cluster, self.second = None, None
-        self.mend()
+        self.restart()
 
-    def mend(self) -> None:
-        """Start what is not there."""
+    def restart(self) -> None:
+        """Start the nodes that do not run."""
         if self.cluster is None:
             self.cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         if self.second is None:
             self.second = self.cluster.add_node(num_cpus=1)
 
     def kill_second(self) -> None:
-        """All of the second node at once, as by a power cut."""
+        """All processes of the second node at once, as in a power cut."""
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.second = None
 
     def kill_all(self) -> None:
-        """The head and with it the cluster."""
+        """The head node, and with it the cluster."""
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.cluster.remove_node(self.cluster.head_node, allow_graceful=False)
         self.cluster = self.second = None
 
 
 def ray_actors() -> dict[str, list[int]]:
-    """Pids of the actors by what they do; `decoder` is the process that a worker forked."""
+    """Pids of the actors by role; `decoder` is the child process of a worker."""
     ours = processes_below(os.getpid())
     workers = {pid: one.parent for pid, one in ours.items() if one.command.startswith("ray::VideoWorker")}
     return {
@@ -78,45 +78,45 @@ class Job:
         self.cache, self.nodes, self.process = cache, nodes, None
 
     def start(self) -> None:
-        """The same command again."""
+        """Run the command (again)."""
         command = [sys.executable, "-m", "unloc", *map(str, self.words), "--address", self.nodes.cluster.address]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def ended_within(self, seconds: float) -> bool:
-        """Wait so long."""
+        """Wait for its end."""
         with suppress(subprocess.TimeoutExpired):
             self.process.communicate(timeout=seconds)
         return self.process.poll() is not None
 
-    def settled(self) -> int:
+    def num_done(self) -> int:
         """Videos in the ledger."""
         ledger = self.cache / "ledger.jsonl"
         return len(ledger.read_bytes().splitlines()) if ledger.is_file() else 0
 
     def reaches(self, rng: random.Random) -> bool:
-        """Let it run to a random moment; False where it ended before."""
+        """Let it run until a random moment; False if it ended before."""
         if rng.random() < 0.25:
             return not self.ended_within(rng.uniform(0, 20))
         until = rng.randint(0, NUM_VIDEOS - 1)
-        while self.settled() < until:
+        while self.num_done() < until:
             if self.ended_within(0.02):
                 return False
         return not self.ended_within(rng.uniform(0, 0.3))
 
     def finish(self) -> None:
-        """Run to the end; a run whose cluster went may fail, the next must not."""
+        """Run to the end; a run whose cluster died may fail, the next must not."""
         assert self.ended_within(LONGEST_SECONDS), "hangs"
         for _ in range(3):
             if self.process.returncode == 0:
                 return
-            self.nodes.mend()
+            self.nodes.restart()
             self.start()
             assert self.ended_within(LONGEST_SECONDS), "hangs"
         pytest.fail(f"ends with {self.process.returncode}")
 
 
 def kill(target: str, job: Job, rng: random.Random) -> bool:
-    """Kill something of that kind; False where there is none now."""
+    """Kill a process of that role; False if there is none."""
     if target == "driver":
         job.process.kill()
         job.process.communicate()
@@ -163,7 +163,7 @@ def test_random_kills_over_a_cluster_lose_nothing_and_change_no_byte(videos, cle
     wanted, killed, rounds, targets = int(os.environ.get("UNLOC_SOAK_KILLS", "40")), Counter(), 0, []
     while killed.total() < wanted:
         rounds += 1
-        nodes.mend()
+        nodes.restart()
         job = Job(*videos, tmp_path / f"cache{rounds}", nodes, encoders=rounds % 2)
         job.start()
         for _ in range(KILLS_PER_ROUND):
@@ -173,7 +173,7 @@ def test_random_kills_over_a_cluster_lose_nothing_and_change_no_byte(videos, cle
             target = targets.pop()
             if kill(target, job, rng):
                 killed[f"{target}, {'split' if rounds % 2 else 'fused'}"] += 1
-            nodes.mend()
+            nodes.restart()
             if job.process.poll() is not None:
                 job.start()
         job.finish()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from pipeline.decode_child import MACHINE, Job
-from pipeline.supervisor import Event, Node, Role, Supervisor, pool_size
+from pipeline.ray_actors import Event, Node, Role
+from pipeline.supervisor import Supervisor, pool_size
 from pipeline.workers import EncoderLost
 from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
@@ -34,7 +35,7 @@ class SimulatedActor:
 
 
 class World:
-    """`supervisor.Actors` in which every call of `events` is a second; a test changes what happens."""
+    """`RayActors` without Ray, in which every call of `events` is a second; a test changes what happens."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.all_nodes, self.seconds, self.actors = list(nodes), 0.0, {}

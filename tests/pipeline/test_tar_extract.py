@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.extract import ExtractOptions, extract
+from tests.pipeline.comparison import token_bytes
 from unloc.annotations.schema import build_manifest, video_row
 from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
@@ -27,12 +28,6 @@ def manifest():
 def pattern(manifest, video_folder, tmp_path):
     files, _ = locate_videos(manifest.videos, video_folder)
     return pack_videos(manifest.videos, files, tmp_path / "shards", shard_bytes=40_000).pattern
-
-
-def token_bytes(cache):
-    return {
-        path.relative_to(cache): path.read_bytes() for path in cache.glob("shards/*/frames/c/**/*") if path.is_file()
-    }
 
 
 def test_a_cache_from_shards_is_that_from_the_folder(manifest, video_folder, pattern, tmp_path):
