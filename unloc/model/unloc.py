@@ -57,19 +57,38 @@ class UnLoc(nn.Module):
         localizes: bool = True,
     ) -> None:
         super().__init__()
-        require_levels(num_steps, _num_levels(config))
+        self.config, self.num_classes, width = config, num_classes, config.width
+        self.num_levels = 1 if config.pyramid == "none" else config.num_levels
+        require_levels(num_steps, self.num_levels)
         if config.fusion == "none" and not num_classes:
             raise ConfigError("model.fusion none: needs class names to be the outputs; this task's texts are sentences")
-        self.config, self.num_classes = config, num_classes
-        self.video_projection = _projection(frame_dim, config.width, always=config.project_frames)
+        self.video_projection = _projection(frame_dim, width, always=config.project_frames)
         if config.fusion != "none":
-            self.text_projection = _projection(text_dim, config.width, always=config.project_texts)
-        self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, config.width)
-        self.encoder = _encoder(config, localizes)
+            self.text_projection = _projection(text_dim, width, always=config.project_texts)
+        self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, width)
+        layers = Fusion(
+            FusionLayer(width, config.num_heads, config.mlp_width, config.dropout) for _ in range(config.num_layers)
+        )
+        levels = self.num_levels if localizes else 1  # steps are labelled on the bottom level
+        if config.pyramid == "simple":
+            self.encoder = SimplePyramidEncoder(layers, width, levels)
+        elif config.pyramid == "fpn":
+            self.encoder = FeaturePyramidEncoder(layers, width, config.num_levels)
+        else:
+            self.encoder = PlainEncoder(layers, width)
         num_outputs = num_classes if config.fusion == "none" else 1
-        self.relevance_head = _relevance_head(config, num_outputs, localizes) if config.fusion != "late" else None
-        self.displacement_head = _displacement_head(config, num_outputs) if localizes else None
-        self.saliency_head = ConvBlocks(config.width, 1, 1, 0.0) if config.saliency_head else None
+        self.relevance_head = self.displacement_head = None
+        convs, shared, bias = config.num_head_convs, config.share_heads, config.class_bias
+        if config.fusion != "late" and config.head == "linear":
+            self.relevance_head = LinearHead(width, num_outputs=num_outputs, bias=bias)
+        elif config.fusion != "late":
+            self.relevance_head = RelevanceHead(width, convs, levels, shared=shared, num_outputs=num_outputs, bias=bias)
+        if localizes:
+            num_pairs = 1 if config.displacements == "shared" else num_outputs
+            self.displacement_head = DisplacementHead(
+                width, convs, levels, shared=shared, num_outputs=2 * num_pairs, bias=config.displacement_bias
+            )
+        self.saliency_head = ConvBlocks(width, 1, 1, 0.0) if config.saliency_head else None
         if config.fusion == "late":  # CLIP's own initial temperature: 1 / 0.07
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07))
             self.logit_bias = nn.Parameter(torch.tensor(config.class_bias))
@@ -117,7 +136,7 @@ class UnLoc(nn.Module):
         line up over the frames.
         """
         num_frames = frames.shape[1]
-        require_levels(num_frames, _num_levels(self.config))
+        require_levels(num_frames, self.num_levels)
         frames = self.positions(self.video_projection(frames))
         if self.config.fusion == "none":
             return self._without_text(frames, frame_mask)
@@ -138,14 +157,10 @@ class UnLoc(nn.Module):
                 tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
                 for tokens, mask in ((frames, frame_mask), (texts, text_mask))
             )
-        if pairing == "own":
-            return self._own_pairs(frames, texts, masks)
-        return self._every_pair(frames, texts, masks)
-
-    def _own_pairs(self, frames: Tensor, texts: Tensor, masks: Masks) -> Outputs:
+        if pairing == "all":
+            return self._every_pair(frames, texts, masks)
         mask = None if masks is None else torch.cat(masks, dim=1)
-        levels = self.encoder(torch.cat([frames, texts], dim=1), mask, frames.shape[1])
-        return self._outputs(levels, len(frames))
+        return self._outputs(self.encoder(torch.cat([frames, texts], dim=1), mask, num_frames), len(frames))
 
     def _every_pair(self, frames: Tensor, texts: Tensor, masks: Masks) -> Outputs:
         """All B x C sequences, so many texts at a time as memory allows (recomputed in the backward pass).
@@ -247,45 +262,6 @@ def _paired(of_videos: Tensor, of_texts: Tensor) -> Tensor:
 
 def _projection(dim: int, width: int, *, always: bool) -> nn.Module:
     return nn.Linear(dim, width, bias=False) if always or dim != width else nn.Identity()
-
-
-def _encoder(config: ModelConfig, localizes: bool) -> nn.Module:
-    layers = Fusion(
-        FusionLayer(config.width, config.num_heads, config.mlp_width, config.dropout) for _ in range(config.num_layers)
-    )
-    if config.pyramid == "simple":
-        return SimplePyramidEncoder(layers, config.width, config.num_levels if localizes else 1)  # AS: the bottom
-    if config.pyramid == "fpn":
-        return FeaturePyramidEncoder(layers, config.width, config.num_levels)
-    return PlainEncoder(layers, config.width)
-
-
-def _relevance_head(config: ModelConfig, num_outputs: int, localizes: bool) -> nn.Module:
-    if config.head == "linear":
-        return LinearHead(config.width, num_outputs=num_outputs, bias=config.class_bias)
-    return RelevanceHead(
-        config.width,
-        config.num_head_convs,
-        _num_levels(config) if localizes else 1,  # steps are labelled on the bottom level
-        shared=config.share_heads,
-        num_outputs=num_outputs,
-        bias=config.class_bias,
-    )
-
-
-def _displacement_head(config: ModelConfig, num_outputs: int) -> nn.Module:
-    return DisplacementHead(
-        config.width,
-        config.num_head_convs,
-        _num_levels(config),
-        shared=config.share_heads,
-        num_outputs=2 if config.displacements == "shared" else 2 * num_outputs,
-        bias=config.displacement_bias,
-    )
-
-
-def _num_levels(config: ModelConfig) -> int:
-    return 1 if config.pyramid == "none" else config.num_levels
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

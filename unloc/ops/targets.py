@@ -42,16 +42,23 @@ def localization_targets(
     if len(range_edges) != len(points.level_sizes) + 1:
         ranges, levels = len(range_edges) - 1, len(points.level_sizes)
         raise ConfigError(f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level")
-    to_start = points.steps[None, None] - segments_steps[..., 0, None]
-    to_end = segments_steps[..., 1, None] - points.steps[None, None]
+    start, end = segments_steps[..., 0, None], segments_steps[..., 1, None]
+    to_start, to_end = points.steps - start, end - points.steps
+    farthest, level = to_start.maximum(to_end), points.strides.log2().round().long()
+    edges = torch.tensor(list(range_edges), dtype=farthest.dtype, device=farthest.device)
+    centre, reach = (start + end) / 2, radius * points.strides
     valid = (segment_text >= 0)[..., None]
-    positive = valid & _in_range(to_start.maximum(to_end), points, range_edges)
-    positive &= _near_centre(segments_steps, points, radius)
+    positive = valid & (farthest >= edges[level]) & (farthest < edges[level + 1])
+    positive &= (points.steps >= start.maximum(centre - reach)) & (points.steps <= end.minimum(centre + reach))
     row = segment_text.where(segment_text >= 0, num_texts)[..., None].expand_as(positive)
     relevance = positive.new_zeros(len(row), num_texts + 1, row.shape[-1], dtype=torch.long)
     relevance = relevance.scatter_reduce(1, row, positive.long(), "amax")
-    distances = [_nearest(distance.where(valid, -1.0), row, num_texts) for distance in (to_start, to_end)]
-    displacements = torch.stack(distances, dim=-1) / points.strides[:, None]
+    nearest = []
+    for distance in (to_start, to_end):
+        inside = distance.where(valid & (distance >= 0), FILLER_STEPS)
+        filler = distance.new_full(relevance.shape, FILLER_STEPS)
+        nearest.append(filler.scatter_reduce(1, row, inside, "amin")[:, :num_texts])
+    displacements = torch.stack(nearest, dim=-1) / points.strides[:, None]
     return Targets(relevance[:, :num_texts].bool(), displacements)
 
 
@@ -66,27 +73,3 @@ def shared_displacements(targets: Targets, rows_per_video: int = 1) -> Targets:
     shortest = displacements.sum(-1).where(positive, torch.inf).argmin(dim=1)[:, None, :, None]
     shared = torch.take_along_dim(displacements, shortest, dim=1).expand_as(displacements)
     return Targets(targets.relevance, shared.reshape(targets.displacements.shape))
-
-
-def _in_range(
-    farthest: Float[Tensor, "batch segments points"], points: Points, range_edges: Sequence[float]
-) -> Bool[Tensor, "batch segments points"]:
-    edges = torch.tensor(list(range_edges), dtype=farthest.dtype, device=farthest.device)
-    level = points.strides.log2().round().long()
-    return (farthest >= edges[level]) & (farthest < edges[level + 1])
-
-
-def _near_centre(
-    segments_steps: Float[Tensor, "batch segments 2"], points: Points, radius: float
-) -> Bool[Tensor, "batch segments points"]:
-    start, end = segments_steps[..., 0, None], segments_steps[..., 1, None]
-    centre, reach = (start + end) / 2, radius * points.strides
-    return (points.steps >= start.maximum(centre - reach)) & (points.steps <= end.minimum(centre + reach))
-
-
-def _nearest(
-    distance: Float[Tensor, "batch segments points"], row: Int[Tensor, "batch segments points"], num_texts: int
-) -> Float[Tensor, "batch {num_texts} points"]:
-    filled = distance.where(distance >= 0, FILLER_STEPS)
-    nearest = distance.new_full((len(row), num_texts + 1, row.shape[-1]), FILLER_STEPS)
-    return nearest.scatter_reduce(1, row, filled, "amin")[:, :num_texts]
