@@ -41,7 +41,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="unloc", standalone_mode=False)
         if code == 130:  # how typer reports an interrupt
             message = "interrupted; finished work is kept: run the same command again to continue (fit: with --resume)"
             typer.echo(message, err=True)
