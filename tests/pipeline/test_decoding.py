@@ -279,7 +279,7 @@ def test_a_decoder_is_replaced_after_some_videos(decode):
 
 
 def test_a_decoder_that_grows_is_replaced(decode):
-    _, pids = decode(*(f"v{n}" for n in range(5)), limits=Limits(recycle_bytes=-1))
+    _, pids = decode(*(f"v{n}" for n in range(5)), limits=Limits(recycle_bytes=-(1 << 40)))
     assert len(pids) > 1
 
 
