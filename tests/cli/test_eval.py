@@ -113,7 +113,7 @@ def test_bad_detections_get_one_line_a_kind_with_count_and_first_place(unloc, fo
     lines = [line.strip() for line in out.splitlines() if "bad predictions: " in line]
     assert code == 0 and len(lines) == len(set(lines)) == 7
     for words in (
-        "1 × unreadable entry: left out (first: bad.json: results['v2'][3]: lacks segment)",
+        "1 × unreadable entry: left out (first: bad.json: results['v2'][3]: expected a label, a score and a segment",
         "2 × NaN or infinite score or time: left out (first: results['v1'][2]: 'Run' [0, 1] score nan)",
         "1 × reversed segment: scored as it stands (first: results['v2'][2]",
         "1 × unknown video: its detections count as wrong (first: results['nowhere'][0]",
