@@ -3,8 +3,10 @@
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 import typer
 
@@ -31,10 +33,9 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
     """
     from tqdm import tqdm
 
-    bar, options = None, {"dynamic_ncols": True}
-    if not sys.stderr.isatty():
-        every = dict.fromkeys(("mininterval", "maxinterval", "delay"), LINE_SECONDS)
-        options = {"file": _Lines(), "bar_format": LINE, **every}
+    bar, options, is_over = None, {"dynamic_ncols": True}, threading.Event()
+    if not sys.stderr.isatty():  # the thread below writes the lines, also while nothing completes
+        options = {"file": _Lines(), "bar_format": LINE, **dict.fromkeys(("mininterval", "maxinterval", "delay"), inf)}
 
     def report(done: int, total: int, **details: object) -> None:
         nonlocal bar
@@ -44,9 +45,20 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
         bar.set_postfix(details, refresh=False)
         bar.update(done - bar.n)
 
+    def write_lines() -> None:
+        while not is_over.wait(LINE_SECONDS):
+            if bar is not None:
+                bar.refresh()
+
+    writer = threading.Thread(target=write_lines, daemon=True)
+    if not sys.stderr.isatty():
+        writer.start()
     try:
         yield report
     finally:
+        is_over.set()
+        if writer.ident is not None:
+            writer.join()
         if bar is not None:
             bar.close()
 
