@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from unloc.ops.decode import decode_segments
 from unloc.ops.nms import soft_nms
-from unloc.ops.points import make_points
+from unloc.ops.points import decode_segments, make_points
 
 CLASSES, STEPS, LEVELS = 200, 128, 4
 SIGMA, THRESHOLD, KEPT, HARD_IOU = 0.3, 0.001, 100, 0.5

@@ -14,8 +14,6 @@ class Task:
     """'query': sentences of the videos; 'class': one fixed list of class names for all videos."""
     localizes: bool = True
     """True where segments are decoded from displacements; False where level-0 steps are labelled (AS)."""
-    saliency: bool = False
-    """True where a saliency score per clip is predicted besides the segments (HD)."""
     headline: str
     """The metric that selects the best checkpoint."""
 
@@ -23,7 +21,7 @@ class Task:
 MR = Task(name="mr", text_kind="query", headline="R1@0.5")
 TAL = Task(name="tal", text_kind="class", headline="mAP@0.50")
 AS = Task(name="as", text_kind="class", localizes=False, headline="frame_accuracy")
-HD = Task(name="hd", text_kind="query", saliency=True, headline="HL-min-VeryGood-Hit1")
+HD = Task(name="hd", text_kind="query", headline="HL-min-VeryGood-Hit1")
 TASKS = {task.name: task for task in (MR, TAL, AS, HD)}
 """Moment retrieval, temporal action localization, action segmentation, highlight detection."""
 

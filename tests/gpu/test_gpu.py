@@ -113,8 +113,8 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_device(token_world, tmp_path):
     class Stop(Exception):
         pass
 
-    def stop(progress):
-        if progress.step == 5:
+    def stop(step, total, values):
+        if step == 5:
             raise Stop
 
     recipe = recipe_for("mr", *EIGHT_STEPS, "train.checkpoint_minutes=1e-9", "model.dropout=0.1")

@@ -12,9 +12,9 @@ from unloc.annotations.schema import build_manifest, instance_row, video_row
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.evaluation.evaluator import evaluate
-from unloc.examples.examples import WindowExamples, paint_steps
+from unloc.examples.examples import ClassExamples, paint_steps
 from unloc.examples.sources import CachedTokens
-from unloc.examples.steps import token_spans, window_offsets, window_steps
+from unloc.examples.steps import token_spans
 from unloc.inference.baseline import baseline_detections, baseline_frames
 from unloc.inference.load import CheckpointInfo, LoadedModel
 from unloc.inference.predict import predict_split
@@ -72,17 +72,15 @@ def perfect_predictions(manifest, cache, monkeypatch):
     """What a model predicts whose logits are its own training targets."""
     recipe = load_recipe("synth_as", ["data.num_steps=32", "data.prompts=false"])
 
-    labelled = WindowExamples(manifest, CachedTokens(cache), recipe.data)
+    labelled = ClassExamples(manifest, CachedTokens(cache), recipe.data, localizes=False)
 
     def true_outputs(model, examples, texts, recipe):
         video = labelled.video(examples[0].video_id)
         spans = token_spans(video.times_seconds, video.duration_seconds)
         labels = paint_steps(spans, *labelled.instances(video.video_id))
-        offsets = window_offsets(len(labels), recipe.data.num_steps)
-        steps = np.stack([labels[window_steps(len(labels), recipe.data.num_steps, start)[0]] for start in offsets])
+        steps = np.resize(labels, (len(examples), recipe.data.num_steps))  # what pads the last window is masked
         logits = np.where(steps[:, None] == np.arange(len(CLASSES))[:, None], 1.0, -1.0)
-        mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
-        return Outputs(torch.from_numpy(logits), None, None), type("Batch", (), {"frame_mask": mask})
+        return Outputs(torch.from_numpy(logits), None, None)
 
     monkeypatch.setattr("unloc.inference.predict.class_outputs", true_outputs)
     info = CheckpointInfo(recipe=recipe, classes=CLASSES, frame_dim=4, text_dim=4, fingerprint={}, step=0)

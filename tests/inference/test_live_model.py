@@ -7,8 +7,8 @@ import torch
 from unloc.examples.sources import VideoFrames
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model
 from unloc.inference.predict import predict_moments
-from unloc.model.build import build_model, live_towers
-from unloc.model.clip import clip_tokenizer, pretrained_clip
+from unloc.model.build import build_model
+from unloc.model.clip import pretrained_clip
 from unloc.model.towers import TowerChoice, load_tower
 from unloc.recipes import recipe_from_dict
 from unloc.training.checkpoint import save_checkpoint
@@ -28,10 +28,10 @@ def saved(run, toy, live):
     values = {"task": "mr", "model": sizes, "towers": towers, "targets": {"range_edges": [0, 4, float("inf")]}}
     recipe = recipe_from_dict(values | {"data": {"num_steps": 8}})
     clip = pretrained_clip("toy", None, None)[0]
-    towers = live_towers(recipe, clip, clip_tokenizer("toy", clip.context_length), live)
+    towers = {"clip": clip, "live": live}
     dims = {"frame_dim": toy.image.dim, "text_dim": toy.text.dim}
     torch.manual_seed(0)
-    model = build_model(recipe, num_classes=0, towers=towers, **dims).eval()
+    model = build_model(recipe, num_classes=0, **towers, **dims).eval()
     fingerprint = {f"tower.{key}": value for key, value in toy.fingerprint.items()}
     info = CheckpointInfo(recipe=recipe, classes=(), fingerprint=fingerprint, step=1, live_towers=live, **dims)
     save_checkpoint(run, info, model.state_dict(), {}, is_best=True)

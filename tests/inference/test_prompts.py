@@ -41,7 +41,7 @@ def test_prompt_ensembling_averages_outputs_and_its_absence_takes_the_first_prom
         video_id="v", frames=frames, frame_mask=mask, grid=TimeGrid(0.0, 1.0), duration_seconds=4.0,
         segments_steps=np.zeros((0, 2)), segment_classes=np.zeros(0, dtype=np.int64),
     )  # fmt: skip
-    outputs, _ = class_outputs(RepeatsTexts(), [example], texts, Recipe(data=data))
+    outputs = class_outputs(RepeatsTexts(), [example], texts, Recipe(data=data))
     phrasings = [prompted(name) for name in CLASSES]
     flat = sorted({text for row in phrasings for text in row})
     numbers = np.array([[flat.index(text) for text in row] for row in phrasings], dtype=np.float64)

@@ -8,7 +8,7 @@ import torch
 from open_clip.model import CLIP
 
 from unloc.errors import InputError, TowerError
-from unloc.model.towers import ImageTower, Tower, TowerChoice, load_tower, resolve_dtype
+from unloc.model.towers import ImageTower, Tower, TowerChoice, load_tower
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,7 @@ def images(count=3):
 
 
 def tower_of(clip, **choice):
-    tokenizer = open_clip.SimpleTokenizer(context_length=24)
-    return Tower(copy.deepcopy(clip), TowerChoice(tower="tiny", **choice), tokenizer)
+    return Tower(copy.deepcopy(clip), TowerChoice(tower="tiny", **choice))
 
 
 @pytest.mark.parametrize("kind", ["cls", "gap"])
@@ -82,15 +81,16 @@ def test_bfloat16_embeddings_of_vit_b_32_have_a_cosine_above_0_9999():
 def test_auto_follows_the_instructions_of_the_cpu(monkeypatch, flag, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, flag: True})
-    assert resolve_dtype("auto") == expected
-    assert resolve_dtype("float32") == "float32" and resolve_dtype("bfloat16") == "bfloat16"
+    assert TowerChoice(tower_dtype="auto").resolved().tower_dtype == expected
+    for stated in ("float32", "bfloat16"):
+        assert TowerChoice(tower_dtype=stated).resolved().tower_dtype == stated
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")])
 def test_of_a_machine_with_a_gpu_the_gpu_counts(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert resolve_dtype("auto") == expected
+    assert TowerChoice(tower_dtype="auto").resolved().tower_dtype == expected
 
 
 def test_the_toy_tower_has_the_means_of_its_stages_and_says_what_it_has_not():

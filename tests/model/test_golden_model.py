@@ -9,7 +9,7 @@ import torch
 from open_clip.model import CLIP
 
 from unloc.config import ModelConfig
-from unloc.model.heads import DisplacementHead, LinearHead, RelevanceHead
+from unloc.model.heads import ConvBlocks, PointHead
 from unloc.model.towers import ImageTower, TextTower, TowerChoice
 from unloc.model.unloc import UnLoc
 
@@ -92,8 +92,8 @@ def test_the_plain_encoder_with_masked_frames_equals_the_official_one(golden):
 @pytest.mark.parametrize("shared_weights", [True, False])
 def test_heads_equal_the_official_ones(golden, task, shared_weights):
     params, arrays = case(golden, f"head_{'shared' if shared_weights else 'separate'}_{task}")
-    relevance = RelevanceHead(16, 2, 3, shared=shared_weights, num_outputs=1, bias=-5.0)
-    displacement = DisplacementHead(16, 2, 3, shared=shared_weights, num_outputs=2, bias=2.0)
+    relevance = PointHead(16, 2, 3, shared=shared_weights, num_outputs=1, bias=-5.0)
+    displacement = PointHead(16, 2, 3, shared=shared_weights, num_outputs=2, bias=2.0, displacements=True)
     relevance.load_state_dict(flax_weights.head(params, "ClassificationHead", shared=shared_weights, num_levels=3))
     displacement.load_state_dict(flax_weights.head(params, "RegressionHead", shared=shared_weights, num_levels=3))
     levels = arrays["x"].flatten(0, 1).split(LEVEL_SIZES, dim=1)
@@ -111,7 +111,7 @@ def test_heads_equal_the_official_ones(golden, task, shared_weights):
 
 def test_the_linear_head_equals_the_official_one(golden):
     params, arrays = case(golden, "head_linear")
-    head = LinearHead(16, num_outputs=1, bias=0.0)
+    head = ConvBlocks(16, 0, 1, 0.0)
     head.load_state_dict(flax_weights.named("linear", flax_weights.linear(params, "output_projection")))
     with torch.no_grad():
         out = head([arrays["x"].transpose(1, 2).flatten(0, 1)]).unflatten(0, (2, 3)).squeeze(-1)
@@ -136,7 +136,7 @@ def test_the_image_tower_equals_the_official_one(golden, frame_token):
 
 def test_the_text_tower_equals_the_official_one_at_every_valid_token(golden):
     params, arrays = case(golden, "clip_text")
-    tower = TextTower(tiny_clip(), None, 5, projected=False)
+    tower = TextTower(tiny_clip(), 5, projected=False)
     tower.load_state_dict(flax_weights.text_tower(params))
     valid = arrays["ids"] > 0
     with torch.no_grad():

@@ -5,7 +5,6 @@ import itertools
 import sys
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
@@ -14,7 +13,7 @@ from unloc.config import TowerConfig
 from unloc.errors import ConfigError, TowerError
 from unloc.examples.batches import Example, collate
 from unloc.examples.steps import TimeGrid
-from unloc.model.build import EndToEnd, build_model, live_towers
+from unloc.model.build import EndToEnd, build_model
 from unloc.model.towers import ImageTower, T5TextTower, TextTower, Tower, TowerChoice, t5_text_tower
 from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses
@@ -22,9 +21,6 @@ from unloc.training.optim import build_optimizer
 
 STEPS = 8
 LONG = "a " + "very " * 40 + "small cat jumps"
-
-
-TOKENIZER = open_clip.SimpleTokenizer(context_length=24)
 
 
 @pytest.fixture
@@ -42,7 +38,7 @@ def clip():
 @pytest.fixture
 def tower(clip):
     """The same behind the interface that makes caches."""
-    return Tower(copy.deepcopy(clip), TowerChoice(tower="tiny"), TOKENIZER)
+    return Tower(copy.deepcopy(clip), TowerChoice(tower="tiny"))
 
 
 def images(videos=2):
@@ -71,13 +67,13 @@ def test_gap_is_the_mean_of_patches_that_see_no_class_token(clip):
 
 
 def test_text_tokens_are_those_of_the_cache_and_truncation_keeps_eos(clip, tower):
-    live = TextTower(clip, TOKENIZER, 24, projected=True)
+    live = TextTower(clip, 24, projected=True)
     texts = ["a cat jumps", "a small dog runs to the door", LONG]
     ids, mask = live.tokenize(texts)
     tokens = live(ids, mask)
     for row, expected in enumerate(tower.encode_texts(texts)):
         torch.testing.assert_close(tokens[row][mask[row]], expected, atol=1e-5, rtol=1e-4)
-    short = TextTower(clip, TOKENIZER, 6, projected=False)
+    short = TextTower(clip, 6, projected=False)
     ids, mask = short.tokenize(texts)
     assert ids.shape == (3, 6) and ids[2, -1] == 49407 and mask[2].all()
     assert short(ids, mask).shape == (3, 6, 24) and len(short.positions) == 6
@@ -119,9 +115,8 @@ def batch_of(frames, texts, text_mask):
 
 
 def build(clip, recipe):
-    towers = live_towers(recipe, copy.deepcopy(clip), TOKENIZER, ("image", "text"))
     torch.manual_seed(1)
-    return build_model(recipe, num_classes=0, towers=towers)
+    return build_model(recipe, num_classes=0, clip=copy.deepcopy(clip), live=("image", "text"))
 
 
 def losses_and_gradients(model, batch, recipe):

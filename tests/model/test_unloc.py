@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from unloc.config import LossConfig, ModelConfig
-from unloc.errors import ConfigError, InputError
+from unloc.errors import ConfigError
 from unloc.model.heads import ConvBlocks
 from unloc.model.pyramid import DepthwiseConv
-from unloc.model.unloc import MAX_TEXT_TOKENS, UnLoc, parameter_counts
+from unloc.model.unloc import UnLoc, parameter_counts
 from unloc.recipes import load_recipe, recipe_from_dict
 
 TINY = ModelConfig(width=16, num_heads=2, mlp_width=32, num_layers=3, num_levels=3, num_head_convs=2)
@@ -81,8 +81,6 @@ def test_without_text_there_is_a_logit_and_a_box_per_class():
     model = build(dataclasses.replace(TINY, fusion="none"), num_classes=7)
     outputs = model(*inputs(), pairing="all")
     assert outputs.relevance.shape == (2, 7, 28) and outputs.displacements.shape == (2, 7, 28, 2)
-    with pytest.raises(ConfigError, match="needs class names"):
-        build(dataclasses.replace(TINY, fusion="none"))
 
 
 def test_steps_are_labelled_without_boxes():
@@ -100,16 +98,6 @@ def test_tokens_of_other_widths_are_projected():
 
 
 def test_impossible_shapes_are_clear_errors():
-    with pytest.raises(ConfigError, match="multiple of 4"):
-        UnLoc(TINY, 16, 16, 18)
-    frames, frame_mask, _, _ = inputs()
-    long = torch.randn(1, MAX_TEXT_TOKENS + 1, 16)
-    with pytest.raises(InputError, match="max_text_tokens"):
-        build()(frames, frame_mask, long, torch.ones(1, MAX_TEXT_TOKENS + 1, dtype=torch.bool), pairing="all")
-    with pytest.raises(InputError, match="0 texts of 5 tokens; the model takes at least one"):
-        build()(frames, frame_mask, torch.zeros(0, 5, 16), torch.ones(0, 5, dtype=torch.bool), pairing="all")
-    with pytest.raises(ConfigError, match="got 14, expected a positive multiple of 4"):
-        build()(frames[:, :14], frame_mask[:, :14], long[:, :5], torch.ones(1, 5, dtype=torch.bool), pairing="all")
     with pytest.raises(ConfigError, match="as many layers"):
         ModelConfig(pyramid="fpn", num_layers=2, num_levels=3)
     with pytest.raises(ConfigError, match="1 to 4"):

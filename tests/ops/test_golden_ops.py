@@ -9,9 +9,8 @@ import torch
 
 from unloc.config import LossConfig
 from unloc.model.unloc import Outputs
-from unloc.ops.decode import decode_segments
 from unloc.ops.nms import soft_nms
-from unloc.ops.points import make_points
+from unloc.ops.points import decode_segments, make_points
 from unloc.ops.targets import Targets, localization_targets
 from unloc.training.objective import caption_weights, pair_losses, segmentation_loss
 

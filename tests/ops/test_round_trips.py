@@ -1,5 +1,4 @@
 import math
-import re
 
 import numpy as np
 import pytest
@@ -8,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unloc.errors import ConfigError
-from unloc.ops.decode import decode_segments
-from unloc.ops.losses import box_loss, diou_loss, focal_loss, iou_loss, l1_loss, l1_over_union_loss, parse_box_terms
+from unloc.ops.losses import box_loss, focal_loss, parse_box_terms
 from unloc.ops.nms import soft_nms
-from unloc.ops.points import make_points
+from unloc.ops.points import decode_segments, make_points
 from unloc.ops.targets import Targets, localization_targets, shared_displacements
 
 EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
@@ -56,18 +54,6 @@ def test_every_level_by_itself_gives_random_segments_back_at_every_point_inside_
     torch.testing.assert_close(decoded, torch.tensor([[start, end]]).expand_as(decoded), atol=1e-4, rtol=0)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(-3, 300), st.integers(1, 7))
-def test_steps_that_the_coarsest_level_does_not_divide_are_one_clear_error(num_steps, num_levels):
-    coarsest = 2 ** (num_levels - 1)
-    if num_steps > 0 and num_steps % coarsest == 0:
-        assert make_points(num_steps, num_levels).level_sizes[-1] == num_steps // coarsest
-        return
-    words = f"data.num_steps: got {num_steps}, expected a positive multiple of {coarsest} for {num_levels} levels"
-    with pytest.raises(ConfigError, match=f"^{re.escape(words)}$"):
-        make_points(num_steps, num_levels)
-
-
 @settings(deadline=None)
 @given(segment, st.integers(0, 3))
 def test_a_segment_reaching_every_range_is_positive_near_its_centre_only(segment, level):
@@ -93,12 +79,6 @@ def test_classes_that_share_displacements_all_learn_the_shortest_segment_at_a_po
     assert shared.displacements.reshape(3, 16, 2)[0, 10].tolist() == [10.0, 2.0]  # class 0 alone
 
 
-def test_ranges_that_are_not_one_per_level_are_refused():
-    for edges in ([0.0, 4.0, math.inf], [*EDGES[:-1], 32.0, math.inf]):
-        with pytest.raises(ConfigError, match=rf"{len(edges) - 1} ranges for 4 pyramid levels; give one per level"):
-            localization_targets(torch.rand(1, 1, 2), torch.zeros(1, 1).long(), 1, make_points(128, 4), edges, 3.0)
-
-
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_saturated_logits_have_finite_losses_and_gradients(gamma):
     logits = torch.tensor([-200.0, -20.0, 0.0, 20.0, 200.0], requires_grad=True)
@@ -106,13 +86,6 @@ def test_saturated_logits_have_finite_losses_and_gradients(gamma):
         loss = focal_loss(logits, torch.full_like(logits, label), 0.25, gamma).sum()
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(loss) and torch.isfinite(gradient).all()
-
-
-def test_levels_that_do_not_line_up_are_refused():
-    for steps in (0, 4, 100, 127):
-        with pytest.raises(ConfigError, match="multiple of 8"):
-            make_points(steps, 4)
-    assert make_points(128, 4).level_sizes == (128, 64, 32, 16)
 
 
 positive = st.floats(0.01, 50)
@@ -124,12 +97,12 @@ def test_box_losses_agree_with_the_iou_of_the_segments(predicted, target):
     one, other = torch.tensor(predicted, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
     as_segments = [torch.stack([-box[0], box[1]])[None] for box in (one, other)]
     iou = segment_iou(*as_segments)[0, 0]
-    torch.testing.assert_close(iou_loss(one, other), 1 - iou, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(l1_over_union_loss(one, other), iou_loss(one, other), atol=1e-3, rtol=1e-3)
-    assert l1_loss(one, other) == (one - other).abs().sum()
-    assert diou_loss(one, other) >= iou_loss(one, other)
-    both = box_loss(one, other, "0.5*iou+l1")
-    torch.testing.assert_close(both, 0.5 * iou_loss(one, other) + l1_loss(one, other))
+    loss = {name: box_loss(one, other, name) for name in ("iou", "l1", "l1_over_union", "diou")}
+    torch.testing.assert_close(loss["iou"], 1 - iou, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(loss["l1_over_union"], loss["iou"], atol=1e-3, rtol=1e-3)
+    assert loss["l1"] == (one - other).abs().sum()
+    assert loss["diou"] >= loss["iou"]
+    torch.testing.assert_close(box_loss(one, other, "0.5*iou+l1"), 0.5 * loss["iou"] + loss["l1"])
 
 
 def test_terms_of_the_box_loss_are_parsed_or_named():

@@ -35,7 +35,7 @@ def whole(token_world, tmp_path_factory) -> Path:
 
 
 def at_step(number, action):
-    return lambda progress: action() if progress.step == number else None
+    return lambda step, total, values: action() if step == number else None
 
 
 def terminate() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unloc.examples.batches import Example, collate, collate_class_pairs
+from unloc.examples.batches import Example, class_pairs, collate
 from unloc.examples.loader import choose_classes
 from unloc.examples.steps import TimeGrid
 from unloc.model.unloc import UnLoc
@@ -36,7 +36,7 @@ def test_all_classes_as_pairs_give_the_loss_and_gradients_of_all_classes_at_once
     texts, mask = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.bool)
     examples = [example(n, steps=task == "as") for n in range(2)]
     together = collate(examples, max_text_tokens=8, class_texts=(texts, mask))
-    pairs = collate_class_pairs(examples, (texts, mask), np.array([[0, 1, 2], [2, 0, 1]]))
+    pairs = class_pairs(together, np.array([[0, 1, 2], [2, 0, 1]]))
     torch.manual_seed(0)
     recipe = recipe_from_dict(values)
     model = UnLoc(recipe.model, 16, 16, 16, localizes=task == "tal")

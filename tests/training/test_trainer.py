@@ -60,8 +60,8 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(token_world, tmp
         pass
 
     def stop_at(step):
-        def on_step(progress):
-            if progress.step == step:
+        def on_step(done, total, values):
+            if done == step:
                 raise Stop
 
         return on_step
@@ -241,7 +241,7 @@ def test_batches_hold_every_example_once_and_no_video_twice():
 def test_schedules_warm_up_from_zero_and_end_where_they_should():
     def factors(**values):
         config = recipe_from_dict({"optim": {"warmup_epochs": 2.0, **values}}).optim
-        return lr_factor(config, 10, 100)
+        return lambda step: lr_factor(config, 10, 100, step)
 
     assert factors()(0) == 0.0 and factors()(10) == 0.5 and factors()(20) == factors()(99) == 1.0
     cosine = factors(schedule="cosine")

@@ -65,7 +65,7 @@ def fit(
             threads=threads,
             init=start,
             change_optim=change_optim,
-            on_step=lambda step: report(step.step, step.total_steps, loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}"),
+            on_step=lambda step, total, now: report(step, total, loss=f"{now['loss']:.3f}", lr=f"{now['lr']:.1e}"),
         )
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")

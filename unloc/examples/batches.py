@@ -1,7 +1,7 @@
 """Examples and batches: what the model and the losses are given."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -53,14 +53,12 @@ class Batch:
     """(B, N, 2)."""
     segment_text: Tensor
     """(B, N) index into the texts, -1 where padded."""
-    step_classes: Tensor | None = None
-    """(B, T) class index, -1 background (AS)."""
+    step_labels: Tensor | None = None
+    """(B, C, T) true where the step is of the class; of class pairs C is 1 (AS)."""
     saliency: Tensor | None = None
     """(B, T), 0 where the query is not rated (query tasks)."""
     is_rated: Tensor | None = None
     """(B,) bool, true where the query has ratings (query tasks)."""
-    step_labels: Tensor | None = None
-    """(B, T) true where the step is of the row's class (AS, class pairs)."""
     rows_per_video: int = 1
     """Rows of one video (class pairs), else 1."""
     all_frames_valid: bool = False
@@ -100,21 +98,25 @@ def collate(
     """Stack examples. The texts are `class_texts` (tokens, mask), or without them each example's own query."""
     texts, text_mask = class_texts or pad_texts([example.text for example in examples], max_text_tokens)
     longest = max(1, *(len(example.segments_steps) for example in examples))
-    segments, segment_text = _no_segments(len(examples), longest)
+    segments = torch.zeros(len(examples), longest, 2)
+    segment_text = torch.full((len(examples), longest), -1, dtype=torch.long)
     for row, example in enumerate(examples):
         count = len(example.segments_steps)
         segments[row, :count] = torch.from_numpy(example.segments_steps)
         segment_text[row, :count] = row if class_texts is None else torch.as_tensor(example.segment_classes.tolist())
-    ratings = {}
+    labels = {}
     if class_texts is None:  # also where no query is rated: processes that train together must sum the same losses
         unrated = np.zeros(len(examples[0].frames), dtype=np.float32)
-        rated = [example.saliency is not None for example in examples]
         saliency = [unrated if example.saliency is None else example.saliency for example in examples]
-        ratings = {"saliency": torch.from_numpy(np.stack(saliency)), "is_rated": torch.tensor(rated)}
-    frame_mask = _stacked(examples, "frame_mask")
+        labels["saliency"] = torch.from_numpy(np.stack(saliency))
+        labels["is_rated"] = torch.tensor([example.saliency is not None for example in examples])
+    elif examples[0].step_classes is not None:
+        steps = torch.from_numpy(np.stack([example.step_classes for example in examples]))
+        labels["step_labels"] = steps[:, None] == torch.arange(len(texts))[:, None]
+    frame_mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
     return Batch(
         examples=tuple(examples),
-        frames=_stacked(examples, "frames"),
+        frames=torch.from_numpy(np.stack([example.frames for example in examples])),
         frame_mask=frame_mask,
         all_frames_valid=bool(frame_mask.all()),
         all_tokens_valid=bool(text_mask.all()),
@@ -122,43 +124,25 @@ def collate(
         text_mask=text_mask,
         segments_steps=segments,
         segment_text=segment_text,
-        step_classes=_stacked(examples, "step_classes"),
-        **ratings,
+        **labels,
     )
 
 
-def collate_class_pairs(examples: Sequence[Example], class_texts: tuple[Tensor, Tensor], classes: np.ndarray) -> Batch:
-    """One row per (video, class) of `classes` (B, M): the video's frames with that class as the only text.
-
-    A step then fuses M classes per video instead of all of them.
-    """
-    count = classes.shape[1]
-    segments, text = _no_segments(classes.size, max(1, *(len(example.segments_steps) for example in examples)))
-    for row, (index, class_index) in enumerate((b, c) for b, chosen in enumerate(classes) for c in chosen):
-        own = examples[index].segments_steps[examples[index].segment_classes == class_index]
-        segments[row, : len(own)] = torch.from_numpy(own)
-        text[row, : len(own)] = row
-    flat, steps = torch.from_numpy(classes.reshape(-1)), _stacked(examples, "step_classes")
-    frame_mask, text_mask = _stacked(examples, "frame_mask"), class_texts[1][flat]
-    return Batch(
-        examples=tuple(example for example in examples for _ in range(count)),
-        frames=_stacked(examples, "frames").repeat_interleave(count, dim=0),
-        frame_mask=frame_mask.repeat_interleave(count, dim=0),
-        all_frames_valid=bool(frame_mask.all()),
+def class_pairs(batch: Batch, classes: np.ndarray) -> Batch:
+    """A batch of all classes as one row per (video, class) of `classes` (B, M), with that class as the only text."""
+    count, classes = classes.shape[1], torch.from_numpy(classes).flatten()
+    video, row = torch.arange(len(batch.frames)).repeat_interleave(count), torch.arange(len(classes))
+    text_mask = batch.text_mask[classes]
+    return replace(
+        batch,
+        examples=tuple(batch.examples[index] for index in video),
+        frames=batch.frames[video],
+        frame_mask=batch.frame_mask[video],
         all_tokens_valid=bool(text_mask.all()),
-        texts=class_texts[0][flat],
+        texts=batch.texts[classes],
         text_mask=text_mask,
-        segments_steps=segments,
-        segment_text=text,
-        step_labels=None if steps is None else steps.repeat_interleave(count, dim=0) == flat[:, None],
+        segments_steps=batch.segments_steps[video],
+        segment_text=row[:, None].where(batch.segment_text[video] == classes[:, None], -1),
+        step_labels=None if batch.step_labels is None else batch.step_labels[video, classes][:, None],
         rows_per_video=count,
     )
-
-
-def _no_segments(rows: int, longest: int) -> tuple[Tensor, Tensor]:
-    return torch.zeros(rows, longest, 2), torch.full((rows, longest), -1, dtype=torch.long)
-
-
-def _stacked(examples: Sequence[Example], name: str) -> Tensor | None:
-    arrays = [getattr(example, name) for example in examples]
-    return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))

@@ -1,4 +1,4 @@
-"""Examples from a manifest and a source: one class per kind of example, all with `len`, `videos` and `example`.
+"""Examples from a manifest and a source, by kind of text; all have `len`, `videos` and `example`.
 
 `example(index, rng)` is deterministic: the same generator gives the same example; without one it is the evaluation
 example (no jitter, no crop).
@@ -16,19 +16,38 @@ from unloc.config import DataConfig
 from unloc.errors import CoverageError, ManifestError
 from unloc.examples.batches import Example
 from unloc.examples.sources import Source, VideoFrames
-from unloc.examples.steps import TimeGrid, linspace_steps, token_spans, window_offsets, window_steps
+from unloc.examples.steps import TimeGrid, linspace_steps, token_spans
 from unloc.tasks import task_named
 
 logger = logging.getLogger(__name__)
 MAX_SALIENCY = 4.0  # QVHighlights raters score 0-4
+NO_SEGMENTS = np.zeros((0, 2))
 
 
 class Examples:
-    """What all kinds share: the videos of a split that the source has, with their durations."""
+    """What all kinds share: the videos of a split that the source has, with their durations.
+
+    A duration that the manifest does not state is the measured one. Missing videos are counted and logged. Raises
+    CoverageError where too few are in the source (`data.coverage`).
+    """
 
     def __init__(self, manifest: Manifest, source: Source, config: DataConfig) -> None:
         self.source, self.config = source, config
-        videos = covered_videos(manifest, source, config.coverage)
+        videos = cached_durations(manifest, source).videos.drop_duplicates("video_id")
+        cached = videos["video_id"].map(lambda video_id: video_id in source)
+        missing = list(videos.loc[~cached, "video_id"])
+        share = float(cached.mean()) if len(videos) else 0.0
+        if missing:
+            logger.warning(
+                "%d of %d videos are not in the cache: %s", len(missing), len(videos), ", ".join(missing[:5])
+            )
+        if share < config.coverage or not cached.any():
+            raise CoverageError(
+                f"{source.name}: holds {len(videos) - len(missing)} of the {len(videos)} videos of {manifest.name!r} "
+                f"(first missing: {', '.join(missing[:3]) or 'none'}); data.coverage asks for {config.coverage:.0%} "
+                "and at least one: run `unloc extract` with this manifest, or lower data.coverage"
+            )
+        videos = videos[cached]
         self.videos: list[str] = list(videos["video_id"])
         """The video of each example."""
         self.durations: dict[str, float] = dict(zip(self.videos, videos["duration_seconds"], strict=True))
@@ -46,62 +65,34 @@ class Examples:
 
 
 def build_examples(task: str, manifest: Manifest, source: Source, config: DataConfig) -> Examples:
-    """The examples of a task over one split. Raises CoverageError where too few of its videos are in the source."""
+    """The examples of a task over one split."""
     if task_named(task).text_kind == "query":
         return QueryExamples(manifest, source, config)
-    kind = InstanceExamples if task_named(task).localizes else WindowExamples
-    return kind(manifest, source, config)
-
-
-def covered_videos(manifest: Manifest, source: Source, min_coverage: float) -> pd.DataFrame:
-    """The manifest's videos that the source has, with their measured duration where the manifest states none.
-
-    Missing ones are counted and logged. Raises CoverageError below `min_coverage` (0-1).
-    """
-    videos = cached_durations(manifest, source).videos.drop_duplicates("video_id")
-    cached = videos["video_id"].map(lambda video_id: video_id in source)
-    missing = list(videos.loc[~cached, "video_id"])
-    share = float(cached.mean()) if len(videos) else 0.0
-    if missing:
-        logger.warning("%d of %d videos are not in the cache: %s", len(missing), len(videos), ", ".join(missing[:5]))
-    if share < min_coverage or not cached.any():
-        raise CoverageError(
-            f"{source.name}: holds {len(videos) - len(missing)} of the {len(videos)} videos of {manifest.name!r} "
-            f"(first missing: {', '.join(missing[:3]) or 'none'}); data.coverage asks for {min_coverage:.0%} "
-            "and at least one: run `unloc extract` with this manifest, or lower data.coverage"
-        )
-    return videos[cached]
+    return ClassExamples(manifest, source, config, localizes=task_named(task).localizes)
 
 
 def linspace_example(
     video: VideoFrames,
     config: DataConfig,
     *,
-    text: np.ndarray | None = None,
-    segments: np.ndarray | None = None,
-    segment_classes: np.ndarray | None = None,
+    segments: np.ndarray = NO_SEGMENTS,
     crop: tuple[float, float] | None = None,
     rng: np.random.Generator | None = None,
+    **labels: np.ndarray,
 ) -> Example:
-    """T steps evenly over a video, or over a crop (start, end) of it, with the segments (N, 2) in seconds."""
+    """T steps evenly over a video or a crop (start, end) of it, with segments (N, 2) in seconds, text or classes."""
     jitter = rng if config.jitter else None
     pick, num_steps = config.frame_pick, config.num_steps
     grid, chosen = linspace_steps(video.times_seconds, num_steps, crop=crop, rng=jitter, pick=pick)
     return Example(
         video_id=video.video_id,
-        frames=as_inputs(video.frames[chosen]),
+        frames=video.inputs(chosen),
         frame_mask=np.ones(num_steps, dtype=bool),
         grid=grid,
         duration_seconds=video.duration_seconds,
-        text=text,
-        segments_steps=grid.to_steps(np.zeros((0, 2)) if segments is None else segments),
-        segment_classes=np.zeros(0, dtype=np.int64) if segment_classes is None else segment_classes,
+        segments_steps=grid.to_steps(segments),
+        **labels,
     )
-
-
-def as_inputs(frames: np.ndarray) -> np.ndarray:
-    """Tokens as float32, pixels as they are."""
-    return frames if frames.dtype == np.uint8 else frames.astype(np.float32)
 
 
 def random_crop(
@@ -157,10 +148,11 @@ def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray 
 
 
 class ClassExamples(Examples):
-    """Every video with its instances."""
+    """One example per video: its instances (TAL), or labelled steps of a random window, without generator the first."""
 
-    def __init__(self, manifest: Manifest, source: Source, config: DataConfig) -> None:
+    def __init__(self, manifest: Manifest, source: Source, config: DataConfig, *, localizes: bool) -> None:
         super().__init__(manifest, source, config)
+        self.localizes = localizes
         unknown = manifest.instances[~manifest.instances["label"].isin(manifest.classes)]
         if len(unknown):
             raise ManifestError(
@@ -178,58 +170,46 @@ class ClassExamples(Examples):
 
     def instances(self, video_id: str) -> tuple[np.ndarray, np.ndarray]:
         """Segments (N, 2) in seconds and class indices (N,) of a video."""
-        return self._instances.get(video_id, (np.zeros((0, 2)), np.zeros(0, dtype=np.int64)))
-
-
-class InstanceExamples(ClassExamples):
-    """One example per video with all its instances: TAL."""
+        return self._instances.get(video_id, (NO_SEGMENTS, np.zeros(0, dtype=np.int64)))
 
     def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
         """The example of one video."""
-        video = self.video(self.videos[index], rng)
+        video, config = self.video(self.videos[index], rng), self.config
         segments, classes = self.instances(video.video_id)
-        crop = random_crop(video.times_seconds, np.zeros((0, 2)), self.config, rng)
-        if crop is not None:
-            segments, classes = clip_segments(segments, classes, crop)
-        return linspace_example(video, self.config, segments=segments, segment_classes=classes, crop=crop, rng=rng)
+        if self.localizes:
+            crop = random_crop(video.times_seconds, NO_SEGMENTS, config, rng)
+            if crop is not None:
+                segments, classes = clip_segments(segments, classes, crop)
+            return linspace_example(video, config, segments=segments, segment_classes=classes, crop=crop, rng=rng)
+        room = len(video.times_seconds) - config.num_steps
+        offset = int(rng.integers(room + 1)) if rng is not None and room > 0 else 0
+        window, chosen = window_example(video, config.num_steps, offset)
+        spans = token_spans(video.times_seconds, video.duration_seconds)[chosen]
+        return replace(window, step_classes=paint_steps(spans, segments, classes))
 
 
 def clip_segments(
-    segments: np.ndarray, classes: np.ndarray, crop: tuple[float, float], min_share: float = 0.5
+    segments: np.ndarray, classes: np.ndarray, crop: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segments cut to a crop; those that keep less than `min_share` of their length are left out."""
+    """Segments cut to a crop; those that keep less than half of their length are left out."""
     cut = np.clip(segments, *crop)
-    lengths = segments[:, 1] - segments[:, 0]
-    keep = (cut[:, 1] - cut[:, 0]) >= min_share * lengths
-    keep &= cut[:, 1] > cut[:, 0]
+    kept, whole = np.diff(cut)[:, 0], np.diff(segments)[:, 0]
+    keep = (kept >= 0.5 * whole) & (kept > 0)
     return cut[keep], classes[keep]
 
 
-class WindowExamples(ClassExamples):
-    """One example per video: a random window of it, or without a generator its first one (AS)."""
-
-    def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
-        """A window of one video with its labelled steps."""
-        video = self.video(self.videos[index], rng)
-        room = len(video.times_seconds) - self.config.num_steps
-        offset = int(rng.integers(room + 1)) if rng is not None and room > 0 else 0
-        window, chosen = window_example(video, self.config.num_steps, offset)
-        spans = token_spans(video.times_seconds, video.duration_seconds)[chosen]
-        return replace(window, step_classes=paint_steps(spans, *self.instances(video.video_id)))
-
-
-def windows_of(video: VideoFrames, config: DataConfig) -> list[Example]:
-    """The windows that cover a video, in order (AS, paper §4.2)."""
-    offsets = window_offsets(len(video.times_seconds), config.num_steps)
-    return [window_example(video, config.num_steps, offset)[0] for offset in offsets]
+def windows_of(video: VideoFrames, num_steps: int) -> list[Example]:
+    """The windows that cover a video one after another; the last one may be padded (AS, paper §4.2)."""
+    offsets = range(0, len(video.times_seconds), num_steps)
+    return [window_example(video, num_steps, offset)[0] for offset in offsets]
 
 
 def window_example(video: VideoFrames, num_steps: int, offset: int) -> tuple[Example, np.ndarray]:
-    """T consecutive frames of a video from `offset`, and their indices."""
-    chosen, mask = window_steps(len(video.times_seconds), num_steps, offset)
-    frames = as_inputs(video.frames[chosen])
-    example = Example(video_id=video.video_id, frames=frames, frame_mask=mask, duration_seconds=video.duration_seconds)
-    return example, chosen
+    """T consecutive frames of a video from `offset`, masked past its end, and their indices."""
+    index, count = offset + np.arange(num_steps), len(video.times_seconds)
+    chosen, seconds = np.minimum(index, count - 1), video.duration_seconds
+    frames = video.inputs(chosen)
+    return Example(video_id=video.video_id, frames=frames, frame_mask=index < count, duration_seconds=seconds), chosen
 
 
 def paint_steps(spans: np.ndarray, segments: np.ndarray, classes: np.ndarray) -> np.ndarray:

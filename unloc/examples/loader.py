@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from unloc.config import Recipe
-from unloc.examples.batches import Batch, collate, collate_class_pairs
+from unloc.examples.batches import Batch, class_pairs, collate
 from unloc.examples.examples import Examples
 from unloc.examples.texts import ClassTexts
 
@@ -37,17 +37,14 @@ class Loader:
         """These examples with the random choices (view, crop, jitter, prompts) of an epoch."""
         seed = self.train.seed
         examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
-        if self.class_texts is None:
-            return collate(examples, max_text_tokens=self.max_text_tokens)
         rng = np.random.default_rng([seed, epoch, indices[0], 1])
-        class_texts = self.class_texts.sample(rng)
-        num_classes = len(class_texts[0])
-        count = min(self.train.classes_per_video, num_classes)
-        if not count:
-            return collate(examples, max_text_tokens=self.max_text_tokens, class_texts=class_texts)
+        class_texts = None if self.class_texts is None else self.class_texts.sample(rng)
+        batch = collate(examples, max_text_tokens=self.max_text_tokens, class_texts=class_texts)
+        if not self.train.classes_per_video:
+            return batch
         present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
-        classes = np.stack([choose_classes(found, num_classes, count, rng) for found in present])
-        return collate_class_pairs(examples, class_texts, classes)
+        count = min(self.train.classes_per_video, len(batch.texts))
+        return class_pairs(batch, np.stack([choose_classes(found, len(batch.texts), count, rng) for found in present]))
 
 
 def epoch_batches(videos: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -1,7 +1,4 @@
-"""Where examples get frames and texts from.
-
-A source gives the model's inputs: tokens of a cache here; pixels and token ids, for towers in the model, elsewhere.
-"""
+"""Where examples get frames and texts from: tokens of a cache, or pixels and token ids for towers in the model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,14 +21,17 @@ class VideoFrames:
     duration_seconds: float
     """Length of the video."""
 
+    def inputs(self, chosen: np.ndarray) -> np.ndarray:
+        """These frames as the model takes them: tokens as float32, pixels as they are."""
+        frames = self.frames[chosen]
+        return frames if frames.dtype == np.uint8 else frames.astype(np.float32)
+
 
 class Source(Protocol):
     """Frames of videos and the texts that go with them."""
 
     name: str
     """For messages: where it is."""
-    fingerprint: dict
-    """Which tower and preprocessing the tokens are from, or the pixels for."""
 
     def __contains__(self, video_id: str) -> bool: ...
 
@@ -52,7 +52,7 @@ class CachedTokens:
     """Tokens that `unloc extract` made."""
 
     def __init__(self, cache: Cache) -> None:
-        self.cache, self.name, self.fingerprint = cache, str(cache.path), cache.fingerprint
+        self.cache, self.name = cache, str(cache.path)
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.cache

@@ -1,16 +1,12 @@
 """Level-0 steps of one example: which frames it has, and which seconds of the video each step covers.
 
-`linspace` spreads T steps evenly over the video or a crop of it (paper §4.2, as the official code) and takes one frame
-for each; steps and seconds then map onto each other by an affine `TimeGrid`. `window` takes T consecutive frames and
-masks those past the end (AS, paper §4.2). Frames are not evenly spaced (a frame rate need not divide the sampling
-rate), so each step of a window has its own `token_spans`.
+Steps spread evenly over the video or a crop of it (paper §4.2, as the official code) map onto seconds by a `TimeGrid`.
+Consecutive frames (AS) are not evenly spaced, as a frame rate need not divide the sampling rate: see `token_spans`.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-
-from unloc.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +17,6 @@ class TimeGrid:
     """Time of step 0."""
     seconds_per_step: float
     """Distance of neighbouring steps, > 0."""
-
-    def __post_init__(self) -> None:
-        if not self.seconds_per_step > 0:
-            raise InputError(f"seconds_per_step: got {self.seconds_per_step}, expected a positive number")
 
     def to_steps(self, seconds: np.ndarray) -> np.ndarray:
         """Times in seconds as (fractional) steps."""
@@ -51,8 +43,7 @@ def linspace_steps(
     """
     start, end = crop or (float(times_seconds[0]), float(times_seconds[-1]))
     spacing = (end - start) / max(num_steps - 1, 1)
-    if spacing <= 0:  # a single frame: any positive spacing describes it
-        spacing = 1.0
+    spacing = spacing if spacing > 0 else 1.0  # of a single frame any positive spacing is right
     wanted = start + spacing * np.arange(num_steps)
     if rng is not None:
         wanted = wanted + spacing * rng.uniform(-0.5, 0.5, num_steps)
@@ -74,12 +65,6 @@ def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.n
     return np.where(closer_right, right, left)
 
 
-def window_steps(num_tokens: int, num_steps: int, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    """T consecutive frames from `offset`: their indices (T,), and a mask (T,) that is False past the end."""
-    index = offset + np.arange(num_steps)
-    return np.minimum(index, num_tokens - 1), index < num_tokens
-
-
 def token_spans(times_seconds: np.ndarray, duration_seconds: float) -> np.ndarray:
     """(T, 2) seconds: each frame covers the video from its time until the next later one.
 
@@ -94,8 +79,3 @@ def at_distinct_times(times_seconds: np.ndarray, scores: np.ndarray) -> tuple[np
     """Rising times, and the scores (T, C) at each; those of a repeated frame are averaged."""
     distinct, first, counts = np.unique(times_seconds, return_index=True, return_counts=True)
     return distinct, np.add.reduceat(scores, first, axis=0) / counts[:, None]
-
-
-def window_offsets(num_tokens: int, num_steps: int) -> list[int]:
-    """Offsets of the non-overlapping windows that cover a video (paper §4.2, AS); the last one may be padded."""
-    return list(range(0, max(num_tokens, 1), num_steps))

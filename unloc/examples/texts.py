@@ -8,12 +8,9 @@ from unloc.config import DataConfig
 from unloc.examples.batches import pad_texts
 from unloc.examples.sources import Source
 
-_FORMS = ("a photo of", "a photo of a person", "a photo of a person using", "a photo of a person doing")
-_MORE = ("a photo of a person during", "a photo of a person performing", "a photo of a person practicing")
+_ACTS = ("", " a person", *(f" a person {verb}" for verb in ("using", "doing", "during", "performing", "practicing")))
 _MEDIA = ("a photo", "a video", "a example", "a demonstration")
-KINETICS_PROMPTS = tuple(
-    f"{medium}{form.removeprefix('a photo')} {{}}." for form in _FORMS + _MORE for medium in _MEDIA
-)
+KINETICS_PROMPTS = tuple(f"{medium} of{act} {{}}." for act in _ACTS for medium in _MEDIA)
 """The 28 prompts that CLIP was published with for Kinetics."""
 
 

@@ -10,10 +10,7 @@ FAST_BFLOAT16 = (8, 0)  # CUDA compute capability from which bfloat16 has matrix
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first CUDA device, or the CPU where torch sees none.
-
-    Raises InputError where torch does not have the device.
-    """
+    """The device of that name, `auto` the first CUDA device or the CPU. Raises InputError where torch has it not."""
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.device_count() else torch.device("cpu")
     try:

@@ -13,8 +13,8 @@ from unloc.annotations.schema import Manifest
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe
 from unloc.errors import FingerprintError, InputError, MissingError, UnlocError
-from unloc.model.build import EndToEnd, build_model, live_towers
-from unloc.model.clip import WeightSettings, clip_model, clip_tokenizer
+from unloc.model.build import EndToEnd, build_model
+from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.unloc import UnLoc
 from unloc.recipes import dump_recipe, recipe_from_dict
 
@@ -61,13 +61,12 @@ class CheckpointInfo:
 
     def build(self) -> UnLoc | EndToEnd:
         """The model with fresh weights."""
-        towers = None
+        towers = {}
         if self.live_towers:
-            name = self.fingerprint["tower.name"]
-            clip = clip_model(name, WeightSettings(activation=self.fingerprint["tower.activation"]))
-            towers = live_towers(self.recipe, clip, clip_tokenizer(name, clip.context_length), self.live_towers)
+            settings = WeightSettings(activation=self.fingerprint["tower.activation"])
+            towers = {"clip": clip_model(self.fingerprint["tower.name"], settings), "live": self.live_towers}
         sizes = {"frame_dim": self.frame_dim, "text_dim": self.text_dim, "num_classes": len(self.classes)}
-        return build_model(self.recipe, **sizes, towers=towers)
+        return build_model(self.recipe, **sizes, **towers)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,13 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
     Raises MissingError where there is none, InputError where it is damaged.
     """
-    folder = checkpoint_folder(Path(run))
+    run = Path(run)
+    candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
+    folder = next((folder for folder in candidates if (folder / "checkpoint.json").is_file()), None)
+    if folder is None:
+        raise MissingError(
+            f"{run}: no checkpoint here (looked for checkpoints/best, checkpoints/last); `unloc fit` makes one"
+        )
     try:
         values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         info = CheckpointInfo.from_dict(values, where=str(folder))
@@ -97,32 +102,18 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
     return LoadedModel(model.to(device).eval(), info)
 
 
-def checkpoint_folder(run: Path) -> Path:
-    """Where the checkpoint of a run is. Raises MissingError saying where it looked."""
-    candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
-    for folder in candidates:
-        if (folder / "checkpoint.json").is_file():
-            return folder
-    raise MissingError(
-        f"{run}: no checkpoint here (looked for checkpoints/best, checkpoints/last); `unloc fit` makes one"
-    )
-
-
 def require_task(manifest: Manifest, task: str) -> None:
     """Raise InputError unless the manifest serves the task."""
     if task not in manifest.tasks:
         served = ", ".join(manifest.tasks)
-        raise InputError(
-            f"manifest {manifest.name!r} serves {served}, not {task}; give the manifest of a {task} dataset"
-        )
+        raise InputError(f"manifest {manifest.name!r} serves {served}, not {task}; give that of a {task} dataset")
 
 
 def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:
-    """Refuse a cache made by another tower or preprocessing than the model was trained on.
+    """Raise FingerprintError naming every key that differs: the cache is of another tower or preprocessing.
 
-    Views are ignored: the first is always the centre, and only training reads others. So is the
-    batch size, which only changes the last bits of tokens. Raises FingerprintError naming
-    every key that differs and both values.
+    Views are ignored: the first is always the centre, and only training reads others. So is the batch size, which only
+    changes the last bits of tokens.
     """
     ignored = {"views": ["centre"], "tower.batch": None}
     one, other = (values | ignored for values in (trained_on, fingerprint))

@@ -21,9 +21,8 @@ from unloc.examples.texts import ClassTexts
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
 from unloc.model.unloc import Outputs, UnLoc
-from unloc.ops.decode import decode_segments
 from unloc.ops.nms import soft_nms
-from unloc.ops.points import make_points
+from unloc.ops.points import decode_segments, make_points
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 
 Predictions = list[MomentPrediction] | pd.DataFrame | list[FramePrediction]
@@ -42,11 +41,12 @@ def predict_moments(
     batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens)
     outputs = forward(loaded.model, batch, recipe, pairing="own")
     segments = segments_in_seconds(outputs, examples)[:, 0]
-    windows = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode)
-    if outputs.saliency is None:
-        return [(found, None) for found in windows]
-    saliency = [clip_saliency(logits[0], example) for logits, example in zip(outputs.saliency, examples, strict=True)]
-    return list(zip(windows, saliency, strict=True))
+    kept = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode)
+    saliency = [None] * len(examples)
+    if outputs.saliency is not None:
+        pairs = zip(outputs.saliency, examples, strict=True)
+        saliency = [clip_saliency(logits[0], example) for logits, example in pairs]
+    return [(windows, scores) for (_, windows), scores in zip(kept, saliency, strict=True)]
 
 
 @torch.inference_mode()
@@ -56,18 +56,18 @@ def predict_detections(
     """Detections of all classes in each video: class index and start, end, score in seconds, best first."""
     recipe = loaded.info.recipe
     examples = [linspace_example(video, recipe.data) for video in videos]
-    outputs, _ = class_outputs(loaded.model, examples, texts, recipe)
-    segments = segments_in_seconds(outputs, examples)
-    rows = zip(segments, outputs.relevance, strict=True)
-    return [list(detections_of(boxes, logits.sigmoid(), recipe.decode)) for boxes, logits in rows]
+    outputs = class_outputs(loaded.model, examples, texts, recipe)
+    rows = zip(segments_in_seconds(outputs, examples), outputs.relevance, strict=True)
+    return [detections_of(boxes, logits.sigmoid(), recipe.decode) for boxes, logits in rows]
 
 
 @torch.inference_mode()
 def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -> tuple[np.ndarray, np.ndarray]:
     """Times (T,) of a video's frames and the logits (T, C) of all classes at each."""
     recipe = loaded.info.recipe
-    outputs, batch = class_outputs(loaded.model, windows_of(video, recipe.data), texts, recipe)
-    logits = outputs.relevance.transpose(1, 2).cpu()[batch.frame_mask].double().numpy()
+    windows = windows_of(video, recipe.data.num_steps)
+    outputs = class_outputs(loaded.model, windows, texts, recipe)
+    logits = outputs.relevance.transpose(1, 2).double().cpu().numpy()[np.stack([one.frame_mask for one in windows])]
     return at_distinct_times(video.times_seconds, logits)
 
 
@@ -84,10 +84,8 @@ def predict_split(
     if recipe.task in ("mr", "hd"):
         queries = examples.queries.to_dict("records")
         for rows in in_batches(queries, QUERY_BATCH, on_progress):
-            videos, texts = (
-                [examples.video(row["video_id"]) for row in rows],
-                [examples.texts[row["text"]] for row in rows],
-            )
+            videos = [examples.video(row["video_id"]) for row in rows]
+            texts = [examples.texts[row["text"]] for row in rows]
             for row, (windows, saliency) in zip(rows, predict_moments(loaded, videos, texts), strict=True):
                 named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
                 predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
@@ -119,10 +117,7 @@ def in_batches(items: list, size: int, on_progress: OnProgress) -> Iterator[list
 
 
 def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:
-    """The model's float32 outputs of a batch, on its device and in the recipe's precision.
-
-    Raises DivergedError where they are not finite.
-    """
+    """Float32 outputs of a batch, computed in the recipe's precision. Raises DivergedError where one is not finite."""
     device = next(model.parameters()).device
     batch = batch.to(device)
     with computing(device, recipe.train.precision):
@@ -134,9 +129,7 @@ def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outp
     return outputs.at_least_float32()
 
 
-def class_outputs(
-    model: UnLoc, examples: Sequence[Example], texts: ClassTexts, recipe: Recipe
-) -> tuple[Outputs, Batch]:
+def class_outputs(model: UnLoc, examples: Sequence[Example], texts: ClassTexts, recipe: Recipe) -> Outputs:
     """Outputs for all classes: raw head outputs, averaged over the prompts (as the official code) or of the first."""
     relevance, displacements, max_tokens = 0.0, None, recipe.data.max_text_tokens
     for prompt in range(texts.num_averaged):
@@ -146,7 +139,7 @@ def class_outputs(
         if outputs.displacements is not None:
             displacements = outputs.displacements + (0.0 if displacements is None else displacements)
     share = 1.0 / texts.num_averaged
-    return Outputs(relevance * share, None if displacements is None else displacements * share, None), batch
+    return Outputs(relevance * share, None if displacements is None else displacements * share, None)
 
 
 def segments_in_seconds(outputs: Outputs, examples: Sequence[Example]) -> Tensor:
@@ -160,18 +153,14 @@ def segments_in_seconds(outputs: Outputs, examples: Sequence[Example]) -> Tensor
     return (start + decode_segments(displacements, points) * spacing).clamp(min=0.0).minimum(duration)
 
 
-def kept_windows(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[np.ndarray]:
-    """(N, 3) start, end, decayed score of every row (R, P, 2), (R, P) after Soft-NMS, best first."""
-    kept = soft_nms(
-        segments,
-        scores,
-        sigma=config.nms_sigma,
-        score_threshold=config.score_threshold,
-        max_detections=config.max_detections,
-    )
+def kept_windows(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What Soft-NMS keeps of every row (R, P, 2), (R, P), best first: indices (N,), and (N, 3) start, end, score."""
+    limits = {"score_threshold": config.score_threshold, "max_detections": config.max_detections}
+    kept = soft_nms(segments, scores, sigma=config.nms_sigma, **limits)
     chosen = segments.gather(1, kept.index[..., None].expand(-1, -1, 2))
-    rows = torch.cat([chosen, kept.scores[..., None]], dim=-1).double().cpu().numpy()
-    return [row[mask] for row, mask in zip(rows, kept.valid.cpu().numpy(), strict=True)]
+    windows = torch.cat([chosen, kept.scores[..., None]], dim=-1).double()
+    rows = zip(*(values.cpu().numpy() for values in (kept.index, windows, kept.valid)), strict=True)
+    return [(index[valid], window[valid]) for index, window, valid in rows]
 
 
 def clip_saliency(logits: Tensor, example: Example) -> np.ndarray:
@@ -181,7 +170,7 @@ def clip_saliency(logits: Tensor, example: Example) -> np.ndarray:
     return np.interp(steps, np.arange(len(logits)), logits.float().cpu().numpy())
 
 
-def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> Iterator[tuple[int, np.ndarray]]:
+def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[tuple[int, np.ndarray]]:
     """(class index, [start, end, score]) of one video's (C, P, 2) segments after Soft-NMS: at most `max_detections` of
     all classes, best first.
 
@@ -189,20 +178,8 @@ def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> Ite
     """
     if config.nms_per_class:
         per_class = enumerate(kept_windows(segments, scores, config))
-        found = [(label, window) for label, windows in per_class for window in windows]
-        yield from sorted(found, key=lambda item: -item[1][2])[: config.max_detections]
-        return
-    candidates = torch.nonzero(scores > config.score_threshold)
-    if not len(candidates):
-        return
-    label, point = candidates.T
-    flat_segments = segments[label, point]
-    kept = soft_nms(
-        flat_segments[None],
-        scores[label, point][None],
-        sigma=config.nms_sigma,
-        score_threshold=config.score_threshold,
-        max_detections=config.max_detections,
-    )
-    for index, score in zip(kept.index[0][kept.valid[0]], kept.scores[0][kept.valid[0]], strict=True):
-        yield int(label[index]), np.array([*flat_segments[index].tolist(), float(score)])
+        found = [(label, window) for label, (_, windows) in per_class for window in windows]
+        return sorted(found, key=lambda item: -item[1][2])[: config.max_detections]
+    label, point = torch.nonzero(scores > config.score_threshold).T
+    ((index, windows),) = kept_windows(segments[label, point][None], scores[label, point][None], config)
+    return list(zip(label.cpu().numpy()[index].tolist(), windows, strict=True))

@@ -1,16 +1,13 @@
 """Build the model of a recipe: the core over given tokens, or the core behind live towers (UnLoc Figure 2)."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
-import open_clip
 import torch
 from jaxtyping import Bool, Float, Shaped
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from unloc.config import Recipe
-from unloc.errors import TowerError
 from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.towers import ImageTower, T5TextTower, TextTower, TowerChoice, clip_projections, t5_text_tower
 from unloc.model.unloc import Outputs, UnLoc, parameter_counts
@@ -69,70 +66,51 @@ class EndToEnd(nn.Module):
         return self
 
 
-@dataclass(frozen=True)
-class LiveTowers:
-    """Towers that become part of a model; None where tokens are given."""
-
-    image: ImageTower | None
-    text: TextTower | T5TextTower | None
-    projections: dict[str, Tensor]
-    """Where trained projections of `frames` and `texts` start (D, width): CLIP's own."""
-
-
-def live_towers(
-    recipe: Recipe, clip: CLIP, tokenizer: open_clip.SimpleTokenizer | None, live: Collection[str], *, t5: bool = True
-) -> LiveTowers:
-    """The `live` ones ("image", "text") of the recipe's towers, of this CLIP, which they take over.
-
-    Without trained projections they apply CLIP's. Frames of a plain ViT have a class embedding per frame index. T5's
-    weights are loaded unless `t5` is false.
-    """
-    towers, model, num_frames = recipe.towers, recipe.model, recipe.data.num_steps
-    choice = TowerChoice(
-        tower=towers.name,
-        frame_token=towers.frame_token,
-        projected=not model.project_frames,
-        texts_projected=not model.project_texts,
-    )
-    projections, text = clip_projections(clip, choice), None
-    if towers.text_name != "clip":
-        projections.pop("texts", None)
-    if "text" in live and model.fusion != "none":
-        length = recipe.data.max_text_tokens
-        if towers.text_name == "clip":
-            text = TextTower(clip, tokenizer, length, projected=choice.texts_projected)
-        else:
-            text = t5_text_tower(towers.text_name, length, weights=t5)
-    image = ImageTower(clip.visual, choice, num_frames) if "image" in live else None
-    return LiveTowers(image, text, projections)
-
-
 def build_model(
     recipe: Recipe,
     *,
     num_classes: int,
     frame_dim: int | None = None,
     text_dim: int | None = None,
-    towers: LiveTowers | None = None,
+    clip: CLIP | None = None,
+    live: Collection[str] = (),
 ) -> UnLoc | EndToEnd:
-    """The model of a recipe with a fresh core, alone or behind `towers`.
+    """The model of a recipe with a fresh core, alone or behind the `live` ones ("image", "text") of its towers.
 
     `frame_dim` and `text_dim` are the channels of given tokens; `num_classes` counts for fusion `none`, whose outputs
-    are the classes.
+    are the classes. Live towers are those of `clip`, which they take over (or T5); without trained projections they
+    apply CLIP's, and trained ones start as these. Frames of a plain ViT have a class embedding per frame index.
     """
-    image, text = (towers.image, towers.text) if towers is not None else (None, None)
+    towers, config, data = recipe.towers, recipe.model, recipe.data
+    image = text = None
+    if clip is not None:
+        choice = TowerChoice(
+            tower=towers.name,
+            frame_token=towers.frame_token,
+            projected=not config.project_frames,
+            texts_projected=not config.project_texts,
+        )
+        projections = clip_projections(clip, choice)
+        if towers.text_name != "clip":
+            projections.pop("texts", None)
+        if "text" in live and config.fusion != "none":
+            if towers.text_name == "clip":
+                text = TextTower(clip, data.max_text_tokens, projected=choice.texts_projected)
+            else:
+                text = t5_text_tower(towers.text_name, data.max_text_tokens)
+        image = ImageTower(clip.visual, choice, data.num_steps) if "image" in live else None
     core = UnLoc(
-        recipe.model,
+        config,
         frame_dim if image is None else image.dim,
         text_dim if text is None else text.dim,
-        recipe.data.num_steps,
-        num_classes=num_classes if recipe.model.fusion == "none" else None,
+        data.num_steps,
+        num_classes=num_classes if config.fusion == "none" else None,
         localizes=task_named(recipe.task).localizes,
     )
-    if towers is None:
+    if clip is None:
         return core
-    core.start_projections(towers.projections)
-    trained = {"train_image": recipe.towers.image == "finetune", "train_text": recipe.towers.text == "finetune"}
+    core.start_projections(projections)
+    trained = {"train_image": towers.image == "finetune", "train_text": towers.text == "finetune"}
     return EndToEnd(core, image, text, **trained)
 
 
@@ -146,18 +124,9 @@ def counted_parameters(recipe: Recipe) -> dict[str, int]:
         if not recipe.towers.name:  # tokens of an unknown cache: assumed as wide as the fusion
             width = recipe.model.width
             return parameter_counts(build_model(recipe, num_classes=1, frame_dim=width, text_dim=width))
-        try:
-            clip = clip_model(recipe.towers.name, WeightSettings())
-        except TowerError as error:
-            raise TowerError(
-                f"towers.name: got {recipe.towers.name!r}, expected toy or a plain CLIP of open_clip, such as ViT-B-16 "
-                f"({error})"
-            ) from None
+        clip = clip_model(recipe.towers.name, WeightSettings())
         text_dim = clip.text_projection.shape[0 if recipe.model.project_texts else 1]
         live = [tower for tower in ("image", "text") if getattr(recipe.towers, tower) != "cached"]
-        towers = live_towers(recipe, clip, None, {"image", *live}, t5=False)
-        model = build_model(recipe, num_classes=1, text_dim=text_dim, towers=towers)
-    parts = {f"{name}_tower": getattr(model, f"{name}_tower") for name in live}
-    counts = {key: sum(p.numel() for p in part.parameters()) for key, part in parts.items() if part is not None}
-    own = parameter_counts(model.core)
-    return counts | own | {"total": sum(counts.values()) + own["total"]}
+        model = build_model(recipe, num_classes=1, text_dim=text_dim, clip=clip, live={"image", *live})
+    model.image_tower = model.image_tower if "image" in live else None
+    return parameter_counts(model)

@@ -92,19 +92,17 @@ def architecture(name: str) -> dict:
     """
     if name == "toy":
         stated = json.loads((TOY_FOLDER / "config.json").read_text(encoding="utf-8"))
-        return {key: stated[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
-    stated = open_clip.get_model_config(name) if name in open_clip.list_models() else None
-    if stated is None:
+    elif name in open_clip.list_models():
+        stated = open_clip.get_model_config(name)
+    else:
         known = ", ".join(open_clip.list_models()[:4])
         raise TowerError(f"tower {name!r}: is neither `toy` nor a model of open_clip (such as {known}, ViT-B-16)")
     texts = stated["text_cfg"]
-    if stated.get("custom_text") or "hf_model_name" in texts or "multimodal_cfg" in stated:
-        kind = "CoCa" if "multimodal_cfg" in stated else "CustomTextCLIP"
-        raise TowerError(f"tower {name!r}: open_clip builds a {kind}; only its CLIP class is supported")
-    if "hf_tokenizer_name" in texts or texts.get("no_causal_mask"):
+    is_other = stated.get("custom_text") or "multimodal_cfg" in stated or texts.get("no_causal_mask")
+    if is_other or {"hf_model_name", "hf_tokenizer_name"} & texts.keys():
         raise TowerError(
-            f"tower {name!r}: its texts go through {texts.get('hf_tokenizer_name', 'another tokenizer')}; only models "
-            "with CLIP's own tokenizer and causal attention are supported"
+            f"tower {name!r}: has another class, tokenizer or attention of texts than CLIP; only open_clip's CLIP "
+            "class with CLIP's own tokenizer and causal attention is supported"
         )
     return {key: stated[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
 
@@ -117,11 +115,6 @@ def clip_model(name: str, settings: WeightSettings) -> CLIP:
     return model
 
 
-def clip_tokenizer(name: str, context_length: int) -> open_clip.SimpleTokenizer:
-    """The tokenizer of toy or a CLIP of open_clip."""
-    return open_clip.SimpleTokenizer(context_length=context_length) if name == "toy" else open_clip.get_tokenizer(name)
-
-
 def activation_of(model: nn.Module) -> str:
     """gelu or quick_gelu: what the model computes."""
     return "quick_gelu" if any(isinstance(part, QuickGELU) for part in model.modules()) else "gelu"
@@ -129,15 +122,9 @@ def activation_of(model: nn.Module) -> str:
 
 def image_config(model: nn.Module) -> dict:
     """image_size, mean, std, interpolation and resize_mode that open_clip states for the model."""
-    stated = open_clip.get_model_preprocess_cfg(model)
-    size = model.visual.image_size
-    return {
-        "image_size": int(size[0] if isinstance(size, tuple | list) else size),
-        "mean": tuple(stated.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        "std": tuple(stated.get("std") or open_clip.OPENAI_DATASET_STD),
-        "interpolation": stated.get("interpolation", "bicubic"),
-        "resize_mode": stated.get("resize_mode", "shortest"),
-    }
+    settings, size = asdict(_settings(open_clip.get_model_preprocess_cfg(model))), model.visual.image_size
+    del settings["activation"]
+    return {"image_size": int(size[0] if isinstance(size, tuple | list) else size)} | settings
 
 
 def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tuple[CLIP, str, str | None]:
@@ -151,7 +138,12 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
     a file's settings are not known, or `like` contradicts the tag.
     """
     if name == "toy":
-        return _toy(pretrained, like), "shipped", None
+        if pretrained not in (None, "shipped") or like is not None:
+            raise TowerError("--tower toy: ships its own weights and settings; leave --pretrained and --like out")
+        model = clip_model("toy", WeightSettings())
+        weights = factory.load_state_dict(str(TOY_FOLDER / "weights.safetensors"))
+        model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
+        return model, "shipped", None
     architecture(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
@@ -163,29 +155,20 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
     if pretrained in tags:
         return _of_tag(name, pretrained, like), pretrained, None
     if pretrained == RANDOM:
-        settings = known_settings(name, like) or _settings(open_clip.get_model_config(name))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = clip_model(name, settings)
-        return model, RANDOM, _first_alike(name, like)
-    if not Path(pretrained).is_file():
+            model = clip_model(name, known_settings(name, like) or _settings(open_clip.get_model_config(name)))
+    elif Path(pretrained).is_file():
+        model, like = _of_file(name, Path(pretrained), like)
+    else:
         raise TowerError(
             f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} "
             f"(its tags: {', '.join(tags[:6]) or 'none'}, …)"
         )
-    model, like = _of_file(name, Path(pretrained), like)
-    return model, Path(pretrained).name, _first_alike(name, like)
-
-
-def _toy(pretrained: str | None, like: str | None) -> CLIP:
-    if pretrained not in (None, "shipped") or like is not None:
-        raise TowerError("--tower toy: ships its own weights and settings; leave --pretrained and --like out")
-    model, file = clip_model("toy", WeightSettings()), TOY_FOLDER / "weights.safetensors"
-    if not file.is_file():
-        raise TowerError(f"--tower toy: {file} is not here; the installation is incomplete, reinstall unloc")
-    weights = factory.load_state_dict(str(file))
-    model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
-    return model
+    if like is not None:  # the first tag with its settings, so that equal tokens have equal fingerprints
+        settings = tag_settings(name, like)
+        like = None if known_settings(name, None) else next(tag for tag in tags if tag_settings(name, tag) == settings)
+    return model, Path(pretrained).name, like
 
 
 def _of_tag(name: str, tag: str, like: str | None) -> CLIP:
@@ -218,27 +201,18 @@ def _of_file(name: str, file: Path, like: str | None) -> tuple[CLIP, str | None]
     tags = open_clip.list_pretrained_tags_by_model(name)
     if file.name in (*tags, RANDOM):
         raise TowerError(f"--pretrained {file}: has the name of a tag, and a cache records the name only; rename it")
-    known_settings(name, like)
+    settings = known_settings(name, like)
     weights, is_openai = _read_weights(name, file)
     if is_openai and "openai" in tags:
-        if like is not None and tag_settings(name, like) != tag_settings(name, "openai"):
+        if like is not None and settings != tag_settings(name, "openai"):
             raise TowerError(f"--like {like}: contradicts {file}, which is OpenAI's own archive; leave --like out")
-        like = "openai"
-    settings = known_settings(name, like)
+        settings, like = tag_settings(name, "openai"), "openai"
     if settings is None:
         raise TowerError(
             f"--pretrained {file}: a file does not say which settings its weights were trained with, and the tags of "
             f"{name} disagree ({_disagreement(name)}); give the tag that it is, or was finetuned from: --like TAG"
         )
     return _with_weights(name, settings, weights, file), like
-
-
-def _first_alike(name: str, like: str | None) -> str | None:
-    """The first tag with the settings of `like`, so that equal tokens have equal fingerprints; None where all agree."""
-    if like is None or known_settings(name, None) is not None:
-        return None
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    return next(tag for tag in tags if tag_settings(name, tag) == tag_settings(name, like))
 
 
 def _read_weights(name: str, file: Path) -> tuple[dict[str, Tensor], bool]:

@@ -20,16 +20,6 @@ def init_truncated_normal_(weight: Float[Tensor, "..."], variance: float) -> Non
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def sinusoid_positions(length: int, width: int) -> Float[Tensor, "length width"]:
-    """Fixed positions: channel 2i is sin(p·w_i), 2i+1 is cos(p·w_i), w_i = 10000^(-2i/width)."""
-    steps = torch.arange(length, dtype=torch.float32)[:, None]
-    frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
-    table = torch.zeros(length, width)
-    table[:, 0::2] = torch.sin(steps * frequencies)
-    table[:, 1::2] = torch.cos(steps * frequencies)
-    return table
-
-
 class FusionLayer(nn.Module):
     """x += attention(norm(x)); x += mlp(norm(x)), with biases everywhere and tanh-approximated GELU."""
 
@@ -43,10 +33,8 @@ class FusionLayer(nn.Module):
         self.mlp_in = nn.Linear(width, mlp_width)
         self.mlp_out = nn.Linear(mlp_width, width)
         self.dropout = nn.Dropout(dropout)
-        for part in self.qkv.weight.chunk(3):
-            nn.init.xavier_uniform_(part)
-        for linear in (self.out, self.mlp_in, self.mlp_out):
-            nn.init.xavier_uniform_(linear.weight)
+        for weight in (*self.qkv.weight.chunk(3), self.out.weight, self.mlp_in.weight, self.mlp_out.weight):
+            nn.init.xavier_uniform_(weight)
         for linear in (self.qkv, self.out):
             nn.init.zeros_(linear.bias)
         for linear in (self.mlp_in, self.mlp_out):
@@ -75,31 +63,21 @@ class FusionLayer(nn.Module):
         return tokens + self.dropout(self.mlp_out(hidden))
 
 
-class Fusion(nn.ModuleList):
-    """The transformer itself: all layers, one after another."""
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "batch length width"],
-        mask: Bool[Tensor, "batch length"] | None,
-        qkv: Float[Tensor, "batch length three_widths"] | None = None,
-    ) -> Float[Tensor, "batch length width"]:
-        """Tokens of the last layer; `qkv` are the first layer's projections where the caller has them."""
-        for number, layer in enumerate(self):
-            tokens = layer(tokens, mask, qkv if number == 0 else None)
-        return tokens
-
-
 class Positions(nn.Module):
-    """Positions over the whole sequence, frames then text: sinusoidal, learned or none."""
+    """Positions p over the whole sequence, frames then text: learned, none, or sinusoidal.
+
+    Sinusoidal: channel 2i is sin(p·w_i), 2i+1 is cos(p·w_i), w_i = 10000^(-2i/width).
+    """
 
     def __init__(self, kind: str, length: int, width: int) -> None:
         super().__init__()
         if kind == "learned":
             self.table = nn.Parameter(torch.randn(length, width) * 0.02)
-        else:
-            table = sinusoid_positions(length, width) if kind == "sinusoidal" else None
-            self.register_buffer("table", table, persistent=False)
+            return
+        steps = torch.arange(length, dtype=torch.float32)[:, None]
+        frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+        table = torch.stack([torch.sin(steps * frequencies), torch.cos(steps * frequencies)], dim=-1).flatten(1)
+        self.register_buffer("table", table if kind == "sinusoidal" else None, persistent=False)
 
     def forward(
         self, tokens: Float[Tensor, "batch length width"], first: int = 0

@@ -12,7 +12,10 @@ from unloc.ops.conv import conv3
 
 
 class ConvBlocks(nn.Module):
-    """n × [norm → convolution of width 3 → ReLU] → linear. Zero padding at both ends; the last linear has no norm."""
+    """n × [norm → convolution of width 3 → ReLU] → linear. Zero padding at both ends; the last linear has no norm.
+
+    Without convolutions it is the official AS head.
+    """
 
     def __init__(self, width: int, num_convs: int, num_outputs: int, bias: float) -> None:
         super().__init__()
@@ -22,7 +25,10 @@ class ConvBlocks(nn.Module):
         for conv in self.convs:
             init_truncated_normal_(conv.weight, 1 / (3 * width))  # LeCun normal
             nn.init.zeros_(conv.bias)
-        init_truncated_normal_(self.linear.weight, 2 / (width + num_outputs))  # Xavier normal
+        if num_convs:
+            init_truncated_normal_(self.linear.weight, 2 / (width + num_outputs))  # Xavier normal
+        else:
+            nn.init.xavier_uniform_(self.linear.weight)
         nn.init.constant_(self.linear.bias, bias)
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
@@ -30,6 +36,8 @@ class ConvBlocks(nn.Module):
 
         All levels are one sequence with a row of zeros before, between and after them: the padding of each.
         """
+        if not self.convs:
+            return self.linear(torch.cat(levels, dim=1))
         zeros = levels[0].new_zeros(len(levels[0]), 1, levels[0].shape[2])
         no_point, parts, masks = zeros.new_zeros(1, 1, dtype=torch.bool), [zeros], []
         for level in levels:
@@ -46,58 +54,36 @@ class ConvBlocks(nn.Module):
 
 
 class PointHead(nn.Module):
-    """One block for all levels, or each level through its own."""
+    """Outputs of all points: one block for all levels, or each level through its own.
+
+    `displacements`: outputs are >= 0, in strides; a shared block gets a scale and a shift per level, so that one set of
+    weights serves all strides; separate blocks need none (as the official code).
+    """
 
     def __init__(
-        self, width: int, num_convs: int, num_levels: int, *, shared: bool, num_outputs: int, bias: float
+        self,
+        width: int,
+        num_convs: int,
+        num_levels: int,
+        *,
+        shared: bool,
+        num_outputs: int,
+        bias: float,
+        displacements: bool = False,
     ) -> None:
         super().__init__()
-        count = 1 if shared else num_levels
+        count, self.displacements = 1 if shared else num_levels, displacements
         self.blocks = nn.ModuleList(ConvBlocks(width, num_convs, num_outputs, bias) for _ in range(count))
+        self.scales = nn.Parameter(torch.ones(num_levels)) if displacements and shared else None
+        self.shifts = nn.Parameter(torch.zeros(num_levels)) if displacements and shared else None
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
         """Outputs of all levels, bottom to top."""
         if len(self.blocks) == 1:
-            return self.blocks[0](levels)
-        return torch.cat([block([level]) for block, level in zip(self.blocks, levels, strict=True)], dim=1)
-
-
-class RelevanceHead(PointHead):
-    """Relevance logits of all points."""
-
-
-class DisplacementHead(PointHead):
-    """Displacements (>= 0, in strides) of all points.
-
-    A shared block gets a scale and a shift per level, so that one set of weights serves all strides; separate blocks
-    need none (as the official code).
-    """
-
-    def __init__(
-        self, width: int, num_convs: int, num_levels: int, *, shared: bool, num_outputs: int, bias: float
-    ) -> None:
-        super().__init__(width, num_convs, num_levels, shared=shared, num_outputs=num_outputs, bias=bias)
-        self.scales = nn.Parameter(torch.ones(num_levels)) if shared else None
-        self.shifts = nn.Parameter(torch.zeros(num_levels)) if shared else None
-
-    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
-        """Displacements of all levels, bottom to top."""
-        raw = super().forward(levels)
+            raw = self.blocks[0](levels)
+        else:
+            raw = torch.cat([block([level]) for block, level in zip(self.blocks, levels, strict=True)], dim=1)
         if self.scales is not None:
             parts = zip(raw.split([level.shape[1] for level in levels], dim=1), self.scales, self.shifts, strict=True)
             raw = torch.cat([part * scale + shift for part, scale, shift in parts], dim=1)
-        return F.relu(raw)
-
-
-class LinearHead(nn.Module):
-    """One linear layer per step of the bottom level (official AS head)."""
-
-    def __init__(self, width: int, *, num_outputs: int, bias: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, num_outputs)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, bias)
-
-    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch time outputs"]:
-        """Logits of the bottom level."""
-        return self.linear(levels[0])
+        return F.relu(raw) if self.displacements else raw

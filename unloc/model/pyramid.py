@@ -1,19 +1,13 @@
-"""Feature pyramids over the fusion transformer (UnLoc §3.3, Table 1).
+"""Feature pyramids over the fusion transformer (UnLoc §3.3, Table 1)."""
 
-Each encoder runs the transformer over frames followed by text and returns one feature map per level, bottom to top.
-`qkv` are the first layer's projections of the tokens where the caller has them.
-"""
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unloc.model.fusion import NORM_EPSILON, Fusion, init_truncated_normal_
-
-Tokens = Float[Tensor, "batch length width"]
-Mask = Bool[Tensor, "batch length"] | None
-Projections = Float[Tensor, "batch length three_widths"] | None
+from unloc.model.fusion import NORM_EPSILON, FusionLayer, init_truncated_normal_
 
 
 class DepthwiseConv(nn.Module):
@@ -37,62 +31,50 @@ class DepthwiseConv(nn.Module):
         return self.norm(self.conv(padded).transpose(1, 2))
 
 
-class PlainEncoder(nn.Module):
-    """No pyramid: the transformer and a final norm; one level."""
+class Encoder(nn.Module):
+    """The transformer over frames followed by text, and feature maps of the frames, one per level, bottom to top.
 
-    def __init__(self, layers: Fusion, width: int) -> None:
-        super().__init__()
-        self.layers = layers
-        self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-
-    def forward(self, tokens: Tokens, mask: Mask, num_frames: int, qkv: Projections = None) -> list[Tensor]:
-        """Frames of the last layer."""
-        return [self.norm(self.layers(tokens, mask, qkv)[:, :num_frames])]
-
-
-class SimplePyramidEncoder(nn.Module):
-    """ViTDet's simple pyramid as a cascade: each level is a strided convolution of the level below, after its norm.
-
-    The paper describes convolutions of different strides on the last layer; the official code cascades them.
+    none: one level, the last layer after a norm. simple (ViTDet): a cascade, in which each level is a strided
+    convolution of the level below, after its norm (the paper describes convolutions of different strides on the last
+    layer; the official code cascades them). fpn: the last `num_levels` layers give one level each, frames max-pooled in
+    between and text not; then a top-down sum.
     """
 
-    def __init__(self, layers: Fusion, width: int, num_levels: int) -> None:
+    def __init__(self, pyramid: str, layers: Sequence[FusionLayer], width: int, num_levels: int) -> None:
         super().__init__()
-        self.layers = layers
-        self.levels = nn.ModuleList(DepthwiseConv(width, 1 if level == 0 else 2) for level in range(num_levels))
+        self.layers, self.pyramid = nn.ModuleList(layers), pyramid
+        if pyramid == "none":
+            self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        else:
+            strides = [2 if pyramid == "simple" and level else 1 for level in range(num_levels)]
+            self.levels = nn.ModuleList(DepthwiseConv(width, stride) for stride in strides)
 
-    def forward(self, tokens: Tokens, mask: Mask, num_frames: int, qkv: Projections = None) -> list[Tensor]:
-        """All levels from the frames of the last layer."""
-        features, current = [], self.layers(tokens, mask, qkv)[:, :num_frames]
-        for level in self.levels:
-            current = level(current)
-            features.append(current)
-        return features
-
-
-class FeaturePyramidEncoder(nn.Module):
-    """FPN: the last `num_levels` layers give one level each, frames max-pooled in between; then a top-down sum."""
-
-    def __init__(self, layers: Fusion, width: int, num_levels: int) -> None:
-        super().__init__()
-        self.layers = layers
-        self.first_level = len(layers) - num_levels
-        self.levels = nn.ModuleList(DepthwiseConv(width, 1) for _ in range(num_levels))
-
-    def forward(self, tokens: Tokens, mask: Mask, num_frames: int, qkv: Projections = None) -> list[Tensor]:
-        """All levels; text tokens pass through unpooled."""
-        stages = []
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch length width"],
+        mask: Bool[Tensor, "batch length"] | None,
+        num_frames: int,
+        qkv: Float[Tensor, "batch length three_widths"] | None = None,
+    ) -> list[Tensor]:
+        """All levels; `qkv` are the first layer's projections of the tokens where the caller has them."""
+        stages, top = [], len(self.layers) - 1
+        first_stage = len(self.layers) - len(self.levels) if self.pyramid == "fpn" else top
         for number, layer in enumerate(self.layers):
             tokens = layer(tokens, mask, qkv if number == 0 else None)
-            if number >= self.first_level:
-                frames, text = tokens[:, :num_frames], tokens[:, num_frames:]
-                stages.append(frames)
-                if number < len(self.layers) - 1:
-                    pooled = F.max_pool1d(frames.transpose(1, 2), 2).transpose(1, 2)
-                    tokens = torch.cat([pooled, text], dim=1)
-                    if mask is not None:
-                        mask = torch.cat([mask[:, 0:num_frames:2], mask[:, num_frames:]], dim=1)
-                    num_frames //= 2
+            if number >= first_stage:
+                stages.append(tokens[:, :num_frames])
+            if first_stage <= number < top:
+                pooled = F.max_pool1d(stages[-1].transpose(1, 2), 2).transpose(1, 2)
+                tokens = torch.cat([pooled, tokens[:, num_frames:]], dim=1)
+                if mask is not None:
+                    mask = torch.cat([mask[:, 0:num_frames:2], mask[:, num_frames:]], dim=1)
+                num_frames //= 2
+        if self.pyramid == "none":
+            return [self.norm(stages[0])]
+        if self.pyramid == "simple":
+            for level in self.levels:
+                stages.append(level(stages[-1]))
+            return stages[1:]
         for lower in range(len(stages) - 2, -1, -1):
             stages[lower] = stages[lower] + stages[lower + 1].repeat_interleave(2, dim=1)
         return [level(stage) for level, stage in zip(self.levels, stages, strict=True)]

@@ -1,9 +1,8 @@
 """Image and text towers, frozen or trainable: open_clip's encoders, and T5's.
 
-The plain frame token is CLIP's image embedding, projected and not normalised, as in the official code. Others are the
-token before CLIP's projection, `gap` (the mean of the patch tokens of a transformer without class token), and those of
-the last k layers, each after the last norm, concatenated, the last layer last. Text tokens are all tokens after the
-final norm, projected or not. A frozen tower in the model gives the tokens of a cache (UnLoc §3.1, Tables 2 and 4).
+The plain frame token is CLIP's image embedding, projected and not normalised, as in the official code; `TowerChoice`
+names the others. Text tokens are all tokens after the final norm. A frozen tower in the model gives the tokens of a
+cache (UnLoc §3.1, Tables 2 and 4).
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unloc.errors import InputError, TowerError
-from unloc.model.clip import activation_of, clip_tokenizer, image_config, pretrained_clip
+from unloc.model.clip import activation_of, image_config, pretrained_clip
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -46,15 +45,15 @@ class TowerChoice:
     like: str | None = None
     """The tag whose activation and preprocessing a weights file has."""
     frame_token: str = "cls"
-    """cls: the class token; gap: the mean of the patch tokens."""
+    """cls: the class token; gap: the mean of the patch tokens, without a class token."""
     projected: bool = True
     """Frame tokens behind CLIP's own projection."""
     num_layers: int = 1
-    """The last so many layers, concatenated."""
+    """The last so many layers, each after the last norm, concatenated, the last layer last."""
     texts_projected: bool = True
     """Text tokens behind CLIP's own projection."""
     tower_dtype: str = "float32"
-    """What the image tower computes in: float32, bfloat16, or auto (`resolve_dtype`). Texts are float32."""
+    """What the image tower computes in: float32, bfloat16, or auto (`resolved`). Texts are float32."""
     batch: int | None = None
     """Frames of one forward pass, always: the last one is padded, so that a token does not depend on its neighbours.
     None: as many as suit the device."""
@@ -73,22 +72,18 @@ class TowerChoice:
         return self.frame_token == "cls" and self.projected and self.num_layers == 1
 
     def resolved(self) -> "TowerChoice":
-        """With the dtype and batch that it has on this machine."""
-        return replace(self, tower_dtype=resolve_dtype(self.tower_dtype), batch=self.batch or CPU_BATCH)
+        """With the dtype and batch that it has on this machine: `auto` is bfloat16 where its multiplication is fast.
 
-
-def resolve_dtype(name: str) -> str:
-    """`auto` as the dtype that it is on this machine: bfloat16 where its multiplication is fast, else float32.
-
-    With a GPU the GPU counts. Decided by the hardware, not by a trial: the dtype is part of the fingerprint and must
-    not change from run to run.
-    """
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bfloat16" if any(capabilities.get(key) for key in FAST_BFLOAT16) else "float32"
+        With a GPU the GPU counts. Decided by the hardware, not by a trial: the dtype is part of the fingerprint and
+        must not change from run to run.
+        """
+        dtype = self.tower_dtype
+        if dtype == "auto" and torch.cuda.is_available():
+            dtype = "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+        elif dtype == "auto":
+            capabilities = torch.cpu.get_capabilities()
+            dtype = "bfloat16" if any(capabilities.get(key) for key in FAST_BFLOAT16) else "float32"
+        return replace(self, tower_dtype=dtype, batch=self.batch or CPU_BATCH)
 
 
 class ImageTower(nn.Module):
@@ -101,9 +96,11 @@ class ImageTower(nn.Module):
 
     def __init__(self, visual: nn.Module, choice: TowerChoice, num_frames: int | None = None) -> None:
         super().__init__()
-        require_tokens(visual, choice)
-        self.visual, self.choice, self.class_embeddings = visual, choice, None
+        self.visual, self.choice, self.class_embeddings, name = visual, choice, None, choice.tower
         if isinstance(visual, VisionTransformer) and visual.attn_pool is None and not visual.final_ln_after_pool:
+            if choice.num_layers > len(visual.transformer.resblocks):
+                layers = len(visual.transformer.resblocks)
+                raise TowerError(f"--last-k: got {choice.num_layers}, {name} has {layers} layers")
             width = visual.positional_embedding.shape[1]
             self.dim = (visual.output_dim if choice.projected else width) * choice.num_layers
             if not choice.projected:
@@ -116,6 +113,15 @@ class ImageTower(nn.Module):
                 visual.class_embedding = None
         elif choice.is_embedding:
             self.dim = int(visual.output_dim)
+        elif not isinstance(visual, ModifiedResNet):
+            raise TowerError(
+                f"--tower {name}: pools in its own way; only its embedding can be used, a plain ViT has more"
+            )
+        elif choice.frame_token != "gap" or choice.projected or choice.num_layers > 5:
+            raise TowerError(
+                f"--tower {name}: a residual network has its embedding, or --frame-token gap --no-projection of its "
+                "last 1 to 5 stages"
+            )
         else:
             stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
             channels = [visual.conv3.out_channels, *(stage[-1].conv3.out_channels for stage in stages)]
@@ -123,19 +129,14 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch dim"]:
         """Tokens of normalised images, not normalised themselves."""
-        leading, visual = images.shape[:-3], self.visual
+        leading, visual, choice = images.shape[:-3], self.visual, self.choice
         images = images.flatten(0, -4)
-        if self.choice.is_embedding and self.class_embeddings is None:
-            tokens = visual(images)
-        elif isinstance(visual, ModifiedResNet):
-            found = visual.forward_intermediates(images, indices=self.choice.num_layers, intermediates_only=True)
-            tokens = torch.cat([stage.mean(dim=(2, 3)) for stage in found["image_intermediates"]], dim=-1)
-        else:
-            tokens = self._transformer_tokens(images, leading)
-        return tokens.unflatten(0, leading)
-
-    def _transformer_tokens(self, images: Tensor, leading: torch.Size) -> Tensor:
-        visual = self.visual
+        if choice.is_embedding and self.class_embeddings is None:
+            return visual(images).unflatten(0, leading)
+        if isinstance(visual, ModifiedResNet):
+            found = visual.forward_intermediates(images, indices=choice.num_layers, intermediates_only=True)
+            stages = [stage.mean(dim=(2, 3)) for stage in found["image_intermediates"]]
+            return torch.cat(stages, dim=-1).unflatten(0, leading)
         tokens = visual.conv1(images).flatten(2).transpose(1, 2)
         if self.class_embeddings is not None:
             own = self.class_embeddings[: leading[-1]].repeat(len(tokens) // leading[-1], 1)
@@ -143,37 +144,19 @@ class ImageTower(nn.Module):
         elif visual.class_embedding is not None:
             tokens = torch.cat([visual.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
         tokens = visual.ln_pre(tokens + visual.positional_embedding)
-        _, layers = visual.transformer.forward_intermediates(tokens, indices=self.choice.num_layers)
+        _, layers = visual.transformer.forward_intermediates(tokens, indices=choice.num_layers)
         normed = [visual.ln_post(layer) for layer in layers]
-        chosen = [layer[:, 0] if self.choice.frame_token == "cls" else layer.mean(dim=1) for layer in normed]
-        return torch.cat([token if visual.proj is None else token @ visual.proj for token in chosen], dim=-1)
-
-
-def require_tokens(visual: nn.Module, choice: TowerChoice) -> None:
-    """Raise TowerError where an image tower has no tokens of that kind."""
-    if choice.is_embedding:
-        return
-    name = choice.tower
-    if isinstance(visual, ModifiedResNet):
-        if choice.frame_token != "gap" or choice.projected or choice.num_layers > 5:
-            raise TowerError(
-                f"--tower {name}: a residual network has its embedding, or --frame-token gap --no-projection of its "
-                "last 1 to 5 stages"
-            )
-    elif not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.final_ln_after_pool:
-        raise TowerError(f"--tower {name}: pools in its own way; only its embedding can be used, a plain ViT has more")
-    elif choice.num_layers > len(visual.transformer.resblocks):
-        raise TowerError(f"--last-k: got {choice.num_layers}, {name} has {len(visual.transformer.resblocks)} layers")
+        chosen = [layer[:, 0] if choice.frame_token == "cls" else layer.mean(dim=1) for layer in normed]
+        chosen = [token if visual.proj is None else token @ visual.proj for token in chosen]
+        return torch.cat(chosen, dim=-1).unflatten(0, leading)
 
 
 class TextTower(nn.Module):
     """CLIP's text transformer: all tokens after the last norm, BOS to EOS."""
 
-    def __init__(
-        self, clip: CLIP, tokenizer: open_clip.SimpleTokenizer | None, max_tokens: int, *, projected: bool
-    ) -> None:
+    def __init__(self, clip: CLIP, max_tokens: int, *, projected: bool) -> None:
         super().__init__()
-        self.tokenizer, self.max_tokens = tokenizer, min(max_tokens, clip.context_length)
+        self.max_tokens = min(max_tokens, clip.context_length)
         self.token_embedding, self.transformer, self.ln_final = clip.token_embedding, clip.transformer, clip.ln_final
         self.positions = nn.Parameter(clip.positional_embedding.detach()[: self.max_tokens].clone())
         self.register_buffer("attention", clip.attn_mask[: self.max_tokens, : self.max_tokens], persistent=False)
@@ -182,7 +165,7 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
         """Ids and mask. A text over the limit keeps EOS as its last token (the official code loses it)."""
-        ids = self.tokenizer(texts, context_length=self.max_tokens)
+        ids = open_clip.tokenize(texts, self.max_tokens)
         mask = torch.arange(ids.shape[1]) <= ids.argmax(dim=1, keepdim=True)  # EOS has the highest id
         longest = int(mask.sum(dim=1).max())
         return ids[:, :longest], mask[:, :longest]
@@ -217,9 +200,9 @@ class T5TextTower(nn.Module):
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
-def t5_text_tower(name: str, max_tokens: int, *, weights: bool = True) -> T5TextTower:
-    """`t5-small` or `t5-base` with its weights, from disk or the Hugging Face hub; without `weights` fresh ones and no
-    tokenizer, for counting.
+def t5_text_tower(name: str, max_tokens: int) -> T5TextTower:
+    """`t5-small` or `t5-base` with its weights, from disk or the Hugging Face hub; on the meta device, for counting,
+    without weights and tokenizer.
 
     Raises TowerError without transformers (extra `t5`), or where the weights cannot be had.
     """
@@ -229,7 +212,7 @@ def t5_text_tower(name: str, max_tokens: int, *, weights: bool = True) -> T5Text
         raise TowerError(
             f"towers.text_name {name}: needs transformers, which is not installed: pip install 'unloc[t5]'"
         ) from None
-    if not weights:
+    if torch.empty(0).is_meta:
         config = transformers.T5Config(vocab_size=32128, d_kv=64, **T5_SIZES[name])
         return T5TextTower(transformers.T5EncoderModel(config), None, max_tokens)
     try:
@@ -245,10 +228,7 @@ def t5_text_tower(name: str, max_tokens: int, *, weights: bool = True) -> T5Text
 
 
 def clip_projections(clip: CLIP, choice: TowerChoice) -> dict[str, Tensor]:
-    """CLIP's own projections (D, width) of tokens from before them: `frames`, `texts`.
-
-    The frames of a residual network have none: attention pools its embedding.
-    """
+    """CLIP's own projections (D, width) of `frames` and `texts` from before them; a residual network has no first."""
     found = {}
     if not choice.projected and isinstance(clip.visual, VisionTransformer):
         found["frames"] = clip.visual.proj.detach()
@@ -260,30 +240,25 @@ def clip_projections(clip: CLIP, choice: TowerChoice) -> dict[str, Tensor]:
 class Tower(nn.Module):
     """A frozen image and text tower with preprocessing constants: what makes a cache."""
 
-    def __init__(
-        self,
-        clip: CLIP,
-        choice: TowerChoice,
-        tokenizer: open_clip.SimpleTokenizer,
-        *,
-        pretrained: str = "none",
-        like: str | None = None,
-    ) -> None:
+    def __init__(self, clip: CLIP, choice: TowerChoice, *, pretrained: str = "none", like: str | None = None) -> None:
         """`pretrained` and `like` name the weights in the fingerprint. Raises TowerError as `ImageTower`."""
         super().__init__()
         choice = choice.resolved()
         self.dtype, self.batch, self.image_config = DTYPES[choice.tower_dtype], choice.batch, image_config(clip)
-        sha256, activation = weights_hash(clip), activation_of(clip)
+        activation, digest = activation_of(clip), hashlib.sha256()
+        for name, value in sorted(clip.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         self.projections: dict[str, np.ndarray] = {
             kind: weight.float().cpu().numpy() for kind, weight in clip_projections(clip, choice).items()
         }
         self.image = ImageTower(clip.visual, choice).to(self.dtype)
-        self.text = TextTower(clip, tokenizer, clip.context_length, projected=choice.texts_projected)
+        self.text = TextTower(clip, clip.context_length, projected=choice.texts_projected)
         self.eval().requires_grad_(False)
         self.fingerprint = {
             "name": choice.tower,
             "pretrained": pretrained,
-            "weights_sha256": sha256,
+            "weights_sha256": digest.hexdigest(),
             "frame_dim": self.image.dim,
             "text_dim": self.text.dim,
             "context_length": int(clip.context_length),
@@ -320,7 +295,7 @@ class Tower(nn.Module):
         """
         if not texts:
             return []
-        ids = self.text.tokenizer(texts, context_length=self.text.max_tokens)
+        ids = open_clip.tokenize(texts, self.text.max_tokens)
         lengths = (ids.argmax(dim=-1) + 1).tolist()  # EOS has the highest id
         device = self.text.positions.device
         if device.type == "cpu":
@@ -330,17 +305,7 @@ class Tower(nn.Module):
         return [row[:length] for row, length in zip(tokens, lengths, strict=False)]
 
 
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of all tensors in the order of their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_tower(choice: TowerChoice) -> Tower:
     """The tower with its weights (`pretrained_clip`). Raises TowerError as `pretrained_clip` and `ImageTower`."""
     clip, pretrained, like = pretrained_clip(choice.tower, choice.pretrained, choice.like)
-    tokenizer = clip_tokenizer(choice.tower, int(clip.context_length))
-    return Tower(clip, choice, tokenizer, pretrained=pretrained, like=like)
+    return Tower(clip, choice, pretrained=pretrained, like=like)

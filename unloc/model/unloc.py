@@ -1,5 +1,6 @@
 """UnLoc: frame tokens and text tokens in, relevance and displacements per point out (UnLoc §3, Figure 2)."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,11 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unloc.config import MAX_TEXT_TOKENS, ModelConfig
-from unloc.errors import ConfigError, InputError
-from unloc.model.fusion import Fusion, FusionLayer, Positions
-from unloc.model.heads import ConvBlocks, DisplacementHead, LinearHead, RelevanceHead
-from unloc.model.pyramid import FeaturePyramidEncoder, PlainEncoder, SimplePyramidEncoder
-from unloc.ops.points import require_levels
+from unloc.errors import ConfigError
+from unloc.model.fusion import FusionLayer, Positions
+from unloc.model.heads import ConvBlocks, PointHead
+from unloc.model.pyramid import Encoder
 
 MAX_SEQUENCES = 256  # fused at once without gradients: more is not faster
 Masks = tuple[Tensor, Tensor] | None
@@ -42,8 +42,8 @@ class UnLoc(nn.Module):
 
     `frame_dim` and `text_dim` are the channels of the tokens. Tokens as wide as the fusion enter as they are (CLIP's
     own projections then replace the official video and text projections) unless the config asks for a projection;
-    others pass a linear layer without bias. `localizes` False builds no displacement head (AS). Raises ConfigError
-    where the levels do not line up over `num_steps`, or fusion `none` is given no classes.
+    others pass a linear layer without bias. `localizes` False builds no displacement head (AS). `num_classes` are the
+    outputs of fusion `none`.
     """
 
     def __init__(
@@ -57,36 +57,28 @@ class UnLoc(nn.Module):
         localizes: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.num_classes, width = config, num_classes, config.width
-        self.num_levels = 1 if config.pyramid == "none" else config.num_levels
-        require_levels(num_steps, self.num_levels)
-        if config.fusion == "none" and not num_classes:
-            raise ConfigError("model.fusion none: needs class names to be the outputs; this task's texts are sentences")
+        self.config, width = config, config.width
         self.video_projection = _projection(frame_dim, width, always=config.project_frames)
         if config.fusion != "none":
             self.text_projection = _projection(text_dim, width, always=config.project_texts)
         self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, width)
-        layers = Fusion(
-            FusionLayer(width, config.num_heads, config.mlp_width, config.dropout) for _ in range(config.num_layers)
-        )
-        levels = self.num_levels if localizes else 1  # steps are labelled on the bottom level
-        if config.pyramid == "simple":
-            self.encoder = SimplePyramidEncoder(layers, width, levels)
-        elif config.pyramid == "fpn":
-            self.encoder = FeaturePyramidEncoder(layers, width, config.num_levels)
-        else:
-            self.encoder = PlainEncoder(layers, width)
+        sizes = (width, config.num_heads, config.mlp_width, config.dropout)
+        layers = [FusionLayer(*sizes) for _ in range(config.num_layers)]
+        num_levels = 1 if config.pyramid == "none" or not localizes else config.num_levels  # AS labels the bottom one
+        num_encoded = config.num_levels if config.pyramid == "fpn" else num_levels
+        self.encoder = Encoder(config.pyramid, layers, width, num_encoded)
         num_outputs = num_classes if config.fusion == "none" else 1
         self.relevance_head = self.displacement_head = None
-        convs, shared, bias = config.num_head_convs, config.share_heads, config.class_bias
+        self.shares_displacements = config.displacements == "shared" and localizes
+        sizes, shared, bias = (width, config.num_head_convs, num_levels), config.share_heads, config.class_bias
         if config.fusion != "late" and config.head == "linear":
-            self.relevance_head = LinearHead(width, num_outputs=num_outputs, bias=bias)
+            self.relevance_head = ConvBlocks(width, 0, num_outputs, bias)
         elif config.fusion != "late":
-            self.relevance_head = RelevanceHead(width, convs, levels, shared=shared, num_outputs=num_outputs, bias=bias)
+            self.relevance_head = PointHead(*sizes, shared=shared, num_outputs=num_outputs, bias=bias)
         if localizes:
-            num_pairs = 1 if config.displacements == "shared" else num_outputs
-            self.displacement_head = DisplacementHead(
-                width, convs, levels, shared=shared, num_outputs=2 * num_pairs, bias=config.displacement_bias
+            num_pairs, bias = 1 if config.displacements == "shared" else num_outputs, config.displacement_bias
+            self.displacement_head = PointHead(
+                *sizes, shared=shared, num_outputs=2 * num_pairs, bias=bias, displacements=True
             )
         self.saliency_head = ConvBlocks(width, 1, 1, 0.0) if config.saliency_head else None
         if config.fusion == "late":  # CLIP's own initial temperature: 1 / 0.07
@@ -130,21 +122,16 @@ class UnLoc(nn.Module):
     ) -> Outputs:
         """Outputs of every video with every text (pairing `all`), or of video b with text b (`own`: one text each).
 
-        A mask of None means that all are valid, and is faster than a mask that is true everywhere.
-
-        Raises InputError for no texts or texts of more than 128 tokens, ConfigError where the pyramid's levels do not
-        line up over the frames.
+        A mask of None means that all are valid, and is faster than a mask that is true everywhere. The frames are a
+        multiple of the coarsest level's stride, the texts at least one, of at most `MAX_TEXT_TOKENS` tokens.
         """
         num_frames = frames.shape[1]
-        require_levels(num_frames, self.num_levels)
         frames = self.positions(self.video_projection(frames))
-        if self.config.fusion == "none":
-            return self._without_text(frames, frame_mask)
-        if not len(texts) or texts.shape[1] > MAX_TEXT_TOKENS:
-            raise InputError(
-                f"{len(texts)} texts of {texts.shape[1]} tokens; the model takes at least one, each of at most "
-                f"{MAX_TEXT_TOKENS}: data.max_text_tokens"
-            )
+        if self.config.fusion == "none":  # (Table 2) a logit per class, and a pair of displacements for each or for all
+            relevance, boxes, _ = self._heads(self.encoder(frames, frame_mask, num_frames))
+            if boxes is not None:
+                boxes = boxes.unflatten(-1, (-1, 2)).transpose(1, 2).expand(-1, relevance.shape[-1], -1, -1)
+            return Outputs(relevance.transpose(1, 2), boxes, None)
         texts = self.text_projection(texts)
         if self.config.fusion == "late":
             return self._late(frames, frame_mask, _last_tokens(texts, text_mask), pairing)
@@ -185,7 +172,7 @@ class UnLoc(nn.Module):
         relevance, displacements, saliency = (
             None if column[0] is None else torch.cat(column, dim=1) for column in columns
         )
-        if self._shares_displacements:
+        if self.shares_displacements:
             means = [torch.stack(level).sum(0) / len(texts) for level in zip(*sums, strict=True)]
             displacements = self.displacement_head(means)[:, None].expand(-1, len(texts), -1, -1)
         return Outputs(relevance, displacements, saliency)
@@ -197,51 +184,40 @@ class UnLoc(nn.Module):
         qkv = _paired(projected, self.encoder.layers[0].project(texts))
         mask = None if masks is None else _paired(*masks)
         levels = self.encoder(_paired(frames, texts), mask, frames.shape[1], qkv)
-        if not self._shares_displacements:
+        if not self.shares_displacements:
             return self._outputs(levels, len(frames)), []
         sums = [level.unflatten(0, (len(frames), len(texts))).sum(1) for level in levels]
         return self._outputs(levels, len(frames), displacements=False), sums
 
-    @property
-    def _shares_displacements(self) -> bool:
-        return self.config.displacements == "shared" and self.displacement_head is not None
+    def _heads(self, levels: list[Tensor], *, displacements: bool = True) -> tuple[Tensor | None, ...]:
+        """Relevance (S, P, outputs), displacements (S, P, 2 outputs) and saliency (S, T) of S sequences."""
+        localizes = self.displacement_head is not None
+        boxes = self.displacement_head(levels) if localizes and displacements else None
+        scored = levels if localizes else levels[:1]
+        relevance = None if self.relevance_head is None else self.relevance_head(scored)
+        saliency = None if self.saliency_head is None else self.saliency_head(levels[:1]).squeeze(-1)
+        return relevance, boxes, saliency
 
     def _outputs(self, levels: list[Tensor], videos: int, *, displacements: bool = True) -> Outputs:
         """Head outputs of sequences (videos x texts)."""
-        has_boxes = self.displacement_head is not None
-        boxes = self.displacement_head(levels) if has_boxes and displacements else None
-        relevance = self.relevance_head(levels if has_boxes else levels[:1]).squeeze(-1)
-        found = (relevance, boxes, self._saliency(levels))
+        relevance, boxes, saliency = self._heads(levels, displacements=displacements)
+        found = (relevance.squeeze(-1), boxes, saliency)
         return Outputs(*(None if values is None else values.unflatten(0, (videos, -1)) for values in found))
-
-    def _saliency(self, levels: list[Tensor]) -> Tensor | None:
-        return None if self.saliency_head is None else self.saliency_head(levels[:1]).squeeze(-1)
 
     def _late(self, frames: Tensor, frame_mask: Tensor | None, texts: Tensor, pairing: str) -> Outputs:
         """Late fusion (Table 3): cosine of each point's feature and the text's EOS, with a learned scale and bias;
         displacements and saliency do not see the text.
         """
         levels = self.encoder(frames, frame_mask, frames.shape[1])
-        displacements = None if self.displacement_head is None else self.displacement_head(levels)
-        saliency = self._saliency(levels)
-        points = F.normalize(torch.cat(levels if displacements is not None else levels[:1], dim=1), dim=-1)
+        _, *unseen = self._heads(levels)
+        points = F.normalize(torch.cat(levels if unseen[0] is not None else levels[:1], dim=1), dim=-1)
         text = F.normalize(texts, dim=-1)
         text = text[:, None] if pairing == "own" else text.expand(len(points), -1, -1)
         relevance = self.logit_scale * text @ points.transpose(1, 2) + self.logit_bias
-        if displacements is not None:
-            displacements = displacements[:, None].expand(-1, relevance.shape[1], -1, -1)
-        if saliency is not None:
-            saliency = saliency[:, None].expand(-1, relevance.shape[1], -1)
-        return Outputs(relevance, displacements, saliency)
-
-    def _without_text(self, frames: Tensor, frame_mask: Tensor | None) -> Outputs:
-        """No text (Table 2): a logit and a pair of displacements per class, or one pair for all, from frames alone."""
-        levels = self.encoder(frames, frame_mask, frames.shape[1])
-        relevance = self.relevance_head(levels if self.displacement_head is not None else levels[:1]).transpose(1, 2)
-        displacements = None if self.displacement_head is None else self.displacement_head(levels)
-        if displacements is not None:
-            displacements = displacements.unflatten(-1, (-1, 2)).transpose(1, 2).expand(-1, self.num_classes, -1, -1)
-        return Outputs(relevance, displacements, None)
+        count = relevance.shape[1]
+        return Outputs(
+            relevance, *(None if one is None else one[:, None].expand(-1, count, *one.shape[1:]) for one in unseen)
+        )
 
 
 def _last_tokens(
@@ -265,9 +241,9 @@ def _projection(dim: int, width: int, *, always: bool) -> nn.Module:
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters of each top-level part, and `total`."""
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    own = sum(p.numel() for p in model.parameters(recurse=False))
-    return {key: value for key, value in {**counts, "own": own}.items() if value} | {
-        "total": sum(counts.values()) + own
-    }
+    """Parameters of each part, those of a core behind towers without the core's name, and `total`."""
+    counts = Counter()
+    for name, parameter in model.named_parameters():
+        part, is_part, _ = name.removeprefix("core.").partition(".")
+        counts[part if is_part else "own"] += parameter.numel()
+    return {**counts, "total": counts.total()}

@@ -1,7 +1,5 @@
 """Losses, elementwise, and how they are summed (UnLoc §3.5)."""
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -21,70 +19,27 @@ def focal_loss(
     return (alpha * labels + (1.0 - alpha) * (1.0 - labels)) * wrong.pow(gamma) * cross_entropy
 
 
-def sigmoid_loss(logits: Float[Tensor, "*shape"], labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Binary cross-entropy per element."""
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-
-
-def _overlap_union(
-    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    return predicted.minimum(target).sum(-1), predicted.maximum(target).sum(-1)
-
-
-def l1_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
-    """Sum of absolute differences of both displacements, in stride units: the paper's choice (§3.5, Table 1)."""
-    return (predicted - target).abs().sum(-1)
-
-
-def l1_over_union_loss(
-    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
-) -> Float[Tensor, "*shape"]:
-    """The official code's `l1`: absolute differences divided by the union.
-
-    Both segments hold the same point, so max - min = |difference| and this equals 1 - IoU (up to epsilon): the
-    official `l1` and `iou` are the same function, and its `l1+iou` is twice that.
-    """
-    _, union = _overlap_union(predicted, target)
-    return l1_loss(predicted, target) / (union + EPSILON)
-
-
-def iou_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
-    """1 - IoU of two segments around the same point, given as distances to start and end (>= 0)."""
-    overlap, union = _overlap_union(predicted, target)
-    return 1.0 - overlap / (union + EPSILON)
-
-
-def center_offset_squared_loss(
-    predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]
-) -> Float[Tensor, "*shape"]:
-    """Squared distance of the centres over the squared union (which is the enclosing length here)."""
-    _, union = _overlap_union(predicted, target)
-    shift = (predicted[..., 1] - predicted[..., 0]) - (target[..., 1] - target[..., 0])
-    return (0.5 * shift / (union + EPSILON)).square()
-
-
-def diou_loss(predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
-    """1-D DIoU: 1 - IoU plus the centre offset term (official `iou+center_offset_squared`)."""
-    return iou_loss(predicted, target) + center_offset_squared_loss(predicted, target)
-
-
-BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": l1_loss,
-    "l1_over_union": l1_over_union_loss,
-    "iou": iou_loss,
-    "diou": diou_loss,
-    "center_offset_squared": center_offset_squared_loss,
-}
-"""What `loss.box` may name (`config.BOX_TERMS`)."""
-
-
 def box_loss(
     predicted: Float[Tensor, "*shape 2"], target: Float[Tensor, "*shape 2"], expression: str
 ) -> Float[Tensor, "*shape"]:
-    """The weighted sum of box losses that an expression names, per element."""
-    terms = [weight * BOX_LOSSES[name](predicted, target) for weight, name in parse_box_terms(expression)]
+    """The weighted sum of losses that `loss.box` names, of displacements (>= 0, in strides) of one point."""
+    terms = [weight * _box_term(predicted, target, name) for weight, name in parse_box_terms(expression)]
     return sum(terms[1:], terms[0])
+
+
+def _box_term(predicted: Tensor, target: Tensor, name: str) -> Tensor:
+    if name == "diou":  # in one dimension; official `iou+center_offset_squared`
+        return _box_term(predicted, target, "iou") + _box_term(predicted, target, "center_offset_squared")
+    overlap, union = predicted.minimum(target).sum(-1), predicted.maximum(target).sum(-1) + EPSILON
+    absolute = (predicted - target).abs().sum(-1)
+    shift = (predicted[..., 1] - predicted[..., 0]) - (target[..., 1] - target[..., 0])
+    return {
+        "l1": absolute,  # the paper's choice (§3.5, Table 1)
+        # The official code's `l1`. Both segments hold the point, so max - min = |difference| and this equals iou.
+        "l1_over_union": absolute / union,
+        "iou": 1.0 - overlap / union,
+        "center_offset_squared": (0.5 * shift / union).square(),  # the union is the enclosing length here
+    }[name]
 
 
 def sum_over(losses: Float[Tensor, "*shape"], normalizer: Num[Tensor, ""]) -> Float[Tensor, ""]:

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unloc.errors import ConfigError
 from unloc.ops.points import Points
 
 FILLER_STEPS = 1e6  # distance to the boundary of a segment that the point is outside of; no loss reads it
@@ -36,12 +35,8 @@ def localization_targets(
     `segment_text` names the text each segment belongs to, -1 for padding. A point t of level l is positive for a
     segment [s, e] if max(t-s, e-t) lies in [edge_l, edge_l+1) and t lies within radius·2^l of the centre, clipped to
     the segment, both ends included. Overlapping segments of one text: distances are independent minima, as in the
-    official code, so that start and end may come from different segments. Raises ConfigError unless there is one range
-    per level.
+    official code, so that start and end may come from different segments.
     """
-    if len(range_edges) != len(points.level_sizes) + 1:
-        ranges, levels = len(range_edges) - 1, len(points.level_sizes)
-        raise ConfigError(f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level")
     start, end = segments_steps[..., 0, None], segments_steps[..., 1, None]
     to_start, to_end = points.steps - start, end - points.steps
     farthest, level = to_start.maximum(to_end), points.strides.log2().round().long()

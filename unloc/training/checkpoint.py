@@ -33,12 +33,10 @@ def save_checkpoint(run: Path, info: CheckpointInfo, weights: dict[str, Tensor],
     links = run / "checkpoints"
     folder, description = links / f"step-{info.step:08d}", json.dumps(info.to_dict(), indent=1)
     links.mkdir(parents=True, exist_ok=True)
-    if folder.name in _linked(links):
+    if folder.name in _delete_unlinked(links):
         write_file(folder / "checkpoint.json", description)
     else:
         temporary = folder.with_name(f".{folder.name}.part")
-        for leftover in (temporary, folder):  # of a killed run
-            shutil.rmtree(leftover, ignore_errors=True)
         try:
             temporary.mkdir()
             on_cpu = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
@@ -65,15 +63,13 @@ def _point(link: Path, target: str) -> None:
     fsync(link.parent)
 
 
-def _linked(folder: Path) -> set[str]:
-    return {link.readlink().name for link in folder.iterdir() if link.is_symlink()}
-
-
-def _delete_unlinked(folder: Path) -> None:
-    linked = _linked(folder)
-    for item in [*folder.glob("step-*"), *folder.glob(".step-*")]:
-        if item.name not in linked:
-            shutil.rmtree(item)
+def _delete_unlinked(links: Path) -> set[str]:
+    """Delete checkpoints without a link, which a killed run leaves; returns those with one."""
+    linked = {link.readlink().name for link in links.iterdir() if link.is_symlink()}
+    for folder in [*links.glob("step-*"), *links.glob(".step-*")]:
+        if folder.name not in linked:
+            shutil.rmtree(folder)
+    return linked
 
 
 def load_state(run: Path) -> dict | None:

@@ -1,8 +1,8 @@
 """What several processes share, so that N of them give the loss and gradients of one with the whole batch.
 
-Each process fuses its own videos with the texts of all (gathered before the fusion, as in the official code), sums its
-losses and divides them by normalisers averaged over the processes. DistributedDataParallel then averages gradients:
-together that is the global batch's loss. The official code normalises TAL and AS per device instead.
+Each process fuses its own videos with the texts of all (as in the official code) and divides its losses by normalisers
+averaged over the processes; DistributedDataParallel averages gradients. The official code normalises TAL and AS per
+device instead.
 """
 
 from dataclasses import dataclass
@@ -31,18 +31,13 @@ class Texts:
     """`mask` as the model takes it: None where all are valid."""
 
 
-def own_texts(batch: Batch) -> Texts:
-    """The texts of this process alone."""
-    return Texts(batch.texts, batch.text_mask, batch.frame_mask, 0, batch.model_masks[1])
-
-
-def gathered_texts(batch: Batch) -> Texts:
-    """The texts of all processes in the order of their ranks; with one process, its own.
+def gathered_texts(batch: Batch, *, own_only: bool = False) -> Texts:
+    """The texts of all processes in the order of their ranks, or this one's own alone.
 
     Nothing trainable is before them (a live tower encodes what was gathered), so no gradient is sent.
     """
-    if process_count() == 1:
-        return own_texts(batch)
+    if own_only or process_count() == 1:
+        return Texts(batch.texts, batch.text_mask, batch.frame_mask, 0, batch.model_masks[1])
     tokens, counts = _gather(batch.texts)
     mask, _ = _gather(batch.text_mask)
     owner_mask, _ = _gather(batch.frame_mask)

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,24 +50,19 @@ def require_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool, 
 
 
 def _changes(run: Path, before: Recipe, now: Recipe, change_optim: bool) -> dict[str, list]:
-    one, other = (_flat(asdict(recipe)) for recipe in (before, now))
-    changes = {key: [one[key], other[key]] for key in one if key != "name" and one[key] != other[key]}
+    one, other = asdict(before), asdict(now)
+    changes = {} if before.task == now.task else {"task": [before.task, now.task]}
+    for section in [key for key, values in one.items() if isinstance(values, dict)]:
+        pairs = {f"{section}.{key}": [value, other[section][key]] for key, value in one[section].items()}
+        changes |= {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     changeable = {key for key in changes if key.startswith("optim.") and key != "optim.name"}
     allowed = {"train.checkpoint_minutes"} | (changeable if change_optim else set())
     refused = [key for key in changes if key not in allowed]
     if refused:
-        shown = "; ".join(f"{key}: run {one[key]}, now {other[key]}" for key in refused)
+        shown = "; ".join("{}: run {}, now {}".format(key, *changes[key]) for key in refused)
         advice = "accept these with --change-optim" if changeable.issuperset(refused) else "start a new run with --init"
         raise ConfigError(f"{run}: was started with another recipe ({shown}); resume with the same values, or {advice}")
     return changes
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested dictionaries with dotted keys."""
-    found = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 @contextmanager
@@ -104,16 +99,12 @@ def read_json(path: Path) -> dict:
 
 def environment(seed: int) -> dict:
     """Versions, git revision and seed of this run."""
-    versions: dict[str, str | None] = {}
+    versions, revision = dict.fromkeys(RECORDED), None
     for name in RECORDED:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+    with suppress(FileNotFoundError):  # no git here
         revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except FileNotFoundError:  # no git here
-        revision = None
     machine = {"python": platform.python_version(), "machine": platform.machine()}
     return {"versions": versions, **machine, "revision": revision, "seed": seed}

@@ -5,44 +5,48 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unloc.files import write_file
-
-if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard where it is installed (extra `track`).
+    """metrics.jsonl, and a TensorBoard event file where TensorBoard is installed (extra `track`).
 
-    Rows after `step` and `validated`, which a killed run left, are removed.
+    Rows after `step` and `validated`, which a killed run left, are removed. Events are written in this thread:
+    TensorBoard's own writer hides a full disk in another one.
     """
 
     def __init__(self, run: Path, step: int, validated: int) -> None:
         self.run, self.step, self.validated = run, step, validated
 
     def __enter__(self) -> "MetricsLog":
-        path = self.run / "metrics.jsonl"
+        path, self._stack, self._records = self.run / "metrics.jsonl", ExitStack(), None
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_file(path, "".join(line for line in lines if self._is_done(line)))
-        self._file, self._board = path.open("a", encoding="utf-8"), None
+        self._file = self._stack.enter_context(path.open("a", encoding="utf-8"))
         try:
-            self._board = EventFile(self.run / "tensorboard", self.step)
+            from tensorboard.compat.proto.event_pb2 import SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             logger.info("tensorboard is not installed (extra `track`): metrics go to metrics.jsonl only")
+            return self
+        folder = self.run / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
+        self._records = RecordWriter(self._stack.enter_context(file))
+        self._write_event(file_version="brain.Event:2")
+        # TensorBoard drops what it has of later steps: they are done again.
+        self._write_event(step=self.step + 1, session_log=SessionLog(status=SessionLog.START))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._stack.close()
 
     def _is_done(self, line: str) -> bool:
         try:
@@ -51,43 +55,19 @@ class MetricsLog:
         except ValueError:  # half a line
             return False
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One row of kind train or val."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            self._board.write(kind, step, values)
+    def _write_event(self, **fields: object) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
 
-
-class EventFile:
-    """A TensorBoard event file written in this thread: its own writer hides a full disk in another one."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = Event, Summary
-        folder.mkdir(exist_ok=True)
-        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
-        self._records = RecordWriter(self._file)
-        self._write(Event(file_version="brain.Event:2"))
-        # TensorBoard drops what it has of later steps: they are done again.
-        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def _write(self, event: "Event") -> None:
-        event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
         self._records.flush()
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """The values of one step, as `kind/name`."""
-        scalars = [self._summary.Value(tag=f"{kind}/{key}", simple_value=value) for key, value in values.items()]
-        self._write(self._event(step=step, summary=self._summary(value=scalars)))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """One row of kind train or val; in TensorBoard `kind/name`."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._records is not None:
+            scalars = [{"tag": f"{kind}/{key}", "simple_value": value} for key, value in values.items()]
+            self._write_event(step=step, summary={"value": scalars})
 
 
 class _LogFile(logging.FileHandler):

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unloc.config import LossConfig, Recipe
 from unloc.examples.batches import Batch
 from unloc.model.unloc import Outputs
-from unloc.ops.losses import box_loss, focal_loss, sigmoid_loss, sum_over
+from unloc.ops.losses import box_loss, focal_loss, sum_over
 from unloc.ops.points import make_points
 from unloc.ops.targets import Targets, localization_targets, shared_displacements
 from unloc.tasks import task_named
-from unloc.training.distributed import Texts, gathered_texts, own_texts, process_mean
+from unloc.training.distributed import Texts, gathered_texts, process_mean
 
 
 @dataclass(frozen=True)
@@ -23,40 +24,35 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def pairing_of(recipe: Recipe) -> str:
-    """How training pairs texts with videos: `all` for classes and in-batch negatives, otherwise each with its `own`."""
+def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
+    """Forward pass and losses of one batch.
+
+    Videos are paired with all classes, with the captions of the batch (of all processes), or each with its own text.
+    """
     task = task_named(recipe.task)
     if task.text_kind == "class":
-        return "own" if recipe.train.classes_per_video else "all"
-    return "all" if recipe.task == "mr" and recipe.train.negatives == "batch" else "own"
-
-
-def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
-    """Forward pass and losses of one batch. With several processes, captions are paired with the videos of all."""
-    pairing, task = pairing_of(recipe), task_named(recipe.task)
-    texts = gathered_texts(batch) if pairing == "all" and task.text_kind == "query" else own_texts(batch)
-    frame_mask, _ = batch.model_masks
+        own_only = recipe.train.classes_per_video > 0
+    else:
+        own_only = recipe.task != "mr" or recipe.train.negatives == "own"
+    texts = gathered_texts(batch, own_only=own_only or task.text_kind == "class")
+    frame_mask, pairing = batch.model_masks[0], "own" if own_only else "all"
     outputs = model(batch.frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
     if not task.localizes:
-        if batch.step_labels is not None:
-            labels = batch.step_labels[:, None]
-        else:  # background, -1, is no class
-            classes = torch.arange(outputs.relevance.shape[1], device=batch.frames.device)
-            labels = batch.step_classes[:, None] == classes[None, :, None]
-        loss = segmentation_loss(outputs.relevance, labels, batch.frame_mask, batch.rows_per_video, recipe.loss)
-        parts = {"relevance": loss}
+        labels, rows = batch.step_labels, batch.rows_per_video
+        parts = {"relevance": segmentation_loss(outputs.relevance, labels, batch.frame_mask, rows, recipe.loss)}
     else:
-        parts = localization_losses(outputs, batch, texts, recipe)
+        parts = localization_losses(outputs, batch, texts, recipe, own_only=own_only)
     if outputs.saliency is not None:
         parts["saliency"] = recipe.loss.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
     return Losses(sum(parts.values()), parts)
 
 
-def localization_losses(outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe) -> dict[str, Tensor]:
+def localization_losses(
+    outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe, *, own_only: bool
+) -> dict[str, Tensor]:
     """Relevance over every pair and point, displacements over positive points."""
     num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
     points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
-    own_only = pairing_of(recipe) == "own"
     text = torch.zeros_like(batch.segment_text) if own_only else batch.segment_text + texts.first_own
     text, num_texts = text.where(batch.segment_text >= 0, -1), 1 if own_only else len(texts.tokens)
     edges, radius = recipe.targets.range_edges, recipe.targets.radius
@@ -107,7 +103,7 @@ def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tens
     """Elementwise relevance loss that the recipe names."""
     if config.relevance == "focal":
         return focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
-    return sigmoid_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def segmentation_loss(
@@ -119,13 +115,11 @@ def segmentation_loss(
 
 
 def saliency_loss(logits: Tensor, batch: Batch, first_own: int = 0) -> Tensor:
-    """Cross-entropy with the raters' mean (0-1) as a soft label, mean over valid steps of each video's own query.
-
-    Queries without ratings do not count.
-    """
+    """Cross-entropy with the raters' mean (0-1) as a soft label, mean over valid steps of own queries with ratings."""
     if logits.shape[1] > 1:
         own = torch.arange(len(logits), device=logits.device)
         logits = logits[own, first_own + own][:, None]
     valid = (batch.frame_mask & batch.is_rated[:, None])[:, None]
-    losses = sigmoid_loss(logits, batch.saliency[:, None].to(logits.dtype))
+    labels = batch.saliency[:, None].to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return sum_over(losses * valid, process_mean(valid.sum()))

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from unloc.annotations.subsets import restricted
 from unloc.cache.opening import open_cache
 from unloc.cache.reading import Cache
 from unloc.config import Recipe
-from unloc.errors import ConfigError, FingerprintError, InputError, MissingError, UnlocError
+from unloc.errors import ConfigError, FingerprintError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
 from unloc.examples.examples import build_examples
 from unloc.examples.loader import Loader
@@ -32,7 +31,7 @@ from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked, make_folder, read_json, require_folder
 from unloc.training.logs import logged
-from unloc.training.trainer import StepReport, Trainer
+from unloc.training.trainer import OnStep, Trainer
 
 logger = logging.getLogger(__name__)
 FREE_PARTS = ("encoder.levels", "encoder.norm", "relevance_head", "displacement_head", "saliency_head", "logit_")
@@ -50,7 +49,7 @@ def fit_recipe(
     threads: int = 0,
     init: Path | None = None,
     change_optim: bool = False,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: OnStep = lambda step, total, values: None,
 ) -> dict[str, float]:
     """Train a recipe into a run folder; returns the last validation metrics.
 
@@ -79,12 +78,17 @@ def fit_recipe(
         train, val = splits_of(recipe, loaded, CachedTokens(opened))
         trainer = build_trainer(recipe, train, val, opened, run, device=device_, on_step=on_step)
         used = described(device_, recipe.train.precision) | {"threads": torch.get_num_threads()}
-        env = (
-            environment(recipe.train.seed) | used | {"data": data_hashes([train, val], trainer.loader.examples.source)}
-        )
+        data = data_hashes([train, val], trainer.loader.examples.source)
+        env = environment(recipe.train.seed) | used | {"data": data}
         before = read_json(run / "env.json") if resume else {"changes": []}
         if resume:
-            require_same_data(run, before["data"], env["data"])
+            names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos (--cache)"}
+            differing = [name for key, name in names.items() if before["data"][key] != data[key]]
+            if differing:
+                raise InputError(
+                    f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on "
+                    f"these with --init {run}"
+                )
             for key in [key for key, value in used.items() if before[key] != value]:
                 now = f"{before[key]}, now {used[key]}"
                 logger.warning("%s: the run was started with %s: the last bits of results may differ", key, now)
@@ -134,7 +138,7 @@ def build_trainer(
     run: Path,
     *,
     device: torch.device | str = "cpu",
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: OnStep = lambda step, total, values: None,
 ) -> Trainer:
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
     torch.manual_seed(recipe.train.seed)
@@ -202,17 +206,6 @@ def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in values.items()}
 
 
-def require_same_data(run: Path, before: dict, now: dict) -> None:
-    """Raise InputError where a resumed run was started on other annotations or videos."""
-    names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos or tokens (--cache)"}
-    differing = [name for key, name in names.items() if before[key] != now[key]]
-    if differing:
-        raise InputError(
-            f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on these "
-            f"with --init {run}"
-        )
-
-
 def require_data(manifest: Manifest, cache: Cache, recipe: Recipe) -> None:
     """Raise InputError where the manifest serves another task, or a split has nothing for it in its cached videos or
     not in seconds; MissingError where it lacks a split of the recipe.
@@ -223,9 +216,6 @@ def require_data(manifest: Manifest, cache: Cache, recipe: Recipe) -> None:
         ("val_split", "data.val_split='' trains without validation"),
     ):
         split = getattr(recipe.data, key)
-        if split and split not in manifest.splits:
-            known = ", ".join(manifest.splits)
-            raise MissingError(f"data.{key}: split {split!r} is not in manifest {manifest.name!r}; it has: {known}")
         if split:
             selected = restricted(manifest.select(split), lambda video_id: video_id in cache)
             if len(selected.videos):  # with none, the examples name those that are missing

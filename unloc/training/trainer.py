@@ -5,9 +5,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,21 +22,14 @@ from unloc.tasks import task_named
 from unloc.training.checkpoint import load_state, save_checkpoint
 from unloc.training.logs import MetricsLog
 from unloc.training.objective import Losses, compute_losses
-from unloc.training.optim import build_optimizer, clip_gradients, lr_factor
+from unloc.training.optim import build_optimizer, lr_factor
 
 logger = logging.getLogger(__name__)
+COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What the loop reports after each step."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    lr: float
-    steps_per_second: float
+OnStep = Callable[[int, int, dict[str, float]], None]
+"""Called after each step with the steps done, all steps, and the values of this one: epoch, loss, lr."""
 
 
 class Trainer:
@@ -55,25 +47,21 @@ class Trainer:
         *,
         validate: Callable[[nn.Module], dict[str, float]] | None = None,
         device: torch.device | str = "cpu",
-        on_step: Callable[[StepReport], None] | None = None,
+        on_step: OnStep = lambda step, total, values: None,
     ) -> None:
         self.recipe, self.info, self.loader, self.run, self.validate = info.recipe, info, loader, run, validate
-        self.device, self.on_step = torch.device(device), on_step or (lambda report: None)
+        self.device, self.on_step = torch.device(device), on_step
         self.model = model.to(self.device)
-        self.averaged = self._averaged_model()
+        decay = self.recipe.train.ema_decay
+        self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
         self.optimizer = build_optimizer(self.model, self.recipe.optim)
         self.groups = self.optimizer.param_groups
         self.peak_rates = [group["lr"] for group in self.groups]
         self.total_steps = max(1, round(self.recipe.train.epochs * len(loader)))
-        self.factor = lr_factor(self.recipe.optim, len(loader), self.total_steps)
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
         self.saved: tuple[int, int] | None = None
         """Step, and step of the last validation, of the last checkpoint."""
-
-    def _averaged_model(self) -> AveragedModel | None:
-        decay = self.recipe.train.ema_decay
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
 
     @property
     def predictor(self) -> nn.Module:
@@ -82,8 +70,8 @@ class Trainer:
 
     def start_from(self, weights: dict[str, torch.Tensor]) -> None:
         """Replace fresh weights by these, which need not be all."""
-        self.model.load_state_dict(weights, strict=False)
-        self.averaged = self._averaged_model()
+        for model in (self.model, self.predictor):
+            model.load_state_dict(weights, strict=False)
 
     def resume(self) -> bool:
         """Continue from the last checkpoint exactly as if the run had not been interrupted; False where there is none.
@@ -104,7 +92,7 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        for name in ("step", "best", "best_step", "validated", "metrics"):
+        for name in COUNTERS:
             setattr(self, name, state[name])
         self.saved = self.step, self.validated
         return True
@@ -121,38 +109,33 @@ class Trainer:
         Raises DivergedError where loss or gradient is not finite, before the optimizer's step, and StoppedError on
         SIGTERM.
         """
-        self.rng, self.saved_at, started, first_step = self._rng(), time.monotonic(), time.perf_counter(), self.step
+        self.rng, self.saved_at = self._rng(), time.monotonic()
+        every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
         with MetricsLog(self.run, self.step, self.validated) as log, StopSignal() as stop:
             try:
                 batches = self.loader.batches(self.step, self.total_steps)
                 while True:
-                    if self._is_validation_due():
-                        with stop.immediate():
-                            self._validate(log)
+                    if self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps):
+                        stop.immediate = True
+                        stop.check()
+                        self._validate(log)
+                        stop.immediate = False
                     batch = next(batches, None)
                     if batch is None:
                         break
                     losses = self._gradients(batch)
-                    if self._is_checkpoint_due():
-                        self._save()
+                    is_validated = self.validated == self.step and self.saved != (self.step, self.validated)
+                    if is_validated or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes:
+                        self._save()  # also before the very first step
                     stop.check()
                     self._update()
-                    self._report(losses, (self.step - first_step) / (time.perf_counter() - started), log)
+                    self._report(losses, log)
                 self._save()
             except StoppedError as error:
                 self._save()
-                raise StoppedError(
-                    f"{self.run}: {error} after step {self.step}, which is saved; use --resume"
-                ) from None
+                message = f"{self.run}: {error} after step {self.step}, which is saved; use --resume"
+                raise StoppedError(message) from None
         return self.metrics
-
-    def _is_validation_due(self) -> bool:
-        every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
-        return self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps)
-
-    def _is_checkpoint_due(self) -> bool:
-        is_new = self.validated == self.step and self.saved != (self.step, self.validated)  # also the very first
-        return is_new or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes
 
     def _gradients(self, batch: Batch) -> Losses:
         """Losses of a batch, with their clipped gradients in the parameters; nothing else changes."""
@@ -161,7 +144,8 @@ class Trainer:
             losses = compute_losses(self.model, batch.to(self.device), self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        norm, loss = clip_gradients(self.model, self.recipe.optim.clip_norm), float(losses.total.detach())
+        limit, loss = self.recipe.optim.clip_norm or math.inf, float(losses.total.detach())
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
             raise self._diverged(
@@ -180,19 +164,20 @@ class Trainer:
         return DivergedError(f"{self.run}: training diverged: {what}; {advice}")
 
     def _update(self) -> None:
+        factor = lr_factor(self.recipe.optim, len(self.loader), self.total_steps, self.step)
         for group, peak in zip(self.groups, self.peak_rates, strict=True):
-            group["lr"] = peak * self.factor(self.step)
+            group["lr"] = peak * factor
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self.step += 1
         self.rng = self._rng()
 
-    def _report(self, losses: Losses, rate: float, log: MetricsLog) -> None:
+    def _report(self, losses: Losses, log: MetricsLog) -> None:
         values = {key: float(value.detach()) for key, value in losses.parts.items()}
         now = {"epoch": self.step / len(self.loader), "loss": float(losses.total.detach()), "lr": self.groups[0]["lr"]}
         log.write("train", self.step, now | values)
-        self.on_step(StepReport(step=self.step, total_steps=self.total_steps, steps_per_second=rate, **now))
+        self.on_step(self.step, self.total_steps, now)
 
     def _validate(self, log: MetricsLog) -> None:
         metrics: dict[str, float] = {}
@@ -218,7 +203,7 @@ class Trainer:
             "averaged": self.averaged.state_dict() if self.averaged is not None else {},
             "optimizer": self.optimizer.state_dict(),
             **self.rng,
-            **{name: getattr(self, name) for name in ("step", "best", "best_step", "validated", "metrics")},
+            **{name: getattr(self, name) for name in COUNTERS},
         }
         info = replace(self.info, step=self.step, metrics=self.metrics if self.validated == self.step else {})
         save_checkpoint(self.run, info, self.predictor.state_dict(), state, is_best=self.best_step == self.step)
@@ -226,10 +211,9 @@ class Trainer:
 
 
 class StopSignal:
-    """SIGTERM raises StoppedError at the next `check` or, within `immediate`, at once."""
+    """SIGTERM raises StoppedError at the next `check` or, while `immediate` (in long work without changes), at once."""
 
-    def __init__(self) -> None:
-        self._requested = self._immediate = False
+    requested = immediate = False
 
     def __enter__(self) -> "StopSignal":
         self._is_main = threading.current_thread() is threading.main_thread()  # only that one can handle signals
@@ -241,22 +225,12 @@ class StopSignal:
             signal.signal(signal.SIGTERM, self._before)
 
     def _on_signal(self, *signal_and_frame: object) -> None:
-        self._requested = True
-        if self._immediate:
+        self.requested = True
+        if self.immediate:
             self.check()
 
     def check(self) -> None:
         """Raise StoppedError if SIGTERM came."""
-        if self._requested:
-            self._immediate = False
+        if self.requested:
+            self.immediate = False
             raise StoppedError("stopped by SIGTERM")
-
-    @contextmanager
-    def immediate(self) -> Iterator[None]:
-        """For long work that changes nothing."""
-        self._immediate = True
-        try:
-            self.check()
-            yield
-        finally:
-            self._immediate = False
