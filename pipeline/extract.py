@@ -186,8 +186,7 @@ class _Job:
                 self.ledger.write_cached(result.meta, len(result.tokens))
             if video_id in self.files:
                 self._count_before(failure)
-        unwanted = set(self.writer.pending) - self.files.keys()
-        self.writer.release(lambda video_id: video_id in unwanted)
+        self.writer.release(set(self.writer.pending) - self.files.keys())
 
     def _plan(self) -> None:
         """Assign places in new shards to the videos that are due."""
@@ -248,7 +247,7 @@ class _Job:
             result = replace(result, partial_allowed=self.config.allow_partial)
             if result.reason == MACHINE:
                 self.machine_failures[result.video_id] = result
-                self.writer.release(lambda video_id: video_id == result.video_id)
+                self.writer.release([result.video_id])
             else:
                 self.writer.put(result)
             self._record(result)

@@ -27,6 +27,12 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True, scope="session")
+def mirrors_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Local copies of remote caches are not left in the home folder."""
+    os.environ["UNLOC_MIRRORS"] = str(tmp_path_factory.mktemp("mirrors"))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server of this machine."""

@@ -5,6 +5,11 @@ without a traceback and exits with code 2 (`--debug` shows the traceback).
 """
 
 
+def one_line(error: Exception) -> str:
+    """The error's message without line breaks, at most 160 characters; its class where it has none."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 class UnlocError(Exception):
     """Root of all errors that a user can do something about."""
 

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,7 +19,6 @@ from unloc.errors import CacheError
 
 logger = logging.getLogger(__name__)
 LOCK = "lock"
-BLOCK_BYTES = 1 << 24
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
 
 
@@ -106,7 +104,7 @@ def disk_full_errors(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "finished work is kept: free some space and run the same command again (fit: with --resume)"
+            advice = "free some space and run the same command again (fit: with --resume); finished work is kept"
             raise CacheError(f"{path}: no space left; {advice}") from error
         raise
 
@@ -121,7 +119,7 @@ def file_crc32c(path: Path) -> str:
     """crc32c of a file's bytes, eight hexadecimal digits."""
     checksum = google_crc32c.Checksum()
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(1 << 24):
             checksum.update(block)
     return checksum.hexdigest().decode()
 
@@ -146,32 +144,24 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[TextIO | None]:
 
 @contextmanager
 def folder_lock(folder: Path, action: str = "writing this cache") -> Iterator[None]:
-    """Lock a folder by FOLDER/lock, which names this process and is removed at the end.
-
-    Raises CacheError naming the process that has the lock and its `action`.
-    """
+    """Lock FOLDER/lock, removed at the end. Raises CacheError naming the process that has it and its `action`."""
     path, is_current = folder / LOCK, False
     while True:
         with file_lock(path) as file:
             if file is None:
-                raise CacheError(f"{path}: {_lock_owner(path)} is {action}; wait for it to end")
+                owner = ""
+                with suppress(FileNotFoundError):
+                    owner = path.read_text(encoding="utf-8")
+                raise CacheError(f"{path}: {owner or 'another process'} is {action}; wait for it to end")
             with suppress(FileNotFoundError):
                 is_current = os.path.samestat(os.fstat(file.fileno()), path.stat())
             if not is_current:  # the process that had the lock has just removed the file
                 continue
             file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _lock_owner(path: Path) -> str:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"

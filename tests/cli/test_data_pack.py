@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from unloc.annotations.schema import build_manifest, load_manifest, save_manifest, video_row
 from unloc.cli import app
-from unloc.video.locate import locate_in_shards
+from unloc.video.locate import index_videos
 
 
 def test_packing_reports_what_it_wrote_and_how_to_read_it(tmp_path, video_folder):
@@ -16,4 +16,4 @@ def test_packing_reports_what_it_wrote_and_how_to_read_it(tmp_path, video_folder
         assert done.exit_code == 0 and f"2 videos, 0.0 MB, in 1 shards ({written} written now)" in done.stdout
         assert "missing: gone" in done.stderr
     pattern = done.stdout.split("--shards '")[1].split("'")[0]
-    assert list(locate_in_shards(load_manifest(tmp_path / "m.jsonl").videos, pattern)[0]) == ["v0", "v1"]
+    assert list(index_videos(shards=pattern).locate(load_manifest(tmp_path / "m.jsonl").videos)[0]) == ["v0", "v1"]

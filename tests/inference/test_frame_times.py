@@ -23,7 +23,7 @@ from unloc.predictions.reading import read_frames
 from unloc.predictions.writing import write_frames
 from unloc.recipes import load_recipe
 from unloc.video.facts import scan
-from unloc.video.sampling import FrameSampling
+from unloc.video.reading import FrameSampling
 
 CLASSES = ("open", "pour", "stir")
 

@@ -170,10 +170,9 @@ def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_fol
 def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
     with folder_lock(clean), pytest.raises(CacheError, match="is writing this cache"), folder_lock(clean):
         pass
-    holder = {"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"}
-    (clean / "lock").write_text(json.dumps(holder))
+    (clean / "lock").write_text(f"process {2**22 + 1} on {os.uname().nodename}")
     with folder_lock(clean):
-        assert json.loads((clean / "lock").read_text())["pid"] == os.getpid()
+        assert str(os.getpid()) in (clean / "lock").read_text()
     assert not (clean / "lock").exists()
 
 

@@ -25,7 +25,7 @@ from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
 from unloc.errors import CacheError, CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig
-from unloc.video.locate import locate_in_shards
+from unloc.video.locate import index_videos
 from unloc.video.packing import pack_videos
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -125,7 +125,7 @@ def test_killed_while_it_reads_tar_shards_and_run_again_nothing_differs(files, c
     rows = [video_row(video_id, "test", None) for video_id in files]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     pattern = pack_videos(manifest.videos, files, tmp_path / "shards", shard_bytes=40_000).pattern
-    members, missing = locate_in_shards(manifest.videos, pattern)
+    members, missing = index_videos(shards=pattern).locate(manifest.videos)
     assert "{" in pattern and not missing
     assert run_disturbed(tmp_path / "cache", members, 45, kill_self) == -signal.SIGKILL
     check_resumed(tmp_path / "cache", members, clean)
@@ -253,7 +253,9 @@ def members(files, tmp_path):
     """The seven videos in tar shards: each is copied to the temporary folder to be decoded."""
     videos = {video_id: path for video_id, path in files.items() if video_id != "v3b"}
     manifest = build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "test", None) for name in videos])
-    return locate_in_shards(manifest.videos, pack_videos(manifest.videos, videos, tmp_path / "shards").pattern)[0]
+    return index_videos(shards=pack_videos(manifest.videos, videos, tmp_path / "shards").pattern).locate(
+        manifest.videos
+    )[0]
 
 
 def fill_temporary_folder(monkeypatch, prefix: str) -> None:

@@ -24,7 +24,7 @@ from unloc.cache.opening import open_cache
 from unloc.cache.shards import Failure
 from unloc.errors import MissingError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.locate import locate_videos
+from unloc.video.locate import index_videos
 from unloc.video.video_file import on_disk
 
 CONFIG = EncodeConfig(fps=2.0)
@@ -103,17 +103,22 @@ def token_bytes(cache):
 
 
 def decode(url, name="v0", **limits):
-    files, _ = locate_videos(manifest(name).videos, url)
+    files, _ = index_videos(url).locate(manifest(name).videos)
     with GuardedDecoder(Encoder(CONFIG).read_spec, Limits(**limits)) as decoder:
         return [event for _, event in decoder.events([Job(name, files[name])])]
 
 
 def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next_run(url, video_folder, tmp_path):
-    files, missing = locate_videos(manifest("v0", "v1", "v2", "gone").videos, url)
+    files, missing = index_videos(url).locate(manifest("v0", "v1", "v2", "gone").videos)
     assert missing == ["gone"] and [file.name for file in files.values()] == ["v0.mp4", "v1.mp4", "v2.mp4"]
     extract(tmp_path / "remote", CONFIG, OPTIONS, files, [], [])
     extract(
-        tmp_path / "here", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2").videos, video_folder)[0], [], []
+        tmp_path / "here",
+        CONFIG,
+        OPTIONS,
+        index_videos(video_folder).locate(manifest("v0", "v1", "v2").videos)[0],
+        [],
+        [],
     )
     assert token_bytes(tmp_path / "remote") == token_bytes(tmp_path / "here")
     for video_id, row in open_cache(tmp_path / "here").rows.items():
@@ -122,7 +127,7 @@ def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next
             assert other[key] == row[key]
         assert other["file_mtime_ns"] > 0
     again = extract(
-        tmp_path / "remote", CONFIG, OPTIONS, locate_videos(manifest("v0", "v1", "v2").videos, url)[0], [], []
+        tmp_path / "remote", CONFIG, OPTIONS, index_videos(url).locate(manifest("v0", "v1", "v2").videos)[0], [], []
     )
     assert (again.cached_before, again.cached_now) == (3, 0)
 
@@ -142,7 +147,7 @@ def test_the_command_line_takes_urls_for_the_manifest_the_folder_and_single_vide
 
 def test_a_url_without_videos_or_without_the_manifest_is_one_line(unloc, url, tmp_path):
     with pytest.raises(MissingError, match="does not exist or holds nothing"):
-        locate_videos(manifest("v0").videos, f"{url}/nowhere")
+        index_videos(f"{url}/nowhere").locate(manifest("v0").videos)
     code, _, error = unloc("extract", f"{url}/none.jsonl", "--videos", url, "--cache", tmp_path / "c")
     assert code == 2 and "none.jsonl does not exist" in error and len(error.splitlines()) == 1
 
@@ -166,7 +171,7 @@ def test_a_network_that_fails_for_good_is_not_the_fault_of_the_video(faulty, vid
 
 def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, video_folder, tmp_path):
     upload(video_folder, "faulty://bucket/videos")
-    files, _ = locate_videos(manifest("v0").videos, "faulty://bucket/videos")
+    files, _ = index_videos("faulty://bucket/videos").locate(manifest("v0").videos)
     lenient = ExtractOptions(workers=0, coverage=0.0)
     faulty("breaks off")
     assert extract(tmp_path / "cache", CONFIG, lenient, files, [], []).reasons == {"machine": 1}
@@ -176,7 +181,7 @@ def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, 
 
 def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, video_folder):
     upload(video_folder, "faulty://bucket/videos")
-    files, _ = locate_videos(manifest("v0", "v1").videos, "faulty://bucket/videos")
+    files, _ = index_videos("faulty://bucket/videos").locate(manifest("v0", "v1").videos)
     store, root = fsspec.core.url_to_fs("faulty://bucket/videos")
     store.rm_file(f"{root}/v0.mp4")
     store.pipe_file(f"{root}/v1.mp4", (video_folder / "v1.mp4").read_bytes()[:3000])
@@ -239,7 +244,7 @@ def test_videos_of_a_web_server_are_read_and_half_ones_noticed(video_folder, tmp
         whole = decode(url, "a film")[-1]
         assert whole.row["file"] == "a film.mp4"
         assert whole.row["content_sha256"] == hashlib.sha256((video_folder / "v0.mp4").read_bytes()).hexdigest()
-        (file,) = locate_videos(manifest("a film").videos, url)[0].values()
+        (file,) = index_videos(url).locate(manifest("a film").videos)[0].values()
         with on_disk(file) as copy:
             assert copy.read_bytes() == (video_folder / "v0.mp4").read_bytes()
         monkeypatch.setattr(Server, "gives_half", True)

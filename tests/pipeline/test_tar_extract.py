@@ -12,7 +12,7 @@ from unloc.annotations.schema import build_manifest, video_row
 from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
 from unloc.inference.encode import EncodeConfig
-from unloc.video.locate import locate_in_shards, locate_videos, shard_members
+from unloc.video.locate import index_videos, shard_members
 from unloc.video.packing import pack_videos
 
 CONFIG = EncodeConfig(fps=2.0)
@@ -26,13 +26,13 @@ def manifest():
 
 @pytest.fixture
 def pattern(manifest, video_folder, tmp_path):
-    files, _ = locate_videos(manifest.videos, video_folder)
+    files, _ = index_videos(video_folder).locate(manifest.videos)
     return pack_videos(manifest.videos, files, tmp_path / "shards", shard_bytes=40_000).pattern
 
 
 def test_a_cache_from_shards_is_that_from_the_folder(manifest, video_folder, pattern, tmp_path):
-    extract(tmp_path / "folder", CONFIG, OPTIONS, locate_videos(manifest.videos, video_folder)[0], [], [])
-    members, missing = locate_in_shards(manifest.videos, pattern)
+    extract(tmp_path / "folder", CONFIG, OPTIONS, index_videos(video_folder).locate(manifest.videos)[0], [], [])
+    members, missing = index_videos(shards=pattern).locate(manifest.videos)
     assert missing == [] and "{" in pattern
     done = extract(tmp_path / "tar", CONFIG, OPTIONS, members, [], [])
     assert done.cached_now == 5 and token_bytes(tmp_path / "tar") == token_bytes(tmp_path / "folder")
@@ -43,13 +43,15 @@ def test_a_cache_from_shards_is_that_from_the_folder(manifest, video_folder, pat
             assert other[key] == row[key]
     again = extract(tmp_path / "tar", CONFIG, OPTIONS, members, [], [])
     assert (again.cached_before, again.cached_now) == (5, 0)
-    from_folder = extract(tmp_path / "tar", CONFIG, OPTIONS, locate_videos(manifest.videos, video_folder)[0], [], [])
+    from_folder = extract(
+        tmp_path / "tar", CONFIG, OPTIONS, index_videos(video_folder).locate(manifest.videos)[0], [], []
+    )
     assert from_folder.cached_now == 0  # where a video lies is not what it is
 
 
 @pytest.mark.slow
 def test_ray_workers_read_shards_too(manifest, pattern, tmp_path):
-    members, _ = locate_in_shards(manifest.videos, pattern)
+    members, _ = index_videos(shards=pattern).locate(manifest.videos)
     extract(tmp_path / "here", CONFIG, OPTIONS, members, [], [])
     extract(tmp_path / "ray", CONFIG, ExtractOptions(workers=1, shard_size=3), members, [], [])
     assert token_bytes(tmp_path / "ray") == token_bytes(tmp_path / "here")
@@ -64,7 +66,7 @@ def test_a_broken_member_and_one_that_is_cut_off_cost_themselves_only(manifest, 
     last = list(shard_members(str(tar_path)).values())[-1]
     with tar_path.open("rb+") as handle:
         handle.truncate(last.offset + 1000)
-    members, _ = locate_in_shards(manifest.videos, str(tar_path))
+    members, _ = index_videos(shards=str(tar_path)).locate(manifest.videos)
     lenient = ExtractOptions(workers=0, shard_size=3, coverage=0.0)
     done = extract(tmp_path / "cache", CONFIG, lenient, members, [], [])
     failed = {row["video_id"]: row for row in done.failures}
@@ -72,6 +74,6 @@ def test_a_broken_member_and_one_that_is_cut_off_cost_themselves_only(manifest, 
     assert failed["v1"]["message"].startswith(f"{tar_path}/v1.mp4: ") and "/proc/" not in json.dumps(failed)
     cache = open_cache(tmp_path / "cache")
     assert sorted(cache.rows) == ["v0", "v2", "v3"]
-    whole = extract(tmp_path / "cache", CONFIG, lenient, locate_videos(manifest.videos, video_folder)[0], [], [])
+    whole = extract(tmp_path / "cache", CONFIG, lenient, index_videos(video_folder).locate(manifest.videos)[0], [], [])
     assert whole.cached_now == 2  # their files are others now, so they are tried again
     assert np.isfinite(open_cache(tmp_path / "cache")["v4"].frames).all()

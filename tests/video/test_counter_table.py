@@ -11,8 +11,7 @@ import pytest
 from tests.video.rendered import X264, Kind, counter_image, read_counter, render
 from tests.video.streams import NOT_CODED, field_coded_frames, pack_b_frames, remux, write_field_coded
 from unloc.errors import VideoError
-from unloc.video.reading import open_video
-from unloc.video.sampling import FrameSampling
+from unloc.video.reading import FrameSampling, open_video
 
 NUM_FRAMES = 60
 LEGACY = {"g": "12", "qmin": "2", "qmax": "4"}

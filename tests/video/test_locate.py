@@ -7,18 +7,18 @@ import pytest
 
 from unloc.annotations.schema import build_manifest, video_row
 from unloc.errors import MissingError
-from unloc.video.locate import folder_coverage, locate_videos, video_files
+from unloc.video.locate import folder_coverage, index_videos, video_files
 
 
 def test_videos_are_found_by_file_name_id_and_with_or_without_the_prefix(tmp_path):
     for name in ("named.mkv", "abc.mp4", "v_def.avi"):
         (tmp_path / name).write_bytes(b"x")
     rows = [video_row("a", "t", 1, "named.mkv"), *(video_row(key, "t", 1) for key in ("v_abc", "def", "gone"))]
-    files, missing = locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows).videos, tmp_path)
+    files, missing = index_videos(tmp_path).locate(build_manifest(name="x", tasks=("mr",), rows=rows).videos)
     assert {key: path.name for key, path in files.items()} == {"a": "named.mkv", "v_abc": "abc.mp4", "def": "v_def.avi"}
     assert missing == ["gone"]
     with pytest.raises(MissingError, match="--videos"):
-        locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows).videos, tmp_path / "nowhere")
+        index_videos(tmp_path / "nowhere").locate(build_manifest(name="x", tasks=("mr",), rows=rows).videos)
 
 
 def test_coverage_lists_missing_empty_shared_and_unnamed_files(tmp_path):
@@ -36,7 +36,7 @@ def test_of_several_files_with_one_name_the_least_nested_video_is_used(tmp_path)
     for name in ("a.json", "a.webm", "deep/a.webm", "deep/b.mp4"):
         (tmp_path / name).write_bytes(b"x")
     rows = [video_row("a", "t", 1), video_row("b", "t", 1), video_row("c", "t", 1, "deep/a.webm")]
-    files, _ = locate_videos(build_manifest(name="x", tasks=("mr",), rows=rows).videos, tmp_path)
+    files, _ = index_videos(tmp_path).locate(build_manifest(name="x", tasks=("mr",), rows=rows).videos)
     assert {key: path.relative_to(tmp_path).as_posix() for key, path in files.items()} == {
         "a": "a.webm",
         "b": "deep/b.mp4",
@@ -47,7 +47,7 @@ def test_of_several_files_with_one_name_the_least_nested_video_is_used(tmp_path)
 def test_a_named_file_that_does_not_exist_is_missing_even_if_another_has_the_id(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     manifest = build_manifest(name="x", tasks=("mr",), rows=[video_row("a", "t", 1, "other.mp4")])
-    assert locate_videos(manifest.videos, tmp_path) == ({}, ["a"])
+    assert index_videos(tmp_path).locate(manifest.videos) == ({}, ["a"])
 
 
 def manifest_of(**files):
@@ -72,7 +72,7 @@ def linked(tmp_path):
 
 def test_links_to_folders_are_followed_and_loops_are_noticed(linked):
     wanted = manifest_of(a=None, b=None, c="link/deep/b.mp4", d="again/a.mp4", e="real/loop/real/a.mp4", f="nowhere")
-    files, missing = locate_videos(wanted.videos, linked)
+    files, missing = index_videos(linked).locate(wanted.videos)
     assert missing == ["f"] and {key: path.read_bytes() for key, path in files.items()} == {
         "a": b"a", "b": b"b", "c": b"b", "d": b"a", "e": b"a"
     }  # fmt: skip
@@ -88,15 +88,15 @@ def test_absolute_paths_inside_the_folder_are_accepted_and_others_are_not(linked
     inside, outside = linked / "real" / "a.mp4", linked.parent / "elsewhere" / "deep" / "b.mp4"
     wanted = manifest_of(a=str(inside), b=str(outside), c="../elsewhere/deep/b.mp4", d=str(linked / "again" / "a.mp4"))
     for folder in (linked, linked / ".." / "videos"):
-        files, missing = locate_videos(wanted.videos, folder)
+        files, missing = index_videos(folder).locate(wanted.videos)
         assert sorted(files) == ["a", "d"] and missing == ["b", "c"]
     monkeypatch.chdir(linked.parent)
-    assert sorted(locate_videos(wanted.videos, Path("videos"))[0]) == ["a", "d"]
+    assert sorted(index_videos(Path("videos")).locate(wanted.videos)[0]) == ["a", "d"]
 
 
 def test_an_overlong_path_is_the_failure_of_its_video(linked, caplog):
     wanted = manifest_of(a="real/a.mp4", b="x" * 5000 + ".mp4", c="y/" * 3000 + "c.mp4", d=str(linked / ("z" * 300)))
-    assert locate_videos(wanted.videos, linked)[1] == ["b", "c", "d"]
+    assert index_videos(linked).locate(wanted.videos)[1] == ["b", "c", "d"]
     deep, depth = os.open(linked, os.O_RDONLY), 0
     while depth < 4300:  # deeper than a path can say
         os.mkdir("d" * 200, dir_fd=deep)
@@ -105,5 +105,5 @@ def test_an_overlong_path_is_the_failure_of_its_video(linked, caplog):
         deep, depth = deeper, depth + 201
     os.close(os.open("deep.mp4", os.O_CREAT | os.O_WRONLY, dir_fd=deep))
     os.close(deep)
-    assert sorted(locate_videos(manifest_of(a=None, deep=None).videos, linked)[0]) == ["a"]
+    assert sorted(index_videos(linked).locate(manifest_of(a=None, deep=None).videos)[0]) == ["a"]
     assert "cannot be listed" in caplog.text

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unloc.errors import InputError
-from unloc.video.sampling import FrameSampling
+from unloc.video.reading import FrameSampling
 
 
 def test_by_number_frames_lie_evenly_from_the_first_to_the_last_frame():

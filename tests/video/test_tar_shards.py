@@ -12,9 +12,9 @@ import pytest
 
 from unloc.annotations.schema import build_manifest, video_row
 from unloc.errors import InputError, MissingError, VideoError
-from unloc.video.locate import expand_shards, locate_in_shards, locate_videos, shard_members
+from unloc.video.locate import expand_shards, index_videos, shard_members
 from unloc.video.packing import pack_videos
-from unloc.video.video_file import on_disk
+from unloc.video.video_file import file_hash, on_disk
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def manifest_of(ids="abcdefg"):
 
 def packed(folder, out, shard_bytes=8000, ids="abcdefg"):
     return pack_videos(
-        manifest_of(ids).videos, locate_videos(manifest_of(ids).videos, folder)[0], out, shard_bytes=shard_bytes
+        manifest_of(ids).videos, index_videos(folder).locate(manifest_of(ids).videos)[0], out, shard_bytes=shard_bytes
     )
 
 
@@ -46,12 +46,11 @@ def tar_bytes(folder):
 def test_packed_videos_are_found_again_with_the_same_bytes_name_size_and_time(folder, tmp_path):
     done = packed(folder, tmp_path / "out")
     assert done.pattern == str(tmp_path / "out" / "videos-{000000..000004}.tar") and done.videos == 7
-    found, missing = locate_in_shards(manifest_of("abcdefgx").videos, done.pattern)
+    found, missing = index_videos(shards=done.pattern).locate(manifest_of("abcdefgx").videos)
     assert missing == ["x"] and list(found) == list("abcdefg")
-    for key, path in locate_videos(manifest_of().videos, folder)[0].items():
+    for key, path in index_videos(folder).locate(manifest_of().videos)[0].items():
         member = found[key]
-        with member.open("rb") as handle:
-            assert hashlib.file_digest(handle, "sha256").digest() == hashlib.sha256(path.read_bytes()).digest()
+        assert file_hash(member) == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (member.name, member.stat().st_size) == (path.name, path.stat().st_size)
         assert member.stat().st_mtime_ns == path.stat().st_mtime_ns // 10**9 * 10**9
         with on_disk(member) as copy:
@@ -150,13 +149,15 @@ def test_folders_and_other_files_in_a_shard_are_ignored(tmp_path):
             member = tarfile.TarInfo(f"./{name}")
             member.type, member.size = (tarfile.DIRTYPE, 0) if content is None else (tarfile.REGTYPE, len(content))
             tar.addfile(member, io.BytesIO(content or b""))
-    found, missing = locate_in_shards(manifest_of(["a", "n" * 180]).videos, str(tmp_path / "x.tar"))
-    assert missing == [] and found["a"].open().read() == b"video" and found["n" * 180].open().read() == b"long"
+    found, missing = index_videos(shards=str(tmp_path / "x.tar")).locate(manifest_of(["a", "n" * 180]).videos)
+    assert missing == []
+    with on_disk(found["a"]) as short, on_disk(found["n" * 180]) as long:
+        assert short.read_bytes() == b"video" and long.read_bytes() == b"long"
 
 
 def test_videos_at_a_url_are_not_packed(folder, tmp_path):
     store = fsspec.filesystem("memory")
     store.pipe_file("/pack/videos/a.mp4", (folder / "a.mp4").read_bytes())
-    files, _ = locate_videos(manifest_of("a").videos, "memory://pack/videos")
+    files, _ = index_videos("memory://pack/videos").locate(manifest_of("a").videos)
     with pytest.raises(InputError, match="only files in a folder are packed"):
         pack_videos(manifest_of("a").videos, files, tmp_path / "out")

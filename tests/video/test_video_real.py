@@ -10,8 +10,7 @@ import pytest
 from unloc.errors import VideoError
 from unloc.video.decord_reader import unsound_by_facts
 from unloc.video.facts import scan
-from unloc.video.reading import open_video
-from unloc.video.sampling import FrameSampling
+from unloc.video.reading import FrameSampling, open_video
 
 REASONS = {
     "ax_sample_audio_only_15s.mp4": "no_video_stream",

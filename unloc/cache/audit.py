@@ -1,12 +1,12 @@
 """Audit of a cache: every byte against the checksums that were written with it."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from unloc.cache.metadata import read_attributes, read_checked
-from unloc.cache.reading import ROWS, Cache
-from unloc.cache.shard_map import ShardMap
+from unloc.cache.reading import ROWS, Cache, ShardMap
 from unloc.cache.writing import token_checksum
 from unloc.errors import CacheError
 from unloc.files import file_crc32c
@@ -33,10 +33,7 @@ class Audit:
 
 
 def audit_cache(path: Path) -> Audit:
-    """Read every byte of a cache and compare.
-
-    Raises MissingError where there is no cache, CacheError where not even its fingerprint can be read.
-    """
+    """Read every byte and compare. Raises MissingError, or CacheError where not even the fingerprint can be read."""
     Cache(path)
     damages, video_ids, num_texts = [], set(), 0
     for name in ("shards/zarr.json", "texts/zarr.json", "aliases.json", "plan.json", "projections.json"):
@@ -76,14 +73,12 @@ def _damaged_file(folder: Path, checksums: dict[str, str]) -> str | None:
 def _broken_videos(folder: Path, table: dict) -> list[str]:
     """Videos of a shard with an intact table whose tokens or row are not what was written."""
     rows = folder / ROWS
-    try:
-        if not rows.is_file() or file_crc32c(rows) != table["files"].get(ROWS):
-            return table["videos"]["video_id"]
-        frames = ShardMap(folder / "frames")
-    except CacheError:
-        return table["videos"]["video_id"]
-    return [
-        row["video_id"]
-        for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines())
-        if token_checksum(frames.rows(row["first_row"], row["num_tokens"])) != row["tokens_sha256"]
-    ]
+    with suppress(CacheError):
+        if rows.is_file() and file_crc32c(rows) == table["files"].get(ROWS):
+            frames = ShardMap(folder / "frames")
+            return [
+                row["video_id"]
+                for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines())
+                if token_checksum(frames.rows(row["first_row"], row["num_tokens"])) != row["tokens_sha256"]
+            ]
+    return table["videos"]["video_id"]

@@ -10,12 +10,12 @@
 
 import hashlib
 import io
-import logging
 import math
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -26,9 +26,9 @@ from unloc.cache.opening import home_of, open_for_writing
 from unloc.cache.reading import Cache
 from unloc.cache.shards import Failure, Result, ShardWriter, failures_of
 from unloc.cache.writing import VideoTokens, token_checksum, write_texts
-from unloc.errors import InputError, MissingError, VideoError
+from unloc.errors import InputError, MissingError, VideoError, one_line
 
-logger = logging.getLogger(__name__)
+SHARD_SIZE = 512
 MAX_DRIFT = 0.1  # typical share by which tokens may cover more or less than the given durations
 
 
@@ -42,10 +42,10 @@ class Timing:
     """What one token looks at; it is shown at the middle of that. 0: a single frame."""
 
     def __post_init__(self) -> None:
-        for name in ("spacing_seconds", "span_seconds"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0 and (value or name == "span_seconds")):
-                raise InputError(f"timing: {name} is {value}, expected a positive number of seconds")
+        if self.spacing_seconds is not None and not 0 < self.spacing_seconds < math.inf:
+            raise InputError(f"timing: spacing_seconds is {self.spacing_seconds}, expected more than 0")
+        if not 0 <= self.span_seconds < math.inf:
+            raise InputError(f"timing: span_seconds is {self.span_seconds}, expected 0 or more")
 
     def times(self, num_tokens: int, duration_seconds: float) -> np.ndarray:
         """(T,) seconds; the video's duration counts only where its tokens share it."""
@@ -72,15 +72,12 @@ class FeatureFile:
     """Reads the stored array."""
 
     def tokens(self, *, transposed: bool) -> np.ndarray:
-        """(T, D) float32; axes of length 1 beyond the two are dropped, `transposed` turns (D, T).
-
-        Raises VideoError with a reason where the file is damaged or holds something else.
-        """
+        """(T, D) float32 without axes of length 1; `transposed` turns (D, T). Raises VideoError with a reason."""
         where = f"{self.path} ({self.name})"
         try:
             array = np.asarray(self.read())
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-            raise VideoError(f"{where}: cannot be read: {_on_one_line(error)}", reason="unreadable") from None
+            raise VideoError(f"{where}: cannot be read: {one_line(error)}", reason="unreadable") from None
         shape = array.shape
         if array.ndim > 2:
             array = array.reshape([length for length in shape if length != 1] or [1])
@@ -116,13 +113,11 @@ def _npz_files(folder: Path, dataset: str | None) -> Iterator[FeatureFile]:
                 raise ValueError(f"holds {', '.join(stored.files)}, but no {key!r}; name one with --dataset")
             return stored[key if key in stored else stored.files[0]]
 
-    for path in sorted(folder.rglob("*.npz")):
-        yield FeatureFile(path.stem, path, lambda path=path: read(path))
+    return (FeatureFile(path.stem, path, partial(read, path)) for path in sorted(folder.rglob("*.npz")))
 
 
 def _npy_files(folder: Path, dataset: str | None) -> Iterator[FeatureFile]:
-    for path in sorted(folder.rglob("*.npy")):
-        yield FeatureFile(path.stem, path, lambda path=path: np.load(path, allow_pickle=False))
+    return (FeatureFile(path.stem, path, partial(np.load, path)) for path in sorted(folder.rglob("*.npy")))
 
 
 def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureFile]:
@@ -145,9 +140,8 @@ def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureFile]:
         with h5py.File(path, "r") as file:
             names = list(file)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as HDF5 ({_on_one_line(error)})") from None
-    for name in names:
-        yield FeatureFile(name, path, lambda name=name: read(name))
+        raise InputError(f"{path}: cannot be read as HDF5 ({one_line(error)})") from None
+    return (FeatureFile(name, path, partial(read, name)) for name in names)
 
 
 def _tar_members(source: Path, dataset: str | None) -> Iterator[FeatureFile]:
@@ -161,14 +155,9 @@ def _tar_members(source: Path, dataset: str | None) -> Iterator[FeatureFile]:
             with tarfile.open(path, "r:") as tar:
                 members = [item for item in tar if item.isfile() and item.name.endswith(".npy")]
         except tarfile.TarError as error:
-            raise InputError(f"{path}: cannot be read as a plain tar file ({_on_one_line(error)})") from None
+            raise InputError(f"{path}: cannot be read as a plain tar file ({one_line(error)})") from None
         for item in members:
-            place = (path, item.offset_data, item.size)
-            yield FeatureFile(Path(item.name).stem, path, lambda place=place: read(*place))
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+            yield FeatureFile(Path(item.name).stem, path, partial(read, path, item.offset_data, item.size))
 
 
 FORMATS: dict[str, Callable[[Path, str | None], Iterator[FeatureFile]]] = {
@@ -236,7 +225,6 @@ def import_features(
     durations: Mapping[str, float] | None = None,
     queries: Iterable[tuple[str, str]] = (),
     texts: Path | None = None,
-    shard_size: int = 512,
 ) -> ImportSummary:
     """Import the features of a source into the cache at a path or URL.
 
@@ -245,17 +233,13 @@ def import_features(
     Raises InputError where the timing contradicts the durations, or no file can be read.
     """
     found = list_features(config.format, source, config.dataset)
-    if durations is None:
-        files = found
-    else:
-        files = {}
-        for video_id in durations:  # with or without ActivityNet's `v_`
-            names = (video_id, video_id.removeprefix("v_"), f"v_{video_id}")
-            if name := next((name for name in names if name in found), None):
-                files[video_id] = found[name]
-        if not files:
-            raise InputError(f"{source}: holds none of the manifest's {len(durations)} videos")
-    durations = durations or {}
+    durations, files = dict.fromkeys(found, np.nan) if durations is None else durations, {}
+    for video_id in durations:  # with or without ActivityNet's `v_`
+        names = (video_id, video_id.removeprefix("v_"), f"v_{video_id}")
+        if name := next((name for name in names if name in found), None):
+            files[video_id] = found[name]
+    if not files:
+        raise InputError(f"{source}: holds none of the manifest's {len(durations)} videos")
     frame_dim = _check_timing(files, config, durations)
     summary = ImportSummary(missing=[video_id for video_id in durations if video_id not in files])
     with open_for_writing(home_of(out), config.fingerprint(frame_dim), {}) as home:
@@ -269,20 +253,16 @@ def import_features(
         summary.cached_before = sum(video_id in cache.rows for video_id in files)
         summary.failures = [failure.to_row() for failure in failed.values()]
         known = {*writer.planned, *failed, *cache.rows}
-        writer.add([video_id for video_id in files if video_id not in known], shard_size)
-        for name, ids in list(writer.open.items()):
-            if any(video_id not in files for video_id in writer.missing[name]):
-                logger.warning("shard %s waits for videos of another import", name)
-                continue
-            for video_id in ids:
-                if video_id in writer.missing[name]:
-                    writer.put(_imported(video_id, files[video_id], config, frame_dim, durations.get(video_id, np.nan)))
-                result = writer.staged(video_id)
-                if isinstance(result, Failure):
-                    summary.failures.append(result.to_row())
-                else:
-                    summary.videos += 1
-            writer.write(name)
+        writer.add([video_id for video_id in files if video_id not in known], SHARD_SIZE)
+
+        def result_of(video_id: str) -> Result:
+            return _imported(video_id, files[video_id], config, frame_dim, durations[video_id])
+
+        for result in writer.fill(files.keys(), result_of):
+            if isinstance(result, Failure):
+                summary.failures.append(result.to_row())
+            else:
+                summary.videos += 1
         if texts is not None:
             wanted: dict[str, str] = {}
             for qid, text in queries:
@@ -295,13 +275,10 @@ def import_features(
 
 def _check_timing(files: dict[str, FeatureFile], config: ImportConfig, durations: Mapping[str, float]) -> int:
     """Channels of the features, after the times of a sample of them were compared with the durations."""
-    if config.timing.spacing_seconds is None:
-        unknown = [video_id for video_id in files if not np.isfinite(durations.get(video_id, np.nan))]
-        if unknown:
-            raise InputError(
-                f"timing: tokens spread evenly need the duration of every video ({len(unknown)} have none, first: "
-                f"{unknown[0]!r}); give a --manifest that states it"
-            )
+    unknown = [video_id for video_id in files if not np.isfinite(durations[video_id])]
+    if config.timing.spacing_seconds is None and unknown:
+        lacking = f"{len(unknown)} have none, first: {unknown[0]!r}"
+        raise InputError(f"timing: tokens spread evenly need the duration of every video in a --manifest ({lacking})")
     ratios, dims = [], []
     for video_id, file in list(files.items())[:200]:
         try:
@@ -309,17 +286,15 @@ def _check_timing(files: dict[str, FeatureFile], config: ImportConfig, durations
         except VideoError:
             continue
         dims.append(dim)
-        covered, duration = config.timing.covered_seconds(num_tokens), durations.get(video_id, np.nan)
+        covered, duration = config.timing.covered_seconds(num_tokens), durations[video_id]
         if covered is not None and np.isfinite(duration) and duration > 0:
             ratios.append(covered / duration)
     if not dims:
         raise InputError(f"{next(iter(files.values())).path}: none of the first {len(files)} files can be read")
     typical = float(np.median(ratios)) if ratios else 1.0
     if abs(typical - 1) > MAX_DRIFT:
-        raise InputError(
-            f"timing: with it the tokens cover {typical:.0%} of the manifest's durations (median of {len(ratios)} "
-            "videos); check the clip length, or the stride, window and frame rate"
-        )
+        problem = f"with it the tokens cover {typical:.0%} of the manifest's durations (median of {len(ratios)} videos)"
+        raise InputError(f"timing: {problem}; check the clip length, or the stride, window and frame rate")
     return int(np.bincount(dims).argmax())
 
 

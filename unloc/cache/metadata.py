@@ -1,6 +1,7 @@
 """JSON files of a cache that carry a checksum over their own bytes: the `zarr.json` of groups, plan, aliases."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import google_crc32c
@@ -17,11 +18,9 @@ _MARK, _ZEROS = f'"{CHECKSUM_KEY}": "'.encode(), b"00000000"
 def read_attributes(group: Path) -> dict:
     """Attributes of a Zarr group. Raises CacheError where its metadata is gone, damaged or of another format."""
     attributes = _read(group / "zarr.json", "attributes")
-    found = attributes.get("unloc_cache", FORMAT)
-    if found != FORMAT:
-        raise CacheError(
-            f"{group}: cache format {found!r}, this unloc reads {FORMAT}; run `unloc extract` again into a new folder"
-        )
+    if (found := attributes.get("unloc_cache", FORMAT)) != FORMAT:
+        advice = f"this unloc reads {FORMAT}; run `unloc extract` again into a new folder"
+        raise CacheError(f"{group}: cache format {found!r}, {advice}")
     return attributes
 
 
@@ -31,15 +30,12 @@ def read_checked(file: Path) -> dict:
 
 
 def _read(file: Path, key: str) -> dict:
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         raw = file.read_bytes()
         values = json.loads(raw)[key]
-        is_whole = isinstance(values, dict) and raw == _with_checksum(raw)
-    except (OSError, ValueError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise CacheError(damaged(file))
-    return values
+        if isinstance(values, dict) and raw == _with_checksum(raw):
+            return values
+    raise CacheError(damaged(file))
 
 
 def damaged(file: Path) -> str:

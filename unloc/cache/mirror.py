@@ -4,17 +4,14 @@ Tables are fetched when the cache is opened, a shard's tokens when the first of 
 no rename: a shard is there once its `zarr.json` is, which is sent last. What is fetched is compared with its checksum.
 """
 
-import atexit
 import hashlib
 import json
 import os
 import shutil
 import socket
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache as remembered
 from pathlib import Path
 
 from unloc.cache.metadata import read_attributes, read_checked
@@ -34,10 +31,6 @@ class Home:
 
     def __str__(self) -> str:
         return str(self.folder)
-
-    def sibling(self, suffix: str) -> "Home":
-        """The home of the cache with this suffix to its name."""
-        return Home(self.folder.with_name(f"{self.folder.name}-{suffix}"))
 
     def pull(self) -> None:
         """Update the folder from the URL."""
@@ -65,10 +58,6 @@ class Mirror(Home):
     def __str__(self) -> str:
         return self.url
 
-    def sibling(self, suffix: str) -> "Mirror":
-        """The home of the cache with this suffix to its name."""
-        return Mirror(f"{self.url}-{suffix}")
-
     def _lock_file(self, name: str) -> Path:
         return self.folder.with_name(f".{self.folder.name}.{name}")
 
@@ -79,10 +68,7 @@ class Mirror(Home):
                 self._synchronise()
 
     def pull_files(self, place: str) -> None:
-        """Fetch a file, an array or all of a shard (`shards/00003/frames`) where it is not here yet.
-
-        Raises CacheError for damage.
-        """
+        """Fetch a file, an array or a shard (`shards/00003`) where it is not here yet. Raises CacheError for damage."""
         shard = "/".join(place.split("/")[:2])
         for name, checksum in read_attributes(self.folder / shard)["files"].items():
             file = f"{shard}/{name}"
@@ -90,26 +76,17 @@ class Mirror(Home):
                 self.store.fetch(file, self.folder / file, checksum)
 
     def publish(self) -> None:
-        """Send what is new: tokens before the table that makes them visible.
-
-        Raises CacheError where the store keeps failing; the next call continues.
-        """
-        for name in FIRST:
-            self._send_if_changed(name)
-        for shard in self.local_shards():
-            if shard not in self._published:
-                files = sorted(item for item in (self.folder / shard).rglob("*") if item.is_file())
-                for file in sorted(files, key=lambda file: file == self.folder / shard / "zarr.json"):
-                    self._send_if_changed(file.relative_to(self.folder).as_posix())
-                self._published.add(shard)
-        for name in LAST:
-            self._send_if_changed(name)
-
-    def _send_if_changed(self, name: str) -> None:
-        file = self.folder / name
-        if file.is_file() and self._sent.get(name) != (checksum := file_crc32c(file)):
-            self.store.send(file, name)
-            self._sent[name] = checksum
+        """Send what is new, tables last. Raises CacheError where the store keeps failing; the next call continues."""
+        new = [shard for shard in self.local_shards() if shard not in self._published]
+        tables = [f"{shard}/zarr.json" for shard in new]
+        files = [item for shard in new for item in sorted((self.folder / shard).rglob("*"))]
+        tokens = [name for item in files if (name := item.relative_to(self.folder).as_posix()) not in tables]
+        for name in (*FIRST, *tokens, *tables, *LAST):
+            file = self.folder / name
+            if file.is_file() and self._sent.get(name) != (checksum := file_crc32c(file)):
+                self.store.send(file, name)
+                self._sent[name] = checksum
+        self._published |= {*new}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -140,10 +117,8 @@ class Mirror(Home):
             if owner and not is_gone:
                 break
             self.store.remove(LOCK)
-        raise CacheError(
-            f"{self.url}/{LOCK}: process {owner.get('pid')} on {owner.get('host')} is writing this cache; wait "
-            "for it, or remove that object if the process is gone"
-        )
+        process = f"process {owner.get('pid')} on {owner.get('host')}"
+        raise CacheError(f"{self.url}/{LOCK}: {process} is writing this cache; wait, or remove that object")
 
     def _synchronise(self) -> None:
         remote = {name: info["size"] for name, info in self.store.infos().items()}
@@ -180,8 +155,9 @@ class Mirror(Home):
 class ExactCopy(Mirror):
     """Every object of a remote cache as it is, damaged or not, in a folder of its own."""
 
-    def pull_everything(self) -> None:
-        """Fetch all of it. Raises MissingError where there is no cache."""
+    def _synchronise(self) -> None:
+        if self._sent:  # it stays as it was fetched
+            return
         names = self.store.infos().keys() - {LOCK}
         if "zarr.json" not in names:
             raise MissingError(f"cache {self.url} does not exist")
@@ -196,26 +172,11 @@ class ExactCopy(Mirror):
             self.store.remove(name)
             del self._sent[name]
 
-    def _synchronise(self) -> None:
-        """Nothing: it stays as it was fetched."""
-
 
 def mirror_folder(url: str) -> Path:
-    """Where the mirror of a remote cache is: below $UNLOC_MIRRORS, else ~/.cache/unloc/mirrors.
-
-    A `memory://` cache ends with its process, and so does its mirror.
-    """
+    """Where the mirror of a remote cache is: below $UNLOC_MIRRORS, else ~/.cache/unloc/mirrors."""
     home = Path(os.environ.get("UNLOC_MIRRORS") or Path.home() / ".cache" / "unloc" / "mirrors")
-    if url.startswith("memory:"):
-        home = _home_of_this_process()
     return home / hashlib.sha256(url.encode()).hexdigest()[:12] / url.rpartition("/")[2]
-
-
-@remembered
-def _home_of_this_process() -> Path:
-    home = tempfile.mkdtemp(prefix="unloc-mirrors-")
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    return Path(home)
 
 
 def _start_of(pid: int | None) -> str | None:

@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeVar
 import fsspec
 from fsspec.callbacks import Callback
 
-from unloc.errors import CacheError, InputError, MissingError
+from unloc.errors import CacheError, InputError, MissingError, one_line
 from unloc.files import file_crc32c
 
 logger = logging.getLogger(__name__)
@@ -33,46 +33,35 @@ class ObjectStore:
             self.store, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             hint = "; it needs: pip install 'unloc[s3]'" if url.startswith("s3:") else ""
-            raise InputError(f"{url}: {_on_one_line(error)}{hint}") from None
+            raise InputError(f"{url}: {one_line(error)}{hint}") from None
         self.root = root.rstrip("/")
 
-    def key(self, name: str) -> str:
-        """The name by which the store knows an object."""
+    def _key(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def infos(self) -> dict[str, dict]:
         """Every object with what the store says of it."""
-
-        def find() -> dict[str, dict]:
-            self.store.invalidate_cache()
-            start = f"{self.root.lstrip('/')}/"
-            found = {name.lstrip("/"): info for name, info in self.store.find(self.root, detail=True).items()}
-            return {name.removeprefix(start): info for name, info in found.items() if name.startswith(start)}
-
         try:
-            return self._try(find, "")
+            found = self._try(lambda: self.store.find(self.root, detail=True), "")
         except FileNotFoundError:
             return {}
+        start, found = f"{self.root.lstrip('/')}/", {name.lstrip("/"): info for name, info in found.items()}
+        return {name.removeprefix(start): info for name, info in found.items() if name.startswith(start)}
 
     def info(self, name: str) -> dict:
         """What the store says of an object now. Raises FileNotFoundError where it is not there."""
-
-        def ask() -> dict:
-            self.store.invalidate_cache()
-            return self.store.info(self.key(name))
-
-        return self._try(ask, name)
+        return self._try(lambda: self.store.info(self._key(name)), name)
 
     def read(self, name: str) -> bytes:
         """The bytes of an object. Raises FileNotFoundError where it is not there."""
-        return self._try(lambda: self.store.cat_file(self.key(name)), name)
+        return self._try(lambda: self.store.cat_file(self._key(name)), name)
 
     def download(self, name: str, copy: BinaryIO, size: int | None, callback: Callback) -> None:
         """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
 
         def get() -> None:
             copy.truncate(0)
-            self.store.get_file(self.key(name), f"/proc/self/fd/{copy.fileno()}", callback=callback)
+            self.store.get_file(self._key(name), f"/proc/self/fd/{copy.fileno()}", callback=callback)
             received = os.fstat(copy.fileno()).st_size
             if size is not None and received != size:
                 raise OSError(f"received {received} of its {size} bytes")
@@ -85,7 +74,7 @@ class ObjectStore:
         part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several readers may fetch one object
 
         def get() -> None:
-            self.store.get_file(self.key(name), str(part))
+            self.store.get_file(self._key(name), str(part))
             if checksum is not None and file_crc32c(part) != checksum:
                 raise OSError("its checksum is not the one in its table; run `unloc cache verify`")
 
@@ -97,72 +86,66 @@ class ObjectStore:
 
         def put() -> None:
             try:
-                self.store.put_file(str(file), self.key(name))
+                self.store.put_file(str(file), self._key(name))
                 self.store.invalidate_cache()
-                size = self.store.info(self.key(name))["size"]
+                size = self.store.info(self._key(name))["size"]
             except FileNotFoundError as error:
-                raise OSError(f"not found after it was sent ({_on_one_line(error)})") from None
+                raise OSError(f"not found after it was sent ({one_line(error)})") from None
             if size != file.stat().st_size:
                 raise OSError(f"has {size} bytes after {file.stat().st_size} were sent")
 
         self._try(put, name)
 
     def create(self, name: str, content: dict) -> bool:
-        """Write a JSON object that must not exist yet; False where it does, with other content.
-
-        Raises MissingError where there is no such bucket.
-        """
+        """Write a JSON object; False where there is another one. Raises MissingError where there is no such bucket."""
         raw = json.dumps(content).encode()
         try:
-            self._try(lambda: self.store.pipe_file(self.key(name), raw, mode="create"), name)
+            self._try(lambda: self.store.pipe_file(self._key(name), raw, mode="create"), name)
         except FileExistsError:
             with suppress(FileNotFoundError):
                 return self.read(name) == raw  # a first attempt may have arrived though it was reported as failed
             return False
         except FileNotFoundError as error:
-            raise MissingError(f"{self.url}: there is no such bucket ({_on_one_line(error)}); make it first") from None
+            raise MissingError(f"{self.url}: there is no such bucket ({one_line(error)}); make it first") from None
         return True
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
         with suppress(FileNotFoundError):
-            self._try(lambda: self.store.rm_file(self.key(name)), name)
+            self._try(lambda: self.store.rm_file(self._key(name)), name)
 
     def _try(self, action: Callable[[], Result], name: str) -> Result:
         """The result of an action, repeated while the store fails. Raises CacheError after the last attempt."""
         temporary, final = _store_errors()
         for attempt in range(ATTEMPTS):
             try:
+                self.store.invalidate_cache()
                 return action()
             except (FileNotFoundError, FileExistsError):
                 raise
             except final as error:
-                raise CacheError(f"{self.url}/{name}: not allowed ({_on_one_line(error)}); check credentials") from None
+                raise CacheError(f"{self.url}/{name}: not allowed ({one_line(error)}); check credentials") from None
             except temporary as error:
-                message = _on_one_line(error)
+                message = one_line(error)
                 logger.info("%s/%s: %s (attempt %d)", self.url, name, message, attempt + 1)
                 if attempt + 1 < ATTEMPTS:
                     time.sleep(PAUSE_SECONDS * 2**attempt)
         raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({message}); run the same command again")
 
 
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _store_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
     """Errors of stores that may pass, and those that will not; clients of S3 and of the web have their own classes."""
-    temporary, final = (OSError,), (PermissionError,)
+    temporary, final = [OSError], [PermissionError]
     with suppress(ImportError):
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore import exceptions as s3
 
-        temporary, final = (*temporary, BotoCoreError, ClientError), (*final, NoCredentialsError)
-        final = (*final, PartialCredentialsError)
+        temporary += [s3.BotoCoreError, s3.ClientError]
+        final += [s3.NoCredentialsError, s3.PartialCredentialsError]
     with suppress(ImportError):
-        from aiohttp import ClientError as WebError
+        import aiohttp
 
-        temporary = (*temporary, WebError)
-    return temporary, final
+        temporary.append(aiohttp.ClientError)
+    return tuple(temporary), tuple(final)
 
 
 def read_url(url: str) -> bytes:

@@ -1,6 +1,5 @@
 """Caches by path or URL: opened to read, locked to write, copied to audit, described."""
 
-import json
 import logging
 import tempfile
 from collections import Counter
@@ -32,10 +31,7 @@ class RemoteCache(Cache):
 
 
 def open_cache(path: Path | str) -> Cache:
-    """The cache at a path or URL (`s3://…`, `memory://…`).
-
-    Raises MissingError where there is none, CacheError where it is of another format or damaged.
-    """
+    """The cache at a path or URL. Raises MissingError, or CacheError where it is of another format or damaged."""
     url = url_of(path)
     if url is None:
         return Cache(Path(path))
@@ -55,23 +51,19 @@ def home_of(path: Path | str) -> Home:
 
 def home_for(path: Path | str, fingerprint: dict) -> Home:
     """Where the cache at a path or URL is written; where that has another fingerprint, its sibling for this one."""
-    home, fingerprint = home_of(path), json.loads(json.dumps(fingerprint))  # as it is read back: no tuples
+    home = home_of(path)
     home.pull()
-    if (home.folder / "zarr.json").is_file():
-        differing = fingerprint_differences(Cache(home.folder).fingerprint, fingerprint, names=("cache", "now"))
-        if differing:
-            sibling = home.sibling(fingerprint_hash(fingerprint))
-            logger.warning("%s: was made otherwise (%s); a new cache is at %s", home, differing, sibling)
-            return sibling
-    return home
+    cached = Cache(home.folder).fingerprint if (home.folder / "zarr.json").is_file() else fingerprint
+    if not (differing := fingerprint_differences(cached, fingerprint, names=("cache", "now"))):
+        return home
+    sibling = home_of(f"{home}-{fingerprint_hash(fingerprint)}")
+    logger.warning("%s: was made otherwise (%s); a new cache is at %s", home, differing, sibling)
+    return sibling
 
 
 @contextmanager
 def open_for_writing(home: Home, fingerprint: dict, versions: dict) -> Iterator[Home]:
-    """Lock a cache, create it if need be, and publish it at the end.
-
-    Raises CacheError where another process writes it, FingerprintError where it has another fingerprint.
-    """
+    """Lock a cache, create it if need be, publish it at the end. Raises CacheError (locked) and FingerprintError."""
     with home.lock(), folder_lock(home.folder):
         remove_leftovers(home.folder)
         create_or_check(home.folder, fingerprint, versions)
@@ -98,14 +90,14 @@ def local_copy(path: Path | str) -> Path:
 
 @contextmanager
 def exact_copy(path: Path | str) -> Iterator[Home]:
-    """A cache to audit and repair; of a remote one all its objects, downloaded into a temporary folder."""
+    """A cache to audit and repair; of a remote one all its objects, downloaded. Raises MissingError at a wrong URL."""
     url = url_of(path)
     if url is None:
         yield Home(Path(path))
         return
     with tempfile.TemporaryDirectory(prefix="unloc-audit-") as folder:
         copy = ExactCopy(url, Path(folder) / "cache")
-        copy.pull_everything()
+        copy.pull()
         yield copy
 
 

@@ -15,6 +15,7 @@ Opening reads the tables; a video's row, with its times, is read when asked for.
 """
 
 import json
+import mmap
 import resource
 from base64 import b64decode
 from bisect import bisect_right
@@ -28,13 +29,53 @@ import numpy as np
 
 from unloc.cache.dtype import from_stored
 from unloc.cache.metadata import damaged, read_attributes, read_checked
-from unloc.cache.shard_map import ShardMap
 from unloc.errors import CacheError, MissingError
 
 COLUMNS = ("video_id", "first_row", "num_tokens", "duration_seconds", "file_bytes", "file_mtime_ns")
 ROWS = "videos.jsonl"
 MOST_MAPS, MOST_TIMES = 10_000, 20_000
-PER_PROCESS = ("_map", "_line_ends", "times_seconds")  # memories of a Cache that are not pickled
+
+
+class ShardMap:
+    """Read-only rows of an uncompressed Zarr array in one shard file, by mapping that file.
+
+    It holds the plain little-endian chunks one after another, then an index (offset and length of each chunk as uint64)
+    and the index's crc32c. As the chunks are whole rows and in order, the file begins with the array itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises CacheError where metadata, size or index of the file are damaged."""
+        try:
+            stored = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+            inner = tuple(stored["codecs"][0]["configuration"]["chunk_shape"])
+            shape, dtype = tuple(stored["shape"]), np.dtype(stored["data_type"]).newbyteorder("<")
+            whole_rows = shape[1:] == inner[1:] and shape[0] % inner[0] == 0 and shape[0] > 0
+        except (OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
+            whole_rows = False
+        if not whole_rows:
+            raise CacheError(damaged(path / "zarr.json"))
+        file = path / "c" / Path(*["0"] * len(shape))
+        chunk_bytes, num_chunks = int(np.prod(inner)) * dtype.itemsize, shape[0] // inner[0]
+        size, expected = file.stat().st_size if file.is_file() else 0, num_chunks * (chunk_bytes + 16) + 4
+        if size != expected:
+            raise CacheError(f"{damaged(file)} ({size} bytes, expected {expected})")
+        with file.open("rb") as handle:
+            self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        if google_crc32c.value(self._map[num_chunks * chunk_bytes : -4]) != int.from_bytes(self._map[-4:], "little"):
+            raise CacheError(f"{damaged(file)} (its index)")
+        count = int(np.prod(shape))
+        self._array = np.frombuffer(self._map, dtype=dtype, count=count).reshape(shape)
+        self._row_bytes = count // shape[0] * dtype.itemsize
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """(count, …) in the stored dtype, a view into the map; the kernel is told to fetch all of it at once.
+
+        Otherwise a cold read waits for one small piece after another: ten times as long (benchmarks/cache_io.py).
+        """
+        start = first * self._row_bytes
+        aligned = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, aligned, start + count * self._row_bytes - aligned)
+        return self._array[first : first + count]
 
 
 @dataclass(frozen=True)
@@ -87,13 +128,18 @@ class Table:
 
 
 class Rows(Mapping[str, dict]):
-    """The row of every cached video by id, with its `shard`; read and parsed each time it is asked for."""
+    """The row of every cached video by id, read each time it is asked for. Raises CacheError where it is damaged."""
 
     def __init__(self, cache: "Cache") -> None:
         self._cache = cache
 
     def __getitem__(self, video_id: str) -> dict:
-        return self._cache.read_row(video_id)
+        cache, (shard, position) = self._cache, self._cache._place(video_id)
+        ends = cache._line_ends(shard)
+        start = int(ends[position - 1]) if position else 0
+        with (cache.path / "shards" / shard / ROWS).open("rb") as handle:
+            handle.seek(start)
+            return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
 
     def __contains__(self, video_id: object) -> bool:
         return video_id in self._cache.table.number_of
@@ -111,10 +157,8 @@ class Cache:
     def __init__(self, path: Path) -> None:
         """Raises MissingError where there is no cache, CacheError where it is of another format or damaged."""
         if not (path / "zarr.json").is_file():
-            advice = f"`unloc extract … --cache {path}` makes it"
-            if path.exists():
-                raise MissingError(f"{path} is no cache: it has no zarr.json; name a folder that `unloc extract` wrote")
-            raise MissingError(f"cache {path} does not exist; {advice}")
+            problem = "has no zarr.json" if path.exists() else "does not exist"
+            raise MissingError(f"cache {path} {problem}; name a folder that `unloc extract … --cache` wrote")
         attributes = read_attributes(path)
         self.path = path
         self.fingerprint: dict = attributes["fingerprint"]
@@ -134,7 +178,8 @@ class Cache:
 
     def __getstate__(self) -> dict:
         # Maps would be pickled as the data they show; another process maps the shards itself.
-        return {key: value for key, value in self.__dict__.items() if key not in PER_PROCESS}
+        per_process = ("_map", "_line_ends", "times_seconds")
+        return {key: value for key, value in self.__dict__.items() if key not in per_process}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
@@ -210,15 +255,6 @@ class Cache:
         """The row of a video by any of its ids. Raises MissingError where it is not cached."""
         return self.rows[self._require_id(video_id)]
 
-    def read_row(self, video_id: str) -> dict:
-        """One of `rows`. Raises CacheError where the shard's `videos.jsonl` is damaged."""
-        shard, position = self._place(video_id)
-        ends = self._line_ends(shard)
-        start = int(ends[position - 1]) if position else 0
-        with (self.path / "shards" / shard / ROWS).open("rb") as handle:
-            handle.seek(start)
-            return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
-
     def _place(self, video_id: str) -> tuple[str, int]:
         """The shard of a video and its position there."""
         number = self.table.number_of[video_id]
@@ -244,12 +280,11 @@ class Cache:
         if own not in self._finite:
             self._require_finite(f"video {video_id!r}", frames)
             self._finite.add(own)
-        return CachedVideo(frames.swapaxes(0, 1), self.times_seconds(own), partial(self.read_row, own))
+        return CachedVideo(frames.swapaxes(0, 1), self.times_seconds(own), partial(self.rows.__getitem__, own))
 
     def _require_finite(self, what: str, tokens: np.ndarray) -> None:
         if not np.isfinite(tokens).all():
-            advice = "leave it out of the manifest, or extract it again with --refresh"
-            raise CacheError(f"{self.path}: {what} has NaN or infinite tokens; {advice}")
+            raise CacheError(f"{self.path}: {what} has NaN or infinite tokens; extract it again with --refresh")
 
     def stored_tokens(self, video_id: str) -> np.ndarray:
         """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
@@ -263,12 +298,9 @@ class Cache:
 
     def texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text, BOS to EOS. Raises MissingError naming the first text that is not here."""
-        absent = [text for text in texts if text not in self.text_index]
-        if absent:
-            raise MissingError(
-                f"{self.path}: {len(absent)} texts are not in the cache (first: {absent[0]!r}); "
-                "run `unloc extract` with this manifest on it"
-            )
+        if absent := [text for text in texts if text not in self.text_index]:
+            problem = f"{len(absent)} texts are not in the cache (first: {absent[0]!r})"
+            raise MissingError(f"{self.path}: {problem}; run `unloc extract` with this manifest on it")
         found = [from_stored(self.stored_text(text), self.dtype) for text in texts]
         for text, tokens in zip(texts, found, strict=True):
             self._require_finite(f"text {text!r}", tokens)

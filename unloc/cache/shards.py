@@ -9,7 +9,8 @@ interrupted and started again writes the same bytes as one that was not.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from unloc.cache.writing import VideoTokens, write_video_shard
 from unloc.errors import CacheError
 from unloc.files import replacing
 
+logger = logging.getLogger(__name__)
 FAILED = "failed"
 SHARD_BYTES = 256_000_000
 """Of tokens: a shard that would be larger is split."""
@@ -119,30 +121,39 @@ class ShardWriter:
         for number, start in enumerate(range(0, len(video_ids), shard_size)):
             self._open(SHARD_NAME.format(first + number), video_ids[start : start + shard_size])
         if video_ids:
-            self._save_plan()
+            write_checked(self.path / "plan.json", self.plan)
 
     def reopen(self, name: str, video_ids: list[str]) -> None:
         """Write an existing shard again, of these videos; it stays as it is until then."""
         self._open(name, video_ids)
-        self._save_plan()
+        write_checked(self.path / "plan.json", self.plan)
 
     def _open(self, name: str, video_ids: list[str]) -> None:
         self.plan[name] = self.open[name] = video_ids
         self.missing[name] = set(video_ids)
 
-    def release(self, is_released: Callable[[str], bool]) -> None:
+    def fill(self, video_ids: Collection[str], result_of: Callable[[str], Result]) -> Iterator[Result]:
+        """Write every open shard that `video_ids` complete; yields the results of its videos."""
+        for name, ids in list(self.open.items()):
+            if any(video_id not in video_ids for video_id in self.missing[name]):
+                logger.warning("shard %s waits for videos of another job", name)
+                continue
+            for video_id in ids:
+                if video_id in self.missing[name]:
+                    self.put(result_of(video_id))
+                yield self._whole(video_id)
+            self.write(name)
+
+    def release(self, video_ids: Collection[str]) -> None:
         """Take videos that will get no result now out of the open shards, so that these can be written."""
         for name, ids in list(self.open.items()):
-            kept = [video_id for video_id in ids if not is_released(video_id)]
+            kept = [video_id for video_id in ids if video_id not in video_ids]
             if len(kept) < len(ids):
                 self.plan[name] = self.open[name] = kept
                 self.missing[name] &= set(kept)
                 if not kept:
                     del self.plan[name], self.open[name], self.missing[name]
-                self._save_plan()
-
-    def _save_plan(self) -> None:
-        write_checked(self.path / "plan.json", self.plan)
+                write_checked(self.path / "plan.json", self.plan)
 
     def put(self, result: Result) -> None:
         """Stage a result: a line of JSON, the bytes of its tokens, and a crc32c over both.
@@ -198,10 +209,7 @@ class ShardWriter:
         return shape, int(np.prod(shape)) * np.dtype(stored["dtype"]).itemsize if shape else 0
 
     def write(self, name: str) -> None:
-        """Write a complete shard in one rename; one of more than SHARD_BYTES in several (`00003`, `00003-1`, …).
-
-        Raises CacheError where a staged result was damaged since.
-        """
+        """Write a complete shard, above SHARD_BYTES as `00003`, `00003-1`, … Raises CacheError for a damaged result."""
         ids = self.open.pop(name)
         del self.missing[name]
         shapes = {video_id: self._staged_shape(video_id) for video_id in ids}
@@ -215,7 +223,7 @@ class ShardWriter:
         names = [name, *(f"{name}-{number}" for number in range(1, len(parts)))]
         if len(parts) > 1:
             self.plan |= dict(zip(names, parts, strict=True))
-            self._save_plan()
+            write_checked(self.path / "plan.json", self.plan)
         for part, part_ids in zip(names, parts, strict=True):
             with_tokens = [video_id for video_id in part_ids if shapes[video_id][0]]
             failed = [self._whole(video_id).to_row() for video_id in part_ids if not shapes[video_id][0]]

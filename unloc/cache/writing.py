@@ -44,18 +44,11 @@ def stored_video(cache: Cache, video_id: str) -> VideoTokens:
 
 
 def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
-    """Create the cache, or make sure that the existing one has this fingerprint.
-
-    Raises FingerprintError naming each key that differs, CacheError where the folder holds something else.
-    """
-    fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
+    """Create the cache, or check its fingerprint. Raises FingerprintError; CacheError for another kind of folder."""
     if (path / "zarr.json").is_file():
-        differing = fingerprint_differences(Cache(path).fingerprint, fingerprint, names=("cache", "now"))
-        if differing:
-            raise FingerprintError(
-                f"{path}: was made otherwise ({differing}); extract with the same settings or into a new cache, "
-                f"for example --cache {path}-{fingerprint_hash(fingerprint)}"
-            )
+        if differing := fingerprint_differences(Cache(path).fingerprint, fingerprint, names=("cache", "now")):
+            advice = f"use the same settings, or a new cache such as {path}-{fingerprint_hash(fingerprint)}"
+            raise FingerprintError(f"{path}: was made otherwise ({differing}); {advice}")
         return
     if path.exists():  # an interrupted creation leaves these; `zarr.json` comes last
         known = ("shards", "texts", "zarr.json", ".zarr.json.part", LOCK)
@@ -69,6 +62,7 @@ def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
 
 def fingerprint_differences(one: dict, other: dict, *, names: tuple[str, str]) -> str:
     """Every key that differs with both values, for a message; empty where the fingerprints are equal."""
+    one, other = (json.loads(json.dumps(values)) for values in (one, other))  # as read back: tuples become lists
     keys = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
     return "; ".join(f"{key}: {names[0]} {one.get(key)!r}, {names[1]} {other.get(key)!r}" for key in keys)
 
@@ -91,15 +85,15 @@ def write_video_shard(
     path: Path,
     name: str,
     videos: Iterable[VideoTokens],
-    failed: Sequence[dict],
+    failed: list[dict],
     dtype: str,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] = (),
 ) -> None:
     """Write a shard of videos (in this order) and the rows of those that failed; an existing shard is replaced.
 
-    `lengths` are the videos' numbers of tokens: with them, videos are taken from a generator one at a time.
+    With `lengths`, the videos' numbers of tokens, videos are taken from a generator one at a time.
     """
-    lengths = [len(video.tokens) for video in videos] if lengths is None else lengths
+    lengths = lengths or [len(video.tokens) for video in videos]
     chunk = lengths[0] if len(set(lengths)) == 1 else CHUNK_ROWS
     firsts = np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist()
     folder = _new_folder(path / "shards", name)
@@ -108,11 +102,7 @@ def write_video_shard(
     def tokens_of_videos() -> Iterator[np.ndarray]:
         with (folder / ROWS).open("w", encoding="utf-8") as handle:
             for video, first, length in zip(videos, firsts, lengths, strict=False):
-                if video.tokens.dtype != STORED_DTYPES[dtype]:
-                    raise CacheError(
-                        f"video {video.video_id!r}: tokens are {video.tokens.dtype}, a {dtype} cache stores "
-                        f"{STORED_DTYPES[dtype]}; convert them with dtype.to_stored"
-                    )
+                assert video.tokens.dtype == STORED_DTYPES[dtype], "convert tokens by dtype.to_stored"
                 row = video.meta | {"first_row": first, "num_tokens": length}
                 handle.write(json.dumps(row, ensure_ascii=False) + "\n")
                 for column, values in columns.items():
@@ -121,7 +111,7 @@ def write_video_shard(
 
     if lengths:
         _write_array(folder / "frames", tokens_of_videos(), firsts, chunk, dtype)
-    _commit(folder, path / "shards" / name, {"videos": columns, "failed": list(failed)})
+    _commit(folder, path / "shards" / name, {"videos": columns, "failed": failed})
 
 
 def write_texts(path: Path, texts: Iterable[tuple[str, np.ndarray]], dtype: str) -> int:

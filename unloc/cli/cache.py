@@ -98,9 +98,9 @@ def _repair(
     from pipeline.repair import ManifestContent, repair
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
-    from unloc.video.locate import VideoIndex, index_folder, index_shards
+    from unloc.video.locate import index_videos
 
-    index = index_folder(videos) if videos else index_shards(shards) if shards else VideoIndex()
+    index = index_videos(videos, shards)
     content, named = None, {}
     if manifest:
         loaded = load_manifest(manifest)

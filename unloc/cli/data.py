@@ -175,11 +175,11 @@ def pack(
     """
     from unloc.annotations.schema import load_manifest
     from unloc.cli.progress import progress
-    from unloc.video.locate import locate_videos
+    from unloc.video.locate import index_videos
     from unloc.video.packing import pack_videos
 
     selected = load_manifest(manifest).select(split)
-    files, missing = locate_videos(selected.videos, videos)
+    files, missing = index_videos(videos).locate(selected.videos)
     with progress("packing", "shards") as on_progress:
         done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
     typer.echo(

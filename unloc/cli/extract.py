@@ -108,7 +108,7 @@ def extract(
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
     from unloc.inference.encode import EncodeConfig
-    from unloc.video.locate import locate_in_shards, locate_videos
+    from unloc.video.locate import index_videos
 
     if (videos is None) == (shards is None):
         raise InputError("unloc extract: give one of --videos DIR and --shards 'videos-{000..127}.tar'")
@@ -147,7 +147,7 @@ def extract(
     )
     selected = load_manifest(manifest).select(split)
     table, texts = selected.videos, manifest_texts(selected, prompts=prompts)
-    files, missing = locate_in_shards(table, shards) if shards else locate_videos(table, videos)
+    files, missing = index_videos(videos, shards).locate(table)
     if limit:
         files, missing = dict(list(files.items())[:limit]), []
     if plan:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from unloc.errors import FingerprintError, VideoError
 from unloc.inference.batching import EncodingCall, FrameBatcher
 from unloc.model.towers import TowerChoice, load_tower
 from unloc.video.preprocess import CENTRE, PreprocessSpec, normalise, require_views
-from unloc.video.reading import ReadSpec, VideoReading
-from unloc.video.sampling import FrameSampling
+from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
 
 RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
 
@@ -84,11 +83,10 @@ class Encoder:
     @property
     def fingerprint(self) -> dict:
         """What identifies the tokens: flat, so that differences can be named key by key."""
-        sampling = self.config.sampling.to_dict()
         return {
             **{f"tower.{key}": value for key, value in self.tower.fingerprint.items()},
             **{f"preprocess.{key}": value for key, value in self.preprocess.to_dict().items()},
-            **{f"sampling.{key}": value for key, value in sampling.items()},
+            **{f"sampling.{key}": value for key, value in asdict(self.config.sampling).items()},
             "dtype": self.config.dtype,
             "views": list(self.config.views),
         }

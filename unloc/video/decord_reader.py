@@ -10,7 +10,7 @@ import av
 import decord
 import numpy as np
 
-from unloc.errors import VideoError
+from unloc.errors import VideoError, one_line
 from unloc.video import OnProgress, no_progress
 from unloc.video.facts import VideoFacts, best_stream, open_container
 from unloc.video.frame_reader import TIME_TOLERANCE, FrameReader, ShownFrame, is_exact_turn, shown_at
@@ -33,9 +33,8 @@ class DecordReader(FrameReader):
         """Raises VideoError (reason `unsound`) where decord's frames could be wrong ones."""
         super().__init__(facts, allow_partial, on_progress)
         if reason := unsound_by_facts(facts) or unsound_by_frames(facts, on_progress) or self._open():
-            raise VideoError(
-                f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav", reason="unsound"
-            )
+            message = f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav"
+            raise VideoError(message, reason="unsound")
 
     def _open(self) -> str | None:
         """Open decord's own reader; why it is unsound, from the frames that it announces."""
@@ -62,7 +61,7 @@ class DecordReader(FrameReader):
             try:
                 frame = self._reader.next()
             except (*DECORD_ERRORS, StopIteration) as error:
-                message = f"decord stops at frame {index} of {len(times)} ({str(error)[:80]})"
+                message = f"decord stops at frame {index} of {len(times)} ({one_line(error)})"
                 raise VideoError(f"{self.facts.path}: {message}", reason="decode_error") from None
             first, stop = np.searchsorted(shown, [index, index + 1]).tolist()
             if first < stop:
@@ -71,31 +70,23 @@ class DecordReader(FrameReader):
 
 def unsound_by_facts(facts: VideoFacts) -> str | None:
     """Why decord cannot be trusted with this stream, from its facts alone; None where no fact speaks against it."""
-    if facts.codec not in SOUND_CODECS:
-        return f"codec {facts.codec} is not one that decord's FFmpeg 4.1 decodes soundly"
-    if facts.container.split(",")[0] not in SOUND_CONTAINERS:
-        return f"container {facts.container} is not one that it reads soundly"
-    if facts.pixel_format not in SOUND_PIXEL_FORMATS:
-        return f"pixel format {facts.pixel_format} is converted differently by its FFmpeg 4.1"
-    if min(facts.width, facts.height) < MIN_SIDE:
-        return f"{facts.width}x{facts.height} is too small for its rows"
-    if facts.num_damaged:
-        return f"{facts.num_damaged} packets are cut short or zeroed, which may keep it busy for minutes"
-    if facts.hole_seconds or facts.bad_box is not None:
-        return "the file has a hole"
-    if facts.num_discarded:
-        return f"an edit list hides {facts.num_discarded} packets"
-    if "mov" in facts.container and 0 < facts.num_frames_from_header != facts.num_packets:
-        return f"an edit list leaves {facts.num_packets} of {facts.num_frames_from_header} packets"
-    if facts.interlaced:
-        return "interlaced"
-    if not facts.has_pts:
-        return "packets without presentation times"
-    if "avi" in facts.container and facts.codec == "mpeg4":
-        return "MPEG-4 in AVI may pack B-frames"
-    if len(facts.packet_times) > 1 and np.diff(facts.packet_times).min() <= 0:
-        return "repeated time stamps"
-    return None
+    container, pixels = facts.container.split(",")[0], facts.pixel_format
+    listed = facts.num_frames_from_header if "mov" in facts.container else 0
+    reasons = {
+        f"codec {facts.codec} is not one that decord's FFmpeg 4.1 decodes soundly": facts.codec not in SOUND_CODECS,
+        f"container {container} is not one that it reads soundly": container not in SOUND_CONTAINERS,
+        f"pixel format {pixels} is converted differently by its FFmpeg 4.1": pixels not in SOUND_PIXEL_FORMATS,
+        f"{facts.width}x{facts.height} is too small for its rows": min(facts.width, facts.height) < MIN_SIDE,
+        f"{facts.num_damaged} packets are cut short or zeroed, which may keep it busy for minutes": facts.num_damaged,
+        "the file has a hole": facts.hole_seconds or facts.bad_box is not None,
+        f"an edit list hides {facts.num_discarded} packets": facts.num_discarded,
+        f"an edit list leaves {facts.num_packets} of {listed} packets": 0 < listed != facts.num_packets,
+        "interlaced": facts.interlaced,
+        "packets without presentation times": not facts.has_pts,
+        "MPEG-4 in AVI may pack B-frames": "avi" in facts.container and facts.codec == "mpeg4",
+        "repeated time stamps": (np.diff(facts.packet_times) <= 0).any(),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def unsound_by_frames(facts: VideoFacts, on_progress: OnProgress) -> str | None:
@@ -118,5 +109,5 @@ def unsound_by_frames(facts: VideoFacts, on_progress: OnProgress) -> str | None:
                 if len(sizes) > 1:
                     return f"the frame size changes ({' and '.join(sorted(sizes))})"
         except av.error.FFmpegError as error:
-            return f"a frame does not decode ({' '.join(str(error).split())[:80]})"
+            return f"a frame does not decode ({one_line(error)})"
     return None

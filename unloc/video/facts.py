@@ -5,6 +5,7 @@ begins later keeps its offset.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from unloc.errors import VideoError
+from unloc.errors import VideoError, one_line
 from unloc.video import OnProgress, no_progress
 from unloc.video.file_bytes import ZERO_HOLE, holds_zero_run, missing_mp4_index, stated_bytes
 from unloc.video.mpeg4 import Mpeg4Packets
@@ -36,12 +37,8 @@ TAIL_BYTES = 1 << 20  # searched for zeros after the last packet
 UNTIMED_CONTAINERS = ("avi", "asf")  # they count packets in decoding order, also for H.264 with B-frames
 ZERO_RUN = 48  # bytes; longer than any run of zeros at a packet's border seen in intact files
 
-PACKET = np.dtype(
-    {
-        "names": ("stamp", "dts", "has_pts", "has_dts", "duration", "size", "position", "is_key", "is_shown"),
-        "formats": ("i8", "i8", "?", "?", "i8", "i8", "i8", "?", "?"),
-    }
-)
+NUMBERS, FLAGS = ("stamp", "dts", "duration", "size", "position"), ("has_pts", "has_dts", "is_key", "is_shown")
+PACKET = np.dtype([(name, "i8") for name in NUMBERS] + [(name, "?") for name in FLAGS])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +49,8 @@ class VideoFacts:
     container: str
     """ffmpeg's name of the format."""
     codec: str
-    """ffmpeg's name."""
     pixel_format: str
-    """ffmpeg's name, as yuv420p."""
+    """Such as yuv420p."""
     width: int
     height: int
     sample_aspect_ratio: Fraction
@@ -63,7 +59,7 @@ class VideoFacts:
     packet_stamps: np.ndarray
     """(num_packets,) time stamps in the file's order; `has_pts` and `stamps_in_output_order` say what they mean."""
     packet_bytes: np.ndarray
-    """(num_packets,) sizes."""
+    """(num_packets,)"""
     key_indices: np.ndarray
     """Rising indices of the key frames among all packets."""
     packet_times: np.ndarray
@@ -86,7 +82,6 @@ class VideoFacts:
     stated_bytes: int | None
     """Length of the file as its container states it; None where it does not."""
     num_bytes: int
-    """Length of the file."""
     num_frames_from_header: int
     """0 where the header does not say."""
     rate_from_header: float
@@ -146,8 +141,7 @@ def open_container(path: Path) -> InputContainer:
             raise VideoError(f"{path}: is a text (a list of files?), not a video", reason="unreadable") from None
         if message := missing_mp4_index(path):
             raise VideoError(f"{path}: {message}", reason="truncated") from None
-        cause = " ".join(str(error).split())[:160]
-        raise VideoError(f"{path}: cannot be opened as a video ({cause})", reason="unreadable") from None
+        raise VideoError(f"{path}: cannot be opened as a video ({one_line(error)})", reason="unreadable") from None
 
 
 def best_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -167,14 +161,10 @@ def start_seconds(container: InputContainer) -> float:
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
     """The stream's packets in the file's order, up to where the file ends or breaks."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        if packet.size > 0:  # the last one is an empty flush packet
-            yield packet
+    with suppress(av.error.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size > 0:  # the last one is an empty flush packet
+                yield packet
 
 
 def is_damaged(packet: av.Packet) -> bool:
@@ -198,9 +188,9 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
             num_discarded += packet.is_discard
             num_damaged += is_damaged(packet)
             shown = not packet.is_discard and (mpeg4 is None or mpeg4.shows_frame(packet))
-            stamps = (packet.pts or 0, packet.dts or 0, packet.pts is not None, packet.dts is not None)
             position = -1 if packet.pos is None else packet.pos
-            rows.append((*stamps, packet.duration or 0, packet.size, position, packet.is_keyframe, shown))
+            numbers = (packet.pts or 0, packet.dts or 0, packet.duration or 0, packet.size, position)
+            rows.append((*numbers, packet.pts is not None, packet.dts is not None, packet.is_keyframe, shown))
         packets = np.array(rows, dtype=PACKET)
         has_pts = bool(packets["has_pts"].all())
         packets["stamp"], is_timed, counts_frames = _stamps(packets, stream)
@@ -306,10 +296,7 @@ def _last_duration(times: np.ndarray, stated: float, rate: float) -> float:
 
 
 def _hole_seconds(path: Path, packets: np.ndarray, times: np.ndarray, num_announced: int) -> float:
-    """Seconds lost to zeros, which demuxers skip without an error.
-
-    A hole is where the time stamps jump, or where announced frames are missing at the end, and the bytes are zeros.
-    """
+    """Seconds lost to zeros: where time stamps jump, or announced frames are missing at the end, over zero bytes."""
     leaps = np.diff(times)
     typical = float(np.median(np.abs(leaps))) if len(leaps) else 0.0
     if not (packets["position"] >= 0).all() or typical == 0.0:

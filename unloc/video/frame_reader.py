@@ -46,25 +46,12 @@ class FrameReader(ABC):
         """Why this decoder reads the file."""
         self.num_errors = 0
         """Packets that did not decode."""
-        if not allow_partial:
-            self._require_complete()
-
-    @abstractmethod
-    def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
-        """The frame shown at each wanted time (rising): the last that begins at or before it, else the first.
-
-        Raises VideoError where nothing decodes, or more is lost than allowed and allow_partial is off.
-        """
-
-    def _require_complete(self) -> None:
-        facts = self.facts
+        if allow_partial:
+            return
         length_seconds = facts.end_seconds - facts.first_seconds
         if facts.hole_seconds > LOST_SHARE_ALLOWED * length_seconds:
-            raise VideoError(
-                f"{facts.path}: a hole of zeros in the file takes {facts.hole_seconds:.2f} s of the video; "
-                "--allow-partial reads the rest",
-                reason="decode_error",
-            )
+            message = f"{facts.path}: a hole of zeros takes {facts.hole_seconds:.2f} s; --allow-partial reads the rest"
+            raise VideoError(message, reason="decode_error")
         if facts.is_truncated:
             frames = f" of {facts.num_frames_from_header}" if facts.num_frames_from_header else ""
             readable = facts.num_bytes if facts.bad_box is None else facts.bad_box
@@ -74,6 +61,10 @@ class FrameReader(ABC):
                 "--allow-partial reads them",
                 reason="truncated",
             )
+
+    @abstractmethod
+    def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
+        """The frame shown at each wanted time (rising), as `shown_at`. Raises VideoError where too little decodes."""
 
     def _require_decoded(self, *, to_end: bool) -> None:
         """Raises VideoError (`decode_error`) where over a tenth of the frames was lost: of all, or of those read.

@@ -22,7 +22,7 @@ EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".3gp", ".ts", ".
 class VideoIndex:
     """Files found by their path or name or, of a video, by their stem; the first of several is taken."""
 
-    def __init__(self, files: Iterable[tuple[PurePath, VideoFile]] = (), root: Path | str | None = None) -> None:
+    def __init__(self, files: Iterable[tuple[PurePath, VideoFile]], root: Path | str | None = None) -> None:
         """files with their paths below root; root: the folder or URL, for manifests that name files by a whole path."""
         exact, loose = {}, {}
         for path, file in sorted(files, key=lambda item: _preference(item[0])):
@@ -35,15 +35,12 @@ class VideoIndex:
     def find(self, video_id: str, file: str | None = None) -> VideoFile | None:
         """The file that the manifest names, else one named like the id, with or without ActivityNet's `v_`; or None.
 
-        A named file must exist: another file that happens to be named like the id does not replace it.
+        A file is named by a path below the root, an absolute path into it, or a URL. It must exist: another file that
+        happens to be named like the id does not replace it.
         """
-        if isinstance(file, str):
-            return self._named(file)
-        bare = video_id.removeprefix("v_")
-        return next((self.files[name] for name in (video_id, bare, f"v_{bare}") if name in self.files), None)
-
-    def _named(self, file: str) -> VideoFile | None:
-        """By a path below the root, an absolute path into it, or a URL."""
+        if not isinstance(file, str):
+            bare = video_id.removeprefix("v_")
+            return next((self.files[name] for name in (video_id, bare, f"v_{bare}") if name in self.files), None)
         if url := url_of(file):
             inside = self.root is not None and url.startswith(f"{self.root}/")
             return (self.files.get(url.removeprefix(f"{self.root}/")) if inside else None) or at_url(url)
@@ -73,34 +70,18 @@ def _preference(path: PurePath) -> tuple[int, int, str]:
     return rank, len(path.parts), str(path)
 
 
-def index_folder(folder: Path | str) -> VideoIndex:
-    """Files below a folder or a URL. Raises MissingError where it does not exist."""
+def index_videos(folder: Path | str | None = None, shards: str | None = None) -> VideoIndex:
+    """Files below a folder or a URL, or in tar files. Raises MissingError where there is none, as `shard_members`."""
+    if folder is None:
+        return VideoIndex((PurePath(name), file) for name, file in (shard_members(shards) if shards else {}).items())
     if url := url_of(folder):
         return VideoIndex(((file.place, file) for file in list_videos(url)), url)
-    folder = Path(str(folder).removeprefix("file:")) if str(folder).startswith("file:/") else Path(folder)
+    folder = Path(str(folder).removeprefix("file:"))
     return VideoIndex(((path.relative_to(folder), path) for path in video_files(folder)), folder)
 
 
-def index_shards(pattern: str) -> VideoIndex:
-    """Files in tar files. Raises as `shard_members`."""
-    return VideoIndex((PurePath(name), member) for name, member in shard_members(pattern).items())
-
-
-def locate_videos(videos: pd.DataFrame, folder: Path | str) -> tuple[dict[str, VideoFile], list[str]]:
-    """`VideoIndex.locate` for a folder or URL. Raises MissingError where it does not exist."""
-    return index_folder(folder).locate(videos)
-
-
-def locate_in_shards(videos: pd.DataFrame, pattern: str) -> tuple[dict[str, VideoFile], list[str]]:
-    """`VideoIndex.locate` for tar files. Raises as `shard_members`."""
-    return index_shards(pattern).locate(videos)
-
-
 def video_files(folder: Path) -> list[Path]:
-    """All files below a folder in the order of `_preference`. Links are followed, each folder is walked once.
-
-    Raises MissingError where the folder does not exist; logs what cannot be listed.
-    """
+    """All files below a folder, sorted by `_preference`; links are followed. Raises MissingError."""
     if not folder.is_dir():
         raise MissingError(f"--videos: folder {folder} does not exist")
 
@@ -123,10 +104,7 @@ def video_files(folder: Path) -> list[Path]:
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """Paths of `videos-{000..127}.tar` or `videos-*.tar`, or of several patterns joined by `::`.
-
-    Raises InputError for a URL, MissingError where a tar file does not exist.
-    """
+    """Paths of `videos-{000..127}.tar`, `videos-*.tar` or several joined by `::`. Raises InputError, MissingError."""
     from webdataset.shardlists import expand_urls  # here: it imports torch
 
     paths: list[Path] = []
@@ -144,8 +122,7 @@ def expand_shards(pattern: str) -> list[Path]:
 def shard_members(pattern: str) -> dict[str, TarMember]:
     """Every file in the tar files of a pattern by its name there; of a truncated tar file, those before its end.
 
-    Raises InputError for a file that is no plain tar file and for a name in two tar files, MissingError for an absent
-    tar file.
+    Raises InputError for a file that is no plain tar file or a name in two of them, MissingError for an absent one.
     """
     found: dict[str, TarMember] = {}
     for tar in expand_shards(pattern):
@@ -159,14 +136,11 @@ def shard_members(pattern: str) -> dict[str, TarMember]:
                     name = PurePosixPath(item.name).as_posix()
                     if name in found:
                         raise InputError(f"--shards: {name} is in {found[name].parent} and in {tar}; name one of them")
-                    place = {"parent": tar, "path": name, "offset": item.offset_data}
-                    found[name] = TarMember(**place, size=item.size, mtime_ns=int(item.mtime * 1e9))
+                    mtime_ns = int(item.mtime * 1e9)
+                    found[name] = TarMember(tar, name, item.size, mtime_ns, item.offset_data)
         except tarfile.ReadError as error:
             if not count:
-                raise InputError(
-                    f"--shards: {tar} is no plain tar file ({error}); unpack compressed ones, they cannot be read in "
-                    "place"
-                ) from None
+                raise InputError(f"--shards: {tar} is no plain tar file ({error}); unpack compressed ones") from None
             logger.warning("%s is truncated after its file %d (%s); later files are missing", tar, count, error)
     return found
 
@@ -196,13 +170,8 @@ def folder_coverage(videos: pd.DataFrame, folder: Path) -> Coverage:
     """How well a folder covers a manifest, without opening files. Raises MissingError where there is no such folder."""
     files = video_files(folder)
     found, missing = VideoIndex(((path.relative_to(folder), path) for path in files), folder).locate(videos)
-    used: set[Path] = set()
-    shared = []
-    for video_id, path in found.items():
-        real = path.resolve()
-        if real in used:
-            shared.append(video_id)
-        used.add(real)
-    extra = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.resolve() not in used)
+    first: dict[Path, str] = {}
+    shared = [video_id for video_id, path in found.items() if first.setdefault(path.resolve(), video_id) != video_id]
+    extra = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.resolve() not in first)
     empty = [video_id for video_id, path in found.items() if path.stat().st_size == 0]
     return Coverage(found=found, missing=missing, empty=empty, shared=shared, extra=extra)

@@ -3,6 +3,7 @@
 Processes that only decode import this, so it imports no tower.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,23 +19,20 @@ from unloc.video.facts import scan
 from unloc.video.frame_reader import FrameReader
 from unloc.video.preprocess import CENTRE, PreprocessSpec, has_crops, make_views
 from unloc.video.pyav_reader import PyAVReader
-from unloc.video.sampling import FrameSampling
 from unloc.video.video_file import VideoFile, file_hash, file_identity, file_version
 
 DECODERS = ("auto", "decord", "pyav")
+MAX_FPS, MAX_FRAMES = 1000, 1_000_000  # more is a typing error, which would fill the memory
 CHANGED = "changed"  # reason of a video whose file was replaced or rewritten while it was read
 
 
 def open_video(
     path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = no_progress
 ) -> FrameReader:
-    """A reader of the file, which knows its `facts` and the `reason` for this decoder.
+    """A reader of the file. Raises VideoError with a reason where it cannot be read or the decoder is unsound for it.
 
     `auto` is PyAV: it is exact on every stream, and faster than decord on every kind measured, sparse or dense
-    (benchmarks/decoding.py). The reason says whether decord would have been exact too.
-
-    Raises VideoError with a reason where the file cannot be read or the chosen decoder is unsound for it, InputError
-    for an unknown decoder.
+    (benchmarks/decoding.py). Its `reason` says whether decord would have been exact too.
     """
     if decoder not in DECODERS:
         raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(DECODERS)}")
@@ -44,6 +42,34 @@ def open_video(
         unsound = unsound_by_facts(facts)
         reader.reason = f"decord is not exact here: {unsound}" if unsound else "decord would be exact; PyAV is faster"
     return reader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameSampling:
+    """Exactly one of a rate and a number of frames."""
+
+    fps: float | None = None
+    """Frames per second of video, from its first moment on."""
+    num_frames: int | None = None
+    """Frames evenly from the first to the last frame, both included; short videos repeat frames."""
+
+    def __post_init__(self) -> None:
+        if (self.fps is None) == (self.num_frames is None):
+            raise InputError("sampling: give exactly one of --fps and --frames")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise InputError(f"--fps: got {self.fps}, expected a positive number of frames per second, to {MAX_FPS}")
+        if self.num_frames is not None and not 1 <= self.num_frames <= MAX_FRAMES:
+            raise InputError(f"--frames: got {self.num_frames}, expected 1 to {MAX_FRAMES}")
+
+    def times(self, first_seconds: float, last_seconds: float, end_seconds: float) -> np.ndarray:
+        """Rising times in seconds for a video whose first and last frame begin at first_seconds and last_seconds.
+
+        By fps: first + k / fps while before the end of the last frame. By number: evenly from first to last.
+        """
+        if self.num_frames is not None:
+            return np.linspace(first_seconds, last_seconds, self.num_frames)
+        count = max(1, math.ceil((end_seconds - first_seconds) * self.fps - 1e-6))
+        return first_seconds + np.arange(count) / self.fps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +89,7 @@ class VideoReading:
     def __init__(
         self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: OnProgress = no_progress
     ) -> None:
-        """Opens the file, which is a copy of `source` where that is not a local file.
-
-        Raises VideoError with a reason where it cannot be read.
-        """
+        """Opens the file, a copy of `source` where that is not local. Raises VideoError with a reason."""
         started = time.perf_counter()
         self.path, self.source, self.spec, self.on_progress = path, source or path, spec, on_progress
         self.version = file_version(path)
@@ -102,10 +125,7 @@ class VideoReading:
             yield shown.positions, pixels
 
     def row(self, video_id: str) -> dict:
-        """What the cache keeps of the video next to its tokens.
-
-        Raises VideoError (reason `changed`) where the file is no longer the one that was opened.
-        """
+        """What the cache keeps of the video. Raises VideoError (reason `changed`) where the file has changed since."""
         facts = self.reader.facts
         row = {
             "video_id": video_id,

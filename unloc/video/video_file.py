@@ -5,10 +5,9 @@ the system deletes however the process ends.
 """
 
 import hashlib
-import io
 import tempfile
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -27,7 +26,7 @@ CHANGED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified",
 TAG_KEYS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "crc32c", "generation", "versionId")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _StoredFile:
     """A file inside something larger, with the parts of a `Path` that a job needs."""
 
@@ -59,47 +58,27 @@ class _StoredFile:
         return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TarMember(_StoredFile):
     """A file in a plain tar file, read in place."""
 
     offset: int
     """Where its bytes begin."""
 
-    def open(self, mode: str = "rb") -> io.BufferedReader:
-        """Its bytes."""
-        return io.BufferedReader(_Slice(Path(self.parent), self.offset, self.size))
-
     def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
         """Write it into an open file. Raises VideoError (truncated) where the tar file ends within it."""
-        with self.open() as source:
-            while block := source.read(BLOCK):
+        with Path(self.parent).open("rb") as source:
+            source.seek(self.offset)
+            while block := source.read(min(BLOCK, self.size - copy.tell())):
                 copy.write(block)
                 on_progress()
         copy.flush()
         if copy.tell() < self.size:
-            raise VideoError(
-                f"{self}: the tar file ends after {copy.tell()} of its {self.size} bytes", reason="truncated"
-            )
+            message = f"{self}: the tar file ends after {copy.tell()} of its {self.size} bytes"
+            raise VideoError(message, reason="truncated")
 
 
-class _Slice(io.FileIO):
-    """A part of a file, read forward."""
-
-    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # by readinto
-
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        super().__init__(path)
-        self.seek(offset)
-        self.left = size
-
-    def readinto(self, buffer: bytearray) -> int:
-        count = super().readinto(memoryview(buffer)[: self.left])
-        self.left -= count
-        return count
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RemoteVideo(_StoredFile):
     """An object at a URL (`s3://…`, `https://…`, anything that fsspec opens)."""
 
@@ -109,7 +88,7 @@ class RemoteVideo(_StoredFile):
     def current(self) -> "RemoteVideo":
         """The version that is there now. Raises VideoError where there is none, OSError where the store fails."""
         try:
-            return _ask(self.parent, self.path)
+            return _remote_video(self.parent, self.path)
         except FileNotFoundError:
             raise VideoError(f"{self}: does not exist (any more)", reason="not_found") from None
         except CacheError as error:
@@ -128,35 +107,31 @@ class RemoteVideo(_StoredFile):
 
 def list_videos(url: str) -> list[RemoteVideo]:
     """Every object below a URL. Raises MissingError where there is none, CacheError where the store fails."""
-    found = [_from_info(url, name, info) for name, info in ObjectStore(url).infos().items()]
+    found = [_remote_video(url, name, info) for name, info in ObjectStore(url).infos().items()]
     if not found:
         raise MissingError(f"--videos: {url} does not exist or holds nothing")
     # A web server's list of links has no sizes.
-    return [file if file.size is not None else _ask(url, file.path) for file in found]
+    return [file if file.size is not None else _remote_video(url, file.path) for file in found]
 
 
 def at_url(url: str) -> RemoteVideo | None:
     """The object at a URL, None where there is none. Raises CacheError where the store fails."""
     folder, _, name = url.rpartition("/")
     try:
-        return _ask(folder, name)
+        return _remote_video(folder, name)
     except FileNotFoundError:
         return None
 
 
-def _ask(folder: str, path: str) -> RemoteVideo:
-    return _from_info(folder, path, ObjectStore(folder).info(path))
-
-
-def _from_info(folder: str, path: str, info: dict) -> RemoteVideo:
-    """From the record of fsspec, whose keys differ by store."""
+def _remote_video(folder: str, path: str, info: dict | None = None) -> RemoteVideo:
+    """From fsspec's record of it, by default that of now; its keys differ by store."""
+    info = info or ObjectStore(folder).info(path)
     changed = next((info[key] for key in CHANGED_KEYS if info.get(key) is not None), 0)
     if isinstance(changed, str):
         changed = datetime.fromisoformat(changed)
     seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed)
     tag = next((str(info[key]) for key in TAG_KEYS if info.get(key) is not None), "")
-    mtime_ns = round(seconds * 1e6) * 1000
-    return RemoteVideo(parent=folder, path=path, size=info.get("size"), mtime_ns=mtime_ns, tag=tag)
+    return RemoteVideo(folder, path, info.get("size"), round(seconds * 1e6) * 1000, tag)
 
 
 VideoFile = Path | TarMember | RemoteVideo
@@ -164,10 +139,7 @@ VideoFile = Path | TarMember | RemoteVideo
 
 @contextmanager
 def on_disk(file: VideoFile, on_progress: OnProgress = no_progress) -> Iterator[Path]:
-    """A path at which this process can open the video: its own, or that of an unnamed copy.
-
-    Raises as `fetch` does. A VideoError about the copy names the file itself.
-    """
+    """The file's path, or that of an unnamed copy, which errors call by the file's name. Raises as `fetch` does."""
     if isinstance(file, Path):
         yield file
         return
@@ -204,10 +176,9 @@ def file_version(file: VideoFile) -> Hashable | None:
 
 
 def file_hash(file: VideoFile, on_progress: OnProgress = no_progress) -> str:
-    """sha256 of the file's content; an object at a URL is fetched for it. Raises as `on_disk`."""
+    """sha256 of the file's content. Raises as `on_disk`."""
     digest = hashlib.sha256()
-    source = on_disk(file, on_progress) if isinstance(file, RemoteVideo) else nullcontext(file)
-    with source as readable, readable.open("rb") as handle:
+    with on_disk(file, on_progress) as path, path.open("rb") as handle:
         while block := handle.read(BLOCK):
             digest.update(block)
             on_progress()
