@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unloc.annotations.schema import build_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest
 from unloc.cache.metadata import SHARD_NAME
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
@@ -90,7 +90,7 @@ def train_on_some(path: Path) -> int:
     """What `fit` reads: a manifest of 1,000 videos of the cache, without durations, and an example of each."""
     cache = open_cache(path)
     chosen = random.Random(0).sample(range(len(cache)), min(TRAINED, len(cache)))
-    rows = [video_row(f"video_{number:07}", "train", None) for number in chosen]
+    rows = [VideoRow(f"video_{number:07}", "train", None) for number in chosen]
     manifest = build_manifest(name="some", tasks=("tal",), rows=rows)
     examples = ClassExamples(manifest, CachedTokens(cache), DataConfig(), localizes=True)
     read: list[Example] = [examples.example(index) for index in range(len(examples))]

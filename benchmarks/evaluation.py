@@ -25,13 +25,13 @@ import pandas as pd
 
 from unloc.annotations.converters import convert
 from unloc.annotations.schema import (
+    InstanceRow,
     Manifest,
+    QueryRow,
+    VideoRow,
     build_manifest,
-    instance_row,
     load_manifest,
-    query_row,
     save_manifest,
-    video_row,
 )
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import score
@@ -115,8 +115,8 @@ def made_up_detections(path: Path) -> Manifest:
     for number in range(VIDEOS):
         video, label = f"v{number}", classes[number % CLASSES]
         ends = np.sort(rng.uniform(0, 120, 2 * rng.integers(1, 4))).reshape(-1, 2)
-        rows += [video_row(video, "validation", 120.0)]
-        rows += [instance_row(video, "validation", label, *segment) for segment in ends]
+        rows += [VideoRow(video, "validation", 120.0)]
+        rows += [InstanceRow(video, "validation", label, segment) for segment in ends]
         near = ends[rng.integers(0, len(ends), PER_VIDEO)] + rng.normal(0, 5, (PER_VIDEO, 2))
         labels = np.where(rng.random(PER_VIDEO) < 0.8, label, rng.choice(classes, PER_VIDEO))
         table = {"video_id": video, "label": labels, "start_seconds": near[:, 0], "end_seconds": near[:, 1]}
@@ -130,8 +130,8 @@ def made_up_moments(path: Path) -> Manifest:
     rows, predictions, clips = [], [], list(range(20, 40))
     for number in range(QUERIES):
         ratings = rng.integers(0, 5, (len(clips), 3)).tolist()
-        rows += [video_row(f"v{number}", "val", 150.0)]
-        rows += [query_row(f"v{number}", "val", str(number), "a cat", [[40, 80]], clips, ratings)]
+        rows += [VideoRow(f"v{number}", "val", 150.0)]
+        rows += [QueryRow(f"v{number}", "val", str(number), "a cat", [[40, 80]], clips, ratings)]
         windows = np.sort(rng.uniform(0, 150, (10, 2)), axis=1)
         scored = np.concatenate([windows, rng.random((10, 1))], axis=1)
         names = {"qid": str(number), "video_id": f"v{number}", "query": "a cat"}

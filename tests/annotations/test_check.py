@@ -19,7 +19,7 @@ from unloc.annotations.check import (
     shared_between_splits,
 )
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.errors import InputError, ManifestError
 from unloc.video.locate import folder_coverage
 
@@ -37,25 +37,25 @@ def actions(found):
 @pytest.fixture
 def bad_manifest():
     rows = [
-        video_row("v", "train", 10.0),
-        video_row("v", "train", 10.0),
-        video_row("w", "train", -1.0),
-        video_row("x", "train", None),
-        query_row("v", "train", "1", "fine", [[1, 2], [5, 12], [1, 2]]),
-        query_row("v", "train", "2", "reversed", [[5, 4]]),
-        query_row("v", "train", "2", " ", [[3, 3]]),
-        query_row("u", "train", "4", "nowhere", [[1, 2]]),
-        query_row("v", "val", "5", "no such split", [[1, 2]]),
-        query_row("v", "train", "6", "rated", [[0, 4]], [0, 7], [[1, 2, 9], [1, 1, 1]]),
-        query_row("v", "train", "7", "short", [[0, 4]], [0, 1], [[1, 2, 3]]),
-        query_row("v", "train", "8", "late", [[8, 10]], [9], [[1, 2, 3]]),
-        query_row("v", "train", "9", "rounded", [[8, 10.01]]),
-        query_row("v", "train", "10", "infinite", [[0, math.inf]]),
-        instance_row("v", "train", "cat", 1, 2),
-        instance_row("v", "train", "cat", 1, 2),
-        instance_row("v", "train", "dog", -1, 2),
-        instance_row("v", "train", "cat", 11, 12),
-        instance_row("x", "train", "cat", 0, 999),
+        VideoRow("v", "train", 10.0),
+        VideoRow("v", "train", 10.0),
+        VideoRow("w", "train", -1.0),
+        VideoRow("x", "train", None),
+        QueryRow("v", "train", "1", "fine", [[1, 2], [5, 12], [1, 2]]),
+        QueryRow("v", "train", "2", "reversed", [[5, 4]]),
+        QueryRow("v", "train", "2", " ", [[3, 3]]),
+        QueryRow("u", "train", "4", "nowhere", [[1, 2]]),
+        QueryRow("v", "val", "5", "no such split", [[1, 2]]),
+        QueryRow("v", "train", "6", "rated", [[0, 4]], [0, 7], [[1, 2, 9], [1, 1, 1]]),
+        QueryRow("v", "train", "7", "short", [[0, 4]], [0, 1], [[1, 2, 3]]),
+        QueryRow("v", "train", "8", "late", [[8, 10]], [9], [[1, 2, 3]]),
+        QueryRow("v", "train", "9", "rounded", [[8, 10.01]]),
+        QueryRow("v", "train", "10", "infinite", [[0, math.inf]]),
+        InstanceRow("v", "train", "cat", [1, 2]),
+        InstanceRow("v", "train", "cat", [1, 2]),
+        InstanceRow("v", "train", "dog", [-1, 2]),
+        InstanceRow("v", "train", "cat", [11, 12]),
+        InstanceRow("x", "train", "cat", [0, 999]),
     ]
     return build_manifest(name="bad", tasks=("mr",), rows=rows, classes=["cat", "eel", "cat", " "])
 
@@ -95,7 +95,7 @@ def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
 
 def test_what_a_folder_lacks_is_found_at_the_line_of_its_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
-    rows = [video_row(key, "t", 1.0) for key in ("a", "v_a", "gone")]
+    rows = [VideoRow(key, "t", 1.0) for key in ("a", "v_a", "gone")]
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
     found = folder_findings(manifest, folder_coverage(manifest.videos, tmp_path))
     assert sorted((item.line, item.kind) for item in found) == [
@@ -183,8 +183,8 @@ bound = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0, 10.0
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(bound, bound), max_size=6), st.sampled_from(["repair", "drop"]))
 def test_after_a_rule_every_segment_lies_in_its_video(segments, rule):
-    rows = [video_row("v", "train", 10.0), query_row("v", "train", "1", "q", segments)]
-    rows += [instance_row("v", "train", "a", *segment) for segment in segments]
+    rows = [VideoRow("v", "train", 10.0), QueryRow("v", "train", "1", "q", segments)]
+    rows += [InstanceRow("v", "train", "a", segment) for segment in segments]
     result = check_manifest(build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"]), rule)[0]
     left = [tuple(segment) for segments in result.queries["segments"] for segment in segments]
     assert all(0 <= start < end <= (10 if rule == "repair" else 10.01) + 1e-6 for start, end in left)
@@ -198,37 +198,37 @@ def test_keep_changes_nothing_and_another_rule_is_an_error(bad_manifest):
     assert kept is bad_manifest and not actions(found)
     with pytest.raises(InputError, match="got 'ignore'"):
         check_manifest(bad_manifest, "ignore")
-    empty = build_manifest(name="x", tasks=("mr",), rows=[video_row("v", "train", -1.0)])
+    empty = build_manifest(name="x", tasks=("mr",), rows=[VideoRow("v", "train", -1.0)])
     with pytest.raises(ManifestError, match="no video of 'x' is left"):
         check_manifest(empty, "drop")
 
 
 def test_a_name_that_states_another_length_than_the_duration_is_noted_with_every_query():
-    rows = [video_row("ab_60.0_210.0", "val", 150.0), video_row("cd_60.0_210.0", "val", 126.0)]
+    rows = [VideoRow("ab_60.0_210.0", "val", 150.0), VideoRow("cd_60.0_210.0", "val", 126.0)]
     rows += [
-        video_row("ef_0.0_2.5", "val", None),
-        video_row("clip_1_9", "val", 4.0),
-        video_row("gh_0.0_9.0", "val", 2.0),
+        VideoRow("ef_0.0_2.5", "val", None),
+        VideoRow("clip_1_9", "val", 4.0),
+        VideoRow("gh_0.0_9.0", "val", 2.0),
     ]
-    rows += [query_row(video, "val", str(n), f"query {n}", [[0, 1]]) for n, video in enumerate(["cd_60.0_210.0"] * 2)]
+    rows += [QueryRow(video, "val", str(n), f"query {n}", [[0, 1]]) for n, video in enumerate(["cd_60.0_210.0"] * 2)]
     found = [item for item in findings(build_manifest(name="m", tasks=("mr",), rows=rows)) if "name" in item.kind]
     assert [item.message.split()[0].strip(":") for item in found] == ["gh_0.0_9.0", "cd_60.0_210.0", "cd_60.0_210.0"]
     assert all(item.is_note for item in found)
 
 
 def test_segments_too_short_to_be_meant_are_noted():
-    rows = [video_row("v", "val", 9.0)]
+    rows = [VideoRow("v", "val", 9.0)]
     rows += [
-        instance_row("v", "val", "a", start, end) for start, end in ((0, 0), (1, 1.01), (2, 2.1), (3, 3.2), (5, 4))
+        InstanceRow("v", "val", "a", [start, end]) for start, end in ((0, 0), (1, 1.01), (2, 2.1), (3, 3.2), (5, 4))
     ]
-    rows.append(query_row("v", "val", "1", "q", [[0, 0.05], [2, 4]]))
+    rows.append(QueryRow("v", "val", "1", "q", [[0, 0.05], [2, 4]]))
     manifest = build_manifest(name="m", tasks=("tal", "mr"), rows=rows, classes=("a",))
     kinds = Counter(item.kind for item in findings(manifest))
     assert kinds == {"segment of at most 0.1 s": 4, "zero-length segment": 1, "reversed segment": 1}
 
 
 def test_hidden_annotations_stay_hidden():
-    rows = [video_row("v", "test", 10.0), query_row("v", "test", "1", "words", [])]
+    rows = [VideoRow("v", "test", 10.0), QueryRow("v", "test", "1", "words", [])]
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
     assert not findings(manifest)
     for rule in RULES:
@@ -236,7 +236,7 @@ def test_hidden_annotations_stay_hidden():
 
 
 def test_videos_that_splits_share_are_counted():
-    rows = [video_row(key, split, 1.0) for key, split in (("a", "one"), ("a", "two"), ("b", "two"), ("c", "three"))]
+    rows = [VideoRow(key, split, 1.0) for key, split in (("a", "one"), ("a", "two"), ("b", "two"), ("c", "three"))]
     assert shared_between_splits(build_manifest(name="x", tasks=("mr",), rows=rows)) == {("one", "two"): 1}
 
 

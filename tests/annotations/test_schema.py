@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unloc.annotations.schema import build_manifest, instance_row, load_manifest, query_row, save_manifest, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.errors import InputError, ManifestError, MissingError
 
 HEADER = '{"kind": "manifest", "version": 1, "name": "x", "tasks": ["mr"]}'
@@ -25,9 +25,9 @@ segment = st.lists(time, min_size=2, max_size=2)
 def test_what_is_written_is_read_again(tmp_path_factory, video_id, text, duration, segments, label, clips):
     scores = clips and [[0, 2, 4] for _ in clips]
     rows = [
-        video_row(video_id, "t", duration),
-        query_row(video_id, "t", "1", text, segments, clips, scores),
-        *(instance_row(video_id, "t", label, start, end) for start, end in segments),
+        VideoRow(video_id, "t", duration),
+        QueryRow(video_id, "t", "1", text, segments, clips, scores),
+        *(InstanceRow(video_id, "t", label, [start, end]) for start, end in segments),
     ]
     manifest = build_manifest(name=text, tasks=("mr", "tal"), rows=rows, classes=[label], source=text)
     path = tmp_path_factory.getbasetemp() / "manifest.jsonl"
@@ -97,15 +97,15 @@ def test_a_missing_file_a_folder_and_a_binary_file_are_errors(tmp_path):
 
 
 def test_half_a_character_is_an_error_and_leaves_nothing_behind(tmp_path):
-    manifest = build_manifest(name="x", tasks=("mr",), rows=[video_row("\ud83d", "t", 9)])
+    manifest = build_manifest(name="x", tasks=("mr",), rows=[VideoRow("\ud83d", "t", 9)])
     with pytest.raises(InputError, match="cannot be written"):
         save_manifest(manifest, tmp_path / "m.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_split_is_selected_in_all_tables_and_an_unknown_one_names_those_that_exist():
-    rows = [*(video_row("v", split, 9) for split in "tu"), *(instance_row("v", split, "a", 0, 1) for split in "tu")]
-    rows.append(query_row("v", "t", "1", "q", [[0, 1]]))
+    rows = [*(VideoRow("v", split, 9) for split in "tu"), *(InstanceRow("v", split, "a", [0, 1]) for split in "tu")]
+    rows.append(QueryRow("v", "t", "1", "q", [[0, 1]]))
     manifest = build_manifest(name="x", tasks=("mr",), rows=rows, classes=["a"])
     part = manifest.select("u")
     assert (len(part.videos), len(part.queries), len(part.instances)) == (1, 0, 1)

@@ -3,7 +3,7 @@
 import pytest
 
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.annotations.subsets import (
     ClassSplit,
     apply_lists,
@@ -49,8 +49,8 @@ def test_a_file_that_is_not_a_list_is_an_error_with_its_name(tmp_path, name, con
 
 
 def test_videos_go_with_all_that_is_annotated_in_them_and_a_list_that_leaves_none_is_refused(tmp_path):
-    rows = [video_row(key, "t", 1.0) for key in ("v_x", "y")]
-    rows += [query_row("v_x", "t", "1", "q", [[0, 1]]), instance_row("y", "t", "a", 0, 1)]
+    rows = [VideoRow(key, "t", 1.0) for key in ("v_x", "y")]
+    rows += [QueryRow("v_x", "t", "1", "q", [[0, 1]]), InstanceRow("y", "t", "a", [0, 1])]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows, classes=["a"])
     for name, listed in (("x", "x"), ("v_x", "v_x"), ("all", "x\ny")):
         (tmp_path / name).write_text(listed)
@@ -111,10 +111,10 @@ def test_a_list_without_names_or_with_one_twice_is_an_error(tmp_path):
 def manifest():
     """Video `both` shows a seen and an unseen class."""
     shown = {"one": ("train", "a"), "two": ("train", "b"), "both": ("train", "ab"), "last": ("test", "b")}
-    rows = [video_row(video_id, split, 9.0) for video_id, (split, _) in shown.items()]
-    rows += [video_row("none", "test", 9.0)]
+    rows = [VideoRow(video_id, split, 9.0) for video_id, (split, _) in shown.items()]
+    rows += [VideoRow("none", "test", 9.0)]
     rows += [
-        instance_row(video_id, split, label, 0, 1) for video_id, (split, labels) in shown.items() for label in labels
+        InstanceRow(video_id, split, label, [0, 1]) for video_id, (split, labels) in shown.items() for label in labels
     ]
     return build_manifest(name="small", tasks=("tal",), rows=rows, classes=["a", "b"])
 

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from unloc.annotations.schema import build_manifest, query_row, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.features import ImportConfig, Timing, import_features, list_features
 from unloc.cache.opening import open_cache
@@ -25,9 +25,9 @@ def config(format_name, timing=CLIPS, **settings):
 
 
 def manifest_of(durations):
-    rows = [video_row(video_id, "test", duration) for video_id, duration in durations.items()]
+    rows = [VideoRow(video_id, "test", duration) for video_id, duration in durations.items()]
     first = next(iter(durations))
-    rows += [query_row(first, "test", "7", "a cat", [[0, 2]]), query_row(first, "test", "8", "a dog", [[0, 2]])]
+    rows += [QueryRow(first, "test", "7", "a cat", [[0, 2]]), QueryRow(first, "test", "8", "a dog", [[0, 2]])]
     return build_manifest(name="m", tasks=["mr"], rows=rows)
 
 

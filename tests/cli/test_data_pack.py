@@ -2,13 +2,13 @@
 
 from typer.testing import CliRunner
 
-from unloc.annotations.schema import build_manifest, load_manifest, save_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.cli import app
 from unloc.video.locate import index_videos
 
 
 def test_packing_reports_what_it_wrote_and_how_to_read_it(tmp_path, video_folder):
-    rows = [video_row(name, "t", 1) for name in ("v0", "v1", "gone")]
+    rows = [VideoRow(name, "t", 1) for name in ("v0", "v1", "gone")]
     save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
     words = ["data", "pack", tmp_path / "m.jsonl", "--videos", video_folder, "--out", tmp_path / "out"]
     for written in (1, 0):

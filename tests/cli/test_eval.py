@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from unloc.annotations.schema import build_manifest, instance_row, query_row, save_manifest, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.annotations.subsets import nonsense_names
 from unloc.errors import InputError
 
@@ -22,17 +22,17 @@ TRUTH = {"v1": ("Run", 10, 20), "v2": ("Jump", 0, 50), "v3": ("Run", 30, 90)}
 def folder(tmp_path, monkeypatch):
     """Manifests for three tasks, perfect predictions for each, and class lists."""
     monkeypatch.chdir(tmp_path)
-    rows = [video_row("t1", "train", 100.0), instance_row("t1", "train", "Run", 0, 50)]
-    rows += [video_row(video, "test", 100.0) for video in TRUTH]
-    rows += [instance_row(video, "test", *item) for video, item in TRUTH.items()]
+    rows = [VideoRow("t1", "train", 100.0), InstanceRow("t1", "train", "Run", [0, 50])]
+    rows += [VideoRow(video, "test", 100.0) for video in TRUTH]
+    rows += [InstanceRow(video, "test", label, segment) for video, (label, *segment) in TRUTH.items()]
     classes = ("Run", "Jump")
     save_manifest(build_manifest(name="small", tasks=("tal", "as"), rows=rows, classes=classes), tmp_path / "tal.jsonl")
     write_tal(tmp_path / "tal.json", TRUTH)
     ratings = [[4, 4, 4]] * 5  # a rater without any good clip scores 0 officially
-    rows = [row for n in (1, 2) for row in (video_row(f"v{n}", "val", 20.0), video_row(f"w{n}", "train", 20.0))]
+    rows = [row for n in (1, 2) for row in (VideoRow(f"v{n}", "val", 20.0), VideoRow(f"w{n}", "train", 20.0))]
     for n in (1, 2):
         for video, split in ((f"v{n}", "val"), (f"w{n}", "train")):
-            rows.append(query_row(video, split, f"{n}", f"query {n}", [[0, 10]], [0, 1, 2, 3, 4], ratings))
+            rows.append(QueryRow(video, split, f"{n}", f"query {n}", [[0, 10]], [0, 1, 2, 3, 4], ratings))
     save_manifest(build_manifest(name="rated", tasks=("mr", "hd"), rows=rows), tmp_path / "mr.jsonl")
     write_mr(tmp_path / "mr.json", [answer(1), answer(2)])
     frames = [{"video_id": v, "fps": 2, "labels": painted(*item)} for v, item in TRUTH.items()]

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from unloc.annotations.schema import build_manifest, save_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest, save_manifest
 from unloc.cache.opening import open_cache
 from unloc.cli import app
 from unloc.errors import InputError, MissingError, TowerError
@@ -13,7 +13,7 @@ from unloc.errors import InputError, MissingError, TowerError
 
 @pytest.fixture
 def manifest(tmp_path):
-    rows = [video_row(name, "t", 1) for name in ("v0", "v1", "v2")]
+    rows = [VideoRow(name, "t", 1) for name in ("v0", "v1", "v2")]
     save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
     return tmp_path / "m.jsonl"
 

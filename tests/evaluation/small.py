@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.evaluation.detection import class_average_precision
 from unloc.evaluation.matching import match_detections
 from unloc.predictions.records import MomentPrediction, detections_table
@@ -18,8 +18,8 @@ def load(path):
 
 def tal_manifest(truth, duration=1000.0, classes=None):
     """From {video: [(label, start, end)]}."""
-    rows = [video_row(name, "test", duration) for name in truth]
-    rows += [instance_row(name, "test", *item) for name, items in truth.items() for item in items]
+    rows = [VideoRow(name, "test", duration) for name in truth]
+    rows += [InstanceRow(name, "test", label, segment) for name, items in truth.items() for label, *segment in items]
     labels = dict.fromkeys(label for items in truth.values() for label, _, _ in items)
     return build_manifest(name="small", tasks=("tal",), rows=rows, classes=classes or labels)
 
@@ -31,7 +31,7 @@ def tal_detections(found):
 
 def query_manifest(windows, duration=1000.0, **saliency):
     """One query of one video; its windows [[start, end], …]."""
-    rows = [video_row("v", "test", duration), query_row("v", "test", "1", "a cat", windows, **saliency)]
+    rows = [VideoRow("v", "test", duration), QueryRow("v", "test", "1", "a cat", windows, **saliency)]
     return build_manifest(name="small", tasks=("mr",), rows=rows)
 
 

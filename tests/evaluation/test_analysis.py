@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.evaluation.analysis import KINDS, analyse
 from unloc.evaluation.detection import detection
 from unloc.evaluation.plots import write_plots
@@ -54,8 +54,8 @@ def test_misses_are_counted_by_length_position_and_number():
 
 
 def test_another_querys_moment_is_a_wrong_label_in_moment_retrieval():
-    rows = [video_row("v", "test", 100.0)]
-    rows += [query_row("v", "test", str(n), f"query {n}", [[20 * n, 20 * n + 10]]) for n in range(2)]
+    rows = [VideoRow("v", "test", 100.0)]
+    rows += [QueryRow("v", "test", str(n), f"query {n}", [[20 * n, 20 * n + 10]]) for n in range(2)]
     manifest = build_manifest(name="small", tasks=("mr",), rows=rows)
     predictions = [
         moments([[0, 10, 0.9]], qid="0", query="query 0"),
@@ -67,7 +67,7 @@ def test_another_querys_moment_is_a_wrong_label_in_moment_retrieval():
 
 
 def test_runs_of_labels_are_the_segments_of_action_segmentation():
-    rows = [video_row("v", "test", 10.0), instance_row("v", "test", "a", 0, 5), instance_row("v", "test", "b", 5, 10)]
+    rows = [VideoRow("v", "test", 10.0), InstanceRow("v", "test", "a", [0, 5]), InstanceRow("v", "test", "b", [5, 10])]
     manifest = build_manifest(name="small", tasks=("as",), rows=rows, classes=("a", "b"))
     labels = ["a"] * 10 + [None] * 2 + ["a"] * 8
     found = analyse("as", [FramePrediction(video_id="v", fps=2.0, labels=labels)], manifest)

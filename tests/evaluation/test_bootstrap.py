@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.evaluation.small import average_precision, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import build_manifest, instance_row, video_row
+from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
 from unloc.evaluation.bootstrap import WeightedPrecision, bootstrap_intervals, percentiles, video_weights
 from unloc.evaluation.detection import detection, found_at_multiple, mean_recall
 from unloc.evaluation.evaluator import evaluate, score, split_scores
@@ -105,7 +105,7 @@ def test_every_task_has_intervals_around_its_score():
         assert set(found) == set(scored)
         assert all(low <= scored[name] + 1e-6 and scored[name] - 1e-6 <= high for name, (low, high) in found.items())
         assert "mAP@avg" in found and found["mAP@avg"][0] < found["mAP@avg"][1]
-    rows = [video_row(v, "test", 10.0) for v in VIDEOS] + [instance_row(v, "test", "a", 2, 7) for v in VIDEOS]
+    rows = [VideoRow(v, "test", 10.0) for v in VIDEOS] + [InstanceRow(v, "test", "a", [2, 7]) for v in VIDEOS]
     manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("a", "b"))
     labels = [["a" if 1 <= k < 5 + n else None for k in range(10)] for n in range(6)]
     predictions = [
@@ -119,7 +119,7 @@ def test_every_task_has_intervals_around_its_score():
 
 
 def test_segmentation_weights_count_as_copies():
-    rows = [row for v in ("a", "b") for row in (video_row(v, "test", 10.0), instance_row(v, "test", "x", 0, 5))]
+    rows = [row for v in ("a", "b") for row in (VideoRow(v, "test", 10.0), InstanceRow(v, "test", "x", [0, 5]))]
     manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("x",))
     scores = RNG.random((2, 10, 1))
     predictions = [
@@ -190,8 +190,8 @@ def test_frame_precision_is_that_of_copied_videos_ties_missing_scores_and_all(ce
 def test_scores_of_a_file_are_read_one_video_at_a_time(tmp_path):
     num_videos, shape = 40, (200, 100)
     classes = tuple(map(str, range(shape[1])))
-    rows = [video_row(f"v{n}", "test", 200.0) for n in range(num_videos)]
-    rows += [instance_row(f"v{n}", "test", str(n), 3 * n, 3 * n + 60) for n in range(num_videos)]
+    rows = [VideoRow(f"v{n}", "test", 200.0) for n in range(num_videos)]
+    rows += [InstanceRow(f"v{n}", "test", str(n), [3 * n, 3 * n + 60]) for n in range(num_videos)]
     manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=classes)
     scores = {f"v{n}": RNG.random(shape) for n in range(num_videos)}
     np.savez(tmp_path / "s.npz", **scores)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import moments, tal_detections, tal_manifest
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.errors import InputError, MissingError
 from unloc.evaluation.evaluator import evaluate, require_annotations, score
 from unloc.predictions.records import FramePrediction
@@ -26,10 +26,10 @@ def test_without_the_missing_videos_they_leave_the_denominator():
 
 
 def query_manifest():
-    rows = [video_row(name, "test", 20.0) for name in ("v", "w")]
-    rows += [query_row("v", "test", "1", "a cat", [[0, 10]], [0], [[4, 4, 4]])]
-    rows += [query_row("v", "test", "2", "a dog", [[0, 10]], [0], [[4, 4, 4]])]
-    rows += [query_row("w", "test", "3", "a cat", [[0, 10]], [0], [[4, 4, 4]])]
+    rows = [VideoRow(name, "test", 20.0) for name in ("v", "w")]
+    rows += [QueryRow("v", "test", "1", "a cat", [[0, 10]], [0], [[4, 4, 4]])]
+    rows += [QueryRow("v", "test", "2", "a dog", [[0, 10]], [0], [[4, 4, 4]])]
+    rows += [QueryRow("w", "test", "3", "a cat", [[0, 10]], [0], [[4, 4, 4]])]
     return build_manifest(name="m", tasks=("mr", "hd"), rows=rows)
 
 
@@ -45,7 +45,7 @@ def test_coverage_counts_queries_and_saliency_is_enough_for_highlights():
 
 
 def test_frames_of_missing_videos_count_as_background_or_not_at_all():
-    rows = [video_row(name, "test", 10.0) for name in ("v", "w")]
+    rows = [VideoRow(name, "test", 10.0) for name in ("v", "w")]
     manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=("a",))
     predictions = [FramePrediction(video_id="v", fps=1.0, labels=["a"] * 10)]
     report = evaluate("as", predictions, manifest, "test")
@@ -71,8 +71,8 @@ def test_a_split_without_what_a_task_needs_is_refused():
 
 @pytest.mark.parametrize("duration", [None, 0.0, float("inf")])
 def test_a_video_of_unknown_length_is_refused_where_a_score_needs_it(duration):
-    rows = [video_row("v", "test", duration), instance_row("v", "test", "a", 0, 4)]
-    rows += [query_row("v", "test", "1", "a cat", [[0, 10]], [0, 3], [[4, 4, 4], [0, 0, 0]])]
+    rows = [VideoRow("v", "test", duration), InstanceRow("v", "test", "a", [0, 4])]
+    rows += [QueryRow("v", "test", "1", "a cat", [[0, 10]], [0, 3], [[4, 4, 4], [0, 0, 0]])]
     manifest = build_manifest(name="m", tasks=("as", "hd"), rows=rows, classes=("a",))
     frames = [FramePrediction(video_id="v", fps=1.0, labels=["a", "a", None, None, None])]
     answers = [moments([[0, 10, 1.0]], saliency=np.array([1.0, 0, 0, 0]))]

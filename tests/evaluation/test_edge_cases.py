@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import SHARED
 from tests.evaluation.small import average_precision, moments, query_manifest, same, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import build_manifest, query_row, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.evaluation.detection import detection
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS
 from unloc.evaluation.retrieval import QVHIGHLIGHTS_THRESHOLDS, moment_retrieval
@@ -105,8 +105,8 @@ def test_a_query_scores_as_by_moment_detr(case):
 
 @pytest.mark.parametrize(("window", "duration"), [([8.0, 7.0], 6.25), ([20.9, 12.0], 30.38), ([31.0, 32.7], 30.96)])
 def test_a_window_that_is_reversed_once_it_is_cut_counts_not_by_2d_tan_and_as_a_miss_elsewhere(window, duration):
-    rows = [video_row(name, "test", duration) for name in "vw"]
-    rows += [query_row("v", "test", "1", "a cat", [[0, 5]]), query_row("w", "test", "2", "a cat", [window])]
+    rows = [VideoRow(name, "test", duration) for name in "vw"]
+    rows += [QueryRow("v", "test", "1", "a cat", [[0, 5]]), QueryRow("w", "test", "2", "a cat", [window])]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     found = [moments([[0, 5, 1.0]]), moments([[*window, 1.0]], qid="2", video_id="w")]
     assert moment_retrieval(found, manifest, "2d-tan")["R1@0.5"] == 100.0

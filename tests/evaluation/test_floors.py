@@ -5,7 +5,7 @@ import pytest
 
 from tests.evaluation.small import tal_manifest
 from unloc.annotations.converters import convert
-from unloc.annotations.schema import build_manifest, query_row, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.annotations.subsets import listed_filter, restricted
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import evaluate, floor_scores
@@ -69,7 +69,7 @@ def test_each_box_reaches_the_most_segments_that_are_left():
 
 
 def test_without_a_training_split_the_names_of_floors_state_the_split_they_are_fitted_on():
-    rows = [video_row("v", "test", 100.0), query_row("v", "test", "0", "a cat", [[0, 50]])]
+    rows = [VideoRow("v", "test", 100.0), QueryRow("v", "test", "0", "a cat", [[0, 50]])]
     manifest = build_manifest(name="small", tasks=("mr",), rows=rows)
     floors = floor_scores("mr", manifest, "test", None, "default")
     assert set(floors) == {"blind_constant_fitted_on_test", "blind_constant_at_0.7_fitted_on_test", "whole_video"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unloc.annotations.schema import build_manifest, instance_row, video_row
+from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
 from unloc.errors import InputError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.evaluator import evaluate, score
@@ -17,8 +17,8 @@ CLASSES = ("a", "b")
 
 
 def manifest_of(segments, duration=10.0):
-    rows = [video_row("v", "test", duration)]
-    rows += [instance_row("v", "test", label, start, end) for label, start, end in segments]
+    rows = [VideoRow("v", "test", duration)]
+    rows += [InstanceRow("v", "test", label, [start, end]) for label, start, end in segments]
     return build_manifest(name="m", tasks=("as",), rows=rows, classes=CLASSES)
 
 

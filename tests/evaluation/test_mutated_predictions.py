@@ -9,19 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.errors import UnlocError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.evaluator import evaluate
 from unloc.evaluation.screening import screen_predictions
 from unloc.predictions.reading import read_predictions
 
-ROWS = [video_row("v", "test", 10.0), video_row("w", "test", 6.0), instance_row("v", "test", "Run", 1, 4)]
+ROWS = [VideoRow("v", "test", 10.0), VideoRow("w", "test", 6.0), InstanceRow("v", "test", "Run", [1, 4])]
 ROWS += [
-    instance_row("w", "test", "Jump", 0, 6),
-    query_row("v", "test", "1", "a cat", [[0, 4]], [0, 1], [[4, 3, 2]] * 2),
+    InstanceRow("w", "test", "Jump", [0, 6]),
+    QueryRow("v", "test", "1", "a cat", [[0, 4]], [0, 1], [[4, 3, 2]] * 2),
 ]
-ROWS += [query_row("w", "test", "2", "a dog", [[2, 6]], [2], [[4, 4, 4]])]
+ROWS += [QueryRow("w", "test", "2", "a dog", [[2, 6]], [2], [[4, 4, 4]])]
 MANIFEST = build_manifest(name="m", tasks=("tal", "mr", "hd", "as"), rows=ROWS, classes=("Run", "Jump"))
 DETECTION = {"label": "Run", "score": 0.5, "segment": [1, 4]}
 TAL = [{"version": "1", "results": {"v": [DETECTION, DETECTION], "w": []}, "external_data": {"used": False}}]

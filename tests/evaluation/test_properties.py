@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.evaluation.detection import detection, kept_truth
 from unloc.evaluation.evaluator import score
 from unloc.evaluation.matching import overlap_over_union
@@ -119,8 +119,8 @@ def moment_cases(draw):
 
 
 def moment_manifest(queries):
-    rows = [video_row(f"v{number}", "test", 20.0) for number in range(2)]
-    return build_manifest(name="small", tasks=("mr", "hd"), rows=[*rows, *(query_row(*row) for row, _ in queries)])
+    rows = [VideoRow(f"v{number}", "test", 20.0) for number in range(2)]
+    return build_manifest(name="small", tasks=("mr", "hd"), rows=[*rows, *(QueryRow(*row) for row, _ in queries)])
 
 
 @pytest.mark.parametrize("protocol", ["moment_detr", "lighthouse", "lighthouse-raw"])
@@ -180,9 +180,9 @@ def test_more_windows_never_lower_recall(queries):
 
 # -- frames ---------------------------------------------------------------------------------------------------------
 
-FRAME_ROWS = [video_row(name, "test", 12.5) for name in ("a", "b", "c")]
-FRAME_ROWS += [instance_row("a", "test", "Run", 0, 5), instance_row("a", "test", "Jump", 6.2, 9)]
-FRAME_ROWS += [instance_row("b", "test", "Swim", 3, 12.5)]
+FRAME_ROWS = [VideoRow(name, "test", 12.5) for name in ("a", "b", "c")]
+FRAME_ROWS += [InstanceRow("a", "test", "Run", [0, 5]), InstanceRow("a", "test", "Jump", [6.2, 9])]
+FRAME_ROWS += [InstanceRow("b", "test", "Swim", [3, 12.5])]
 frame_lists = st.lists(st.sampled_from([*LABELS, None]), max_size=14)
 
 

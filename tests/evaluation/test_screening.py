@@ -5,13 +5,13 @@ import pytest
 
 from tests.evaluation.small import moments
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import build_manifest, query_row, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.evaluation.queries import align
 from unloc.evaluation.screening import screen_moments
 
-ROWS = [video_row("v", "test", 20.0), video_row("w", "test", 20.0)]
-ROWS += [query_row("v", "test", "1", "a cat", [[0, 5]]), query_row("v", "test", "2", "a cat", [[5, 10]])]
-ROWS += [query_row("w", "test", "3", "a dog", [[0, 5]])]
+ROWS = [VideoRow("v", "test", 20.0), VideoRow("w", "test", 20.0)]
+ROWS += [QueryRow("v", "test", "1", "a cat", [[0, 5]]), QueryRow("v", "test", "2", "a cat", [[5, 10]])]
+ROWS += [QueryRow("w", "test", "3", "a dog", [[0, 5]])]
 MANIFEST = build_manifest(name="m", tasks=("mr",), rows=ROWS)
 
 
@@ -57,8 +57,8 @@ def test_a_known_qid_with_another_video_is_matched_by_qid_and_reported():
 
 
 def test_a_qid_that_the_annotations_use_twice_needs_its_video():
-    rows = [video_row(name, "test", 20.0) for name in "vw"]
-    rows += [query_row(name, "test", "1", f"in {name}", [[0, 5]]) for name in "vw"]
+    rows = [VideoRow(name, "test", 20.0) for name in "vw"]
+    rows += [QueryRow(name, "test", "1", f"in {name}", [[0, 5]]) for name in "vw"]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     found = [moments([[start, 9, 1.0]], video_id=name) for name, start in (("w", 2), ("v", 1))]
     assert [item.windows[0, 0] for item in align(found, manifest)] == [1.0, 2.0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import average_precision, load, same, tal_detections, tal_manifest
-from unloc.annotations.schema import build_manifest, instance_row, query_row, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import score
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS
@@ -53,9 +53,9 @@ def test_moments_and_highlights_equal_the_loops(made, protocol):
     rows, predictions = [], []
     for number, query in enumerate(made["moments"]["queries"]):
         names = {"qid": str(number), "video_id": f"v{number}", "query": "a cat"}
-        rows.append(video_row(f"v{number}", "test", query["duration"]))
+        rows.append(VideoRow(f"v{number}", "test", query["duration"]))
         rows.append(
-            query_row(f"v{number}", "test", str(number), "a cat", query["windows"], query["clips"], query["ratings"])
+            QueryRow(f"v{number}", "test", str(number), "a cat", query["windows"], query["clips"], query["ratings"])
         )
         saliency = np.array(query["saliency"][:20])
         predictions.append(MomentPrediction(**names, windows=np.array(query["predicted"]), saliency=saliency))
@@ -70,8 +70,8 @@ def test_moments_and_highlights_equal_the_loops(made, protocol):
 def test_frames_at_every_rate_equal_the_loops(made, fps, protocol):
     held, rows, predictions = made["frames"], [], []
     for name, video in held["videos"].items():
-        rows.append(video_row(name, "test", video["duration"]))
-        rows += [instance_row(name, "test", *segment) for segment in video["segments"]]
+        rows.append(VideoRow(name, "test", video["duration"]))
+        rows += [InstanceRow(name, "test", label, segment) for label, *segment in video["segments"]]
         given = video["predicted"][fps]
         scores = np.array(given["scores"])
         predictions.append(FramePrediction(video_id=name, fps=float(fps), labels=given["labels"], scores=scores))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.test_trainer import recipe_for
-from unloc.annotations.schema import build_manifest, load_manifest, query_row, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, load_manifest
 from unloc.cache.opening import open_cache
 from unloc.examples.examples import build_examples
 from unloc.examples.loader import Loader
@@ -67,8 +67,8 @@ class Pixels:
 
 
 def test_a_source_of_pixels_and_token_ids_gives_batches_of_these():
-    rows = [video_row(name, "train", None) for name in ("a", "b", "absent")]
-    rows += [query_row("a", "train", "1", "a cat jumps", [[1, 2]]), query_row("b", "train", "2", "a dog", [[0, 4]])]
+    rows = [VideoRow(name, "train", None) for name in ("a", "b", "absent")]
+    rows += [QueryRow("a", "train", "1", "a cat jumps", [[1, 2]]), QueryRow("b", "train", "2", "a dog", [[0, 4]])]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     data = {"num_steps": 8, "max_text_tokens": 4, "coverage": 0.5}
     recipe = recipe_from_dict({"task": "mr", "data": data, "train": {"batch_size": 2}})

@@ -8,7 +8,7 @@ import torch
 
 from tests.video.rendered import X264, Kind, render, uneven_times
 from unloc.annotations.durations import cached_durations
-from unloc.annotations.schema import build_manifest, instance_row, video_row
+from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.evaluation.evaluator import evaluate
@@ -56,10 +56,10 @@ def world_of(folder, videos):
     rng, tokens, rows = np.random.default_rng(0), [], []
     create_or_check(folder, {"tower.name": "made up"}, {})
     for video_id, (times, end) in videos.items():
-        rows.append(video_row(video_id, "test", None))
+        rows.append(VideoRow(video_id, "test", None))
         starts = np.sort(rng.uniform(0, end, max(1, int(end / 8))))
         for start in starts:
-            rows.append(instance_row(video_id, "test", str(rng.choice(CLASSES)), start, min(end, start + 5)))
+            rows.append(InstanceRow(video_id, "test", str(rng.choice(CLASSES)), [start, min(end, start + 5)]))
         stored = rng.normal(size=(len(times), 1, 4)).astype(np.float16)
         meta = {"video_id": video_id, "times_seconds": times.round(6).tolist(), "duration_seconds": end}
         tokens.append(VideoTokens(meta | {"tokens_sha256": token_checksum(stored)}, stored))
@@ -102,7 +102,7 @@ def test_labels_three_minutes_into_25_fps_at_2_fps_are_where_the_step_is(tmp_pat
     _, cache = world_of(tmp_path / "c", {"v": VIDEOS["three minutes of 25 fps"]})
     late = build_manifest(
         name="m", tasks=("as",), classes=CLASSES,
-        rows=[video_row("v", "test", 180.0), instance_row("v", "test", "pour", 170.0, 176.0)],
+        rows=[VideoRow("v", "test", 180.0), InstanceRow("v", "test", "pour", [170.0, 176.0])],
     )  # fmt: skip
     (found,) = perfect_predictions(late, cache, monkeypatch)
     poured = found.times_seconds[[label == "pour" for label in found.labels]]
@@ -123,8 +123,8 @@ def test_videos_from_their_files_to_a_perfect_score(tmp_path, monkeypatch):
     extract(tmp_path / "cache", EncodeConfig(fps=2.0), options, files, [], list(CLASSES))
     cache = open_cache(tmp_path / "cache")
     assert len(set(np.diff(cache["even"].times_seconds).round(3))) == 2  # 0.48 and 0.52
-    rows = [video_row(name, "test", scan(path).end_seconds) for name, path in files.items()]
-    rows += [instance_row(name, "test", CLASSES[n], 2.3 + 3 * n, 4.1 + 3 * n) for name in files for n in range(2)]
+    rows = [VideoRow(name, "test", scan(path).end_seconds) for name, path in files.items()]
+    rows += [InstanceRow(name, "test", CLASSES[n], [2.3 + 3 * n, 4.1 + 3 * n]) for name in files for n in range(2)]
     manifest = build_manifest(name="m", tasks=("as",), rows=rows, classes=CLASSES)
     found = evaluate("as", perfect_predictions(manifest, cache, monkeypatch), manifest, "test")
     assert found["metrics"].pop("mAP_all_classes") == pytest.approx(200 / 3)  # one of three classes never occurs

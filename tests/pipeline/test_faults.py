@@ -20,7 +20,7 @@ import torch
 import pipeline.decode_child as decode_child
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
-from unloc.annotations.schema import build_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
 from unloc.errors import CacheError, CoverageError, UnlocError
@@ -122,7 +122,7 @@ def test_killed_again_and_again_the_job_still_ends_where_an_undisturbed_one_does
 
 
 def test_killed_while_it_reads_tar_shards_and_run_again_nothing_differs(files, clean, tmp_path):
-    rows = [video_row(video_id, "test", None) for video_id in files]
+    rows = [VideoRow(video_id, "test", None) for video_id in files]
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     pattern = pack_videos(manifest.videos, files, tmp_path / "shards", shard_bytes=40_000).pattern
     members, missing = index_videos(shards=pattern).locate(manifest.videos)
@@ -252,7 +252,7 @@ def test_videos_whose_names_are_not_utf8_can_be_cached_and_can_fail(files, tmp_p
 def members(files, tmp_path):
     """The seven videos in tar shards: each is copied to the temporary folder to be decoded."""
     videos = {video_id: path for video_id, path in files.items() if video_id != "v3b"}
-    manifest = build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "test", None) for name in videos])
+    manifest = build_manifest(name="m", tasks=("mr",), rows=[VideoRow(name, "test", None) for name in videos])
     return index_videos(shards=pack_videos(manifest.videos, videos, tmp_path / "shards").pattern).locate(
         manifest.videos
     )[0]

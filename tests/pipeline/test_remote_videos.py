@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.decode_child import Ended, Job, Retried
 from pipeline.decoding import GuardedDecoder, Limits
 from pipeline.extract import ExtractOptions, extract
-from unloc.annotations.schema import build_manifest, save_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest, save_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.shards import Failure
 from unloc.errors import MissingError
@@ -93,7 +93,7 @@ def upload(folder, url, names=("v0", "v1", "v2")):
 
 
 def manifest(*names):
-    return build_manifest(name="m", tasks=("mr",), rows=[video_row(name, "t", 1) for name in names])
+    return build_manifest(name="m", tasks=("mr",), rows=[VideoRow(name, "t", 1) for name in names])
 
 
 def token_bytes(cache):
@@ -133,7 +133,7 @@ def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next
 
 
 def test_the_command_line_takes_urls_for_the_manifest_the_folder_and_single_videos(unloc, url, video_folder, tmp_path):
-    rows = [video_row("v0", "t", 1), video_row("x", "t", 1, f"{url}/v1.mp4"), video_row("y", "t", 1, "v2.mp4")]
+    rows = [VideoRow("v0", "t", 1), VideoRow("x", "t", 1, f"{url}/v1.mp4"), VideoRow("y", "t", 1, "v2.mp4")]
     save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
     store, root = fsspec.core.url_to_fs(url)
     store.put_file(str(tmp_path / "m.jsonl"), f"{root}/m.jsonl")

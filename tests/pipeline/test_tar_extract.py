@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import token_bytes
-from unloc.annotations.schema import build_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
 from unloc.inference.encode import EncodeConfig
@@ -21,7 +21,7 @@ OPTIONS = ExtractOptions(workers=0, shard_size=3)
 
 @pytest.fixture
 def manifest():
-    return build_manifest(name="m", tasks=("mr",), rows=[video_row(f"v{n}", "t", 1) for n in range(5)])
+    return build_manifest(name="m", tasks=("mr",), rows=[VideoRow(f"v{n}", "t", 1) for n in range(5)])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from unloc.annotations.schema import build_manifest, query_row, save_manifest, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.errors import FingerprintError
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -41,7 +41,7 @@ def world_of(folder, fingerprint):
         tokens = torch.randn(16, 1, 128, generator=generator).half().numpy()
         meta = {"video_id": video_id, "times_seconds": [i / 2 for i in range(16)], "duration_seconds": 8.0}
         videos.append(VideoTokens(meta | {"decoder": "none", "tokens_sha256": token_checksum(tokens)}, tokens))
-        rows += [video_row(video_id, split, 8.0), query_row(video_id, split, video_id, "a cat", [[1.0, 3.0]])]
+        rows += [VideoRow(video_id, split, 8.0), QueryRow(video_id, split, video_id, "a cat", [[1.0, 3.0]])]
     write_video_shard(folder / "cache", "00000", videos, [], "float16")
     write_texts(folder / "cache", [("a cat", torch.randn(4, 128, generator=generator).half().numpy())], "float16")
     save_manifest(build_manifest(name="two", tasks=("mr",), rows=rows), folder / "manifest.jsonl")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unloc.annotations.schema import build_manifest, instance_row, query_row, save_manifest, video_row
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 
 DIM, FPS, SECONDS = 16, 2.0, 16.0
@@ -20,11 +20,11 @@ def events_of(rng):
 
 
 def rows_of(video_id, split, events):
-    yield video_row(video_id, split, SECONDS)
+    yield VideoRow(video_id, split, SECONDS)
     for number, (start, end, index) in enumerate(events):
-        yield instance_row(video_id, split, NAMES[index], start, end)
+        yield InstanceRow(video_id, split, NAMES[index], [start, end])
         clips = list(range(int(start // 2), int(np.ceil(end / 2))))
-        yield query_row(
+        yield QueryRow(
             video_id, split, f"{video_id}-{number}", NAMES[index], [[start, end]], clips, [[4, 3, 4]] * len(clips)
         )
 

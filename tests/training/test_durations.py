@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.durations import cached_durations, measured_durations, required_durations
-from unloc.annotations.schema import build_manifest, load_manifest, save_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.cache.opening import open_cache
 from unloc.errors import InputError
 from unloc.training.run import fit_recipe
@@ -69,22 +69,22 @@ def test_fit_takes_durations_from_the_cache(token_world, forgetful, tmp_path):
 
 def test_fit_refuses_at_once_what_its_validation_could_not_score(token_world, forgetful, tmp_path):
     with forgetful.open("a") as file:
-        file.write(json.dumps({"kind": "video"} | vars(video_row("gone", "val", None))) + "\n")
+        file.write(json.dumps({"kind": "video"} | vars(VideoRow("gone", "val", None))) + "\n")
     with pytest.raises(InputError, match="no duration for 1 of 11 videos"):
         fit_recipe(recipe_for("mr", "data.coverage=0.5"), forgetful, token_world[1], tmp_path / "run", threads=1)
     assert not (tmp_path / "run").exists()
 
 
 def test_what_is_stated_stays_and_what_is_not_is_measured(token_world, video_folder):
-    rows = [video_row("v0", "test", None), video_row("v0", "train", 99.0), video_row("v1", "test", None)]
-    rows.append(video_row("gone", "test", None))
+    rows = [VideoRow("v0", "test", None), VideoRow("v0", "train", 99.0), VideoRow("v1", "test", None)]
+    rows.append(VideoRow("gone", "test", None))
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     found, number, failed = measured_durations(manifest, {f"v{n}": video_folder / f"v{n}.mp4" for n in range(3)})
     ends = [scan(video_folder / f"v{n}.mp4").end_seconds for n in (0, 1)]
     assert found.videos["duration_seconds"].tolist() == pytest.approx([ends[0], 99.0, ends[1], np.nan], nan_ok=True)
     assert (number, failed) == (2, {})
     cached = cached_durations(
-        build_manifest(name="m", tasks=("mr",), rows=[video_row("v0", "s", 0.0)]), open_cache(token_world[1])
+        build_manifest(name="m", tasks=("mr",), rows=[VideoRow("v0", "s", 0.0)]), open_cache(token_world[1])
     )
     assert required_durations(cached) == {"v0": 16.0}
 
@@ -93,7 +93,7 @@ def test_check_measures_unknown_durations_and_writes_them(unloc, video_folder, t
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/v0.mp4").symlink_to(video_folder / "v0.mp4")
     (tmp_path / "videos/bad.mp4").write_bytes(b"no video" * 100)
-    rows = [{"kind": "video"} | vars(video_row(name, "test", None)) for name in ("v0", "bad", "gone")]
+    rows = [{"kind": "video"} | vars(VideoRow(name, "test", None)) for name in ("v0", "bad", "gone")]
     rows.append({"kind": "query", "video_id": "v0", "split": "test", "qid": "1", "text": "a", "segments": [[0, 9]]})
     path, out = tmp_path / "m.jsonl", tmp_path / "new.jsonl"
     path.write_text(HEADER + "".join(json.dumps(row) + "\n" for row in rows))

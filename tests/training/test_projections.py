@@ -9,7 +9,7 @@ import torch
 
 from pipeline.extract import ExtractOptions, extract
 from pipeline.repair import repair
-from unloc.annotations.schema import build_manifest, load_manifest, query_row, save_manifest, video_row
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.opening import home_of, open_cache
@@ -29,8 +29,8 @@ SIZES += ["data.fps=null", "data.num_frames=8"]
 
 @pytest.fixture
 def manifest(tmp_path):
-    rows = [video_row(name, "train", 2.0) for name in ("v0", "v1")]
-    rows += [query_row(f"v{n}", "train", f"q{n}", text, [[0.5, 1.5]], [0], [[4]]) for n, text in enumerate(TEXTS)]
+    rows = [VideoRow(name, "train", 2.0) for name in ("v0", "v1")]
+    rows += [QueryRow(f"v{n}", "train", f"q{n}", text, [[0.5, 1.5]], [0], [[4]]) for n, text in enumerate(TEXTS)]
     save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
     return tmp_path / "m.jsonl"
 

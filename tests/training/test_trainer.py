@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unloc.annotations.schema import load_manifest, video_row
+from unloc.annotations.schema import VideoRow, load_manifest
 from unloc.cache.opening import open_cache
 from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
 from unloc.examples.loader import epoch_batches
@@ -124,7 +124,7 @@ def test_nothing_is_written_or_deleted_before_all_was_found(token_world, tmp_pat
         fit_recipe(recipe, manifest, cache, run, threads=1, overwrite=True, init=tmp_path / "nowhere")
     assert weights_of(run).keys() == before.keys()
     fit_recipe(recipe, manifest, cache, run, threads=1, overwrite=True, init=run)
-    text = Path(manifest).read_text() + json.dumps({"kind": "video"} | vars(video_row("absent", "val", 9.0))) + "\n"
+    text = Path(manifest).read_text() + json.dumps({"kind": "video"} | vars(VideoRow("absent", "val", 9.0))) + "\n"
     (tmp_path / "more.jsonl").write_text(text)
     with pytest.raises(CoverageError, match="first missing: absent"):
         fit_recipe(recipe, tmp_path / "more.jsonl", cache, tmp_path / "other", threads=1)

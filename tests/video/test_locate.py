@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unloc.annotations.schema import build_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest
 from unloc.errors import MissingError
 from unloc.video.locate import folder_coverage, index_videos, video_files
 
@@ -13,7 +13,7 @@ from unloc.video.locate import folder_coverage, index_videos, video_files
 def test_videos_are_found_by_file_name_id_and_with_or_without_the_prefix(tmp_path):
     for name in ("named.mkv", "abc.mp4", "v_def.avi"):
         (tmp_path / name).write_bytes(b"x")
-    rows = [video_row("a", "t", 1, "named.mkv"), *(video_row(key, "t", 1) for key in ("v_abc", "def", "gone"))]
+    rows = [VideoRow("a", "t", 1, "named.mkv"), *(VideoRow(key, "t", 1) for key in ("v_abc", "def", "gone"))]
     files, missing = index_videos(tmp_path).locate(build_manifest(name="x", tasks=("mr",), rows=rows).videos)
     assert {key: path.name for key, path in files.items()} == {"a": "named.mkv", "v_abc": "abc.mp4", "def": "v_def.avi"}
     assert missing == ["gone"]
@@ -24,7 +24,7 @@ def test_videos_are_found_by_file_name_id_and_with_or_without_the_prefix(tmp_pat
 def test_coverage_lists_missing_empty_shared_and_unnamed_files(tmp_path):
     for name, content in {"a.mp4": b"x", "b.mkv": b"", "more.webm": b"x", "notes.txt": b"x"}.items():
         (tmp_path / name).write_bytes(content)
-    rows = [video_row(key, "t", 1) for key in ("a", "v_a", "b", "gone")]
+    rows = [VideoRow(key, "t", 1) for key in ("a", "v_a", "b", "gone")]
     coverage = folder_coverage(build_manifest(name="x", tasks=("mr",), rows=rows).videos, tmp_path)
     assert {key: path.name for key, path in coverage.found.items()} == {"a": "a.mp4", "v_a": "a.mp4", "b": "b.mkv"}
     assert (coverage.missing, coverage.empty, coverage.shared) == (["gone"], ["b"], ["v_a"])
@@ -35,7 +35,7 @@ def test_of_several_files_with_one_name_the_least_nested_video_is_used(tmp_path)
     (tmp_path / "deep").mkdir()
     for name in ("a.json", "a.webm", "deep/a.webm", "deep/b.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    rows = [video_row("a", "t", 1), video_row("b", "t", 1), video_row("c", "t", 1, "deep/a.webm")]
+    rows = [VideoRow("a", "t", 1), VideoRow("b", "t", 1), VideoRow("c", "t", 1, "deep/a.webm")]
     files, _ = index_videos(tmp_path).locate(build_manifest(name="x", tasks=("mr",), rows=rows).videos)
     assert {key: path.relative_to(tmp_path).as_posix() for key, path in files.items()} == {
         "a": "a.webm",
@@ -46,12 +46,12 @@ def test_of_several_files_with_one_name_the_least_nested_video_is_used(tmp_path)
 
 def test_a_named_file_that_does_not_exist_is_missing_even_if_another_has_the_id(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
-    manifest = build_manifest(name="x", tasks=("mr",), rows=[video_row("a", "t", 1, "other.mp4")])
+    manifest = build_manifest(name="x", tasks=("mr",), rows=[VideoRow("a", "t", 1, "other.mp4")])
     assert index_videos(tmp_path).locate(manifest.videos) == ({}, ["a"])
 
 
 def manifest_of(**files):
-    return build_manifest(name="x", tasks=("mr",), rows=[video_row(key, "t", 1, file) for key, file in files.items()])
+    return build_manifest(name="x", tasks=("mr",), rows=[VideoRow(key, "t", 1, file) for key, file in files.items()])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import tarfile
 import fsspec
 import pytest
 
-from unloc.annotations.schema import build_manifest, video_row
+from unloc.annotations.schema import VideoRow, build_manifest
 from unloc.errors import InputError, MissingError, VideoError
 from unloc.video.locate import expand_shards, index_videos, shard_members
 from unloc.video.packing import pack_videos
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def manifest_of(ids="abcdefg"):
-    rows = [video_row(key, "t", 1, "deep/g.webm" if key == "g" else None) for key in ids]
+    rows = [VideoRow(key, "t", 1, "deep/g.webm" if key == "g" else None) for key in ids]
     return build_manifest(name="m", tasks=("mr",), rows=rows)
 
 

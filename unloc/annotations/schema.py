@@ -92,12 +92,6 @@ Row = VideoRow | QueryRow | InstanceRow
 ROWS = {"manifest": Header, "video": VideoRow, "query": QueryRow, "instance": InstanceRow}
 VIDEO_COLUMNS, QUERY_COLUMNS = ([item.name for item in fields(row)] + ["line"] for row in (VideoRow, QueryRow))
 INSTANCE_COLUMNS = ["video_id", "split", "label", "start_seconds", "end_seconds", "line"]
-video_row, query_row = VideoRow, QueryRow
-
-
-def instance_row(video_id: str, split: str, label: str, start_seconds: float, end_seconds: float) -> InstanceRow:
-    """An instance row from its two bounds."""
-    return InstanceRow(video_id, split, label, [float(start_seconds), float(end_seconds)])
 
 
 # -- the manifest ---------------------------------------------------------------------------------------------------
