@@ -12,16 +12,15 @@ from unloc.annotations.check import (
     NOTES,
     RULES,
     add_actions,
+    check_file,
     check_manifest,
     counted_findings,
-    folder_findings,
     segment_problem,
     shared_between_splits,
 )
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.errors import InputError, ManifestError
-from unloc.video.locate import folder_coverage
 
 
 def findings(manifest):
@@ -96,8 +95,8 @@ def test_every_kind_of_bad_row_is_found_with_its_line(bad_manifest, tmp_path):
 def test_what_a_folder_lacks_is_found_at_the_line_of_its_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     rows = [VideoRow(key, "t", 1.0) for key in ("a", "v_a", "gone")]
-    manifest = build_manifest(name="x", tasks=("mr",), rows=rows)
-    found = folder_findings(manifest, folder_coverage(manifest.videos, tmp_path))
+    save_manifest(build_manifest(name="x", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
+    found = check_file(tmp_path / "m.jsonl", videos=tmp_path).findings
     assert sorted((item.line, item.kind) for item in found) == [
         (2, "empty video file"),
         (3, "empty video file"),

@@ -49,7 +49,7 @@ def test_what_is_written_is_read_again(tmp_path_factory, video_id, text, duratio
         (json.dumps(VIDEO), "m.jsonl:1: expected one row of kind 'manifest'"),
         (f"{HEADER}\n\n{HEADER}", "m.jsonl:3: expected one row of kind 'manifest'"),
         (f'{HEADER}\n{{"kind": "video"}}', "m.jsonl:2: lacks video_id, split, duration_seconds"),
-        (f"{HEADER}\n{'[' * 100_000}", "m.jsonl:2: nested too deeply"),
+        (f"{HEADER}\n{'[' * 100_000}", "m.jsonl:2: not JSON that can be read"),
     ],
 )
 def test_a_file_that_is_no_manifest_names_file_and_line(tmp_path, content, words):

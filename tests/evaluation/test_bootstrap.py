@@ -21,7 +21,7 @@ from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
 from unloc.evaluation.queries import QueryScores
 from unloc.evaluation.screening import screen_frames
 from unloc.evaluation.segmentation import FrameScores, VideoFrames, frame_counts, frame_scores, weighted_counts
-from unloc.predictions.reading import read_frames
+from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import FramePrediction
 
 RNG = np.random.default_rng(0)
@@ -198,7 +198,7 @@ def test_scores_of_a_file_are_read_one_video_at_a_time(tmp_path):
     lines = [{"video_id": video, "fps": 1, "labels": [None] * 200, "scores_file": "s.npz"} for video in scores]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     tracemalloc.start()
-    predictions = screen_frames(read_frames(tmp_path / "p.jsonl"), manifest, Problems())
+    predictions = screen_frames(read_predictions(tmp_path / "p.jsonl", "as").predictions, manifest, Problems())
     found = evaluate("as", predictions, manifest, "test")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

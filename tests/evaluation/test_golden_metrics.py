@@ -17,7 +17,7 @@ from unloc.evaluation.queries import align
 from unloc.evaluation.retrieval import moment_retrieval, official_report, tie_spans
 from unloc.evaluation.screening import screen_moments
 from unloc.evaluation.segmentation import FrameScores, VideoFrames, action_segmentation, frame_labels
-from unloc.predictions.reading import read_detections, read_moments, read_predictions
+from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import FramePrediction
 
 EXACT = 1e-7  # percent: 1e-9 as a fraction
@@ -31,7 +31,11 @@ def tal_case(golden, name, kind):
     """(detections, selected manifest, what is expected) of a set, noties or ties."""
     folder, (converter, split, _, _) = golden / name / "set_A", TAL[name]
     manifest = convert(converter, [folder / "ground_truth.json"]).select(split)
-    return read_detections(folder / f"predictions_{kind}.json"), manifest, load(folder / "expected.json")[kind]
+    return (
+        read_predictions(folder / f"predictions_{kind}.json", "tal").predictions,
+        manifest,
+        load(folder / "expected.json")[kind],
+    )
 
 
 def assert_detection(found, expected):
@@ -121,7 +125,7 @@ def mr_case(golden, name, kind):
     folder = golden / name / "set_A"
     manifest = convert(converter, [folder / file for file in files], "val_2")
     expected = load(folder / "expected.json")
-    return read_moments(folder / f"predictions_{kind}.jsonl"), manifest, expected[kind]
+    return read_predictions(folder / f"predictions_{kind}.jsonl", "mr").predictions, manifest, expected[kind]
 
 
 def by_unloc(expected):
@@ -226,7 +230,7 @@ def qvhighlights(golden):
 
 def test_qvhighlights_equals_the_official_evaluation_after_its_rounding_and_before(qvhighlights):
     folder, manifest, expected = qvhighlights
-    found = score("hd", read_moments(folder / "predictions.jsonl"), manifest, "moment_detr")
+    found = score("hd", read_predictions(folder / "predictions.jsonl", "mr").predictions, manifest, "moment_detr")
     report, official = official_report(found), expected["main"]
     assert set(report) == set(official)
     for key, values in official.items():
@@ -240,7 +244,7 @@ def test_qvhighlights_equals_the_official_evaluation_after_its_rounding_and_befo
 
 def test_without_the_missing_queries_qvhighlights_scores_as_with_match_number_false(qvhighlights):
     folder, manifest, expected = qvhighlights
-    predictions = read_moments(folder / "predictions_mismatch.jsonl")
+    predictions = read_predictions(folder / "predictions_mismatch.jsonl", "mr").predictions
     covered = evaluate("hd", predictions, manifest, "val")["coverage"]
     assert 0 < covered["queries_predicted"] < covered["queries_annotated"]
     found = official_report(covered["metrics_without_missing"])
@@ -250,7 +254,7 @@ def test_without_the_missing_queries_qvhighlights_scores_as_with_match_number_fa
 
 def test_without_the_empty_list_qvhighlights_scores_as_the_official_map(qvhighlights):
     folder, manifest, expected = qvhighlights
-    predictions = read_moments(folder / "predictions_one_empty.jsonl")
+    predictions = read_predictions(folder / "predictions_one_empty.jsonl", "mr").predictions
     report = evaluate("mr", predictions, manifest, "val")
     assert report["coverage"]["queries_predicted"] == len(manifest.queries) - 1
     found = official_report(report["coverage"]["metrics_without_missing"])
@@ -261,7 +265,9 @@ def test_without_the_empty_list_qvhighlights_scores_as_the_official_map(qvhighli
 def test_the_shipped_sample_of_qvhighlights_gives_the_shipped_metrics(shared):
     folder = shared / "annotations" / "qvhighlights"
     manifest = convert("qvhighlights", [folder / "highlight_val_release.jsonl"]).select("val")
-    found = official_report(score("hd", read_moments(folder / "sample_val_preds.jsonl"), manifest, "moment_detr"))
+    found = official_report(
+        score("hd", read_predictions(folder / "sample_val_preds.jsonl", "mr").predictions, manifest, "moment_detr")
+    )
     shipped = load(folder / "sample_val_preds_metrics_raw.json")
     assert {key: found[key] for key in found if key in shipped} == {
         key: shipped[key] for key in found if key in shipped

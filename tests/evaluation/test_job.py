@@ -11,7 +11,7 @@ from unloc.annotations.schema import load_manifest
 from unloc.evaluation import evaluator
 from unloc.evaluation.evaluator import evaluate
 from unloc.evaluation.job import Evaluation, evaluate_file, evaluate_floors
-from unloc.predictions.reading import read_moments
+from unloc.predictions.reading import read_predictions
 
 
 def test_a_file_is_evaluated_from_python_as_by_the_command(unloc, folder):  # noqa: F811
@@ -32,7 +32,10 @@ def test_predictions_are_aligned_with_the_queries_once(folder, monkeypatch):  # 
     calls = []
     align = evaluator.align
     monkeypatch.setattr(evaluator, "align", lambda *given: calls.append(given) or align(*given))
-    manifest, predictions = load_manifest(folder / "mr.jsonl"), read_moments(folder / "mr.json")[:1]
+    manifest, predictions = (
+        load_manifest(folder / "mr.jsonl"),
+        read_predictions(folder / "mr.json", "mr").predictions[:1],
+    )
     report = evaluate("hd", predictions, manifest, "val", train_split="train", interval_seed=0)
     assert len(calls) == 1
     assert set(report["coverage"]["metrics_without_missing"]) == set(report["metrics"]) >= set(report["intervals"])

@@ -17,7 +17,7 @@ from unloc.annotations.subsets import (
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.evaluation.detection import detection
 from unloc.evaluation.zero_shot import zero_shot
-from unloc.predictions.reading import read_detections
+from unloc.predictions.reading import read_predictions
 
 OFFICIAL = {
     "activitynet13_tal": ("activitynet", "validation", "ActivityNet", "activitynet"),
@@ -32,7 +32,7 @@ def test_all_ten_splits_and_their_mean_equal_the_official_figures(golden, shared
     manifest = convert(converter, [folder / "ground_truth.json"]).select(test_split)
     lists = read_class_splits(shared / "annotations" / "zero_shot_splits" / "effprompt")
     chosen = [split for split in lists if split.name.startswith(f"{share}/{dataset}/")]
-    detections = read_detections(folder / "predictions_noties.json")
+    detections = read_predictions(folder / "predictions_noties.json", "tal").predictions
     (found,) = zero_shot(lambda _: detections, manifest, chosen, protocol).values()
     expected = load(folder / "expected_zero_shot.json")
     for number in range(10):

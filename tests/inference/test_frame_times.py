@@ -19,7 +19,7 @@ from unloc.inference.baseline import baseline_detections, baseline_frames
 from unloc.inference.load import CheckpointInfo, LoadedModel
 from unloc.inference.predict import predict_split
 from unloc.model.unloc import Outputs
-from unloc.predictions.reading import read_frames
+from unloc.predictions.reading import read_predictions
 from unloc.predictions.writing import write_frames
 from unloc.recipes import load_recipe
 from unloc.video.facts import scan
@@ -93,7 +93,9 @@ def test_a_model_that_predicts_its_training_targets_scores_100_through_the_file(
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["times_seconds"] == np.unique(VIDEOS[row["video_id"]][0].round(6)).tolist() and "fps" not in row
-    report = evaluate("as", read_frames(tmp_path / "p.jsonl"), cached_durations(manifest, cache), "test")
+    report = evaluate(
+        "as", read_predictions(tmp_path / "p.jsonl", "as").predictions, cached_durations(manifest, cache), "test"
+    )
     assert list(report["metrics"].values()) == pytest.approx([100.0] * 7)
     assert report["floors"]["all_background"]["frame_accuracy"] < 70
 

@@ -11,7 +11,7 @@ import pytest
 
 from unloc.annotations.problems import Problems
 from unloc.errors import InputError, MissingError, PredictionError
-from unloc.predictions.reading import read_detections, read_frames, read_moments, read_predictions
+from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import export_predictions, write_csv, write_detections, write_frames, write_moments
 
@@ -62,7 +62,9 @@ def test_gzip_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
     (tmp_path / "p.gz").write_bytes(gzip.compress(content))
     (tmp_path / "p.bom").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
     assert read_predictions(tmp_path / "p.gz", "mr").format == "QVHighlights JSON lines, gzipped"
-    assert [item.query for item in read_moments(tmp_path / "p.bom")] == [item.query for item in MOMENTS]
+    assert [item.query for item in read_predictions(tmp_path / "p.bom", "mr").predictions] == [
+        item.query for item in MOMENTS
+    ]
 
 
 def test_of_a_zip_the_file_of_the_split_is_read(tmp_path):
@@ -191,7 +193,7 @@ def test_a_line_that_cannot_be_read_is_logged_with_its_number(tmp_path, line):
 def test_a_qid_is_the_same_as_number_and_as_text(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text("".join(f'{{"qid": {qid}, "vid": "v"}}\n' for qid in ("7", '"7"', "7.0")))
-    assert [item.qid for item in read_moments(path)] == ["7"] * 3
+    assert [item.qid for item in read_predictions(path, "mr").predictions] == ["7"] * 3
 
 
 @pytest.mark.parametrize(
@@ -229,16 +231,16 @@ def test_scores_files_that_are_none_are_one_clear_error(tmp_path):
         return tmp_path / "p.jsonl"
 
     with pytest.raises(MissingError, match="does not exist"):
-        read_frames(of("gone.npz"))
+        read_predictions(of("gone.npz"), "as")
     (tmp_path / "text.npz").write_text("no")
     with pytest.raises(PredictionError, match="cannot be read"):
-        read_frames(of("text.npz"))
+        read_predictions(of("text.npz"), "as")
     np.save(tmp_path / "one.npy", np.zeros((1, 1)))
     with pytest.raises(PredictionError, match="one array"):
-        read_frames(of("one.npy"))
+        read_predictions(of("one.npy"), "as")
     np.savez(tmp_path / "objects.npz", v=np.array([{}], dtype=object))
     with pytest.raises(PredictionError, match="cannot be read"):
-        read_frames(of("objects.npz"))
+        read_predictions(of("objects.npz"), "as")
 
 
 def test_a_csv_row_without_numbers_is_logged(tmp_path):
@@ -254,13 +256,15 @@ def test_a_csv_row_without_numbers_is_logged(tmp_path):
 @pytest.mark.parametrize("name", ["p.json", "p.csv"])
 def test_detections_are_the_same_to_the_bit_after_writing_and_reading(tmp_path, name):
     export_predictions(tmp_path / name, "tal", detections_table(ROWS), "validation")
-    pd.testing.assert_frame_equal(read_detections(tmp_path / name), detections_table(ROWS), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        read_predictions(tmp_path / name, "tal").predictions, detections_table(ROWS), check_dtype=False
+    )
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.zip", "p.csv"])
 def test_moments_are_the_same_to_the_bit_after_writing_and_reading(tmp_path, name):
     export_predictions(tmp_path / name, "mr", MOMENTS, "val")
-    for ours, read in zip(MOMENTS, read_moments(tmp_path / name), strict=True):
+    for ours, read in zip(MOMENTS, read_predictions(tmp_path / name, "mr").predictions, strict=True):
         assert (ours.qid, ours.video_id, ours.query) == (read.qid, read.video_id, read.query)
         np.testing.assert_array_equal(ours.windows, read.windows)
 
@@ -268,25 +272,25 @@ def test_moments_are_the_same_to_the_bit_after_writing_and_reading(tmp_path, nam
 def test_saliency_and_frames_are_the_same_after_writing_and_reading(tmp_path):
     clips = MomentPrediction(qid="1", video_id="v", query="q", saliency=np.array([0.1, -1 / 3]))
     export_predictions(tmp_path / "p.zip", "hd", [clips], "test")
-    np.testing.assert_array_equal(read_moments(tmp_path / "p.zip")[0].saliency, clips.saliency)
+    np.testing.assert_array_equal(read_predictions(tmp_path / "p.zip", "mr").predictions[0].saliency, clips.saliency)
     with zipfile.ZipFile(tmp_path / "p.zip") as archive:
         assert archive.namelist() == ["hl_test_submission.jsonl"]
     for scores in ([[0.25, 1], [0.5, 0]], [[1 / 3, 1 / 3 + 1e-12], [1e300, np.inf]]):
         frames = FramePrediction(video_id="v", fps=2.5, labels=["a", None], scores=np.array(scores))
         export_predictions(tmp_path / "f.jsonl", "as", [frames], "test")
-        read = read_frames(tmp_path / "f.jsonl")[0]
+        read = read_predictions(tmp_path / "f.jsonl", "as").predictions[0]
         assert (read.fps, read.times_seconds, read.labels) == (2.5, None, ["a", None])
         np.testing.assert_array_equal(read.scores, frames.scores)
         timed = replace(frames, fps=None, times_seconds=[0.1 + 0.2, 1 / 3])
         export_predictions(tmp_path / "t.jsonl", "as", [timed], "test")
-        read = read_frames(tmp_path / "t.jsonl")[0]
+        read = read_predictions(tmp_path / "t.jsonl", "as").predictions[0]
         assert read.fps is None and read.times_seconds.tolist() == [0.1 + 0.2, 1 / 3]
 
 
 def test_times_that_do_not_rise_are_an_error_with_their_place(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"video_id": "v", "times_seconds": [0, 2, 1], "labels": [null, "a", "b"]}')
     with pytest.raises(PredictionError, match=r"p\.jsonl:1: .*times_seconds must rise; 1 follows 2"):
-        read_frames(tmp_path / "p.jsonl")
+        read_predictions(tmp_path / "p.jsonl", "as")
 
 
 def test_the_activitynet_submission_states_its_version_and_external_data(tmp_path):

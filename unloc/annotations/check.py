@@ -11,7 +11,7 @@ A finding is an *error* (the row cannot mean what it says) or a *note* (common i
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -36,23 +36,18 @@ NOTES = frozenset(
         "duration contradicts the name",
     }
 )
-END_TOLERANCE_SECONDS = 0.01  # official durations are rounded to 10 ms
-NEAR_ZERO_SECONDS = 0.1
 _ROUNDING = 1e-6  # seconds; sums of decimals in double precision may be off by this
 _CUT_NAME = re.compile(r"_(\d+\.\d+)_(\d+\.\d+)$")  # QVHighlights: <youtube>_<start>_<end>
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A bad row, and what the rule did about it."""
+    """A bad row at a line of the manifest, and what the rule did about it ("dropped"; empty: nothing was changed)."""
 
     kind: str
     line: int
-    """Line of the manifest file."""
     message: str
-    """Which row, and the values in question."""
     action: str = ""
-    """Such as "dropped"; empty where nothing was changed."""
 
     @property
     def is_note(self) -> bool:
@@ -87,7 +82,15 @@ def check_file(
     action = "dropped" if drop_unreadable or rule != "keep" else ""
     found += [Finding("unreadable row", line, reason, action) for line, reason in unreadable.items()]
     if coverage is not None:
-        found += folder_findings(manifest, coverage, broken)
+        lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
+        messages = {
+            "missing video": dict.fromkeys(coverage.missing, "no file in the folder"),
+            "empty video file": {name: f"{coverage.found[name]} has no bytes" for name in coverage.empty},
+            "unreadable video file": broken,
+            "two ids with one file": {name: str(coverage.found[name]) for name in coverage.shared},
+        }
+        for kind, of_video in messages.items():
+            found += [Finding(kind, lines[name], f"{name}: {text}") for name, text in of_video.items()]
     return CheckedFile(manifest, result, sorted(found, key=lambda item: item.line), coverage, num_measured)
 
 
@@ -102,25 +105,13 @@ def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, li
     tables = {"classes": check.classes(), "videos": check.videos()}
     if not len(tables["videos"]):
         raise ManifestError(f"--bad-rows {rule}: no video of {manifest.name!r} is left")
-    tables |= {"queries": check.queries(), "instances": check.instances()}
+    tables |= {key: check.annotations(getattr(manifest, key)) for key in ("queries", "instances")}
     found = sorted(check.found, key=lambda item: item.line)
     return (manifest if rule == "keep" else numbered(replace(manifest, **tables))), found
 
 
-def folder_findings(manifest: Manifest, coverage: Coverage, broken: Mapping[str, str] | None = None) -> list[Finding]:
-    """Videos that a folder lacks or holds damaged; `broken` gives the reason for each file that cannot be read."""
-    lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
-    messages = {
-        "missing video": dict.fromkeys(coverage.missing, "no file in the folder"),
-        "empty video file": {name: f"{coverage.found[name]} has no bytes" for name in coverage.empty},
-        "unreadable video file": broken or {},
-        "two ids with one file": {name: str(coverage.found[name]) for name in coverage.shared},
-    }
-    return [Finding(kind, lines[name], f"{name}: {text}") for kind, of in messages.items() for name, text in of.items()]
-
-
 def counted_findings(found: Iterable[Finding], path: Path) -> Problems:
-    """How often each kind was found, and where first."""
+    """How often each kind was found, and where."""
     problems = Problems()
     for item in found:
         note = " [note]" if item.is_note else ""
@@ -157,23 +148,36 @@ def segment_problem(start: float, end: float, duration: float) -> str | None:
         return None  # the video's own row is bad or unknown
     if start >= duration:
         return "segment wholly past the video"
-    if end > duration + END_TOLERANCE_SECONDS + _ROUNDING:
+    if end > duration + 0.01 + _ROUNDING:  # official durations are rounded to 10 ms
         return "segment past the video"
     return "segment past the video by rounding" if end > duration + _ROUNDING else None
 
 
-def ratings_problem(clips: list | None, scores: list | None, duration: float) -> str | None:
-    """The kind of problem of a query's ratings (0-4, per relevant 2 s clip), or None."""
-    if not isinstance(scores, list):
-        return None  # clips without ratings serve moment retrieval only
-    if not isinstance(clips, list) or len(clips) != len(scores) or not all(scores) or len(set(map(len, scores))) > 1:
-        return "saliency of wrong length"
-    if any(not 0 <= score <= 4 for ratings in scores for score in ratings):
-        return "saliency out of range"
-    limit = duration / CLIP_SECONDS if duration > 0 else math.inf
-    if any(not 0 <= clip < limit or clip != int(clip) for clip in clips):
-        return "clip outside the video"
-    return "duplicate clip" if len(set(clips)) < len(clips) else None
+def ratings_problem(clips: list | None, scores: list | None, segments: list, duration: float) -> str | None:
+    """The kind of problem of a query's ratings (0-4, per relevant 2 s clip), or None.
+
+    In QVHighlights the relevant clips are exactly those inside the windows. Clips without ratings serve moment
+    retrieval only.
+    """
+    if isinstance(scores, list):
+        sizes = set(map(len, scores))
+        if not isinstance(clips, list) or len(clips) != len(scores) or 0 in sizes or len(sizes) > 1:
+            return "saliency of wrong length"
+        if any(not 0 <= score <= 4 for ratings in scores for score in ratings):
+            return "saliency out of range"
+        limit = duration / CLIP_SECONDS if duration > 0 else math.inf
+        if any(not 0 <= clip < limit or clip != int(clip) for clip in clips):
+            return "clip outside the video"
+        if len(set(clips)) < len(clips):
+            return "duplicate clip"
+    if not isinstance(clips, list) or not segments:
+        return None
+    if all(math.isfinite(bound) for segment in segments for bound in segment):
+        spans = [(math.ceil(start / CLIP_SECONDS), math.floor(end / CLIP_SECONDS)) for start, end in segments]
+        covered = all(any(first <= clip < last for first, last in spans) for clip in clips)
+        if covered and len(clips) == sum(last - first for first, last in spans):
+            return None
+    return "windows and clips differ"
 
 
 def contradicts_name(video_id: str, duration: float) -> bool:
@@ -183,17 +187,6 @@ def contradicts_name(video_id: str, duration: float) -> bool:
     """
     found = _CUT_NAME.search(video_id)
     return found is not None and abs(float(found[2]) - float(found[1]) - duration) > 0.5
-
-
-def windows_are_clips(clips: list | None, segments: list[list[float]]) -> bool:
-    """Whether the relevant clips are exactly those inside the windows, as in QVHighlights; true where one is absent."""
-    if not isinstance(clips, list) or not segments:
-        return True
-    if not all(math.isfinite(bound) for segment in segments for bound in segment):
-        return False
-    spans = [(math.ceil(start / CLIP_SECONDS), math.floor(end / CLIP_SECONDS)) for start, end in segments]
-    covered = all(any(first <= clip < last for first, last in spans) for clip in clips)
-    return covered and len(clips) == sum(last - first for first, last in spans)
 
 
 # -- the pass -------------------------------------------------------------------------------------------------------
@@ -251,19 +244,11 @@ class _Pass:
         videos = self.manifest.videos
         return pd.DataFrame(kept, columns=videos.columns).astype(videos.dtypes.to_dict())
 
-    def lacks_video(self, row: dict, message: str) -> bool:
-        """Log a row whose video is not described in its split; returns whether the row is dropped."""
-        key = (row["video_id"], row["split"])
-        if key in self.durations:
-            return False
-        kind = "video not described" if key[1] in self.splits else "unknown split"
-        return self.add(kind, row["line"], message, "dropped")
-
     def segment(self, start: float, end: float, duration: float, line: int, message: str) -> list[float] | None:
         """What the rule leaves of a segment."""
         length = f"a video of {round(duration, 3)} s" if duration > 0 else "a video of unknown length"
         message = f"{message} [{start}, {end}] in {length}"
-        if 0 <= end - start <= NEAR_ZERO_SECONDS + _ROUNDING:
+        if 0 <= end - start <= 0.1 + _ROUNDING:
             self.add("segment of at most 0.1 s", line, message)
         problem = segment_problem(start, end, duration)
         if problem is None:
@@ -276,59 +261,48 @@ class _Pass:
         changed = self.add(problem, line, message, "cut to the video" if cut else "segment dropped")
         return cut if changed else [start, end]
 
-    def queries(self) -> pd.DataFrame:
-        kept, seen = [], set()
-        for row in self.manifest.queries.to_dict("records"):
-            key, line = (row["video_id"], row["split"]), row["line"]
-            message = f"{key[0]} of {key[1]}: query {row['qid']}"
-            duration = self.durations.get(key, math.nan)
-            dropped = self.lacks_video(row, message)
-            if not row["text"].strip():
-                dropped |= self.add("empty text", line, message, "dropped")
-            windows = []
-            for start, end in row["segments"]:
-                window = self.segment(start, end, duration, line, f"{message}:")
+    def annotations(self, table: pd.DataFrame) -> pd.DataFrame:
+        """What the rule leaves of the queries, or of the instances."""
+        kept, seen, classes = [], set(), frozenset(self.manifest.classes)
+        for row in table.to_dict("records"):
+            key, line, is_query = (row["video_id"], row["split"]), row["line"], "qid" in row
+            name = f"query {row['qid']}" if is_query else row["label"]
+            message, duration = f"{key[0]} of {key[1]}: {name}", self.durations.get(key, math.nan)
+            problems = []
+            if key not in self.durations:
+                problems.append("video not described" if key[1] in self.splits else "unknown split")
+            if is_query and not row["text"].strip():
+                problems.append("empty text")
+            if not is_query and name not in classes:
+                problems.append("unknown label")
+            dropped = any([self.add(problem, line, message, "dropped") for problem in problems])
+            segments, windows = row["segments"] if is_query else [[row["start_seconds"], row["end_seconds"]]], []
+            for start, end in segments:
+                window = self.segment(start, end, duration, line, message)
                 # Compared after the cut: two windows that pass the end may become one.
-                if window in windows and self.add("duplicate window", line, f"{message}: {window}", "window dropped"):
+                if window in windows and self.add("duplicate window", line, f"{message} {window}", "window dropped"):
                     continue
                 windows += [window] if window else []
-            if row["segments"] and not windows:
-                dropped |= self.add("query without a window left", line, message, "dropped")
-            identities = {
-                "duplicate qid": (key[1], row["qid"]),
-                "duplicate row": (*key, row["text"], *map(tuple, windows)),
-            }
+            if segments and not windows:
+                dropped = True
+                if is_query:
+                    self.add("query without a window left", line, message, "dropped")
+            identities = {"duplicate qid": (key[1], row["qid"])} if is_query else {}
+            identities["duplicate row"] = (*key, row["text"] if is_query else name, *map(tuple, windows))
             for kind, identity in identities.items():
                 if identity in seen:
-                    dropped |= self.add(kind, line, message, "dropped")
-            problem = ratings_problem(row["relevant_clip_ids"], row["saliency_scores"], duration)
-            if problem and self.add(problem, line, message, "ratings removed"):
-                row |= {"relevant_clip_ids": None, "saliency_scores": None}
-            elif not problem and not windows_are_clips(row["relevant_clip_ids"], row["segments"]):
-                self.add("windows and clips differ", line, message)
-            if contradicts_name(row["video_id"], duration):
-                self.add("duration contradicts the name", line, message)
+                    dropped |= self.add(kind, line, f"{message} {windows}", "dropped")
+            if is_query:
+                ratings = {column: row[column] for column in ("relevant_clip_ids", "saliency_scores")}
+                problem = ratings_problem(*ratings.values(), segments, duration)
+                action = "" if problem in NOTES else "ratings removed"
+                if problem and self.add(problem, line, message, action) and action:
+                    row |= dict.fromkeys(ratings)
+                if contradicts_name(key[0], duration):
+                    self.add("duration contradicts the name", line, message)
             if not dropped:
                 seen.update(identities.values())
-                kept.append(row | {"segments": windows})
-        return pd.DataFrame(kept, columns=self.manifest.queries.columns)
-
-    def instances(self) -> pd.DataFrame:
-        kept, seen, classes = [], set(), frozenset(self.manifest.classes)
-        for row in self.manifest.instances.to_dict("records"):
-            key, line = (row["video_id"], row["split"]), row["line"]
-            message = f"{key[0]} of {key[1]}: {row['label']}"
-            dropped = self.lacks_video(row, message)
-            if row["label"] not in classes:
-                dropped |= self.add("unknown label", line, message, "dropped")
-            bounds = (row["start_seconds"], row["end_seconds"])
-            segment = self.segment(*bounds, self.durations.get(key, math.nan), line, message)
-            if segment is None:
-                continue
-            identity = (*key, row["label"], *segment)
-            if identity in seen:
-                dropped |= self.add("duplicate row", line, f"{message} {segment}", "dropped")
-            if not dropped:
-                seen.add(identity)
-                kept.append(row | {"start_seconds": segment[0], "end_seconds": segment[1]})
-        return pd.DataFrame(kept, columns=self.manifest.instances.columns)
+                if not is_query:
+                    row["start_seconds"], row["end_seconds"] = windows[0]
+                kept.append(row | {"segments": windows})  # not a column of instances
+        return pd.DataFrame(kept, columns=table.columns)

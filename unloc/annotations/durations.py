@@ -3,11 +3,12 @@
 Nothing guesses a length: what needs one calls `required_durations`, which refuses a manifest with unknown durations.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 
 from unloc.annotations.schema import Manifest
 from unloc.cache.reading import Cache
@@ -23,8 +24,8 @@ def stated_durations(manifest: Manifest) -> dict[str, float]:
 
 def required_durations(manifest: Manifest) -> dict[str, float]:
     """Seconds of every video. Raises InputError where one is unknown, with the ways to find it out."""
-    unknown, durations = _unknown(manifest), stated_durations(manifest)
-    if unknown:
+    durations, unknown = stated_durations(manifest), manifest.videos["video_id"][~_known(manifest)].unique()
+    if len(unknown):
         raise InputError(
             f"manifest {manifest.name!r} states no duration for {len(unknown)} of {len(durations)} videos (first: "
             f"{unknown[0]}), which metrics and floors need: give --cache with a cache of these videos, or measure "
@@ -35,7 +36,7 @@ def required_durations(manifest: Manifest) -> dict[str, float]:
 
 def cached_durations(manifest: Manifest, cache: Cache) -> Manifest:
     """The manifest with the measured durations of cached videos where it states none."""
-    return _filled(manifest, cache.durations_of(_unknown(manifest)))
+    return _filled(manifest, cache.durations_of(manifest.videos["video_id"][~_known(manifest)].unique().tolist()))
 
 
 def measured_durations(manifest: Manifest, files: Mapping[str, Path]) -> tuple[Manifest, int, dict[str, str]]:
@@ -53,12 +54,11 @@ def measured_durations(manifest: Manifest, files: Mapping[str, Path]) -> tuple[M
     return _filled(manifest, measured), len(measured), failed
 
 
-def _unknown(manifest: Manifest) -> list[str]:
-    durations = manifest.videos["duration_seconds"]
-    return manifest.videos["video_id"][~(np.isfinite(durations) & (durations > 0))].unique().tolist()
+def _known(manifest: Manifest) -> pd.Series:
+    return manifest.videos["duration_seconds"].between(0, math.inf, inclusive="neither")
 
 
 def _filled(manifest: Manifest, seconds: Mapping[str, float]) -> Manifest:
-    durations, found = manifest.videos["duration_seconds"], manifest.videos["video_id"].map(seconds).astype(float)
-    stated = durations.where((np.isfinite(durations) & (durations > 0)) | found.isna(), found)
+    found = manifest.videos["video_id"].map(seconds).astype(float)
+    stated = manifest.videos["duration_seconds"].where(_known(manifest) | found.isna(), found)
     return replace(manifest, videos=manifest.videos.assign(duration_seconds=stated))

@@ -1,7 +1,6 @@
 """What is wrong with a file, or was changed while reading it: one log for annotations and predictions."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +27,9 @@ class Problems:
         """The first place of each kind."""
         return {kind: places[0] for kind, places in self.places.items()}
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> list[str]:
         """One line a kind: count, kind, first place."""
-        for kind, count in self.counts.items():
-            yield f"{count} × {kind} (first: {self.places[kind][0]})"
+        return [f"{count} × {kind} (first: {self.places[kind][0]})" for kind, count in self.counts.items()]
 
     def save(self, path: Path) -> None:
         """Write each with its place as a JSON line."""

@@ -13,8 +13,9 @@ Captions val_1 and val_2): videos are keyed by (video_id, split), and annotation
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from unloc.errors import InputError, ManifestError, MissingError
 from unloc.files import url_of, write_file
 from unloc.tasks import TASKS
 
-SCHEMA_VERSION = 1
 CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
 
 
@@ -43,8 +43,8 @@ class Header:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if self.version != SCHEMA_VERSION:
-            raise ValueError(f"not a manifest of version {SCHEMA_VERSION}, got version {self.version}")
+        if self.version != 1:
+            raise ValueError(f"not a manifest of version 1, got version {self.version}")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise ValueError(f"unknown task {unknown[0]!r}; expected some of {', '.join(TASKS)}")
@@ -90,8 +90,9 @@ class InstanceRow:
 
 Row = VideoRow | QueryRow | InstanceRow
 ROWS = {"manifest": Header, "video": VideoRow, "query": QueryRow, "instance": InstanceRow}
-VIDEO_COLUMNS, QUERY_COLUMNS = ([item.name for item in fields(row)] + ["line"] for row in (VideoRow, QueryRow))
 INSTANCE_COLUMNS = ["video_id", "split", "label", "start_seconds", "end_seconds", "line"]
+_TABLES = {"video": "videos", "query": "queries", "instance": "instances"}
+_NUMBERS = {"duration_seconds": float, "start_seconds": float, "end_seconds": float, "line": int}
 
 
 # -- the manifest ---------------------------------------------------------------------------------------------------
@@ -104,15 +105,15 @@ class Manifest:
     name: str
     tasks: tuple[str, ...]
     """Which of mr, tal, as, hd the annotations serve."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...]
     """Class names in their fixed order; empty for query datasets."""
-    source: str = ""
+    source: str
     """Where the annotations came from."""
-    videos: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=VIDEO_COLUMNS))
+    videos: pd.DataFrame
     """One row per (video_id, split); duration_seconds is NaN where unknown."""
-    queries: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=QUERY_COLUMNS))
+    queries: pd.DataFrame
     """One row per sentence."""
-    instances: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=INSTANCE_COLUMNS))
+    instances: pd.DataFrame
     """One row per labelled segment: start_seconds, end_seconds."""
 
     @property
@@ -122,14 +123,11 @@ class Manifest:
 
     def filter(self, keep: Callable[[pd.DataFrame], pd.Series]) -> "Manifest":
         """The manifest with those rows of its three tables for which `keep(table)` is true."""
-        tables = {"videos": self.videos, "queries": self.queries, "instances": self.instances}
+        tables = {key: getattr(self, key) for key in _TABLES.values()}
         return replace(self, **{key: table[keep(table)].reset_index(drop=True) for key, table in tables.items()})
 
     def select(self, split: str | None) -> "Manifest":
-        """The manifest restricted to one split; None keeps all.
-
-        Raises MissingError where the split does not exist, naming those that do.
-        """
+        """The manifest restricted to one split; None keeps all. Raises MissingError where the split does not exist."""
         if split is None:
             return self
         if split not in self.splits:
@@ -154,22 +152,19 @@ def build_manifest(
         if isinstance(row, InstanceRow):
             record["start_seconds"], record["end_seconds"] = row.segment
         records[type(row)].append(record)
-    manifest = Manifest(
-        name=name,
-        tasks=tuple(tasks),
-        classes=tuple(classes),
-        source=source,
-        videos=pd.DataFrame(records[VideoRow], columns=VIDEO_COLUMNS).astype({"duration_seconds": float, "line": int}),
-        queries=pd.DataFrame(records[QueryRow], columns=QUERY_COLUMNS).astype({"line": int}),
-        instances=pd.DataFrame(records[InstanceRow], columns=INSTANCE_COLUMNS).astype({"line": int}),
-    )
+    tables = {}
+    for kind, key in _TABLES.items():
+        columns = INSTANCE_COLUMNS if kind == "instance" else [*(item.name for item in fields(ROWS[kind])), "line"]
+        table = pd.DataFrame(records[ROWS[kind]], columns=columns)
+        tables[key] = table.astype({column: _NUMBERS[column] for column in columns if column in _NUMBERS})
+    manifest = Manifest(name=name, tasks=tuple(tasks), classes=tuple(classes), source=source, **tables)
     return manifest if lines else numbered(manifest)
 
 
 def numbered(manifest: Manifest) -> Manifest:
     """The manifest with `line` as `save_manifest` writes it: header, videos, queries, instances."""
     line, tables = 2, {}
-    for key in ("videos", "queries", "instances"):
+    for key in _TABLES.values():
         table = getattr(manifest, key)
         tables[key] = table.assign(line=np.arange(line, line + len(table)))
         line += len(table)
@@ -179,15 +174,14 @@ def numbered(manifest: Manifest) -> Manifest:
 def manifest_rows(manifest: Manifest) -> Iterator[dict]:
     """All rows as JSON objects: videos, then queries, then instances."""
     optional = ("file", "relevant_clip_ids", "saliency_scores")
-    tables = {"video": manifest.videos, "query": manifest.queries, "instance": manifest.instances}
-    for kind, table in tables.items():
-        for row in table.drop(columns="line").to_dict("records"):
-            if kind == "video" and pd.isna(row["duration_seconds"]):
+    for kind, key in _TABLES.items():
+        for row in getattr(manifest, key).drop(columns="line").to_dict("records"):
+            if kind == "video" and math.isnan(row["duration_seconds"]):
                 row["duration_seconds"] = None
             if kind == "instance":
                 row["segment"] = [row.pop("start_seconds"), row.pop("end_seconds")]
-            stated = {key: value for key, value in row.items() if key not in optional or isinstance(value, str | list)}
-            yield {"kind": kind} | stated
+            absent = [name for name in optional if name in row and not isinstance(row[name], str | list)]
+            yield {"kind": kind} | {name: value for name, value in row.items() if name not in absent}
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -195,22 +189,13 @@ def manifest_rows(manifest: Manifest) -> Iterator[dict]:
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
     """Write the manifest, whole or not at all. Raises OSError, or InputError where a text cannot be encoded."""
-    header = {
-        "kind": "manifest",
-        "version": SCHEMA_VERSION,
-        "name": manifest.name,
-        "tasks": list(manifest.tasks),
-        "classes": list(manifest.classes),
-        "source": manifest.source,
-    }
-    lines = [json.dumps(row, ensure_ascii=False) for row in [header, *manifest_rows(manifest)]]
+    header = Header(1, manifest.name, list(manifest.tasks), list(manifest.classes), manifest.source)
+    rows = [{"kind": "manifest"} | vars(header), *manifest_rows(manifest)]
     try:
-        write_file(path, "\n".join(lines) + "\n")
+        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     except UnicodeEncodeError as error:
         text = error.object[max(error.start - 20, 0) : error.end].encode("ascii", "backslashreplace").decode()
-        raise InputError(
-            f"manifest {path} cannot be written: half a character (a lone surrogate) in {text!r}"
-        ) from None
+        raise InputError(f"manifest {path} cannot be written: a lone surrogate in {text!r}") from None
 
 
 def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) -> Manifest:
@@ -244,11 +229,5 @@ def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) ->
         first = "".join(f"; line {number}: {reason}" for number, reason in [*(unreadable or {}).items()][:1])
         raise ManifestError(f"{path} {problem}; expected a manifest with rows of kind 'video'{first}")
     header, *body = rows.values()
-    return build_manifest(
-        name=header.name,
-        tasks=header.tasks,
-        classes=header.classes or (),
-        source=header.source or "",
-        rows=body,
-        lines=list(rows)[1:],
-    )
+    classes, source, lines = header.classes or (), header.source or "", list(rows)[1:]
+    return build_manifest(name=header.name, tasks=header.tasks, rows=body, classes=classes, source=source, lines=lines)

@@ -15,10 +15,11 @@ import numpy as np
 
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest
-from unloc.annotations.values import parse_json, read_lines, read_text
+from unloc.annotations.values import read_json, read_lines, read_text
 from unloc.errors import InputError, ManifestError, MissingError
 
 _ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name")
+_PREFIXES = re.compile(r"^(v_)+")  # ActivityNet's; some YouTube ids begin with `v_` themselves
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _CONSONANTS, _VOWELS = tuple("bdfgklmnprstvz"), tuple("aeiou")
 
@@ -34,7 +35,7 @@ def read_video_list(path: Path) -> frozenset[str]:
     such a list.
     """
     if path.suffix.lower() == ".json":
-        content = parse_json(read_text(path), str(path), Problems())
+        content = read_json(object, path)
         ids = list(content) if isinstance(content, dict | list) else []
         if isinstance(content, dict) and all(isinstance(one, list) for one in content.values()):
             ids = [video_id for one in content.values() for video_id in one] or ids
@@ -44,17 +45,10 @@ def read_video_list(path: Path) -> frozenset[str]:
         ids = _csv_column(path, *_ID_COLUMNS)
     else:
         ids = [line.split()[0] for _, line in read_lines(path)]
-    found = frozenset(_bare(video_id.strip()) for video_id in ids)
+    found = frozenset(_PREFIXES.sub("", video_id.strip()) for video_id in ids)
     if not found:
         raise ManifestError(f"{path}: no video id in this list")
     return found
-
-
-def _bare(video_id: str) -> str:
-    """The id without ActivityNet's `v_`; some YouTube ids begin with `v_` themselves."""
-    while video_id.startswith("v_"):
-        video_id = video_id[2:]
-    return video_id
 
 
 def _csv_column(path: Path, *names: str) -> list[str]:
@@ -78,7 +72,7 @@ def listed_filter(without: Iterable[Path], only: Iterable[Path]) -> Callable[[st
     blocked, kept = ([read_video_list(path) for path in paths] for paths in (without, only))
 
     def keep(video_id: str) -> bool:
-        bare = _bare(video_id)
+        bare = _PREFIXES.sub("", video_id)
         return all(bare in ids for ids in kept) and not any(bare in ids for ids in blocked)
 
     return keep
@@ -89,14 +83,13 @@ def apply_lists(manifest: Manifest, without: Iterable[Path], only: Iterable[Path
 
     Raises InputError where a list leaves no video.
     """
-    for option, paths in (("--without", without), ("--only", only)):
-        for path in paths:
-            keep = listed_filter([path], []) if option == "--without" else listed_filter([], [path])
-            for video_id in filter(lambda video_id: not keep(video_id), manifest.videos["video_id"].unique()):
-                problems.add(f"video left out by {option} {path}", video_id)
-            before, manifest = len(manifest.videos), restricted(manifest, keep)
-            if manifest.videos.empty:
-                raise InputError(f"{option} {path}: no video is left of {before}; are its ids of this dataset?")
+    filters = {f"--without {path}": listed_filter([path], []) for path in without}
+    for option, keep in (filters | {f"--only {path}": listed_filter([], [path]) for path in only}).items():
+        for video_id in manifest.videos["video_id"].unique():
+            problems.add(f"video left out by {option}", video_id, not keep(video_id))
+        before, manifest = len(manifest.videos), restricted(manifest, keep)
+        if manifest.videos.empty:
+            raise InputError(f"{option}: no video is left of {before}; are its ids of this dataset?")
     return manifest
 
 
@@ -134,8 +127,6 @@ def read_class_splits(folder: Path) -> list[ClassSplit]:
 
     Raises MissingError where there is none or a side is missing, ManifestError for a leak.
     """
-    if not folder.is_dir():
-        raise MissingError(f"class lists: folder {folder} does not exist")
 
     def order(path: Path) -> tuple:
         return str(path.parent), int("0" + "".join(filter(str.isdigit, path.stem))), path.name
@@ -148,7 +139,8 @@ def read_class_splits(folder: Path) -> list[ClassSplit]:
         name = (path.parent.parent.relative_to(folder) / path.stem).as_posix()
         found.append(ClassSplit(name=name, seen=read_class_list(path), unseen=read_class_list(other)))
     if not found:
-        raise MissingError(f"class lists: no train/*.list below {folder}")
+        reason = f"no train/*.list below {folder}" if folder.is_dir() else f"folder {folder} does not exist"
+        raise MissingError(f"class lists: {reason}")
     return found
 
 
@@ -159,11 +151,10 @@ def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
     """
     left = [name for name in manifest.classes if name not in {*split.seen, *split.unseen}]
     if left:
-        raise ManifestError(
-            f"{split.name}: {len(left)} classes of manifest {manifest.name!r} are on no side, first {left[0]!r}"
-        )
-    for side, names in (("seen", split.seen), ("unseen", split.unseen)):
-        if not set(names) & set(manifest.classes):
+        where = f"{split.name}: {len(left)} classes of manifest {manifest.name!r}"
+        raise ManifestError(f"{where} are on no side, first {left[0]!r}")
+    for side in ("seen", "unseen"):
+        if not set(getattr(split, side)) & set(manifest.classes):
             raise ManifestError(f"{split.name}: manifest {manifest.name!r} has none of the {side} classes")
 
 
@@ -215,22 +206,19 @@ def nonsense_manifest(manifest: Manifest, seed: int = 0) -> Manifest:
 def nonsense_names(names: tuple[str, ...], seed: int = 0) -> dict[str, str]:
     """A made-up name for every name, with as many words of the same lengths; all different.
 
-    Each depends on its name and the seed only, whatever other names there are, except for a rare clash.
+    Each depends on its name and the seed only, except for a rare clash.
     """
 
-    def made_up(name: str) -> str:
-        # Consonants and vowels in turn; words of one letter get two, as one could be an article.
-        lengths = [max(2, len(word)) for word in name.split() or ["word"]]
-        return " ".join(
-            "".join(rng.choice(_VOWELS if index % 2 else _CONSONANTS) for index in range(length)) for length in lengths
-        )
+    def made_up(length: int) -> str:
+        return "".join(rng.choice(_VOWELS if index % 2 else _CONSONANTS) for index in range(length))
 
     made: dict[str, str] = {}
     for name in names:
         rng = np.random.default_rng([seed, *name.encode()])
-        new = made_up(name)
+        # Words of one letter get two, as one could be an article.
+        new = " ".join(made_up(max(2, len(word))) for word in name.split() or ["word"])
         while new in made.values() or new in names:
-            new = f"{new} {made_up('word')}"
+            new = f"{new} {made_up(4)}"
         made[name] = new
     return made
 

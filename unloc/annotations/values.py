@@ -12,7 +12,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NewType, get_args, get_origin, get_type_hints
@@ -23,12 +23,8 @@ from unloc.files import url_of
 
 Name = NewType("Name", str)
 Segment = NewType("Segment", list)
-_DESCRIPTIONS = {
-    str: "a string",
-    float: "a number",
-    Name: "a non-empty string",
-    Segment: "[start, end] in seconds",
-}
+_DESCRIPTIONS = {str: "a string", float: "a number", Name: "a non-empty string", Segment: "[start, end] in seconds"}
+_types_of = cache(get_type_hints)
 
 
 def read_text(path: Path | str) -> str:
@@ -71,8 +67,13 @@ def parse_json(text: str, place: str, problems: Problems | None = None) -> objec
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if "\n" in text else ""
         raise ManifestError(f"{place}{line}: not JSON ({error.msg}); is the file cut off?") from None
-    except RecursionError:
-        raise ManifestError(f"{place}: nested too deeply") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists nested too deeply
+        raise ManifestError(f"{place}: not JSON that can be read ({error})") from None
+
+
+def read_json(kind: Any, path: Path, problems: Problems | None = None) -> Any:
+    """The JSON value of a file, as that type. Raises as `read_text`, `parse_json` and `typed`."""
+    return typed(kind, parse_json(read_text(path), str(path), problems), str(path))
 
 
 def typed(kind: Any, value: object, place: str) -> Any:
@@ -89,12 +90,14 @@ def read_as(kind: Any, value: object, name: str = "") -> Any:
     if type(None) in parts:
         return None if value is None else read_as(parts[0], value, name)
     if is_dataclass(kind) and isinstance(value, dict):
-        missing = [key for _, key, _, required in _fields(kind) if required and key not in value]
+        types = [(field, field.rstrip("_"), part) for field, part in _types_of(kind).items()]
+        missing = [key for field, key, _ in types if key not in value and not hasattr(kind, field)]
         if missing:
             has = ", ".join(list(value)[:8]) or "nothing"
             raise ValueError(f"{name}: lacks {', '.join(missing)}; it has {has}".removeprefix(": "))
-        stated = [(field, key, part) for field, key, part, _ in _fields(kind) if key in value]
-        read = {field: read_as(part, value[key], f"{name}.{key}".lstrip(".")) for field, key, part in stated}
+        read = {
+            field: read_as(part, value[key], f"{name}.{key}".lstrip(".")) for field, key, part in types if key in value
+        }
         try:
             return kind(**read)
         except ValueError as error:  # a check of its own
@@ -115,17 +118,6 @@ def read_as(kind: Any, value: object, name: str = "") -> Any:
         return value
     expected = _DESCRIPTIONS.get(kind, "a list" if get_origin(kind) is list else "a JSON object")
     raise ValueError(f"{name or 'value'} must be {expected}, got {brief(value)}")
-
-
-@cache
-def _fields(kind: type) -> list[tuple[str, str, Any, bool]]:
-    """(field, JSON key, type, whether it is required) of a dataclass."""
-    hints = get_type_hints(kind)
-    return [
-        (item.name, item.name.rstrip("_"), hints[item.name], item.default is MISSING)
-        for item in fields(kind)
-        if item.init
-    ]
 
 
 def is_number(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +12,10 @@ from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from unloc.annotations.schema import Manifest
-    from unloc.video.locate import Coverage
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+FORMATS = "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14 or timelens."
 BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with bad rows: keep, repair or drop.")]
 
 
@@ -44,13 +43,7 @@ def synth(
 @data_app.command(context_settings={"allow_extra_args": True})
 def convert(
     context: typer.Context,
-    format_name: Annotated[
-        str,
-        typer.Argument(
-            metavar="FORMAT",
-            help="activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14 or timelens.",
-        ),
-    ],
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help=FORMATS)],
     annotations: Annotated[list[Path], typer.Option("--annotations", help="Official files or folders, one or more.")],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write.")],
     split: Annotated[str | None, typer.Option("--split", help="Keep or name this split.")] = None,
@@ -71,14 +64,15 @@ def convert(
 
     paths, problems = [*annotations, *map(Path, context.args)], Problems()
     _refuse_overwriting(paths, out, changes)
-    manifest = apply_lists(convert_files(format_name, paths, split, problems), without or [], only or [], problems)
+    manifest = apply_lists(convert_files(name, paths, split, problems), without or [], only or [], problems)
     manifest, found = check_manifest(manifest, bad_rows)
     add_actions(found, problems)
     save_manifest(manifest, out)
     if changes:
         problems.save(changes)
     _print_counts(manifest)
-    _print_lines([*problems.lines(), *counted_findings(check_manifest(manifest)[1], out).lines()])
+    for line in [*problems.lines(), *counted_findings(check_manifest(manifest)[1], out).lines()]:
+        typer.echo(f"  {line}")
     typer.echo(f"wrote {out}; bad rows: {bad_rows}")
 
 
@@ -113,16 +107,22 @@ def check(
         _print_counts(checked.manifest)
         for item in errors:
             typer.echo(f"{manifest}:{item.line}: {item.kind}: {item.message}")
-        _print_lines(counted_findings(checked.findings, manifest).lines())
+        for line in counted_findings(checked.findings, manifest).lines():
+            typer.echo(f"  {line}")
         num_notes = len(checked.findings) - len(errors)
         typer.echo(f"{len(errors)} bad rows, {num_notes} notes" if checked.findings else "no bad rows")
-        if checked.coverage:
-            _print_coverage(checked.coverage, videos)
+        if coverage := checked.coverage:
+            found, missing, extra = len(coverage.found), len(coverage.missing), coverage.extra
+            typer.echo(
+                f"{videos}: {found} of {found + missing} videos found, {missing} missing, {len(coverage.empty)} empty; "
+                f"{len(extra)} video files that no row names" + (f" (first: {extra[0]})" if extra else "")
+            )
     if checked.num_measured:
         hint = "" if out else " (--out writes them)"
         typer.echo(f"  {checked.num_measured} unknown durations measured from the files{hint}", err=as_json)
     add_actions(checked.findings, changes)
-    _print_lines((f"--bad-rows {bad_rows}: {line}" for line in changes.lines()), to_stderr=as_json)
+    for line in changes.lines():
+        typer.echo(f"  --bad-rows {bad_rows}: {line}", err=as_json)
     if out:
         save_manifest(checked.result, out)
         typer.echo(f"wrote {out}", err=as_json)
@@ -151,12 +151,11 @@ def zero_shot(
         sides = {"seen": seen_manifest(loaded, split), "unseen": unseen_manifest(loaded, split, test_split)}
         for side, part in {**sides, "nonsense": nonsense_manifest(sides["unseen"])}.items():
             save_manifest(part, out / split.name / f"{side}.jsonl")
-        counts = "; ".join(
-            f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes, {len(part.videos)} videos, "
-            f"{len(part.instances)} instances"
-            for side, part in sides.items()
-        )
-        typer.echo(f"{out / split.name}: {counts}")
+        counts = []
+        for side, part in sides.items():
+            listed = f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes"
+            counts.append(f"{listed}, {len(part.videos)} videos, {len(part.instances)} instances")
+        typer.echo(f"{out / split.name}: {'; '.join(counts)}")
 
 
 @data_app.command()
@@ -164,9 +163,7 @@ def pack(
     manifest: Annotated[Path, typer.Argument(help="Manifest whose videos are packed, in its order.")],
     videos: Annotated[Path, typer.Option("--videos", help="Folder with the video files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for videos-000000.tar and so on.")],
-    shard_gib: Annotated[
-        float, typer.Option("--shard-gib", min=1e-6, max=1e6, help="Most GiB of videos in a shard.")
-    ] = 1.0,
+    shard_gib: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Most GiB of videos in a shard.")] = 1.0,
     split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
 ) -> None:
     """Pack videos into WebDataset tar shards, which `unloc extract --shards` reads in place.
@@ -196,20 +193,6 @@ def _refuse_overwriting(inputs: list[Path], *outputs: Path | None) -> None:
             raise InputError(f"{path} is a folder; expected a file to write")
         if any(path.resolve() == one.resolve() for one in inputs):
             raise InputError(f"{path} is one of the files to read; name another file to write")
-
-
-def _print_lines(lines: Iterable[str], *, to_stderr: bool = False) -> None:
-    for line in lines:
-        typer.echo(f"  {line}", err=to_stderr)
-
-
-def _print_coverage(coverage: "Coverage", folder: Path) -> None:
-    total = len(coverage.found) + len(coverage.missing)
-    extra = f" (first: {coverage.extra[0]})" if coverage.extra else ""
-    typer.echo(
-        f"{folder}: {len(coverage.found)} of {total} videos found, {len(coverage.missing)} missing, "
-        f"{len(coverage.empty)} empty; {len(coverage.extra)} video files that no row names{extra}"
-    )
 
 
 def _print_counts(manifest: "Manifest") -> None:

@@ -133,7 +133,7 @@ def _video_frames(
         truth=frame_labels(places, classes, num_frames, rules),
         predicted=np.array([*labels, BACKGROUND])[np.minimum(rows, len(labels))],
         rows=rows,
-        scores=item.scores if item.scores is not None and item.scores.size else None,
+        scores=item.scores if item.scores is not None and 0 not in item.scores.shape else None,
     )
 
 

@@ -1,6 +1,5 @@
 """Predictions in memory: moments of queries, labelled segments of videos (a table), labels of frames."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,12 +10,12 @@ from unloc.errors import InputError
 
 DETECTION_COLUMNS = ["video_id", "label", "start_seconds", "end_seconds", "score"]
 WINDOW_COLUMNS = ["qid", "video_id", "query", "start_seconds", "end_seconds", "score"]
-MOST_FPS = 1000.0
 
 
 def detections_table(rows: Iterable[tuple[str, str, float, float, float]]) -> pd.DataFrame:
     """Rows (video_id, label, start, end, score) as a table."""
-    return pd.DataFrame(list(rows), columns=DETECTION_COLUMNS)
+    table = pd.DataFrame(list(rows), columns=DETECTION_COLUMNS, dtype=object)
+    return table.astype(dict.fromkeys(DETECTION_COLUMNS[2:], np.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +43,11 @@ class StoredScores:
     finite: bool = False
     """Whether numbers that are not finite are replaced by the lowest of the video."""
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         scores = self.file[self.video_id]
         if self.finite and not (kept := np.isfinite(scores)).all():
             scores = np.where(kept, scores, scores[kept].min() if kept.any() else 0.0)
         return scores if dtype is None else scores.astype(dtype)
-
-    @property
-    def size(self) -> int:
-        """The number of scores."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +71,8 @@ class FramePrediction:
         where = f"labels of {self.video_id}"
         if (self.times_seconds is None) == (self.fps is None):
             raise InputError(f"{where}: expected either times_seconds or fps")
-        if self.fps is not None and not 0 < self.fps < MOST_FPS:
-            raise InputError(f"{where}: fps {self.fps} must be above 0 and below {MOST_FPS:g}")
+        if self.fps is not None and not 0 < self.fps < 1000:
+            raise InputError(f"{where}: fps {self.fps} must be above 0 and below 1000")
         if self.times_seconds is not None:
             times = np.asarray(self.times_seconds, dtype=np.float64)
             if times.shape != (len(self.labels),) or not np.isfinite(times).all():

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def export_predictions(
     if suffix == ".csv":
         write_csv(path, predictions)
     elif suffix == ".zip":
-        write_moments_zip(path, predictions, split)
+        _write_zip(path, predictions, split)
     elif task == "tal":
         write_detections(path, predictions, external_labels=external_labels)
     elif task == "as":
@@ -62,7 +62,19 @@ def write_moments(path: Path, predictions: Sequence[MomentPrediction]) -> None:
     write_file(path, _moment_lines(predictions))
 
 
-def write_moments_zip(path: Path, predictions: Sequence[MomentPrediction], split: str) -> None:
+def _moment_lines(predictions: Sequence[MomentPrediction]) -> bytes:
+    """Numeric qids are written as numbers, as in QVHighlights."""
+    rows = []
+    for item in predictions:
+        qid = int(item.qid) if item.qid.isdecimal() and str(int(item.qid)) == item.qid else item.qid
+        row = {"qid": qid, "query": item.query, "vid": item.video_id, "pred_relevant_windows": item.windows.tolist()}
+        if item.saliency is not None:
+            row["pred_saliency_scores"] = np.asarray(item.saliency).tolist()
+        rows.append(row)
+    return _json_lines(rows)
+
+
+def _write_zip(path: Path, predictions: Sequence[MomentPrediction], split: str) -> None:
     """Write a zip with the lines under the name that QVHighlights' server expects for the split (val or test).
 
     The server takes both splits in one zip: files of other splits in an existing zip are kept.
@@ -89,58 +101,41 @@ def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
     """Write JSON lines with the time of every label (or the rate that a file stated), and class scores in
     `<stem>_scores.npz` next to them, one array per video.
     """
-    scores = {item.video_id: _smallest(item.scores) for item in predictions if item.scores is not None}
+    arrays, rows = {}, []
     sidecar = path.with_name(f"{path.stem}_scores.npz")
-    if scores:
-        content = io.BytesIO()
-        np.savez_compressed(content, **scores)
-        write_file(sidecar, content.getvalue())
-    named = {"scores_file": sidecar.name} if scores else {}
-    lines = []
     for item in predictions:
         timing = {"fps": item.fps} if item.times_seconds is None else {"times_seconds": item.times_seconds.tolist()}
-        row = {"video_id": item.video_id, **timing, "labels": item.labels, **named}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_file(path, _encoded("".join(lines) or "\n"))
+        rows.append({"video_id": item.video_id, **timing, "labels": item.labels})
+        if item.scores is not None:
+            scores = np.asarray(item.scores)
+            with np.errstate(over="ignore"):
+                single = scores.astype(np.float32)
+            # In float32 where that is exact: rounded scores could tie and change the ranking.
+            arrays[item.video_id] = single if np.array_equal(single, scores, equal_nan=True) else scores
+    if arrays:
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_file(sidecar, content.getvalue())
+        rows = [row | {"scores_file": sidecar.name} for row in rows]
+    write_file(path, _json_lines(rows))
 
 
 def write_csv(path: Path, predictions: pd.DataFrame | Sequence[MomentPrediction]) -> None:
     """Write one detection or one window a line, numbers in full; a query without windows is a line without numbers."""
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
     if isinstance(predictions, pd.DataFrame):
-        writer.writerow(DETECTION_COLUMNS)
-        rows = predictions[DETECTION_COLUMNS].itertuples(index=False)
-        writer.writerows((video_id, label, *map(_exact, numbers)) for video_id, label, *numbers in rows)
+        columns, rows = DETECTION_COLUMNS, predictions[DETECTION_COLUMNS].itertuples(index=False)
     else:
-        writer.writerow(WINDOW_COLUMNS)
+        columns, rows = WINDOW_COLUMNS, []
         for item in predictions:
             query = (item.qid, item.video_id, item.query)
-            writer.writerows([(*query, *map(_exact, window)) for window in item.windows] or [(*query, "", "", "")])
+            rows += [(*query, *window) for window in item.windows.tolist()] or [(*query, "", "", "")]
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows([columns, *rows])
     write_file(path, _encoded(content.getvalue()))
 
 
-def _moment_lines(predictions: Sequence[MomentPrediction]) -> bytes:
-    """Numeric qids are written as numbers, as in QVHighlights."""
-    lines = []
-    for item in predictions:
-        qid = int(item.qid) if item.qid.isdecimal() and str(int(item.qid)) == item.qid else item.qid
-        row = {"qid": qid, "query": item.query, "vid": item.video_id, "pred_relevant_windows": item.windows.tolist()}
-        if item.saliency is not None:
-            row["pred_saliency_scores"] = np.asarray(item.saliency).tolist()
-        lines.append(json.dumps(row, ensure_ascii=False))
-    return _encoded("\n".join(lines) + "\n")
-
-
-def _smallest(scores: np.ndarray) -> np.ndarray:
-    """In float32 where that is exact: rounded scores could tie and change the ranking."""
-    with np.errstate(over="ignore"):
-        single = np.asarray(scores, dtype=np.float32)
-    return single if np.array_equal(single, scores, equal_nan=True) else np.asarray(scores)
-
-
-def _exact(number: float) -> str:
-    return repr(float(number))
+def _json_lines(rows: Iterable[dict]) -> bytes:
+    return _encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) or "\n")
 
 
 def _encoded(text: str) -> bytes:

@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unloc.annotations.converters import activitynet_captions, charades_sta, coin, detection, qvhighlights, timelens
+from unloc.annotations.converters import instances, queries, timelens
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest
 from unloc.errors import InputError, ManifestError
 
 CONVERTERS: dict[str, Callable[[list[Path], str | None, Problems], Manifest]] = {
-    "activitynet": detection.activitynet,
-    "activitynet-captions": activitynet_captions.convert,
-    "charades-sta": charades_sta.convert,
-    "qvhighlights": qvhighlights.convert,
-    "coin": coin.convert,
-    "thumos14": detection.thumos14,
+    "activitynet": instances.activitynet,
+    "activitynet-captions": queries.activitynet_captions,
+    "charades-sta": queries.charades_sta,
+    "qvhighlights": queries.qvhighlights,
+    "coin": instances.coin,
+    "thumos14": instances.thumos14,
     "timelens": timelens.convert,
 }
 RENDERED_ID = r"v_synth\d+_\d+"  # video ids of `unloc data synth`, in every format

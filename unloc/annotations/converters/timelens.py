@@ -13,12 +13,10 @@ from pathlib import Path, PurePosixPath
 from unloc.annotations.official import files_below, sentence, splits_in_name
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest
-from unloc.annotations.values import Segment, is_number, parse_json, read_lines, read_text, typed
+from unloc.annotations.values import Segment, is_number, parse_json, read_json, read_lines, read_text, typed
 from unloc.errors import ManifestError
 
 _MARK = ">>>"
-_Entry = tuple[str, float | None, str, object, str]
-"""(video, duration or None, sentence, span or spans, place)"""
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,10 @@ def convert(paths: list[Path], split: str | None, problems: Problems) -> Manifes
     return build_manifest(name="timelens", tasks=("mr",), source="TimeLens", rows=[*videos.values(), *queries])
 
 
-def _read(path: Path, problems: Problems) -> Iterator[_Entry]:
+def _read(path: Path, problems: Problems) -> Iterator[tuple]:
+    """Every (video, duration or None, sentence, span or spans, place) of a file."""
     if path.suffix.lower() not in (".jsonl", ".txt"):
-        yield from _entries(parse_json(read_text(path), str(path), problems), str(path))
+        yield from _entries(read_json(object, path, problems), str(path))
         return
     for number, line in read_lines(path):
         place, text = f"{path}:{number}", line.strip()
@@ -78,39 +77,33 @@ def _read(path: Path, problems: Problems) -> Iterator[_Entry]:
         yield from _entries(text if is_key else parse_json(text, place), place)
 
 
-def _entries(content: object, place: str) -> Iterator[_Entry]:
+def _entries(content: object, place: str) -> Iterator[tuple]:
     """The queries of a JSON value in any of the three forms."""
-    if isinstance(content, str):
-        yield _of_key(content, None, place)
-    elif isinstance(content, list):
+    if isinstance(content, list):
         for number, item in enumerate(content):
             yield from _entries(item, f"{place}[{number}]")
-    elif isinstance(content, dict) and "events" in content:
+        return
+    if isinstance(content, dict) and "events" in content:
         line = typed(_TrainingLine, content, place)
         for number, event in enumerate(line.events):
             yield line.video_path, line.duration, event.query, event.span, f"{place}: events[{number}]"
-    else:
-        for key, value in typed(dict[str, object], content, place).items():
-            where = f"{place}: {key[:60]!r}"
-            if _MARK in key:
-                yield _of_key(key, value, where)
-                continue
-            video = typed(_Video, value, where)
-            if len(video.spans) != len(video.queries):
-                raise ManifestError(f"{where}: {len(video.spans)} spans for {len(video.queries)} queries")
-            for number, (span, query) in enumerate(zip(video.spans, video.queries, strict=True)):
-                yield key, video.duration, query, span, f"{where}.queries[{number}]"
-
-
-def _of_key(key: str, value: object, place: str) -> _Entry:
-    """`"{video}>>>{query}>>>{span}"`; the sentence may hold the mark, the video and the span may not."""
-    video, _, rest = key.partition(_MARK)
-    query, mark, span = rest.rpartition(_MARK)
-    try:
-        bounds = json.loads(span.replace("(", "[").replace(")", "]")) if mark else None
-    except json.JSONDecodeError:
-        bounds = None
-    if bounds is None:
-        raise ManifestError(f'{place}: expected "{{video}}>>>{{query}}>>>[start, end]", got {key[:60]!r}')
-    duration = value.get("duration") if isinstance(value, dict) else None
-    return video, float(duration) if is_number(duration) else None, query, bounds, place
+        return
+    content = {content: None} if isinstance(content, str) else typed(dict[str, object], content, place)
+    for key, value in content.items():
+        where = f"{place}: {key[:60]!r}"
+        if _MARK in key or value is None:
+            # The sentence may hold the mark, the video and the span may not.
+            try:
+                video, rest = key.split(_MARK, 1)
+                query, span = rest.rsplit(_MARK, 1)
+                bounds = json.loads(span.replace("(", "[").replace(")", "]"))
+            except ValueError:
+                raise ManifestError(f'{where}: expected "{{video}}>>>{{query}}>>>[start, end]"') from None
+            duration = value.get("duration") if isinstance(value, dict) else None
+            yield video, float(duration) if is_number(duration) else None, query, bounds, where
+            continue
+        entry = typed(_Video, value, where)
+        if len(entry.spans) != len(entry.queries):
+            raise ManifestError(f"{where}: {len(entry.spans)} spans for {len(entry.queries)} queries")
+        for number, (span, query) in enumerate(zip(entry.spans, entry.queries, strict=True)):
+            yield key, entry.duration, query, span, f"{where}.queries[{number}]"
