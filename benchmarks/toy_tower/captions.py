@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unloc.synth.scenes import Scene, Sprite
-from unloc.synth.sentences import MOTION_PHRASES, SHAPE_WORDS
-from unloc.synth.vocabulary import COLOURS, MOTIONS, SHAPES
+from unloc.synth.vocabulary import COLOURS, MOTION_PHRASES, MOTIONS, SHAPE_WORDS, SHAPES
 
 ANY = -1
 FACTS = ("colour", "shape", "size", "column", "row", "fine_size", "fine_column", "fine_row", "glow")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unloc.synth.events import plan_video
-from unloc.synth.formats import all_annotations, clip_windows, rate_clips, relevant_clips
+from unloc.synth.formats import all_annotations, rate_clips, relevant_clips
 from unloc.synth.vocabulary import CLASS_ACTIONS, STEP_ACTIONS
 
 
@@ -68,6 +68,7 @@ def test_qvhighlights_windows_are_exactly_the_relevant_clips(files):
     for row in rows:
         clips = [clip for start, end in row["relevant_windows"] for clip in range(start // 2, end // 2)]
         assert clips == row["relevant_clip_ids"] and clips
+        assert all(one[1] < other[0] for one, other in itertools.pairwise(row["relevant_windows"]))
         assert np.shape(row["saliency_scores"]) == (len(clips), 3)
         assert row["relevant_windows"][-1][1] <= row["duration"]
     scores = np.concatenate([row["saliency_scores"] for row in rows])
@@ -109,11 +110,6 @@ def test_a_clip_is_relevant_where_events_fill_half_of_it_and_the_best_always_is(
     halves = {clip for clip in range(40) if event.overlap_seconds(2 * clip, 2 * clip + 2) >= 1.0}
     assert halves <= set(grades) and len(set(grades) - halves) <= 1
     assert max(grades.values()) == 4
-
-
-def test_neighbouring_clips_join_to_windows():
-    assert clip_windows([0, 1, 3, 7, 8]) == [[0, 4], [6, 8], [14, 18]]
-    assert clip_windows([]) == []
 
 
 def test_raters_mostly_agree_and_stay_in_range():

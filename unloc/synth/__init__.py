@@ -3,7 +3,6 @@
 from pathlib import Path
 
 TOWER_FOLDER = Path(__file__).parent / "toy_tower"
-UNLOC_FOLDER = Path(__file__).parent / "toy_unloc"
 
 
 def toy_tower_files() -> tuple[Path, Path]:
@@ -13,4 +12,4 @@ def toy_tower_files() -> tuple[Path, Path]:
 
 def toy_unloc_folder(task: str) -> Path:
     """The checkpoint of `--init toy` for a task (`toy_unloc/record.json`); HD starts from MR's."""
-    return UNLOC_FOLDER / {"hd": "mr"}.get(task, task)
+    return Path(__file__).parent / "toy_unloc" / {"hd": "mr"}.get(task, task)

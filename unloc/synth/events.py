@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ TRAVEL = 0.52  # short sides that a rising, falling or sideways object covers in
 SWING = 0.2  # half width of a swing
 GROWTH = (0.6, 1.55)  # factors of the radius between which objects grow and shrink
 FADE_SECONDS = 0.25  # a pass fades out and the next one in
+MOVES = {"rising": (0, -1), "falling": (0, 1), "moving left": (-1, 0), "moving right": (1, 0)}  # x and y of a pass
 STILL = "still"  # the motion of distractors
 
 
@@ -82,40 +84,30 @@ class Event:
         return Sprite(*self.action.look, x + wobble, y - wobble, self.radius * scale, alpha, glow, self.tilt)
 
     def _pose(self, seconds: float) -> tuple[float, float, float, float]:
-        """x, y, size factor and opacity at a time."""
-        elapsed = min(max(seconds - self.start_seconds, 0.0), self.length_seconds)
+        """x, y, size factor and opacity at a time: faded between two passes, not at the event's own ends."""
+        motion, length = self.action.motion, self.length_seconds
+        elapsed = min(max(seconds - self.start_seconds, 0.0), length)
         during = self.start_seconds <= seconds < self.end_seconds
-        motion, x, y = self.action.motion, self.x, self.y
-        if motion == STILL:
-            return x, y, 1.0, 1.0
+        x, y, scale, alpha = self.x, self.y, 1.0, 1.0
         if motion == "blinking":
-            lit = not during or (elapsed / self.pass_seconds) % 1.0 < 0.55
-            return x, y, 1.0, 1.0 if lit else 0.0
-        if motion == "swinging":
-            return x + SWING * math.sin(2 * math.pi * elapsed / self.pass_seconds), y, 1.0, 1.0
-        share, alpha = self._share_of_pass(elapsed, during)
-        if motion in ("growing", "shrinking"):
-            small, large = GROWTH
-            grown = share if motion == "growing" else 1.0 - share
-            return x, y, small + grown * (large - small), alpha
-        offset = TRAVEL * (share - 0.5)
-        if motion in ("rising", "falling"):
-            return x, y + (offset if motion == "falling" else -offset), 1.0, alpha
-        return x + (offset if motion == "moving right" else -offset), y, 1.0, alpha
-
-    def _share_of_pass(self, elapsed: float, during: bool) -> tuple[float, float]:
-        """Progress of the pass, 0-1, and opacity: faded between two passes, full at the event's own ends."""
-        num_passes = max(1, round(self.length_seconds / self.pass_seconds))
-        pass_seconds = self.length_seconds / num_passes
-        if elapsed >= self.length_seconds:
-            return 1.0, 1.0
-        index, share = divmod(elapsed / pass_seconds, 1.0)
-        if not during:
-            return share, 1.0
-        since, left = share * pass_seconds, (1.0 - share) * pass_seconds
-        alpha_in = 1.0 if index == 0 else min(1.0, since / FADE_SECONDS)
-        alpha_out = 1.0 if index == num_passes - 1 else min(1.0, left / FADE_SECONDS)
-        return share, min(alpha_in, alpha_out)
+            alpha = 0.0 if during and (elapsed / self.pass_seconds) % 1.0 >= 0.55 else 1.0
+        elif motion == "swinging":
+            x += SWING * math.sin(2 * math.pi * elapsed / self.pass_seconds)
+        elif motion != STILL:
+            num_passes = max(1, round(length / self.pass_seconds))
+            pass_seconds = length / num_passes
+            index, share = divmod(elapsed / pass_seconds, 1.0) if elapsed < length else (num_passes - 1, 1.0)
+            if during and index != 0:
+                alpha = min(alpha, share * pass_seconds / FADE_SECONDS)
+            if during and index != num_passes - 1:
+                alpha = min(alpha, (1.0 - share) * pass_seconds / FADE_SECONDS)
+            if motion in MOVES:
+                offset = TRAVEL * (share - 0.5)
+                x, y = (at + direction * offset for at, direction in zip((x, y), MOVES[motion], strict=True))
+            else:
+                small, large = GROWTH
+                scale = small + (share if motion == "growing" else 1.0 - share) * (large - small)
+        return x, y, scale, alpha
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +178,7 @@ class _Timed(NamedTuple):
 def covered_share(events: Sequence[Event | _Timed], duration_seconds: float) -> float:
     """Share of the video during which at least one event is going on."""
     covered, reached = 0.0, 0.0
-    for event in sorted(events, key=lambda event: event.start_seconds):
+    for event in sorted(events, key=attrgetter("start_seconds")):
         covered += max(0.0, event.end_seconds - max(event.start_seconds, reached))
         reached = max(reached, event.end_seconds)
     return covered / duration_seconds
@@ -201,7 +193,7 @@ def _plan_events(rng: np.random.Generator, steps: tuple[Action, ...], duration: 
         if FOREGROUND[0] <= covered_share(timed, duration) <= FOREGROUND[1]:
             break
     placed: list[Event] = []
-    for item in sorted(timed, key=lambda item: item.start_seconds):
+    for item in sorted(timed, key=attrgetter("start_seconds")):
         placed.append(_place_event(rng, item, placed, duration))
     return tuple(placed)
 
@@ -245,8 +237,8 @@ def _time_side_events(rng: np.random.Generator, steps: list[_Timed], duration: f
 
 def _place_event(rng: np.random.Generator, timed: _Timed, others: list[Event], duration: float) -> Event:
     """The event with size, speed, highlight and, of twelve places, the one farthest from the other objects."""
-    action, start, end, is_step = timed
-    motion, length = action.motion, end - start
+    motion, start, end = timed.action.motion, timed.start_seconds, timed.end_seconds
+    length = end - start
     period = {"blinking": (1.5, 2.4), "swinging": (2.2, 3.6)}.get(motion, (2.4, 6.5))
     still = [rng.uniform(0.5, 4.0) if rng.random() < 0.5 else 0.0 for _ in range(2)]
     peak = length * rng.uniform(0.35, 0.6)
@@ -264,8 +256,7 @@ def _place_event(rng: np.random.Generator, timed: _Timed, others: list[Event], d
     along_x = 0.05 if motion in ("moving left", "moving right") else 0.12 if motion == "swinging" else 0.3
     along_y = 0.05 if motion in ("rising", "falling") else 0.3
     centres = rng.uniform(-1.0, 1.0, (12, 2)) * [along_x, along_y]
-    times = {"action": action, "start_seconds": start, "end_seconds": end, "is_step": is_step}
-    places = [Event(**times, **common, x=x, y=y) for x, y in centres]
+    places = [Event(**timed._asdict(), **common, x=x, y=y) for x, y in centres]
     return max(places, key=lambda place: _clearance(place, others))
 
 
@@ -291,22 +282,11 @@ def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], durat
         glow = length * rng.uniform(0.0, 0.5) if rng.random() < 0.6 else 0.0  # so a glow is no sign of an event
         glow_start = start + rng.uniform(0.0, 1.0) * (length - glow)
         look = own[rng.integers(len(own))] if rng.random() < 0.5 else LOOKS[rng.integers(len(LOOKS))]
-        x, y = rng.uniform(-0.36, 0.36, 2)
-        distractors.append(
-            Event(
-                action=Action(*look, STILL),
-                start_seconds=start,
-                end_seconds=min(duration, start + length),
-                is_step=False,
-                pass_seconds=length,
-                peak_start_seconds=glow_start,
-                peak_end_seconds=glow_start + glow,
-                x=float(x),
-                y=float(y),
-                radius=float(rng.uniform(0.075, 0.16)),
-                tilt=float(rng.uniform(-0.2, 0.2)),
-            )
-        )
+        x, y = map(float, rng.uniform(-0.36, 0.36, 2))
+        size = {"radius": float(rng.uniform(0.075, 0.16)), "tilt": float(rng.uniform(-0.2, 0.2))}
+        glowing = {"peak_start_seconds": glow_start, "peak_end_seconds": glow_start + glow}
+        times = {"start_seconds": start, "end_seconds": min(duration, start + length), "pass_seconds": length}
+        distractors.append(Event(action=Action(*look, STILL), is_step=False, x=x, y=y, **size, **glowing, **times))
     return tuple(distractors)
 
 

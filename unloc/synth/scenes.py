@@ -6,7 +6,6 @@ survives a centre crop.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +16,8 @@ GLOW_WIDTH = 0.35  # of the radius
 TEXTURE_SIZE = 256
 SCENE_SECONDS = 25.0  # mean time between cuts to another background
 GRAIN_LEVEL = 2.5  # standard deviation of the sensor noise, of 255
+_NOISE = np.random.default_rng(0).standard_normal((2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE))
+_GRAIN = GRAIN_LEVEL * _NOISE.astype(np.float32)  # for all videos; each frame takes another part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +54,22 @@ class Scene:
         starts = rng.uniform(0, duration_seconds, int(rng.poisson(duration_seconds / 40.0)))
         self.dims = [(float(s), float(s + rng.uniform(4, 10)), float(rng.uniform(0.15, 0.4))) for s in starts]
         self.blobs = [_Blob(rng) for _ in range(int(rng.integers(0, 3)))]
-        self.grain = _grain_tile()
 
-    def frame(self, seconds: float, sprites: Iterable[Sprite]) -> np.ndarray:
-        """uint8 (H, W, 3) RGB at a time, sprites drawn in the order given."""
+    def frame(self, seconds: float, sprites: Iterable[Sprite | None]) -> np.ndarray:
+        """uint8 (H, W, 3) RGB at a time, sprites drawn in the order given, without those that are None."""
         shake_x, shake_y = (waves.at(seconds) for waves in self.shake)
         index = int(np.searchsorted(self.cuts, seconds, side="right"))
         offset_x = self.pans[index, 0] * seconds + self.wander[0].at(seconds) - shake_x
         offset_y = self.pans[index, 1] * seconds + self.wander[1].at(seconds) - shake_y
-        frame = self._crop(self.textures[index], int(offset_x * self.side), int(offset_y * self.side)).astype(
-            np.float32
-        )
+        frame = self._crop(self.textures[index], int(offset_x * self.side), int(offset_y * self.side))
+        frame = frame.astype(np.float32)
         for blob in self.blobs:
             blob.draw(frame, seconds)
-        for sprite in sprites:
+        for sprite in filter(None, sprites):
             _draw(frame, sprite, sprite.x + shake_x, sprite.y + shake_y)
         frame *= self.light(seconds)
         # Grain offsets come from the time itself, so that frames can be drawn in any order.
-        frame += self._crop(self.grain, int(seconds * 7919), int(seconds * 104729))[..., None]
+        frame += self._crop(_GRAIN, int(seconds * 7919), int(seconds * 104729))[..., None]
         return np.clip(frame, 0, 255, out=frame).astype(np.uint8)
 
     def light(self, seconds: float) -> np.ndarray:
@@ -171,13 +170,6 @@ def _outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -
     return (along - radius) * normal[0] + across * normal[1]
 
 
-@lru_cache(maxsize=1)
-def _grain_tile() -> np.ndarray:
-    """Sensor noise, the same tile for all videos; each frame takes another part of it."""
-    noise = np.random.default_rng(0).standard_normal((2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE))
-    return GRAIN_LEVEL * noise.astype(np.float32)
-
-
 def _make_texture(rng: np.random.Generator) -> np.ndarray:
     """A random background that tiles seamlessly: uint8 (2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE, 3), repeated twice.
 
@@ -213,10 +205,9 @@ def _pattern(rng: np.random.Generator) -> np.ndarray:
     cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
     grid = 2 * np.pi * np.arange(TEXTURE_SIZE, dtype=np.float32) / TEXTURE_SIZE
     x, y = grid[None] * cycles_x, grid[:, None] * cycles_y
-    if kind == "stripes":
-        return 0.5 + 0.5 * np.sin(x + y)
-    if kind == "checks":
-        return 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y))
-    if kind == "dots":
-        return np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0)
-    return np.full((TEXTURE_SIZE, TEXTURE_SIZE), 0.5, dtype=np.float32)
+    return {
+        "plain": np.full_like(x + y, 0.5),
+        "stripes": 0.5 + 0.5 * np.sin(x + y),
+        "checks": 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y)),
+        "dots": np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0),
+    }[kind]

@@ -5,26 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from unloc.synth.events import Event, VideoPlan
+from unloc.synth.vocabulary import MOTION_PHRASES, SHAPE_WORDS
 
-SHAPE_WORDS = {
-    "circle": ("circle", "circle", "disc", "ball"),
-    "square": ("square", "square", "box"),
-    "triangle": ("triangle",),
-    "star": ("star",),
-    "cross": ("cross", "cross", "plus sign"),
-}
-MOTION_PHRASES = {
-    "rising": ("rises", "is rising", "climbs upward", "goes up", "moves up the screen", "floats to the top"),
-    "falling": ("falls", "is falling", "sinks downward", "goes down", "moves down the screen", "drops to the bottom"),
-    "moving left": ("moves left", "is moving left", "slides to the left", "travels from right to left", "goes left"),
-    "moving right": (
-        *("moves right", "is moving right", "slides to the right", "travels from left to right", "goes right"),
-    ),
-    "growing": ("grows", "is growing", "gets bigger", "becomes larger and larger", "expands"),
-    "shrinking": ("shrinks", "is shrinking", "gets smaller", "becomes smaller and smaller", "contracts"),
-    "blinking": ("blinks", "is blinking", "flashes on and off", "keeps appearing and disappearing"),
-    "swinging": ("swings", "is swinging", "sways from side to side", "goes back and forth"),
-}
 OPENINGS = ("", "", "", "we see that ", "the camera shows how ", "at some point ", "in this part ", "watch how ")
 CLOSINGS = ("", "", "", " on the screen", " in the picture", " for a while", " in front of the background")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -40,7 +22,7 @@ RELATIONS = {
 
 def class_query(event: Event, rng: np.random.Generator) -> str:
     """A sentence that is true of every event of that action in the video."""
-    return _finish(_clause(event, rng, _article(rng)), rng)
+    return _finish(_clause(event, rng), rng)
 
 
 def event_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
@@ -49,7 +31,7 @@ def event_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
     Where the video repeats the action the sentence says which one, by another event or by number; some other sentences
     name another event without need.
     """
-    body = _clause(event, rng, _article(rng))
+    body = _clause(event, rng)
     same = [other for other in plan.events if other.action == event.action]
     relations = _relations(event, same, plan, rng)
     if relations and (len(same) > 1 or rng.random() < 0.15):
@@ -65,10 +47,6 @@ def leaves_view(event: Event, plan: VideoPlan) -> bool:
     return event.still_after_seconds == 0.0 and not _has_look_alike(event, plan, event.end_seconds)
 
 
-def _article(rng: np.random.Generator) -> str:
-    return "a" if rng.random() < 0.6 else "the"
-
-
 def _look(event: Event, rng: np.random.Generator, article: str) -> str:
     """'the red disc'."""
     colour, shape = event.action.look
@@ -76,9 +54,10 @@ def _look(event: Event, rng: np.random.Generator, article: str) -> str:
     return f"{article} {colour} {words[rng.integers(len(words))]}"
 
 
-def _clause(event: Event, rng: np.random.Generator, article: str) -> str:
-    """'a red disc climbs upward'."""
+def _clause(event: Event, rng: np.random.Generator, article: str = "") -> str:
+    """'a red disc climbs upward'; a random article where none is given."""
     phrases = MOTION_PHRASES[event.action.motion]
+    article = article or ("a" if rng.random() < 0.6 else "the")
     return f"{_look(event, rng, article)} {phrases[rng.integers(len(phrases))]}"
 
 
@@ -93,14 +72,10 @@ def _finish(body: str, rng: np.random.Generator) -> str:
 
 
 def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.random.Generator) -> list[str]:
-    """Phrases that relate this event to one of another look, true of it and of none of its repetitions.
-
-    'after the blue square leaves', 'before the green star appears', 'while the red cross goes left'.
-    """
-    phrases = []
+    """'after the blue square leaves', … relating it to an event of another look, not true of its repetitions."""
+    phrases, looks = [], [item.action.look for item in plan.events]
     for other in plan.events:
-        unique_look = sum(third.action.look == other.action.look for third in plan.events) == 1
-        if other.action.look == event.action.look or not unique_look:
+        if other is event or looks.count(other.action.look) > 1:
             continue
         for relation, holds in RELATIONS.items():
             if holds(event, other) and not any(holds(third, other) for third in same if third is not event):
@@ -114,9 +89,9 @@ def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.ran
     return phrases
 
 
-def _has_look_alike(event: Event, plan: VideoPlan, seconds: float, margin: float = 2.0) -> bool:
-    """Is another object of the event's look in view around this time?"""
+def _has_look_alike(event: Event, plan: VideoPlan, seconds: float) -> bool:
+    """Is another object of the event's look in view within 2 s of this time?"""
     look = event.action.look
-    others = [other for other in (*plan.events, *plan.distractors) if other is not event and other.action.look == look]
-    spans = [other.visible_seconds for other in others]
-    return any(start < seconds + margin and end > seconds - margin for start, end in spans)
+    items = (item for item in (*plan.events, *plan.distractors) if item is not event and item.action.look == look)
+    spans = (item.visible_seconds for item in items)
+    return any(start < seconds + 2.0 and end > seconds - 2.0 for start, end in spans)

@@ -14,8 +14,26 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (160, 48, 190),
     "black": (22, 22, 26),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-MOTIONS = ("rising", "falling", "moving left", "moving right", "growing", "shrinking", "blinking", "swinging")
+SHAPE_WORDS = {
+    "circle": ("circle", "circle", "disc", "ball"),
+    "square": ("square", "square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "cross": ("cross", "cross", "plus sign"),
+}
+MOTION_PHRASES = {
+    "rising": ("rises", "is rising", "climbs upward", "goes up", "moves up the screen", "floats to the top"),
+    "falling": ("falls", "is falling", "sinks downward", "goes down", "moves down the screen", "drops to the bottom"),
+    "moving left": ("moves left", "is moving left", "slides to the left", "travels from right to left", "goes left"),
+    "moving right": (
+        *("moves right", "is moving right", "slides to the right", "travels from left to right", "goes right"),
+    ),
+    "growing": ("grows", "is growing", "gets bigger", "becomes larger and larger", "expands"),
+    "shrinking": ("shrinks", "is shrinking", "gets smaller", "becomes smaller and smaller", "contracts"),
+    "blinking": ("blinks", "is blinking", "flashes on and off", "keeps appearing and disappearing"),
+    "swinging": ("swings", "is swinging", "sways from side to side", "goes back and forth"),
+}
+SHAPES, MOTIONS = tuple(SHAPE_WORDS), tuple(MOTION_PHRASES)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,23 +60,14 @@ def _actions(names: str) -> tuple[Action, ...]:
 
 
 # A task is a fixed order of steps; every step belongs to one task (as in COIN).
-TASKS: dict[str, tuple[Action, ...]] = {
-    "LightTheLamp": _actions(
-        "red circle rising, yellow triangle moving right, blue circle growing, red circle falling"
-    ),
-    "OpenTheGate": _actions(
-        "blue square falling, purple circle moving left, green square shrinking, blue square rising"
-    ),
-    "SetTheSail": _actions(
-        "green star rising, red cross moving left, purple triangle blinking, red cross moving right"
-    ),
-    "TurnTheMill": _actions(
-        "black star growing, yellow triangle moving left, green star falling, black star shrinking"
-    ),
-    "WindTheClock": _actions(
-        "purple circle moving right, blue circle shrinking, purple triangle swinging, green square growing"
-    ),
+_STEPS = {
+    "LightTheLamp": "red circle rising, yellow triangle moving right, blue circle growing, red circle falling",
+    "OpenTheGate": "blue square falling, purple circle moving left, green square shrinking, blue square rising",
+    "SetTheSail": "green star rising, red cross moving left, purple triangle blinking, red cross moving right",
+    "TurnTheMill": "black star growing, yellow triangle moving left, green star falling, black star shrinking",
+    "WindTheClock": "purple circle moving right, blue circle shrinking, purple triangle swinging, green square growing",
 }
+TASKS: dict[str, tuple[Action, ...]] = {name: _actions(steps) for name, steps in _STEPS.items()}
 STEP_ACTIONS = tuple(step for steps in TASKS.values() for step in steps)
 # Classes that are no step of any task; they may overlap the steps.
 SIDE_ACTIONS = _actions("yellow square blinking, yellow square swinging, black cross blinking, black cross swinging")

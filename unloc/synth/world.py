@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import av
@@ -38,12 +38,19 @@ def render_world(
     `workers` is the number of processes (0 or 1: this process alone). `on_progress` is called with videos done and all.
     Raises InputError where `out` holds another world (unless `overwrite` empties it first) or anything else.
     """
-    for name, value, minimum in (("num_videos", num_videos, 1), ("seed", seed, 0), ("workers", workers, 0)):
-        if value < minimum:
-            raise InputError(f"{name}: got {value}, expected at least {minimum}")
-    _prepare_folder(out, seed, overwrite=overwrite)
+    wanted, found, record = {"world_version": WORLD_VERSION, "seed": seed}, None, out / "world.json"
+    with suppress(OSError, ValueError):
+        found = json.loads(record.read_text(encoding="utf-8"))
+    if found != wanted:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not found:
+                raise InputError(f"{out} is not empty and holds no world; asked for {wanted}: give another folder")
+            if not overwrite:
+                advice = "give --overwrite to delete it, or another folder"
+                raise InputError(f"{out} holds the world {found}; asked for {wanted}: {advice}")
+            shutil.rmtree(out)
+        write_file(record, json.dumps(wanted) + "\n")
     videos = out / "videos"
-    videos.mkdir(exist_ok=True)
     plans = [plan_video(seed, index) for index in range(num_videos)]
     jobs = [(seed, plan.index, str(videos)) for plan in plans if not (videos / f"{plan.video_id}.mp4").is_file()]
     workers = min(workers, len(jobs))
@@ -55,48 +62,21 @@ def render_world(
         write_file(out / "annotations" / path, text)
 
 
-def _prepare_folder(out: Path, seed: int, *, overwrite: bool) -> None:
-    """Make `out` a folder of this world. Raises InputError where it is something else, unless `overwrite`."""
-    wanted = {"world_version": WORLD_VERSION, "seed": seed}
-    record = out / "world.json"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        if found == wanted:
-            return
-        if not found:
-            raise InputError(f"{out} is not empty and holds no world; asked for {wanted}: give another folder")
-        if not overwrite:
-            ways = "give --overwrite to delete it, or another folder"
-            raise InputError(f"{out} holds the world {found}; asked for {wanted}: {ways}")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(record, json.dumps(wanted) + "\n")
-
-
 def render_video(job: tuple[int, int, str]) -> int:
     """Render one video of (seed, index, folder) and return how many frames it has."""
     seed, index, folder = job
     plan = plan_video(seed, index)
-    target = Path(folder) / f"{plan.video_id}.mp4"
-    with replacing(target, sync=False) as part:
+    with replacing(Path(folder) / f"{plan.video_id}.mp4", sync=False) as part:
         encode_video(part, plan, video_frames(plan, seed))
     return plan.num_frames
 
 
 def video_frames(plan: VideoPlan, seed: int) -> Iterator[np.ndarray]:
-    """All frames of a video in order, uint8 (H, W, 3) RGB; frame i shows the time i / fps."""
+    """All frames of a video in order, uint8 (H, W, 3) RGB; frame i shows the time i / fps, events over distractors."""
     scene = Scene(video_generator(seed, plan.index, 1), plan.width, plan.height, plan.duration_seconds)
     for number in range(plan.num_frames):
-        yield draw_moment(scene, plan, float(number / plan.fps))
-
-
-def draw_moment(scene: Scene, plan: VideoPlan, seconds: float) -> np.ndarray:
-    """The picture at a time: distractors first, events over them."""
-    sprites = [item.sprite_at(seconds) for item in (*plan.distractors, *plan.events)]
-    return scene.frame(seconds, [sprite for sprite in sprites if sprite is not None])
+        seconds = float(number / plan.fps)
+        yield scene.frame(seconds, (item.sprite_at(seconds) for item in (*plan.distractors, *plan.events)))
 
 
 def encode_video(path: Path, plan: VideoPlan, frames: Iterable[np.ndarray]) -> None:
