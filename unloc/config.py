@@ -7,14 +7,14 @@ import itertools
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from unloc.errors import ConfigError
 
 BOX_TERMS = ("l1", "l1_over_union", "iou", "diou", "center_offset_squared")
 MAX_EPOCHS = 1_000_000.0
-MAX_PARAMETERS = 4_000_000_000  # 16 GB of weights; UnLoc-L has 0.06 billion without its towers
-MAX_BATCH_VALUES = 2**34  # 64 GiB of float32 frame tokens in one batch
+MAX_BILLIONS = 4  # of parameters; UnLoc-L has 0.06 without its towers
+MAX_BATCH_GIB = 64  # of float32 frame tokens
 MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLIP's own limit is 77
 
 
@@ -31,26 +31,25 @@ def number(default: float | None, low: float, high: float = math.inf, *, finite:
     return field(default=default, metadata=rule)
 
 
-def positive(default: float, high: float = math.inf) -> Any:
-    """A field above 0, up to `high`."""
-    expected = "a number above 0" + (f", at most {high}" if high < math.inf else "")
-    return field(default=default, metadata={"allows": lambda value: 0 < value <= high, "expected": expected})
+def require(allowed: bool, message: str) -> None:
+    """Raise ConfigError with this message where a combination is not allowed."""
+    if not allowed:
+        raise ConfigError(message)
 
 
 class Section:
     """A part of a recipe; raises ConfigError for a field that its declaration does not allow, or that is not finite."""
 
     __slots__ = ()
-    section: ClassVar[str]
 
     def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config").lower()
         for item in fields(self):
             value, rule = getattr(self, item.name), item.metadata
             numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float)]
-            allowed = "allows" not in rule or rule["allows"](value)
-            if not allowed or (rule.get("finite", True) and not all(map(math.isfinite, numbers))):
-                expected = "a finite number" if allowed else rule["expected"]
-                raise ConfigError(f"{self.section}.{item.name}: got {value!r}, expected {expected}")
+            got = f"{section}.{item.name}: got {value!r}, expected"
+            require("allows" not in rule or rule["allows"](value), f"{got} {rule.get('expected')}")
+            require(not rule.get("finite", True) or all(map(math.isfinite, numbers)), f"{got} a finite number")
         self._check()
 
     def _check(self) -> None:
@@ -61,7 +60,6 @@ class Section:
 class ModelConfig(Section):
     """Fusion, pyramid and heads (UnLoc §3.2-3.3; official widths)."""
 
-    section = "model"
     width: int = number(512, 1, 16384)
     """Channels of fusion, pyramid and heads (Base 512, Large 768)."""
     num_heads: int = number(8, 1, 1024)
@@ -75,7 +73,7 @@ class ModelConfig(Section):
     text_tokens: str = one_of("all", "eos")
     """all: every text token with its mask (paper's best); eos: one token (the official configurations)."""
     positions: str = one_of("sinusoidal", "learned", "none")
-    """sinusoidal, learned or none, over frames then text."""
+    """Over frames, then text."""
     pyramid: str = one_of("simple", "fpn", "none")
     """simple (ViTDet), fpn (max-pool inside the encoder, top-down sum) or none (Table 1)."""
     num_levels: int = number(4, 1, 12)
@@ -106,21 +104,17 @@ class ModelConfig(Section):
     """Texts fused at once, in chunks with activation checkpointing; 0: all at once."""
 
     def _check(self) -> None:
-        if self.pyramid == "fpn" and self.num_levels > self.num_layers:
-            raise ConfigError(
-                f"model.num_levels: {self.num_levels} levels need as many layers for pyramid fpn, got {self.num_layers}"
-            )
-        if self.width % self.num_heads or self.width % 2:
-            raise ConfigError(
-                f"model.width: {self.width} is not a multiple of model.num_heads {self.num_heads} and of 2"
-            )
+        levels, layers, width, heads = self.num_levels, self.num_layers, self.width, self.num_heads
+        fits = self.pyramid != "fpn" or levels <= layers
+        require(fits, f"model.num_levels: {levels} levels need as many layers for pyramid fpn, got {layers}")
+        fits = width % heads == width % 2 == 0
+        require(fits, f"model.width: {width} is not a multiple of model.num_heads {heads} and of 2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TowerConfig(Section):
+class TowersConfig(Section):
     """Image and text tower (UnLoc §3.1, Tables 2 and 4)."""
 
-    section = "towers"
     name: str = ""
     """open_clip's name, such as ViT-B-16 or ViT-L-14; empty: the one that made the cache."""
     pretrained: str = ""
@@ -137,15 +131,14 @@ class TowerConfig(Section):
 
     def _check(self) -> None:
         for key in ("image", "text"):
-            if getattr(self, key) == "finetune" and not self.name:
-                raise ConfigError(f"towers.{key}: finetune, but towers.name names no tower; give one, such as ViT-B-16")
+            message = f"towers.{key}: finetune, but towers.name names no tower; give one, such as ViT-B-16"
+            require(self.name or getattr(self, key) != "finetune", message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TargetConfig(Section):
+class TargetsConfig(Section):
     """Which points are positive (official: dataset_utils)."""
 
-    section = "targets"
     range_edges: list[float] = field(
         default_factory=lambda: [0.0, 4.0, 8.0, 16.0, math.inf], metadata={"finite": False}
     )
@@ -155,23 +148,20 @@ class TargetConfig(Section):
 
     def _check(self) -> None:
         edges = self.range_edges
-        if len(edges) < 2 or edges[0] != 0 or not all(low < high for low, high in itertools.pairwise(edges)):
-            raise ConfigError(f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]")
+        rising = len(edges) > 1 and edges[0] == 0 and all(low < high for low, high in itertools.pairwise(edges))
+        require(rising, f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig(Section):
     """Losses (UnLoc §3.3)."""
 
-    section = "loss"
     relevance: str = one_of("focal", "sigmoid")
-    """focal or sigmoid."""
     relevance_weight: float = number(10.0, 0.0)
     """Factor of the relevance loss (official 10)."""
     focal_alpha: float = number(0.25, 0.0, 1.0)
     """Focal weight of positives."""
     focal_gamma: float = number(2.0, 0.0)
-    """Focal exponent."""
     box: str = "iou"
     """Sum of l1, l1_over_union, iou, diou, center_offset_squared, each with an optional factor: `0.8*iou+l1`."""
     saliency_weight: float = number(1.0, 0.0)
@@ -185,7 +175,6 @@ class LossConfig(Section):
 class DecodeConfig(Section):
     """From outputs to predictions."""
 
-    section = "decode"
     score_threshold: float = number(0.001, 0.0, 1.0)
     """Predictions at or below this score are dropped."""
     nms_sigma: float = number(0.3, 1e-6)
@@ -202,9 +191,7 @@ class DecodeConfig(Section):
 class DataConfig(Section):
     """What one example holds."""
 
-    section = "data"
     train_split: str = "train"
-    """Split to train on."""
     val_split: str = "val"
     """Split that selects the best checkpoint; empty or null: none, the last one is used."""
     num_steps: int = number(128, 1, 65536)
@@ -232,18 +219,14 @@ class DataConfig(Section):
     """Smallest share of a split's videos that must be in the cache; missing videos are reported either way."""
 
     def _check(self) -> None:
-        if self.num_frames is not None and self.fps is not None:
-            raise ConfigError(
-                f"data.fps: got {self.fps}, and data.num_frames {self.num_frames}; a cache has one or the other, set "
-                "one of them to null"
-            )
+        got = f"data.fps: got {self.fps}, and data.num_frames {self.num_frames}"
+        require(self.num_frames is None or self.fps is None, f"{got}; a cache has one of them: set the other to null")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig(Section):
     """Optimiser and schedule (UnLoc §4.1.2)."""
 
-    section = "optim"
     name: str = one_of("sgd", "adamw")
     """sgd (momentum 0.9, the official choice) or adamw."""
     lr: float = number(0.1, 0.0)
@@ -251,7 +234,6 @@ class OptimConfig(Section):
     tower_lr: float = number(0.01, 0.0)
     """Peak learning rate of towers, where they train, and of project_frames and project_texts."""
     momentum: float = number(0.9, 0.0, 1.0)
-    """SGD momentum."""
     weight_decay: float = number(0.0, 0.0)
     """Decoupled for AdamW, L2 for SGD; never on biases and norms."""
     schedule: str = one_of("constant", "cosine", "step")
@@ -264,25 +246,20 @@ class OptimConfig(Section):
     """Global-norm gradient clipping; 0: off."""
 
     def _check(self) -> None:
-        if self.schedule == "step" and not self.step_epochs:
-            raise ConfigError(
-                "optim.schedule: step lowers the rate at optim.step_epochs, which is empty; give epochs, such as "
-                "optim.step_epochs=[10,15], or optim.schedule=constant"
-            )
+        message = "optim.schedule: step needs epochs, such as optim.step_epochs=[10,15]; or set it to constant"
+        require(self.schedule != "step" or self.step_epochs, message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Section):
     """The loop."""
 
-    section = "train"
-    epochs: float = positive(20.0, MAX_EPOCHS)
+    epochs: float = number(20.0, 1e-9, MAX_EPOCHS)
     """Passes over the training split."""
     batch_size: int = number(64, 1, 1_000_000)
     """Videos (TAL, AS) or queries (MR, HD) per step, over all processes."""
-    eval_every_epochs: float = positive(1.0)
-    """Validation interval."""
-    checkpoint_minutes: float = positive(10.0)
+    eval_every_epochs: float = number(1.0, 1e-9)
+    checkpoint_minutes: float = number(10.0, 1e-9)
     """A checkpoint at least this often, in addition to one per validation."""
     ema_decay: float = number(0.0, 0.0, 0.99999)
     """Exponential moving average of the weights, used for evaluation; 0: off (official)."""
@@ -301,14 +278,12 @@ class TrainConfig(Section):
 class Recipe(Section):
     """One training job."""
 
-    section = "recipe"
     name: str = "unnamed"
     """Shipped name or the file's stem; ends in `+text_cached` where the recipe trains a tower and the run does not."""
     task: str = one_of("mr", "tal", "as", "hd")
-    """mr, tal, as or hd."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    towers: TowerConfig = field(default_factory=TowerConfig)
-    targets: TargetConfig = field(default_factory=TargetConfig)
+    towers: TowersConfig = field(default_factory=TowersConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -316,8 +291,38 @@ class Recipe(Section):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def _check(self) -> None:
-        _check_variant(self)
-        _check_sizes(self)
+        task, model, sentences = self.task, self.model, self.task in ("mr", "hd")
+        linear, without_text, shared = model.head == "linear", model.fusion == "none", model.displacements == "shared"
+        sampled, saliency = self.train.classes_per_video > 0, model.saliency_head
+        of_task = f"the texts of task {task} are sentences"
+        refused = {
+            f"model.head: linear labels level-0 steps; task {task} finds segments: take conv": linear and task != "as",
+            f"model.fusion: none has one output per class name; {of_task}": without_text and sentences,
+            f"model.displacements: shared averages over classes; {of_task}": shared and sentences,
+            "model.saliency_head: task hd predicts a saliency per clip; set it to true": task == "hd" and not saliency,
+            f"model.saliency_head: task {task} has no saliency to learn; set it to false": saliency and not sentences,
+            f"train.classes_per_video: {of_task}; set it to 0": sampled and sentences,
+            "train.classes_per_video: model.fusion none scores all classes; set it to 0": sampled and without_text,
+            "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
+        }
+        for message, impossible in refused.items():
+            require(not impossible, message)
+
+        levels, ranges = 1 if model.pyramid == "none" else model.num_levels, len(self.targets.range_edges) - 1
+        message = f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level"
+        require(self.task == "as" or ranges == levels, f"{message} (without a pyramid: [0, inf])")
+        steps, coarsest = self.data.num_steps, 2 ** (levels - 1)
+        message = f"data.num_steps: got {steps}, expected a positive multiple of {coarsest} for {levels} levels"
+        require(steps % coarsest == 0, message)
+        layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
+        blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * model.width**2
+        billions = (model.num_layers * layer + blocks + (steps + MAX_TEXT_TOKENS) * model.width) / 1e9
+        sizes = f"{model.width}, mlp_width {model.mlp_width} and num_layers {model.num_layers}"
+        message = f"model.width: {sizes} make {billions:.1f} billion parameters, expected at most {MAX_BILLIONS}"
+        require(billions <= MAX_BILLIONS, message)
+        gib = self.train.batch_size * steps * model.width * 4 / 2**30
+        message = f"train.batch_size: {self.train.batch_size} examples of {steps} steps take {gib:,.0f} GiB for frames"
+        require(gib <= MAX_BATCH_GIB, f"{message}, expected at most {MAX_BATCH_GIB}")
 
 
 def parse_box_terms(expression: str) -> list[tuple[float, str]]:
@@ -325,62 +330,8 @@ def parse_box_terms(expression: str) -> list[tuple[float, str]]:
     terms = []
     for term in expression.replace(" ", "").split("+"):
         match = re.fullmatch(r"(?:(\d+(?:\.\d+)?|\.\d+)\*)?(\w+)", term)
-        if match is None or match[2] not in BOX_TERMS:
-            raise ConfigError(
-                f"loss.box: got {term!r} in {expression!r}, expected a sum of {', '.join(BOX_TERMS)}, "
-                "each with an optional factor (0.8*iou+l1)"
-            )
+        expected = f"a sum of {', '.join(BOX_TERMS)}, each with an optional factor (0.8*iou+l1)"
+        known = match is not None and match[2] in BOX_TERMS
+        require(known, f"loss.box: got {term!r} in {expression!r}, expected {expected}")
         terms.append((float(match[1] or 1.0), match[2]))
     return terms
-
-
-def _check_variant(recipe: Recipe) -> None:
-    """Raise ConfigError where sections are valid by themselves but not together."""
-    task, model, sentences = recipe.task, recipe.model, recipe.task in ("mr", "hd")
-    linear, without_text, shared = model.head == "linear", model.fusion == "none", model.displacements == "shared"
-    sampled, saliency = recipe.train.classes_per_video > 0, model.saliency_head
-    of_task = f"the texts of task {task} are sentences"
-    refused = {
-        f"model.head: linear labels level-0 steps; task {task} finds segments: set it to conv": linear and task != "as",
-        f"model.fusion: none has one output per class name; {of_task}": without_text and sentences,
-        f"model.displacements: shared averages over classes; {of_task}": shared and sentences,
-        "model.saliency_head: task hd predicts a saliency per clip; set it to true": task == "hd" and not saliency,
-        f"model.saliency_head: task {task} has no saliency to learn; set it to false": saliency and not sentences,
-        f"train.classes_per_video: {of_task}; set it to 0": sampled and sentences,
-        "train.classes_per_video: model.fusion none scores all classes at once; set it to 0": sampled and without_text,
-        "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
-    }
-    for message, impossible in refused.items():
-        if impossible:
-            raise ConfigError(message)
-
-
-def _check_sizes(recipe: Recipe) -> None:
-    """Raise ConfigError where levels, ranges and steps do not fit, or the sizes together exceed any memory."""
-    model, num_steps = recipe.model, recipe.data.num_steps
-    levels, ranges = 1 if model.pyramid == "none" else model.num_levels, len(recipe.targets.range_edges) - 1
-    if recipe.task != "as" and ranges != levels:
-        raise ConfigError(
-            f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level "
-            "(without a pyramid: [0, inf])"
-        )
-    coarsest = 2 ** (levels - 1)
-    if num_steps % coarsest:
-        raise ConfigError(
-            f"data.num_steps: got {num_steps}, expected a positive multiple of {coarsest} for {levels} levels"
-        )
-    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
-    blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * model.width**2
-    parameters = model.num_layers * layer + blocks + (num_steps + MAX_TEXT_TOKENS) * model.width
-    if parameters > MAX_PARAMETERS:
-        raise ConfigError(
-            f"model.width: {model.width}, with mlp_width {model.mlp_width} and num_layers {model.num_layers}, makes "
-            f"{parameters / 1e9:.1f} billion parameters, expected at most {MAX_PARAMETERS / 1e9:.0f}; lower one of them"
-        )
-    batch = recipe.train.batch_size * num_steps * model.width
-    if batch > MAX_BATCH_VALUES:
-        raise ConfigError(
-            f"train.batch_size: {recipe.train.batch_size} examples of data.num_steps {num_steps} need "
-            f"{batch * 4 / 2**30:,.0f} GiB for their frames alone, expected at most {MAX_BATCH_VALUES * 4 // 2**30}; "
-            "lower one of them"
-        )

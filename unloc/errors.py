@@ -13,6 +13,9 @@ def one_line(error: Exception) -> str:
 class UnlocError(Exception):
     """Root of all errors that a user can do something about."""
 
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # FileNotFoundError would print errno fields
+
 
 class InputError(UnlocError, ValueError):
     """An invalid argument, option or value."""
@@ -33,24 +36,13 @@ class PredictionError(InputError):
 class MissingError(UnlocError, FileNotFoundError):
     """A file, folder, split or video that does not exist."""
 
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""  # FileNotFoundError would print errno fields
-
 
 class VideoError(UnlocError, RuntimeError):
     """A video that cannot be decoded; `reason` is the short word kept in the ledger."""
 
-    def __init__(self, message: str, *, reason: str = "decode_error") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, reason: str = "decode_error") -> None:
+        super().__init__(message, reason)  # both, so that the error can be pickled
         self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        # Ray sends this error between processes; the default pickling would lose the keyword argument.
-        return _rebuild_video_error, (str(self), self.reason)
-
-
-def _rebuild_video_error(message: str, reason: str) -> VideoError:
-    return VideoError(message, reason=reason)
 
 
 class TowerError(UnlocError, RuntimeError):

@@ -1,8 +1,8 @@
 """Recipe files: YAML into a `Recipe` and back, over bases and `key=value` overrides.
 
-A file holds one recipe; a shipped file may hold several by name, under `rows`: a table of the paper. A recipe may name
-another as its `base` (a shipped name, or a YAML path relative to the file) and then states only what differs. Sections
-merge key by key, lists are replaced as a whole, `name` is not inherited. Unknown keys are refused with a suggestion.
+A user's file holds one recipe; a shipped file, such as a table of the paper, has several by name, under `rows`. A
+recipe may name another as its `base` (a shipped name, or a YAML path relative to the file) and then states only what
+differs. Sections merge key by key, lists are replaced as a whole, `name` is not inherited. Unknown keys are refused.
 """
 
 import difflib
@@ -35,8 +35,8 @@ class StatedRecipe:
 
     @property
     def where(self) -> str:
-        """File, and row where the file has several recipes, for messages."""
-        return f"{self.file}: {self.name}" if self.is_shipped and self.name != self.file.stem else str(self.file)
+        """File, and the row of a shipped file, for messages."""
+        return f"{self.file}: {self.name}" if self.is_shipped else str(self.file)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -50,20 +50,21 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({reason})") from None
-    stated = find_recipe(name_or_path)
-    chain = _base_chain(stated, changes.pop("base", None))
-    layers = [*((one.where, one.values, one.is_shipped) for one in chain), ("override", changes, False)]
-    for where, values, _ in layers:  # each by itself, so that the message names the one that is wrong
-        _typed(values, where)
-    merged = OmegaConf.to_container(OmegaConf.merge({"name": stated.name}, *(values for _, values, _ in layers)))
+    stated, base = find_recipe(name_or_path), changes.pop("base", None)
+    layers = [*_with_bases(stated, base), StatedRecipe("", Path("override"), changes, is_shipped=False)]
+    for one in layers:  # each by itself, so that the message names the one that is wrong
+        _typed({key: value for key, value in one.values.items() if key != "base"}, one.where)
+    merged = OmegaConf.to_container(OmegaConf.merge(*(one.values for one in layers)))
+    merged.pop("base", None)
+    merged["name"] = ({"name": stated.name} | stated.values | changes)["name"]
     # Where a run does not train a tower that its recipe finetunes, its name says so: it is not that row of the paper's
     # table. A shipped recipe over another (Table 4) is a row of its own.
     for tower in ("image", "text"):
         finetuned, state = False, ""
-        for _, values, is_shipped in layers:
-            if tower in values.get("towers", {}):
-                state = values["towers"][tower]
-                finetuned = state == "finetune" or (finetuned and not is_shipped)
+        for one in layers:
+            if tower in one.values.get("towers", {}):
+                state = one.values["towers"][tower]
+                finetuned = state == "finetune" or (finetuned and not one.is_shipped)
         if finetuned and state != "finetune":
             merged["name"] += f"+{tower}_{state}"
     return recipe_from_dict(merged, where=stated.where)
@@ -82,13 +83,9 @@ def dump_recipe(recipe: Recipe) -> str:
 @cache
 def shipped_recipes() -> dict[str, StatedRecipe]:
     """Shipped recipes by name, such as `charades_b` or `scenic/charades_b`."""
-    found = {}
-    folder = next((folder / "recipes" for folder in MANIFEST_FOLDERS if (folder / "recipes").is_dir()), None)
-    for file in sorted(folder.glob("*.yaml")) if folder else ():
-        values = _read(file)
-        rows = values.get("rows", {file.stem: values})
-        found |= {name: StatedRecipe(name, file, row, is_shipped=True) for name, row in rows.items()}
-    return found
+    files = (file for folder in MANIFEST_FOLDERS for file in sorted(folder.glob("recipes/*.yaml")))
+    rows = ((file, name, row) for file in files for name, row in _read(file)["rows"].items())
+    return {name: StatedRecipe(name, file, row, is_shipped=True) for file, name, row in rows}
 
 
 def find_recipe(name_or_path: str, folder: Path = Path()) -> StatedRecipe:
@@ -101,45 +98,40 @@ def find_recipe(name_or_path: str, folder: Path = Path()) -> StatedRecipe:
     shipped = shipped_recipes()
     if name_or_path not in shipped:
         close = difflib.get_close_matches(name_or_path, shipped, n=3) or [name for name in shipped if "/" not in name]
-        raise MissingError(
-            f"no shipped recipe is called {name_or_path!r}; close: {', '.join(close)} (or give a .yaml path)"
-        )
+        message = f"no shipped recipe is called {name_or_path!r}; close: {', '.join(close)}"
+        raise MissingError(f"{message} (or give a .yaml path)")
     return shipped[name_or_path]
 
 
 def dataset_description(name: str) -> dict:
-    """The shipped description of a dataset. Raises MissingError where there is none of that name."""
-    for folder in MANIFEST_FOLDERS:
-        file = folder / "datasets" / f"{name}.yaml"
-        if file.is_file():
-            return _read(file)
-    raise MissingError(f"no description of dataset {name!r} in {' or '.join(map(str, MANIFEST_FOLDERS))}")
+    """The shipped description of a dataset."""
+    files = (folder / "datasets" / f"{name}.yaml" for folder in MANIFEST_FOLDERS)
+    return _read(next(filter(Path.is_file, files)))
 
 
-def _base_chain(stated: StatedRecipe, replacement: str | None) -> list[StatedRecipe]:
-    """The recipe and its bases without their `base` and inherited `name`, the outermost base first.
+def _with_bases(stated: StatedRecipe, replacement: str | None) -> list[StatedRecipe]:
+    """The outermost base first, the recipe last; `replacement` takes the place of its own base.
 
     Raises MissingError for a base that does not exist, ConfigError where bases form a circle.
     """
-    chain: list[StatedRecipe] = []
-    following: StatedRecipe | None = stated
-    while following is not None:
-        if (following.file.resolve(), following.name) in [(one.file.resolve(), one.name) for one in chain]:
-            circle = " → ".join(one.name for one in [*chain, following])
-            raise ConfigError(f"{stated.where}: base: goes in a circle ({circle}); let one of them stand alone")
-        dropped = {"base"} | ({"name"} if chain else set())
-        own = {key: value for key, value in following.values.items() if key not in dropped}
-        base = replacement if replacement is not None and not chain else following.values.get("base")
-        chain.append(StatedRecipe(following.name, following.file, own, following.is_shipped))
-        if base is not None and not isinstance(base, str):
-            raise ConfigError(f"{following.where}: base: got {base!r}, expected the name of a recipe or a YAML path")
+    chain, base, folder = [stated], stated.values.get("base"), stated.file.parent
+    if replacement is not None:
+        base, folder = replacement, Path()
+    while base is not None:
+        where = chain[0].where
+        if not isinstance(base, str):
+            raise ConfigError(f"{where}: base: got {base!r}, expected the name of a recipe or a YAML path")
         try:
-            following = (
-                None if base is None else find_recipe(base, Path() if replacement is base else following.file.parent)
-            )
+            found = find_recipe(base, folder)
         except MissingError as error:
-            raise MissingError(f"{following.where}: base: {error}") from None
-    return chain[::-1]
+            raise MissingError(f"{where}: base: {error}") from None
+        is_circle = any(found.name == one.name and found.file.samefile(one.file) for one in chain)
+        chain.insert(0, found)
+        if is_circle:
+            circle = " → ".join(one.name for one in reversed(chain))
+            raise ConfigError(f"{stated.where}: base: goes in a circle ({circle}); let one of them stand alone")
+        base, folder = found.values.get("base"), found.file.parent
+    return chain
 
 
 def _read(file: Path) -> dict:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from unloc.config import TowerConfig
+from unloc.config import TowersConfig
 from unloc.errors import ConfigError, TowerError
 from unloc.examples.batches import Example, collate
 from unloc.examples.steps import TimeGrid
@@ -179,11 +179,11 @@ def test_frozen_and_live_equal_tokens_that_the_extraction_made(clip, tower):
 
 def test_towers_that_do_not_exist_or_cannot_train_are_one_clear_error():
     with pytest.raises(ConfigError, match=r"towers\.image: finetune, but towers\.name names no tower"):
-        TowerConfig(image="finetune")
+        TowersConfig(image="finetune")
     with pytest.raises(ConfigError, match=r"towers\.text: got 'none', expected one of cached"):
-        TowerConfig(name="ViT-B-16", text="none")
+        TowersConfig(name="ViT-B-16", text="none")
     with pytest.raises(ConfigError, match=r"towers\.text_name: got 'bert', expected one of clip"):
-        TowerConfig(text_name="bert")
+        TowersConfig(text_name="bert")
     with pytest.raises(TowerError, match="pools in its own way"):
         ImageTower(torch.nn.Linear(2, 2), TowerChoice(frame_token="gap"))
 

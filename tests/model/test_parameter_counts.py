@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unloc.cli import app
-from unloc.config import DataConfig, ModelConfig, Recipe, TargetConfig, TowerConfig
+from unloc.config import DataConfig, ModelConfig, Recipe, TargetsConfig, TowersConfig
 from unloc.errors import TowerError
 from unloc.model.build import counted_parameters
 from unloc.recipes import load_recipe
@@ -16,9 +16,9 @@ OFFICIAL = {"text_tokens": "eos", "project_frames": True, "project_texts": True}
 LARGE = OFFICIAL | {"width": 768, "num_heads": 12, "mlp_width": 3072}
 GIVEN = {"project_texts": False}
 FROZEN = {"image": "frozen", "text": "frozen"}
-BASE_TOWER, LARGE_TOWER = TowerConfig(name="ViT-B-16", **FROZEN), TowerConfig(name="ViT-L-14", **FROZEN)
-GAP_TOWER = TowerConfig(name="ViT-L-14", frame_token="gap", **FROZEN)
-GAP_WITHOUT_TEXT = TowerConfig(name="ViT-L-14", frame_token="gap", image="frozen", text="cached")
+BASE_TOWER, LARGE_TOWER = TowersConfig(name="ViT-B-16", **FROZEN), TowersConfig(name="ViT-L-14", **FROZEN)
+GAP_TOWER = TowersConfig(name="ViT-L-14", frame_token="gap", **FROZEN)
+GAP_WITHOUT_TEXT = TowersConfig(name="ViT-L-14", frame_token="gap", image="frozen", text="cached")
 # name: fusion and heads, towers, level-0 steps, text tokens, total
 CONFIGS = {
     "TAL-B": (OFFICIAL | {"num_head_convs": 4}, BASE_TOWER, 128, 16, 174_918_923),
@@ -36,7 +36,7 @@ def counts_of(values, towers, num_steps, max_text_tokens):
     model, task = ModelConfig(**values), "as" if values.get("head") == "linear" else "tal"
     edges = [0.0, *(float(4 * 2**level) for level in range(model.num_levels - 1)), math.inf]
     data = DataConfig(num_steps=num_steps, max_text_tokens=max_text_tokens)
-    targets = TargetConfig(range_edges=edges)
+    targets = TargetsConfig(range_edges=edges)
     return counted_parameters(Recipe(task=task, model=model, towers=towers, data=data, targets=targets))
 
 
@@ -57,17 +57,17 @@ def test_every_part_of_the_official_base_model_has_its_official_number():
 @pytest.mark.parametrize(("text", "millions"), [("t5-small", 147.1), ("t5-base", 221.5)])
 def test_models_with_unpaired_text_towers_are_as_large_as_in_table_2(text, millions):
     pytest.importorskip("transformers", reason="the extra `t5` is not installed")
-    towers = TowerConfig(name="ViT-B-16", text_name=text, **FROZEN)
+    towers = TowersConfig(name="ViT-B-16", text_name=text, **FROZEN)
     assert round(counts_of(OFFICIAL | {"num_head_convs": 4}, towers, 128, 16)["total"] / 1e6, 1) == millions
 
 
 def test_a_tower_that_cannot_be_counted_is_named():
     for image in ("ViT-B-17", "coca_ViT-B-32"):
         with pytest.raises(TowerError, match=f"tower '{image}'"):
-            counts_of(OFFICIAL, TowerConfig(name=image), 128, 16)
+            counts_of(OFFICIAL, TowersConfig(name=image), 128, 16)
     if importlib.util.find_spec("transformers") is None:
         with pytest.raises(TowerError, match=r"pip install 'unloc\[t5\]'"):
-            counts_of(OFFICIAL, TowerConfig(name="ViT-B-16", text_name="t5-base", **FROZEN), 128, 16)
+            counts_of(OFFICIAL, TowersConfig(name="ViT-B-16", text_name="t5-base", **FROZEN), 128, 16)
 
 
 def printed_counts(recipe, *overrides):

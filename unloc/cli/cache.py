@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 from typer import Argument, Option
@@ -12,9 +12,9 @@ from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
     from pipeline.repair import Repair
-    from unloc.cache.features import Timing
     from unloc.cache.mirror import Home
 
+Format = Literal["moment-detr", "univtg", "actionformer", "opentad", "hdf5", "clip-video-encode"]
 CLIP_SECONDS = {"moment-detr": 2.0, "univtg": 2.0}  # their feature files have one token per clip of QVHighlights
 WINDOWED = ("actionformer", "opentad")
 SHOWN_FAILURES = 20
@@ -46,13 +46,11 @@ def info(cache: CacheFolder, as_json: Annotated[bool, Option("--json", help="Pri
 def verify(
     cache: CacheFolder,
     repair: Annotated[bool, Option("--repair", help="Extract damaged shards again.")] = False,
-    videos: Annotated[Path | None, Option("--videos", help="Folder with the video files, for --repair.")] = None,
-    shards: Annotated[str | None, Option("--shards", help="Tar files with the videos, for --repair.")] = None,
-    manifest: Annotated[
-        Path | None, Option("--manifest", help="For --repair: which file, texts and other ids a video has.")
-    ] = None,
-    pretrained: Annotated[str | None, Option("--pretrained", help="The weights file, for --repair.")] = None,
-    workers: Annotated[int, Option("--workers", help="Ray workers of --repair; 0: in this process.")] = 0,
+    videos: Annotated[Path | None, Option(help="Folder with the video files, for --repair.")] = None,
+    shards: Annotated[str | None, Option(help="Tar files with the videos, for --repair.")] = None,
+    manifest: Annotated[Path | None, Option(help="Which file, texts and other ids a video has, for --repair.")] = None,
+    pretrained: Annotated[str | None, Option(help="The weights file, for --repair.")] = None,
+    workers: Annotated[int, Option(help="Ray workers of --repair; 0: in this process.")] = 0,
 ) -> None:
     """Read every byte and compare checksums; exit code 2 where something is damaged.
 
@@ -72,15 +70,14 @@ def verify(
         done = _repair(home, videos, shards, manifest, pretrained, workers) if repair else None
         audit = done.after if done else audit_cache(home.folder)
         num_planned = 0 if audit.damages else sum(map(len, open_shards(Cache(home.folder)).values()))
-    found, left = (done.before, done.left) if done else (audit, ())
+    found, left, notes = (done.before, done.left, done.notes) if done else (audit, (), ())
     for damage in found.damages:
-        for place in (f"{damage.place}: {damage.reason}", *(f"{damage.place}: video {one}" for one in damage.broken)):
-            typer.echo(f"damaged: {place}", err=True)
-    if done:
-        for note in done.notes:
-            typer.echo(note)
-        if count := len(found.damages):
-            typer.echo(f"repaired {count - len(audit.damages)} of {count} places")
+        for reason in (damage.reason, *(f"video {one}" for one in damage.broken)):
+            typer.echo(f"damaged: {damage.place}: {reason}", err=True)
+    for note in notes:
+        typer.echo(note)
+    if done and (count := len(found.damages)):
+        typer.echo(f"repaired {count - len(audit.damages)} of {count} places")
     for message in left[1:]:
         typer.echo(f"not repaired: {message}", err=True)
     if audit.damages or left:
@@ -136,31 +133,39 @@ def merge(
 
 @cache_app.command("import")
 def import_command(
-    format_name: Annotated[
-        str, Argument(metavar="FORMAT", help="moment-detr univtg actionformer opentad hdf5 or clip-video-encode.")
-    ],
+    format_name: Annotated[Format, Argument(metavar="FORMAT", help=" ".join(get_args(Format)))],
     source: Annotated[Path, Argument(help="Folder of files, or one file.")],
     cache: Annotated[str, Option("--cache", "-c", help="Cache to create or extend; folder or URL.")],
-    origin: Annotated[str, Option("--origin", help="In words: who made the features, and with which tower.")],
-    manifest: Annotated[Path | None, Option("--manifest", help="Only its videos; checks the times.")] = None,
-    clip_seconds: Annotated[float | None, Option("--clip-seconds", help="Length of a clip; one token each.")] = None,
-    fps: Annotated[float | None, Option("--fps", help="Frame rate that --stride and --window refer to.")] = None,
-    stride: Annotated[int | None, Option("--stride", min=1, help="Frames from one token to the next.")] = None,
-    window: Annotated[int | None, Option("--window", min=1, help="Frames that a token covers.")] = None,
+    origin: Annotated[str, Option(help="In words: who made the features, and with which tower.")],
+    manifest: Annotated[Path | None, Option(help="Only its videos; checks the times.")] = None,
+    clip_seconds: Annotated[float | None, Option(min=1e-6, help="Length of a clip; one token each.")] = None,
+    fps: Annotated[float | None, Option(min=1e-6, help="Frame rate that --stride and --window refer to.")] = None,
+    stride: Annotated[int | None, Option(min=1, help="Frames from one token to the next.")] = None,
+    window: Annotated[int | None, Option(min=1, help="Frames that a token covers.")] = None,
     even: Annotated[bool, Option("--even", help="Tokens divide each video's duration evenly.")] = False,
-    texts: Annotated[Path | None, Option("--texts", help="Folder of QID.npz with the queries' tokens.")] = None,
-    dataset: Annotated[str | None, Option("--dataset", help="Name of the array inside a file.")] = None,
+    texts: Annotated[Path | None, Option(help="Folder of QID.npz with the queries' tokens.")] = None,
+    dataset: Annotated[str | None, Option(help="Name of the array inside a file.")] = None,
     transposed: Annotated[bool, Option("--transposed", help="Files hold (channels, tokens).")] = False,
-    token_dtype: Annotated[str, Option("--token-dtype", help="float16, float32 or bfloat16.")] = "float16",
+    token_dtype: Annotated[str, Option(help="float16, float32 or bfloat16.")] = "float16",
 ) -> None:
     """Import features of other projects; options give their times, --origin identifies the cache.
 
     Example: unloc cache import actionformer i3d/ --cache data/i3d --origin "I3D" --fps 30 --stride 4 --window 16
     """
     from unloc.annotations.schema import load_manifest
-    from unloc.cache.features import ImportConfig, import_features
+    from unloc.cache.features import ImportConfig, Timing, import_features
 
-    timing = _timing(format_name, clip_seconds, fps, stride, window, even)
+    if (clip_seconds is not None) + (fps is not None) + even > 1:
+        raise InputError("timing: give one of --clip-seconds, --fps (with --stride and --window) and --even")
+    if fps is not None:
+        spacing, span = (stride or 1) / fps, (window or 0) / fps
+        if format_name in WINDOWED and not (stride and window):
+            raise InputError(f"--fps: {format_name} features need --stride and --window too, in frames")
+    else:
+        spacing = span = clip_seconds or (None if even else CLIP_SECONDS.get(format_name))
+        if spacing is None and not even:
+            raise InputError(f"timing: {format_name} files state no times; give --clip-seconds, --fps or --even")
+    timing = Timing(spacing_seconds=spacing, span_seconds=span or 0.0)
     config = ImportConfig(
         format=format_name, origin=origin, timing=timing, dtype=token_dtype, dataset=dataset, transposed=transposed
     )
@@ -183,26 +188,3 @@ def import_command(
         typer.echo(f"not in the source: {', '.join(done.missing[:SHOWN_FAILURES])}", err=True)
     if done.failures:
         raise InputError(f"{cache}: {len(done.failures)} files could not be imported; the others are in the cache")
-
-
-def _timing(
-    format_name: str, clip_seconds: float | None, fps: float | None, stride: int | None, window: int | None, even: bool
-) -> "Timing":
-    from unloc.cache.features import FORMATS, Timing
-
-    if format_name not in FORMATS:
-        raise InputError(f"FORMAT: got {format_name!r}, expected one of {', '.join(FORMATS)}")
-    if (clip_seconds is not None) + (fps is not None) + even > 1:
-        raise InputError("timing: give one of --clip-seconds, --fps (with --stride and --window) and --even")
-    if even:
-        return Timing()
-    if fps is not None:
-        if not fps > 0:
-            raise InputError(f"--fps: got {fps}, expected a positive number of frames per second")
-        if format_name in WINDOWED and not (stride and window):
-            raise InputError(f"--fps: {format_name} features need --stride and --window too, in frames")
-        return Timing(spacing_seconds=(stride or 1) / fps, span_seconds=(window or 0) / fps)
-    clip_seconds = CLIP_SECONDS.get(format_name) if clip_seconds is None else clip_seconds
-    if clip_seconds is None:
-        raise InputError(f"timing: {format_name} files state no times; give --clip-seconds, --fps or --even")
-    return Timing(spacing_seconds=clip_seconds, span_seconds=clip_seconds)

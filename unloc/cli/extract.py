@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,7 @@ from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.extract import ExtractOptions
     from pipeline.summary import Summary
-    from unloc.inference.encode import EncodeConfig
 
 SHOWN_FAILURES = 20
 GIB = 1 << 30
@@ -25,75 +24,37 @@ GIB = 1 << 30
 def extract(
     manifest: Annotated[Path, Argument(help="Manifest of `unloc data convert`: a file or a URL.")],
     cache: Annotated[str, Option("--cache", "-c", help="Cache to write or extend: a folder, or s3://bucket/cache.")],
-    videos: Annotated[
-        Path | None, Option("--videos", help="Folder with the video files, or a URL: s3://bucket/videos.")
-    ] = None,
-    shards: Annotated[
-        str | None, Option("--shards", help="Tar files of `unloc data pack` instead: 'videos-{000..127}.tar'.")
-    ] = None,
-    tower: Annotated[str, Option("--tower", help="toy, or a model of open_clip: ViT-B-16.")] = "toy",
-    pretrained: Annotated[
-        str | None, Option("--pretrained", help="Tag of open_clip (openai), weights file, or none: random weights.")
-    ] = None,
-    like: Annotated[
-        str | None,
-        Option("--like", help="For a weights file: the tag whose activation and preprocessing it was trained with."),
-    ] = None,
-    fps: Annotated[
-        float | None, Option("--fps", help="Frames per second of video; 2 where --frames is not given.")
-    ] = None,
-    frames: Annotated[int | None, Option("--frames", help="Number of frames, evenly over each video.")] = None,
-    workers: Annotated[
-        int, Option("--workers", min=-1, help="Ray workers that decode; 0: no Ray; -1: one per core.")
-    ] = -1,
-    encoders: Annotated[
-        int | None, Option("--encoders", min=0, help="Ray workers that only encode; default: one per GPU.")
-    ] = None,
-    address: Annotated[str | None, Option("--address", help="Ray cluster to use: auto, or host:port.")] = None,
-    split: Annotated[str | None, Option("--split", help="Only this split.")] = None,
-    limit: Annotated[int, Option("--limit", min=0, help="Only the first N videos; 0: all.")] = 0,
-    decoder: Annotated[str, Option("--decoder", help="auto, decord or pyav.")] = "auto",
-    dtype: Annotated[
-        str, Option("--dtype", help="Precision of the tower: float32, bfloat16, or auto: bfloat16 where it is fast.")
-    ] = "float32",
-    token_dtype: Annotated[
-        str, Option("--token-dtype", help="How tokens are stored: float16, float32 or bfloat16.")
-    ] = "float16",
-    views: Annotated[
-        str, Option("--views", help="Views of each frame, centre first: centre,flip,crop0,crop1.")
-    ] = "centre",
-    frame_token: Annotated[str, Option("--frame-token", help="cls: class token; gap: mean of the patches.")] = "cls",
+    videos: Annotated[Path | None, Option(help="Folder with the video files, or a URL: s3://bucket/videos.")] = None,
+    shards: Annotated[str | None, Option(help="Tar files of `unloc data pack`: 'videos-{000..127}.tar'.")] = None,
+    tower: Annotated[str, Option(help="toy, or a model of open_clip: ViT-B-16.")] = "toy",
+    pretrained: Annotated[str | None, Option(help="Tag of open_clip, weights file, or none: random weights.")] = None,
+    like: Annotated[str | None, Option(help="Tag whose activation and preprocessing a weights file has.")] = None,
+    fps: Annotated[float | None, Option(help="Frames per second of video; 2 where --frames is not given.")] = None,
+    frames: Annotated[int | None, Option(help="Number of frames, evenly over each video.")] = None,
+    workers: Annotated[int, Option(min=-1, help="Ray workers that decode; 0: no Ray; -1: one per core.")] = -1,
+    encoders: Annotated[int | None, Option(min=0, help="Ray workers that only encode (default: one per GPU).")] = None,
+    address: Annotated[str | None, Option(help="Ray cluster to use: auto, or host:port.")] = None,
+    split: Annotated[str | None, Option(help="Only this split.")] = None,
+    limit: Annotated[int, Option(min=0, help="Only the first N videos; 0: all.")] = 0,
+    decoder: Annotated[str, Option(help="auto, decord or pyav.")] = "auto",
+    dtype: Annotated[str, Option(help="Precision of the tower: float32, bfloat16, or auto.")] = "float32",
+    token_dtype: Annotated[str, Option(help="How tokens are stored: float16, float32 or bfloat16.")] = "float16",
+    views: Annotated[str, Option(help="Views of each frame, centre first: centre,flip,crop0,crop1.")] = "centre",
+    frame_token: Annotated[str, Option(help="cls: class token; gap: mean of the patches.")] = "cls",
     projection: Annotated[bool, Option(help="Frame tokens after CLIP's projection, or before it.")] = True,
     text_projection: Annotated[bool, Option(help="Text tokens after CLIP's projection, or before it.")] = True,
-    last_k: Annotated[int, Option("--last-k", help="Concatenate the frame tokens of the last K layers.")] = 1,
-    coverage: Annotated[
-        float, Option("--coverage", min=0, max=1, help="Fail where a smaller share of the videos is cached.")
-    ] = 1.0,
-    timeout: Annotated[
-        float, Option("--timeout", min=0.01, max=1e6, help="Seconds without progress after which a decoder is stopped.")
-    ] = 600.0,
-    memory: Annotated[
-        float, Option("--memory", min=0.05, max=1e6, help="GiB of memory that decoding one video may take.")
-    ] = 4.0,
-    recycle_after: Annotated[
-        int, Option("--recycle-after", min=1, help="Videos after which a decoder process is replaced.")
-    ] = 500,
-    recycle_growth: Annotated[
-        float, Option("--recycle-growth", min=0, max=1e6, help="GiB of growth after which it is replaced.")
-    ] = 1.0,
-    shard_size: Annotated[int, Option("--shard-size", min=1, help="Videos per shard.")] = 512,
-    allow_partial: Annotated[
-        bool, Option("--allow-partial", help="Keep the readable part of truncated or damaged videos.")
-    ] = False,
+    last_k: Annotated[int, Option(help="Concatenate the frame tokens of the last K layers.")] = 1,
+    coverage: Annotated[float, Option(min=0, max=1, help="Fail where a smaller share of videos is cached.")] = 1.0,
+    timeout: Annotated[float, Option(min=0.01, max=1e6, help="Seconds without progress that stop a decoder.")] = 600.0,
+    memory: Annotated[float, Option(min=0.05, max=1e6, help="GiB that decoding one video may take.")] = 4.0,
+    recycle_after: Annotated[int, Option(min=1, help="Videos after which a decoder process is replaced.")] = 500,
+    recycle_growth: Annotated[float, Option(min=0, max=1e6, help="GiB of growth after which it is replaced.")] = 1.0,
+    shard_size: Annotated[int, Option(min=1, help="Videos per shard.")] = 512,
+    allow_partial: Annotated[bool, Option("--allow-partial", help="Keep the readable part of damaged videos.")] = False,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Try videos again that failed before.")] = False,
-    refresh: Annotated[
-        list[str] | None,
-        Option("--refresh", help="Extract this cached video again; changed: all whose file changed. Repeatable."),
-    ] = None,
+    refresh: Annotated[list[str] | None, Option(help="Cached video to extract again; changed: all changed.")] = None,
     prompts: Annotated[bool, Option(help="Also encode class names in the 28 CLIP prompts.")] = True,
-    plan: Annotated[
-        bool, Option("--plan", help="Try a few videos, estimate the whole job, and write nothing.")
-    ] = False,
+    plan: Annotated[bool, Option("--plan", help="Try a few videos, estimate the whole job, write nothing.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the summary or the plan as JSON.")] = False,
 ) -> None:
     """Decode videos, encode frames and texts with a frozen tower, write the tokens into a cache.
@@ -103,7 +64,7 @@ def extract(
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
     from pipeline.decoding import Limits
-    from pipeline.extract import ExtractOptions, require_coverage
+    from pipeline.extract import ExtractOptions, require_coverage, run_job
     from pipeline.forecast import forecast
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
@@ -130,16 +91,13 @@ def extract(
         decoder=decoder,
         allow_partial=allow_partial,
     )
+    recycling = {"recycle_videos": recycle_after, "recycle_bytes": int(recycle_growth * GIB)}
+    limits = Limits(timeout_seconds=timeout, memory_bytes=int(memory * GIB), **recycling)
     options = ExtractOptions(
         workers=workers,
         encoders=encoders,
         address=address,
-        limits=Limits(
-            timeout_seconds=timeout,
-            memory_bytes=int(memory * GIB),
-            recycle_videos=recycle_after,
-            recycle_bytes=int(recycle_growth * GIB),
-        ),
+        limits=limits,
         shard_size=shard_size,
         coverage=coverage,
         retry_failed=retry_failed,
@@ -149,28 +107,21 @@ def extract(
     table, texts = selected.videos, manifest_texts(selected, prompts=prompts)
     files, missing = index_videos(videos, shards).locate(table)
     if limit:
-        files, missing = dict(list(files.items())[:limit]), []
+        files, missing = dict(islice(files.items(), limit)), []
+    job = (cache, config, options, files, missing, texts)
     if plan:
         durations = dict(zip(table["video_id"], table["duration_seconds"].astype(float), strict=True))
-        planned = forecast(cache, config, options, files, missing, texts, durations)
-        _print(planned, as_json, "the sample's ledger rows: --json")
-    else:
-        summary = _run(cache, config, options, files, missing, texts)
-        _print(summary, as_json, f"{summary.cache}/ledger.jsonl")
-        require_coverage(summary, options)
-
-
-def _run(cache: str, config: "EncodeConfig", options: "ExtractOptions", *inputs: object) -> "Summary":
-    from pipeline.extract import run_job
-
+        _print(forecast(*job, durations), as_json, "the sample's ledger rows: --json")
+        return
     started = time.perf_counter()
+
+    def on_progress(done: int, due: int, frames: int, failed: int) -> None:
+        report(done, due, frames_per_second=f"{frames / (time.perf_counter() - started):.1f}", failed=failed)
+
     with shown_warnings("pipeline"), progress("extracting", "videos") as report, sigterm_as_interrupt():
-
-        def on_progress(done: int, due: int, frames: int, failed: int) -> None:
-            rate = frames / (time.perf_counter() - started)
-            report(done, due, frames_per_second=f"{rate:.1f}", failed=failed)
-
-        return run_job(cache, config, options, *inputs, on_progress)
+        summary = run_job(*job, on_progress)
+    _print(summary, as_json, f"{summary.cache}/ledger.jsonl")
+    require_coverage(summary, options)
 
 
 def _print(result: "Summary", as_json: bool, all_failures: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from unloc.cli import app
 from unloc.cli.progress import progress, shown_warnings
@@ -15,27 +16,18 @@ if TYPE_CHECKING:
 
 @app.command()
 def fit(
-    recipe: Annotated[str, typer.Argument(help="Shipped recipe (synth_mr, charades_b, …) or a YAML path.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")
-    ] = None,
-    manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="Manifest with the training split.")] = None,
-    cache: Annotated[str | None, typer.Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
-    work_dir: Annotated[Path | None, typer.Option("--work-dir", help="Run folder to write.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
-    change_optim: Annotated[
-        bool, typer.Option("--change-optim", help="With --resume: use this command's optim.* from here on; recorded.")
-    ] = False,
-    init: Annotated[
-        str | None,
-        typer.Option("--init", help="Run to take the first weights from, also of another task; toy: the shipped one."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run folder first.")] = False,
-    device: Annotated[str, typer.Option("--device", help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: all cores.")] = 0,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved recipe and its parameter counts, and stop.")
-    ] = False,
+    recipe: Annotated[str, Argument(help="Shipped recipe (synth_mr, charades_b, …) or a YAML path.")],
+    overrides: Annotated[list[str] | None, Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")] = None,
+    manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the training split.")] = None,
+    cache: Annotated[str | None, Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
+    work_dir: Annotated[Path | None, Option(help="Run folder to write.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    change_optim: Annotated[bool, Option("--change-optim", help="With --resume: use and record new optim.*")] = False,
+    init: Annotated[str | None, Option(help="Run to take first weights from, of any task; toy: shipped.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Delete the run folder first.")] = False,
+    device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
+    threads: Annotated[int, Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    print_config: Annotated[bool, Option("--print-config", help="Print the resolved recipe and its size.")] = False,
 ) -> None:
     """Train fusion, pyramid and heads on cached tokens.
 
@@ -53,20 +45,14 @@ def fit(
     from unloc.training.run import fit_recipe
 
     start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
+    options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
+    options |= {"device": device, "threads": threads}
     with shown_warnings("unloc"), progress("training", "steps") as report:
-        metrics = fit_recipe(
-            resolved,
-            manifest,
-            cache,
-            work_dir,
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-            threads=threads,
-            init=start,
-            change_optim=change_optim,
-            on_step=lambda step, total, now: report(step, total, loss=f"{now['loss']:.3f}", lr=f"{now['lr']:.1e}"),
-        )
+
+        def on_step(step: int, total: int, now: dict) -> None:
+            report(step, total, loss=f"{now['loss']:.3f}", lr=f"{now['lr']:.1e}")
+
+        metrics = fit_recipe(resolved, manifest, cache, work_dir, **options, on_step=on_step)
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")
     typer.echo(f"run: {work_dir} ({resolved.name})")
@@ -76,17 +62,14 @@ def _parameter_comment(recipe: "Recipe") -> str:
     """Parameter counts as YAML comments, so that the output stays a recipe."""
     from unloc.model.build import counted_parameters
 
-    without_text = recipe.model.fusion == "none"
     try:
         counts = counted_parameters(recipe)
     except TowerError as error:
         return f"# parameters: not counted: {error}"
-    live = [tower for tower in ("image", "text") if getattr(recipe.towers, tower) != "cached"]
-    towers = (
-        f"with the {' and '.join(live)} tower of {recipe.towers.name}" if live else "without towers: they are cached"
-    )
-    title = f"# parameters ({towers}{'; heads for one class' if without_text else ''}):"
     total = counts.pop("total")
     heads = sum(count for part, count in counts.items() if part.endswith("_head"))
-    lines = [*counts.items(), ("all heads", heads), ("total", total)]
-    return "\n".join([title, *(f"#   {part:18} {count:>12,}" for part, count in lines)])
+    live = " and ".join(tower for tower in ("image", "text") if getattr(recipe.towers, tower) != "cached")
+    title = f"with the {live} tower of {recipe.towers.name}" if live else "without towers: they are cached"
+    title += "; heads for one class" if recipe.model.fusion == "none" else ""
+    lines = [f"#   {part:18} {count:>12,}" for part, count in {**counts, "all heads": heads, "total": total}.items()]
+    return "\n".join([f"# parameters ({title}):", *lines])

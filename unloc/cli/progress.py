@@ -1,5 +1,6 @@
 """How long-running commands show what they do: progress, warnings, and a clean stop on SIGTERM."""
 
+import io
 import logging
 import signal
 import sys
@@ -14,28 +15,18 @@ LINE_SECONDS = 30.0
 LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
 
 
-class _Lines:
-    """A stream for tqdm that writes each state of the bar as a line of its own."""
-
-    def write(self, text: str) -> None:
-        if text := text.strip():
-            typer.echo(text, err=True)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
 @contextmanager
 def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
     """Show how far an action is, its rate and the time left: a bar on a terminal, elsewhere a line every 30 s.
 
-    Yields the callback `report(done, total, **details)`, in which details are values to show beside, such as `loss`.
+    Yields the callback `report(done, total, **details)`, in which details are values to show as well, such as `loss`.
     """
     from tqdm import tqdm
 
-    bar, options, is_over = None, {"dynamic_ncols": True}, threading.Event()
-    if not sys.stderr.isatty():  # the thread below writes the lines, also while nothing completes
-        options = {"file": _Lines(), "bar_format": LINE, **dict.fromkeys(("mininterval", "maxinterval", "delay"), inf)}
+    bar, is_over = None, threading.Event()
+    options = {"dynamic_ncols": True}
+    if not sys.stderr.isatty():  # lines are written by the thread below, also while nothing completes
+        options = {"file": io.StringIO(), "bar_format": LINE, "mininterval": inf}
 
     def report(done: int, total: int, **details: object) -> None:
         nonlocal bar
@@ -47,18 +38,16 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
 
     def write_lines() -> None:
         while not is_over.wait(LINE_SECONDS):
-            if bar is not None:
-                bar.refresh()
+            if bar is not None and "file" in options:
+                typer.echo(str(bar), err=True)
 
     writer = threading.Thread(target=write_lines, daemon=True)
-    if not sys.stderr.isatty():
-        writer.start()
+    writer.start()
     try:
         yield report
     finally:
         is_over.set()
-        if writer.ident is not None:
-            writer.join()
+        writer.join()
         if bar is not None:
             bar.close()
 
