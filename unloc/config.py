@@ -268,8 +268,7 @@ class TrainConfig(Section):
     classes_per_video: int = number(0, 0, 1_000_000)
     """TAL, AS: class names fused with each video per step, its own first, then random others; 0: all (official)."""
     precision: str = one_of("auto", "fp32", "bf16")
-    """fp32 (with TF32 on CUDA), bf16 (autocast) or auto: bf16 on CUDA devices where it is fast, else fp32. Evaluation
-    computes in it too."""
+    """fp32 (with TF32 on CUDA), bf16 (autocast) or auto: bf16 on CUDA devices where it is fast. For evaluation too."""
     seed: int = number(0, 0, 2**32 - 1)
     """Seed of weights, order and sampling."""
 

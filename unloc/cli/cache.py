@@ -13,6 +13,7 @@ from unloc.errors import CacheError, InputError
 if TYPE_CHECKING:
     from pipeline.repair import Repair
     from unloc.cache.mirror import Home
+    from unloc.video.video_file import VideoFile
 
 Format = Literal["moment-detr", "univtg", "actionformer", "opentad", "hdf5", "clip-video-encode"]
 CLIP_SECONDS = {"moment-detr": 2.0, "univtg": 2.0}  # their feature files have one token per clip of QVHighlights
@@ -103,13 +104,11 @@ def _repair(
         loaded = load_manifest(manifest)
         named = index.locate(loaded.videos)[0]
         content = ManifestContent(named, manifest_texts(loaded, prompts=True))
-    return repair(
-        home,
-        lambda video_id, file: named.get(video_id) or index.find(video_id, file),
-        ExtractOptions(workers=workers),
-        manifest=content,
-        pretrained=pretrained,
-    )
+
+    def find_file(video_id: str, file: str | None) -> "VideoFile | None":
+        return named.get(video_id) or index.find(video_id, file)
+
+    return repair(home, find_file, ExtractOptions(workers=workers), manifest=content, pretrained=pretrained)
 
 
 @cache_app.command()

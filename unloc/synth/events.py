@@ -188,7 +188,7 @@ def _plan_events(rng: np.random.Generator, steps: tuple[Action, ...], duration: 
     """Steps and side events whose union covers 40-60 % of the video."""
     while True:
         timed = _time_steps(rng, steps, duration)
-        timed += _time_side_events(rng, timed, duration)
+        _add_side_events(rng, timed, duration)
         timed = [_Timed(a, round(float(start), 2), round(float(end), 2), step) for a, start, end, step in timed]
         if FOREGROUND[0] <= covered_share(timed, duration) <= FOREGROUND[1]:
             break
@@ -213,17 +213,17 @@ def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: f
     return [_Timed(*item, True) for item in zip(repeated, starts, starts + lengths, strict=True)]
 
 
-def _time_side_events(rng: np.random.Generator, steps: list[_Timed], duration: float) -> list[_Timed]:
-    """Up to two further actions, each perhaps twice, never during an event of the same look.
+def _add_side_events(rng: np.random.Generator, events: list[_Timed], duration: float) -> None:
+    """Add up to two further actions to the steps, each perhaps twice, never during an event of the same look.
 
     Half are classes that are no step, half no class; half of those look like a step of this video.
     """
-    events = list(steps)
+    own_looks = {step.action.look for step in events}
     for _ in range(int(rng.choice(3, p=[0.2, 0.45, 0.35]))):
         if rng.random() < 0.5:
             action = SIDE_ACTIONS[rng.integers(len(SIDE_ACTIONS))]
         else:
-            looks = {step.action.look for step in steps} if rng.random() < 0.5 else set(LOOKS)
+            looks = own_looks if rng.random() < 0.5 else LOOKS
             candidates = [action for action in ALL_ACTIONS if action.look in looks and action not in CLASS_ACTIONS]
             action = candidates[rng.integers(len(candidates))]
         for _ in range(1 + int(rng.random() < 0.2)):
@@ -232,7 +232,6 @@ def _time_side_events(rng: np.random.Generator, steps: list[_Timed], duration: f
             same_look = [event for event in events if event.action.look == action.look]
             if all(start > e.end_seconds + 1.0 or start + length < e.start_seconds - 1.0 for e in same_look):
                 events.append(_Timed(action, start, start + length, False))
-    return events[len(steps) :]
 
 
 def _place_event(rng: np.random.Generator, timed: _Timed, others: list[Event], duration: float) -> Event:
