@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -132,7 +132,7 @@ def merge(
 
 @cache_app.command("import")
 def import_command(
-    format_name: Annotated[Format, Argument(metavar="FORMAT", help=" ".join(get_args(Format)))],
+    format_name: Annotated[Format, Argument(metavar="FORMAT", help="Project or container of the files.")],
     source: Annotated[Path, Argument(help="Folder of files, or one file.")],
     cache: Annotated[str, Option("--cache", "-c", help="Cache to create or extend; folder or URL.")],
     origin: Annotated[str, Option(help="In words: who made the features, and with which tower.")],
