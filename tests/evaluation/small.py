@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
-from unloc.evaluation.detection import class_average_precision
-from unloc.evaluation.matching import match_detections
+from unloc.evaluation.detection import class_average_precision, match_detections
 from unloc.predictions.records import MomentPrediction, detections_table
 
 

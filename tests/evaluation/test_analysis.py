@@ -8,9 +8,8 @@ import pytest
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
-from unloc.evaluation.analysis import KINDS, analyse
+from unloc.evaluation.analysis import KINDS, analyse, write_plots
 from unloc.evaluation.detection import detection
-from unloc.evaluation.plots import write_plots
 from unloc.predictions.records import FramePrediction
 
 TRUTH = {"v": [("Run", 0, 10), ("Jump", 100, 110)], "w": [("Run", 0, 400)]}

@@ -12,15 +12,21 @@ from hypothesis import strategies as st
 from tests.evaluation.small import average_precision, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
-from unloc.evaluation.bootstrap import WeightedPrecision, bootstrap_intervals, percentiles, video_weights
-from unloc.evaluation.detection import detection, found_at_multiple, mean_recall
+from unloc.evaluation.bootstrap import bootstrap_intervals, percentiles, video_weights, weighted_precision
+from unloc.evaluation.detection import detection, found_at_multiple, match_detections, mean_recall
 from unloc.evaluation.evaluator import evaluate, score, split_scores
-from unloc.evaluation.frame_precision import frame_map, frame_precision
-from unloc.evaluation.matching import match_detections
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
 from unloc.evaluation.queries import QueryScores
 from unloc.evaluation.screening import screen_frames
-from unloc.evaluation.segmentation import FrameScores, VideoFrames, frame_counts, frame_scores, weighted_counts
+from unloc.evaluation.segmentation import (
+    FrameScores,
+    VideoFrames,
+    frame_counts,
+    frame_map,
+    frame_precision,
+    frame_scores,
+    weighted_counts,
+)
 from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import FramePrediction
 
@@ -42,7 +48,7 @@ def copies(rows):
 
 def test_weighted_average_precision_is_that_of_the_copied_videos():
     matches = match_detections(tal_detections(FOUND), tal_manifest(TRUTH).instances, ACTIVITYNET_THRESHOLDS)
-    values, present = WeightedPrecision(matches).values(np.append(WEIGHTS, 1).astype(float))
+    ((values, present),) = weighted_precision(matches, np.append(WEIGHTS, 1).astype(float)[None])
     copied = average_precision(
         tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)).instances, ACTIVITYNET_THRESHOLDS
     )
@@ -55,7 +61,7 @@ def test_weighted_average_precision_is_that_of_the_copied_videos():
 def test_videos_drawn_once_each_give_the_score_itself():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     matches = match_detections(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
-    values, _ = WeightedPrecision(matches).values(np.ones(len(VIDEOS) + 1))
+    ((values, _),) = weighted_precision(matches, np.ones((1, len(VIDEOS) + 1)))
     expected = average_precision(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
     np.testing.assert_allclose(values, [*expected.values()])
 
@@ -165,7 +171,7 @@ def test_frame_precision_is_that_of_copied_videos_ties_missing_scores_and_all(ce
     weight = st.lists(st.integers(0, 3), min_size=len(frames), max_size=len(frames))
     draws = np.array([data.draw(weight), [1] * len(frames)])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("unloc.evaluation.frame_precision.CELLS", cells)
+        patched.setattr("unloc.evaluation.segmentation.CELLS", cells)
         found = frame_precision(frames, draws)
     lowest = min(video.scores.min() for video in frames if video.scores is not None)
     for number, weights in enumerate(draws):

@@ -41,7 +41,7 @@ def test_predictions_are_aligned_with_the_queries_once(folder, monkeypatch):  # 
     assert set(report["coverage"]["metrics_without_missing"]) == set(report["metrics"]) >= set(report["intervals"])
 
 
-@pytest.mark.parametrize("module", ["unloc.evaluation.job", "unloc.evaluation.plots", "unloc.evaluation.zero_shot"])
+@pytest.mark.parametrize("module", ["unloc.evaluation.job", "unloc.evaluation.analysis", "unloc.evaluation.zero_shot"])
 def test_evaluation_without_a_model_imports_no_torch(module):
     heavy = {"torch", "ray", "open_clip", "typer", "matplotlib"}
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from tests.evaluation.small import moments, query_manifest, tal_detections, tal_manifest
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
-from unloc.evaluation.detection import detection, kept_truth
+from unloc.evaluation.detection import detection, kept_truth, overlap_over_union
 from unloc.evaluation.evaluator import score
-from unloc.evaluation.matching import overlap_over_union
 from unloc.evaluation.protocols import PROTOCOLS
 from unloc.evaluation.retrieval import hull_ratio, moment_retrieval
 from unloc.evaluation.segmentation import frame_scores

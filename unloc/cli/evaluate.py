@@ -1,16 +1,17 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unloc.cli import app
-from unloc.cli.evaluate_output import print_report
 from unloc.cli.progress import progress
 from unloc.errors import InputError
 
 Option = typer.Option
+SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
 
 
 @app.command("eval")
@@ -18,7 +19,7 @@ def evaluate_command(
     run: Annotated[Path | None, typer.Argument(help="Run folder or checkpoint; leave out with --predictions.")] = None,
     manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the annotations.")] = None,
     cache: Annotated[
-        Path | None, Option("--cache", "-c", help="Cache: tokens for RUN and --baseline, durations for all.")
+        Path | None, Option("--cache", "-c", help="Tokens for RUN and --baseline, durations for all.")
     ] = None,
     split: Annotated[str, Option(help="Split to evaluate.")] = "test",
     train_split: Annotated[str | None, Option(help="Split that blind floors are fitted on (train, …).")] = None,
@@ -30,19 +31,13 @@ def evaluate_command(
     strict: Annotated[bool, Option("--strict", help="Refuse to score bad predictions.")] = False,
     intervals: Annotated[bool, Option("--intervals", help="95 % bootstrap intervals over videos.")] = False,
     seed: Annotated[int, Option(min=0, help="Seed of the intervals' draws.")] = 0,
-    external_labels: Annotated[
-        bool, Option("--external-labels", help="State that labels of another model were used.")
-    ] = False,
-    without: Annotated[
-        list[Path] | None, Option(help="List of videos to leave out of annotations and predictions.")
-    ] = None,
+    external_labels: Annotated[bool, Option("--external-labels", help="Labels of another model were used.")] = False,
+    without: Annotated[list[Path] | None, Option(help="List of videos to leave out, also of predictions.")] = None,
     only: Annotated[list[Path] | None, Option(help="List of the only videos to score.")] = None,
     export: Annotated[Path | None, Option(help="Write the predictions: .json, .jsonl, .zip or .csv.")] = None,
     analyse: Annotated[bool, Option("--analyse", help="Kinds of false positives, recall; plots into --out.")] = False,
     zero_shot: Annotated[Path | None, Option(help="Folder of class splits: score the unseen classes of each.")] = None,
-    vocabulary: Annotated[
-        list[Path] | None, Option(help="Names the tower was pretrained on (with --zero-shot).")
-    ] = None,
+    vocabulary: Annotated[list[Path] | None, Option(help="Names the tower was pretrained on (--zero-shot).")] = None,
     control: Annotated[Path | None, Option(help="Predictions for nonsense class names (with --zero-shot).")] = None,
     out: Annotated[Path | None, Option(help="Folder (or metrics.json) to write.")] = None,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
@@ -59,8 +54,12 @@ def evaluate_command(
         raise InputError("unloc eval: --manifest is needed: it holds the annotations")
     if export is not None and (floors_only or zero_shot is not None):
         raise InputError("unloc eval: --export writes predictions; with --floors-only and --zero-shot there are none")
-    if predictions is None and (zero_shot is not None or vocabulary or control):
+    if task is None and (predictions is not None or floors_only):
+        raise InputError("unloc eval: --task is needed without RUN: mr, tal, as or hd")
+    if zero_shot is not None and (predictions is None or task != "tal"):
         raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
+    if zero_shot is None and (vocabulary or control):
+        raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
     from unloc.evaluation.job import Evaluation, evaluate_file, evaluate_floors
 
     if run is not None or baseline:
@@ -84,8 +83,7 @@ def evaluate_command(
         inputs=[path for path in (predictions, control, *(vocabulary or [])) if path],
     )
     if predictions is not None:
-        more = {"class_splits": zero_shot, "vocabularies": vocabulary, "control": control}
-        report = evaluate_file(evaluation, predictions, strict=strict, **more)
+        report = evaluate_file(evaluation, predictions, strict, zero_shot, vocabulary, control)
     elif floors_only:
         report = evaluate_floors(evaluation)
     elif baseline:
@@ -99,3 +97,78 @@ def evaluate_command(
         typer.echo(message)
     if report is not None:
         print_report(report)
+
+
+def print_report(report: dict) -> None:
+    """The metrics next to every blind floor, with what is needed to compare them."""
+    typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
+    if "recipe" in report:
+        recipe, towers, tokens = report["recipe"], report["recipe"]["towers"], report["recipe"]["tokens"]
+        line = f"  recipe {recipe['name']}: image {towers['image']}, text {towers['text']}, tokens of "
+        line += f"{tokens['tower.name'] or 'another project'} {tokens['tower.pretrained'] or ''}".rstrip()
+        if recipe["checkpoint_selected_on"] == report["split"]:
+            line += f"; {report['split']} selected the checkpoint, so these figures are too optimistic"
+        typer.echo(line)
+    if report["source"]:
+        typer.echo(f"  annotations: {report['source']}")
+    typer.echo(f"  ties: {report['tie_rule']}")
+    for name, (low, high) in report.get("tie_spans", {}).items():
+        typer.echo(f"    {name} would be between {low:.2f} and {high:.2f} in other orders of equal scores")
+    columns = {"ours": report["metrics"]} if "metrics" in report else {}
+    if "coverage" in report:
+        coverage, external = report["coverage"], "used" if report["external_labels"] else "none"
+        line = f"{coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
+        if "queries_annotated" in coverage:
+            line += f", {coverage['queries_predicted']} of {coverage['queries_annotated']} queries"
+        if "metrics_without_missing" in coverage:
+            line += "; `answered` leaves out the others"
+            columns["answered"] = coverage["metrics_without_missing"]
+        stated = f", stated {report['external_labels_stated']}" if "external_labels_stated" in report else ""
+        typer.echo(f"  {line}\n  external labels: {external}{stated}")
+    if "classes_seen_in_training" in report:
+        seen = report["classes_seen_in_training"]
+        line = f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}"
+        typer.echo(line.rstrip())
+    _print_table(columns | report.get("floors", {}), report.get("intervals", {}))
+    for share, found in report.get("zero_shot", {}).items():
+        typer.echo(f"zero-shot {share}: mean and standard deviation over {found['num_splits']} splits of classes")
+        columns = {"mean": found["mean"], "std": found["std"]}
+        if "nonsense_control" in found:
+            columns["nonsense"] = found["nonsense_control"]["mean"]
+        _print_table(columns | found.get("floors", {}), {})
+        typer.echo(f"  leaks: {found['leak_check']}")
+        for title, overlap in found.get("unseen_names_in_vocabulary", {}).items():
+            shares = overlap["percent_same_per_split"]
+            typer.echo(
+                f"  in {title}: {len(overlap['same'])} unseen names, {len(overlap['within'])} more in part; "
+                f"{shares['mean']:.1f} % of a split's unseen names, {shares['most']:.1f} % at most"
+            )
+    if "analysis" in report:
+        _print_analysis(report["analysis"])
+
+
+def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list[float]]) -> None:
+    widths = [max(9, len(name) + 2) for name in columns]
+    header = "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
+    typer.echo(f"{'metric':26}{header}{'  95 % of draws' if intervals else ''}")
+    for key in next(iter(columns.values()), {}):
+        if key.startswith("MR-") and not key.endswith(SHOWN_OFFICIAL):
+            continue
+        values = (column.get(key, math.nan) for column in columns.values())
+        cells = "".join(f"{value:{width}.2f}" for value, width in zip(values, widths, strict=True))
+        ends = "  {:.2f} to {:.2f}".format(*intervals[key]) if key in intervals else ""
+        typer.echo(f"{key:26}{cells}{ends}")
+
+
+def _print_analysis(analysis: dict) -> None:
+    counts, gains = analysis["counts"], analysis["gain_without"]
+    typer.echo(f"detections by kind, {analysis['counted']}; mAP@0.50 gained without the kind")
+    for kind, number in counts.items():
+        gain = f"{gains[kind]:+9.2f}" if kind in gains else ""
+        typer.echo(f"  {kind:16}{number:9d} {100 * number / max(1, sum(counts.values())):6.1f} %{gain}")
+    for name, rows in analysis["recall"].items():
+        bins = []
+        for row in rows:
+            bounds = f"{row['from']:g}+" if math.isinf(row["below"]) else f"{row['from']:g}-{row['below']:g}"
+            bins.append(f"[{bounds}] " + (f"{row['recall']:.1f} % of {row['segments']}" if row["segments"] else "none"))
+        typer.echo(f"recall by {name.replace('_', ' ')}: {', '.join(bins)}")

@@ -10,48 +10,93 @@ The 10·G best of every label are counted, G its number of segments. In moment r
 own; in action segmentation runs of equal labels are the segments.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
-from unloc.evaluation.detection import class_average_precision, found_at_multiple
-from unloc.evaluation.matching import Matches, match_detections, overlap_over_union
+from unloc.errors import InputError
+from unloc.evaluation.detection import (
+    Matches,
+    class_average_precision,
+    found_at_multiple,
+    match_detections,
+    overlap_over_union,
+)
 from unloc.evaluation.queries import align, ground_truth_windows
 from unloc.evaluation.segmentation import label_runs
 from unloc.predictions.records import detections_table
 
 REACHED, TOUCHED = 0.5, 0.1
-KINDS = ("true", "duplicate", "wrong label", "poor boundary", "confused", "background")
+COLOURS = {
+    "true": "#2a7f62",
+    "duplicate": "#e0a13c",
+    "wrong label": "#8e5ea2",
+    "poor boundary": "#3c78b4",
+    "confused": "#c76fa0",
+    "background": "#9aa0a6",
+}
+KINDS = tuple(COLOURS)
+PLOTS = ("false_positives.svg", "gains.svg", "recall.svg")
 MULTIPLES = 10
-LENGTH_EDGES = (0.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, np.inf)
-SHARE_EDGES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, np.inf)
-POSITION_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, np.inf)
-COUNT_EDGES = (1.0, 2.0, 3.0, 6.0, 11.0, np.inf)
 
 
 def analyse(task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest) -> dict:
-    """The `analysis` of metrics.json, for a (selected) manifest."""
+    """The `analysis` of metrics.json, for a (selected) manifest.
+
+    Recall at IoU 0.5 is that of the segments in bins of length, share of the video, position and number in the video. A
+    segment is found if any of the 10·n best detections reaches it, n the segments of that label in that video;
+    `recall_at_1x` uses only the n best.
+    """
     detections, instances = as_detections(task, predictions, manifest)
-    matches = match_detections(detections, instances, np.array([REACHED]))
+    matches, durations = match_detections(detections, instances, np.array([REACHED])), required_durations(manifest)
     kinds, counts = kinds_of(matches), np.bincount(matches.truth_class, minlength=len(matches.classes))
     rank = np.zeros(len(kinds), dtype=np.int64)  # 0 for the G best detections of each label, 1 for the next G, …
     for code, rows in enumerate(matches.by_class()):
         rank[rows] = np.arange(rows.stop - rows.start) // counts[code]
+
+    def count(chosen: np.ndarray) -> dict[str, int]:
+        return dict(zip(KINDS, np.bincount(chosen, minlength=len(KINDS)).tolist(), strict=True))
+
+    def precision_of(kept: np.ndarray) -> float:  # mAP@0.50, the mean over labels
+        part = replace(matches, hits=matches.hits[kept], class_code=matches.class_code[kept])
+        return 100.0 * float(class_average_precision(part).mean()) if matches.classes else 0.0
+
+    lengths = matches.truth[:, 1] - matches.truth[:, 0]
+    durations_seconds = np.array([durations.get(matches.videos[code], np.nan) for code in matches.truth_video])
+    _, group, sizes = np.unique(matches.truth_keys, return_inverse=True, return_counts=True)
+    properties = {
+        "length_seconds": (lengths, (0.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, np.inf)),
+        "share_of_video": (lengths / durations_seconds, (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, np.inf)),
+        "position_of_middle": (matches.truth.mean(axis=1) / durations_seconds, (0.0, 0.2, 0.4, 0.6, 0.8, np.inf)),
+        "instances_in_video": (sizes[group].astype(np.float64), (1.0, 2.0, 3.0, 6.0, 11.0, np.inf)),
+    }
+    found, at_once = (found_at_multiple(matches, multiple)[:, 0] for multiple in (MULTIPLES, 1))
+    recall: dict[str, list[dict]] = {name: [] for name in properties}
+    for name, (values, edges) in properties.items():
+        for low, high in pairwise(edges):
+            inside = (values >= low) & (values < high)  # unknown values are in no bin
+            number = int(inside.sum())
+            row = {"from": low, "below": high, "segments": number, "missed": number - int(found[inside].sum())}
+            for key, flags in (("recall", found), ("recall_at_1x", at_once)):
+                row[key] = 100.0 * float(flags[inside].mean()) if number else np.nan
+            recall[name].append(row)
+    whole = precision_of(np.ones(len(kinds), dtype=bool))
     return {
         "iou": REACHED,
         "background_below": TOUCHED,
         "counted": f"the {MULTIPLES}·G best of every label, G its number of segments",
         "num_segments": len(instances),
         "unknown_labels": len(detections) - len(kinds),
-        "counts": _count_kinds(kinds[rank < MULTIPLES]),
-        "counts_by_rank": [_count_kinds(kinds[rank == multiple]) for multiple in range(MULTIPLES)],
-        "gain_without": gains(matches, kinds),
-        "recall": recall_by_property(matches, required_durations(manifest)),
+        "counts": count(kinds[rank < MULTIPLES]),
+        "counts_by_rank": [count(kinds[rank == multiple]) for multiple in range(MULTIPLES)],
+        "gain_without": {n: precision_of(kinds != kind) - whole for kind, n in enumerate(KINDS) if n != "true"},
+        "recall": recall,
     }
 
 
@@ -84,9 +129,6 @@ def as_detections(
     return detections_table(found), pd.DataFrame(rows, columns=INSTANCE_COLUMNS)
 
 
-# -- false positives ------------------------------------------------------------------------------------------------
-
-
 def kinds_of(matches: Matches) -> np.ndarray:
     """(n,) index into KINDS of every detection."""
     same, other = np.zeros((2, len(matches.hits)))  # best IoU with segments of its label in its video, and of others
@@ -104,55 +146,50 @@ def kinds_of(matches: Matches) -> np.ndarray:
     return np.select(conditions, list(range(len(conditions))), default=len(conditions))
 
 
-def _count_kinds(kinds: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(kinds, minlength=len(KINDS))
-    return dict(zip(KINDS, counts.tolist(), strict=True))
+def write_plots(analysis: dict, folder: Path) -> list[Path]:
+    """Three SVG files below the folder. Raises InputError if matplotlib is not installed."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure  # not pyplot, which needs a display
+    except ModuleNotFoundError:
+        raise InputError("--analyse draws with matplotlib, which is not installed: pip install matplotlib") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    # The same analysis gives the same bytes: no date, fixed ids; text is kept as text.
+    with matplotlib.rc_context({"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}):
+        figures = [Figure(figsize=size, layout="constrained") for size in ((6.4, 3.2), (5.6, 2.6), (8.4, 5.6))]
+        (by_rank,), (gains,), recalls = (
+            figure.subplots(num, num, squeeze=False).ravel() for figure, num in zip(figures, (1, 1, 2), strict=True)
+        )
+        for axis in (by_rank, gains, *recalls):
+            axis.spines[["top", "right"]].set_visible(False)
 
+        # Shares of the kinds among the G best detections of each label, the next G, and so on.
+        rows = analysis["counts_by_rank"]
+        ranks, bottom = range(1, len(rows) + 1), np.zeros(len(rows))
+        for kind, colour in COLOURS.items():
+            shares = np.array([100.0 * row[kind] / max(1, sum(row.values())) for row in rows])
+            by_rank.bar(ranks, shares, bottom=bottom, color=colour, label=kind, width=0.85)
+            bottom = bottom + shares
+        by_rank.set(xlabel="rank, in multiples of G segments of the label", ylabel="% of detections", ylim=(0, 100))
+        by_rank.set_xticks(ranks)
+        by_rank.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-def gains(matches: Matches, kinds: np.ndarray) -> dict[str, float]:
-    """Points of mAP@0.50 (the mean over labels) gained without the false positives of each kind."""
+        gained = analysis["gain_without"]
+        gains.barh(list(gained), list(gained.values()), color=[COLOURS[kind] for kind in gained])
+        gains.invert_yaxis()
+        gains.set(xlabel="points of mAP@0.50 gained without them")
 
-    def mean_precision(kept: np.ndarray) -> float:
-        part = replace(matches, hits=matches.hits[kept], class_code=matches.class_code[kept])
-        return 100.0 * float(class_average_precision(part).mean()) if matches.classes else 0.0
+        # Recall at IoU 0.5 in the bins of every property, with the number of segments in each.
+        for axis, (name, rows) in zip(recalls, analysis["recall"].items(), strict=True):
+            places = range(len(rows))
+            shares = np.nan_to_num([(row["recall"], row["recall_at_1x"]) for row in rows]).T  # NaN: an empty bin
+            found = axis.bar(places, shares[0], color="#c9d6e2")
+            at_once = axis.bar(places, shares[1], color="#3c78b4", width=0.5)
+            axis.set_xticks(places, [f"≥ {row['from']:g}\n({row['segments']})" for row in rows], fontsize=7)
+            axis.set(title=name.replace("_", " "), ylim=(0, 100), ylabel="% found")
+        labels = ("of the 10·n best", "of the n best (n segments of the label in the video; in brackets: segments)")
+        figures[2].legend([found, at_once], labels, loc="outside upper center", ncols=2, frameon=False)
 
-    whole = mean_precision(np.ones(len(kinds), dtype=bool))
-    return {name: mean_precision(kinds != kind) - whole for kind, name in enumerate(KINDS) if name != "true"}
-
-
-# -- misses ---------------------------------------------------------------------------------------------------------
-
-
-def recall_by_property(matches: Matches, durations: Mapping[str, float]) -> dict[str, list[dict]]:
-    """Recall at IoU 0.5 of the segments in bins of length, share of the video, position and number in the video.
-
-    A segment is found if any of the 10·n best detections reaches it, n the segments of that label in that video;
-    `recall_at_1x` uses only the n best.
-    """
-    lengths = matches.truth[:, 1] - matches.truth[:, 0]
-    durations_seconds = np.array([durations.get(matches.videos[code], np.nan) for code in matches.truth_video])
-    middles = matches.truth.mean(axis=1) if len(matches.truth) else np.zeros(0)
-    _, group, sizes = np.unique(matches.truth_keys, return_inverse=True, return_counts=True)
-    properties = {
-        "length_seconds": (lengths, LENGTH_EDGES),
-        "share_of_video": (lengths / durations_seconds, SHARE_EDGES),
-        "position_of_middle": (middles / durations_seconds, POSITION_EDGES),
-        "instances_in_video": (sizes[group].astype(np.float64), COUNT_EDGES),
-    }
-    found, at_once = (found_at_multiple(matches, multiple)[:, 0] for multiple in (MULTIPLES, 1))
-    recall: dict[str, list[dict]] = {name: [] for name in properties}
-    for name, (values, edges) in properties.items():
-        for low, high in pairwise(edges):
-            inside = (values >= low) & (values < high)  # unknown values are in no bin
-            number = int(inside.sum())
-            recall[name].append(
-                {
-                    "from": low,
-                    "below": high,
-                    "segments": number,
-                    "missed": number - int(found[inside].sum()),
-                    "recall": 100.0 * float(found[inside].mean()) if number else np.nan,
-                    "recall_at_1x": 100.0 * float(at_once[inside].mean()) if number else np.nan,
-                }
-            )
-    return recall
+        for figure, name in zip(figures, PLOTS, strict=True):
+            figure.savefig(folder / name, format="svg", metadata={"Date": None})
+    return [folder / name for name in PLOTS]

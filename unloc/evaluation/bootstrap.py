@@ -7,15 +7,13 @@ The spread of the draws is centred on the score itself: mAP of copied videos is 
 and precision is made monotone), on ActivityNet by 2 points, so plain percentiles would not contain the score.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from unloc.evaluation.detection import DetectionScores, found_at_multiple, mean_recall
-from unloc.evaluation.frame_precision import frame_map, frame_precision
-from unloc.evaluation.matching import Matches
+from unloc.evaluation.detection import DetectionScores, Matches, found_at_multiple, mean_recall
 from unloc.evaluation.queries import QueryScores
-from unloc.evaluation.segmentation import FrameScores, frame_counts, weighted_counts
+from unloc.evaluation.segmentation import FrameScores, frame_counts, frame_map, frame_precision, weighted_counts
 
 DRAWS = 1000
 MAP_DRAWS = 100  # of action segmentation's mAP, which counts all frames for every class in every draw
@@ -23,15 +21,30 @@ COVERED = (2.5, 97.5)
 
 
 def bootstrap_intervals(scores: DetectionScores | QueryScores | FrameScores, seed: int) -> dict[str, list[float]]:
-    """[2.5 %, 97.5 %] of every metric in percent; none for metrics that are undefined."""
+    """[2.5 %, 97.5 %] of every metric in percent; none for metrics that are undefined.
+
+    Of detections, those in videos without ground truth count once in every draw.
+    """
     if isinstance(scores, DetectionScores):
-        return _detection_intervals(scores, seed)
-    if isinstance(scores, FrameScores):
-        return _frame_intervals(scores, seed)
-    videos, index = np.unique(scores.video_ids, return_inverse=True)
-    if not len(videos):
+        num_videos = scores.num_videos if scores.matches.videos else 0
+    elif isinstance(scores, QueryScores):
+        videos, index = np.unique(scores.video_ids, return_inverse=True)
+        num_videos = len(videos)
+    else:
+        num_videos = len(scores.frames)
+    if not num_videos:
         return {}
-    return percentiles(scores.weighted_metrics(video_weights(len(videos), seed)[:, index]), scores.metrics())
+    weights, more = video_weights(num_videos, seed), {}
+    if isinstance(scores, QueryScores):
+        return percentiles(scores.weighted_metrics(weights[:, index]), scores.metrics())
+    if isinstance(scores, FrameScores):
+        counts, centre = frame_counts(scores.frames), scores.metrics()
+        drawn = [weighted_counts(counts, row) for row in weights]
+        if any(video.scores is not None for video in scores.frames):
+            more = percentiles(frame_map(frame_precision(scores.frames, weights[:MAP_DRAWS])), centre)
+    else:
+        centre, *drawn = _weighted_detection_metrics(scores, weights)
+    return percentiles({name: np.array([draw[name] for draw in drawn]) for name in drawn[0]}, centre) | more
 
 
 def video_weights(num_videos: int, seed: int, draws: int = DRAWS) -> np.ndarray:
@@ -53,63 +66,40 @@ def percentiles(draws: Mapping[str, np.ndarray], centre: Mapping[str, float]) ->
     return intervals
 
 
-def _frame_intervals(scores: FrameScores, seed: int) -> dict[str, list[float]]:
-    """Intervals of action segmentation; those of mAP from fewer draws."""
-    frames = scores.frames
-    if not frames:
-        return {}
-    counts, weights, centre = frame_counts(frames), video_weights(len(frames), seed), scores.metrics()
-    draws = [weighted_counts(counts, row) for row in weights]
-    intervals = percentiles({name: np.array([draw[name] for draw in draws]) for name in draws[0]}, centre)
-    if any(video.scores is not None for video in frames):
-        intervals |= percentiles(frame_map(frame_precision(frames, weights[:MAP_DRAWS])), centre)
-    return intervals
-
-
-def _detection_intervals(scores: DetectionScores, seed: int) -> dict[str, list[float]]:
-    """Intervals of mAP and recall@kx over videos with ground truth; detections elsewhere count once in every draw."""
-    matches = scores.matches
-    if not len(matches.videos):
-        return {}
-    precision = WeightedPrecision(matches)
+def _weighted_detection_metrics(scores: DetectionScores, weights: np.ndarray) -> Iterator[dict[str, float]]:
+    """mAP and recall@kx, first of all videos counted once, then for each row of weights (draws, videos)."""
+    matches, num_videos = scores.matches, len(scores.matches.videos)
+    draws = np.ones((len(weights) + 1, num_videos + 1))
+    draws[1:, :-1] = weights[:, :num_videos]
     found = {multiple: found_at_multiple(matches, multiple) for multiple in scores.rules.recall_multiples}
-
-    def scored(weights: np.ndarray) -> dict[str, float]:
-        values, present = precision.values(weights)
-        draw = scores.mean_precision(values[present])
+    for draw, (values, present) in zip(draws, weighted_precision(matches, draws), strict=True):
+        metrics = scores.mean_precision(values[present])
         for multiple, flags in found.items():
-            draw |= mean_recall(flags, matches, multiple, weights[matches.truth_video])
-        return draw
-
-    drawn = video_weights(scores.num_videos, seed)[:, : len(matches.videos)]
-    draws = [scored(np.append(weights, 1).astype(np.float64)) for weights in drawn]
-    centre = scored(np.ones(len(matches.videos) + 1))
-    return percentiles({name: np.array([draw[name] for draw in draws]) for name in centre}, centre)
+            metrics |= mean_recall(flags, matches, multiple, draw[matches.truth_video])
+        yield metrics
 
 
-class WeightedPrecision:
-    """Average precision of every class for weighted videos; what does not depend on the weights is computed once."""
+def weighted_precision(matches: Matches, draws: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Average precision (classes, thresholds), and which (classes,) have ground truth, for each row of weights.
 
-    def __init__(self, matches: Matches) -> None:
-        self.matches = matches
-        self.starts = np.array([rows.start for rows in matches.by_class()], dtype=np.int64)
-        self.columns = [np.flatnonzero(column) for column in matches.hits.T]
-
-    def values(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """((classes, thresholds), (classes,) whether the class has ground truth) for weights (videos + 1,)."""
-        found = self.matches
-        weight = weights[found.video_code]
-        truth = np.bincount(found.truth_class, weights[found.truth_video], minlength=len(found.classes))
+    `draws` (draws, videos + 1); the last weight is that of detections in videos without ground truth.
+    """
+    num_classes = len(matches.classes)
+    starts = np.array([rows.start for rows in matches.by_class()], dtype=np.int64)
+    columns = [np.flatnonzero(column) for column in matches.hits.T]
+    for draw in draws:
+        weight = draw[matches.video_code]
+        truth = np.bincount(matches.truth_class, draw[matches.truth_video], minlength=num_classes)
         before = np.concatenate([[0.0], np.cumsum(weight)])
-        values = np.zeros((len(found.classes), len(self.columns)))
-        for column, hits in enumerate(self.columns):
-            code = found.class_code[hits]
+        values = np.zeros((num_classes, len(columns)))
+        for column, hits in enumerate(columns):
+            code = matches.class_code[hits]
             true = np.concatenate([[0.0], np.cumsum(weight[hits])])
             true_in_class = true[1:] - true[np.searchsorted(code, code)]
-            seen_in_class = before[hits + 1] - before[self.starts[code]]
+            seen_in_class = before[hits + 1] - before[starts[code]]
             precision = np.divide(true_in_class, seen_in_class, out=np.zeros(len(hits)), where=seen_in_class > 0)
             # Monotone from the right within each class: each class is shifted above all later ones.
-            lift = 2.0 * (len(found.classes) - code)
+            lift = 2.0 * (num_classes - code)
             precision = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
-            values[:, column] = np.bincount(code, precision * weight[hits], minlength=len(found.classes))
-        return values / np.maximum(truth, 1e-300)[:, None], truth > 0
+            values[:, column] = np.bincount(code, precision * weight[hits], minlength=num_classes)
+        yield values / np.maximum(truth, 1e-300)[:, None], truth > 0

@@ -2,18 +2,19 @@
 
 Procedure (ActivityNet's eval_detection): per class, predictions of all videos by falling score; each takes the
 best-overlapping ground truth of its own video and class that is free and reaches the threshold; precision is made
-monotone from the right and integrated at every change of recall (VOC 2011). Segments are not clamped. Ties as in
-`matching`.
+monotone from the right and integrated at every change of recall (VOC 2011). Segments are not clamped. Ties: of equal
+scores the later entry of the file goes first, as the official sort does with few entries; of ground truths with equal
+IoU the later is tried first.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from unloc.annotations.schema import Manifest
-from unloc.evaluation.matching import Matches, interpolated_precision, match_detections, overlap_over_union
 from unloc.evaluation.protocols import DetectionProtocol, protocol_for
 
 SAME_SEGMENT_SECONDS = 1e-3  # OpenTAD and ActionFormer: ground truth this close is a repeat
@@ -26,6 +27,106 @@ def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "act
     ground truth the figures are NaN: there is nothing to find. Raises InputError for an unknown protocol.
     """
     return detection_scores(detections, manifest, protocol_for("tal", protocol, manifest)).metrics()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """Detections, sorted by class and then by falling score, and whether each takes a ground truth."""
+
+    classes: list[str]
+    videos: list[str]
+    """Videos with ground truth; detections in other videos have the code len(videos)."""
+    thresholds: np.ndarray
+    hits: np.ndarray
+    """(n, thresholds) True where a detection takes a ground truth."""
+    class_code: np.ndarray
+    video_code: np.ndarray
+    segments: np.ndarray
+    """(n, 2) of the detections."""
+    truth_class: np.ndarray
+    truth_video: np.ndarray
+    truth: np.ndarray
+    """(N, 2) ground truth, in the order of the annotations."""
+    keys: np.ndarray
+    """(n,) one number per pair of class and video, for the detections."""
+    truth_keys: np.ndarray
+    """(N,) the same for the ground truth."""
+
+    def by_class(self) -> list[slice]:
+        """The detections of each class, class by class."""
+        bounds = np.searchsorted(self.class_code, np.arange(len(self.classes) + 1)).tolist()
+        return [slice(first, after) for first, after in pairwise(bounds)]
+
+
+def match_detections(detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> Matches:
+    """Detections matched with the instances of their class at every threshold; those of other classes are left out."""
+    classes, videos = pd.Index(instances["label"].unique()), pd.Index(instances["video_id"].unique())
+    label = classes.get_indexer(detections["label"])
+    known = np.flatnonzero(label >= 0)
+    scores = detections["score"].to_numpy(dtype=np.float64)[known]
+    order = known[np.argsort(scores, kind="stable")[::-1]]
+    order = order[np.argsort(label[order], kind="stable")]
+    video = videos.get_indexer(detections["video_id"])[order]
+    video = np.where(video >= 0, video, len(videos))
+    segments = detections[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)[order]
+    truth = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+    truth_class, truth_video = classes.get_indexer(instances["label"]), videos.get_indexer(instances["video_id"])
+    keys, truth_keys = label[order] * (len(videos) + 1) + video, truth_class * (len(videos) + 1) + truth_video
+    return Matches(
+        classes=list(classes),
+        videos=list(videos),
+        thresholds=thresholds,
+        hits=match(keys, segments, truth_keys, truth, thresholds),
+        class_code=label[order],
+        video_code=video,
+        segments=segments,
+        truth_class=truth_class,
+        truth_video=truth_video,
+        truth=truth,
+        keys=keys,
+        truth_keys=truth_keys,
+    )
+
+
+def overlap_over_union(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of paired segments (…, 2); 0/0 is infinite, because officially NaN passes every threshold."""
+    overlap = np.minimum(segments[..., 1], others[..., 1]) - np.maximum(segments[..., 0], others[..., 0])
+    overlap = np.maximum(overlap, 0.0)
+    union = (segments[..., 1] - segments[..., 0]) + (others[..., 1] - others[..., 0]) - overlap
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = overlap / union
+    return np.where(np.isnan(ratio), np.inf, ratio)
+
+
+def match(
+    key: np.ndarray, segments: np.ndarray, truth_key: np.ndarray, truth: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+    """(n, thresholds) True where a detection takes a ground truth of its key; earlier detections choose first."""
+    matched = np.zeros((len(key), len(thresholds)), dtype=bool)
+    order = np.argsort(truth_key, kind="stable")
+    truth_key, truth = truth_key[order], truth[order]
+    first = np.searchsorted(truth_key, key)
+    count = np.searchsorted(truth_key, key, side="right") - first
+    single = np.flatnonzero(count == 1)
+    ratio = overlap_over_union(segments[single], truth[first[single]])
+    for column, threshold in enumerate(thresholds):
+        reaching = single[ratio >= threshold]
+        _, earliest = np.unique(key[reaching], return_index=True)
+        matched[reaching[earliest], column] = True
+    several = np.flatnonzero(count > 1)
+    several = several[np.argsort(key[several], kind="stable")]
+    for group in np.split(several, np.flatnonzero(np.diff(key[several])) + 1) if len(several) else []:
+        own = truth[first[group[0]] : first[group[0]] + count[group[0]]]
+        # Reversed: argmax takes the first of equals, the official code tries the later one first.
+        ratio = overlap_over_union(segments[group][:, None], own[None])[:, ::-1]
+        free = np.ones((len(thresholds), len(own)), dtype=bool)
+        for row in np.flatnonzero(ratio.max(axis=1) >= thresholds.min()):
+            open_ratio = np.where(free, ratio[row], -1.0)
+            best = open_ratio.argmax(axis=1)
+            reached = open_ratio[np.arange(len(thresholds)), best] >= thresholds
+            matched[group[row]] = reached
+            free[reached, best[reached]] = False
+    return matched
 
 
 @dataclass(frozen=True)
@@ -41,7 +142,7 @@ class DetectionScores:
     @cached_property
     def precision(self) -> np.ndarray:
         """(classes, thresholds) average precision of every class with ground truth, as a fraction."""
-        return class_average_precision(self.matches, single_precision=self.rules.single_precision)
+        return class_average_precision(self.matches, single_precision=self.rules.as_unloc)
 
     def metrics(self) -> dict[str, float]:
         """The metrics of `detection`."""
@@ -53,11 +154,11 @@ class DetectionScores:
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP@t and AP@avg of every class in percent."""
-        names = [f"AP@{threshold:.2f}" for threshold in self.rules.thresholds]
+        names = [*(f"AP@{threshold:.2f}" for threshold in self.rules.thresholds), "AP@avg"]
+        rows = ([*values, values[self.rules.averaged].mean()] for values in 100.0 * self.precision)
         return {
-            label: dict(zip(names, values.tolist(), strict=True))
-            | {"AP@avg": float(values[self.rules.averaged].mean())}
-            for label, values in zip(self.matches.classes, 100.0 * self.precision, strict=True)
+            label: dict(zip(names, map(float, row), strict=True))
+            for label, row in zip(self.matches.classes, rows, strict=True)
         }
 
     def mean_precision(self, values: np.ndarray) -> dict[str, float]:
@@ -66,7 +167,7 @@ class DetectionScores:
         If the protocol counts absent classes as 0, mAP_present_classes is added.
         """
         counts = {"mAP": len(values) + self.num_absent}
-        if self.rules.divides_by_all_classes:
+        if self.rules.as_unloc:
             counts["mAP_present_classes"] = len(values)
         metrics, thresholds = {}, self.rules.thresholds
         for name, count in counts.items():
@@ -80,8 +181,8 @@ def detection_scores(detections: pd.DataFrame, manifest: Manifest, rules: Detect
     """Detections matched with the ground truth of the (selected) manifest."""
     matches = match_detections(detections, kept_truth(manifest.instances, rules), rules.thresholds)
     num_absent = 0
-    if rules.divides_by_all_classes:  # one with predictions but no ground truth is NaN in UnLoc's scorer and skipped
-        num_absent = len(set(manifest.classes) - set(matches.classes) - matches.predicted_only)
+    if rules.as_unloc:  # one with predictions but no ground truth is NaN in UnLoc's scorer and skipped
+        num_absent = len({*manifest.classes} - {*matches.classes, *detections["label"]})
     num_videos = max(manifest.videos["video_id"].nunique(), len(matches.videos))
     return DetectionScores(matches, rules, num_videos, num_absent)
 
@@ -90,9 +191,9 @@ def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFram
     """The instances that the protocol counts: without too short ones and repeats if it drops them."""
     segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
     lengths = segments[:, 1] - segments[:, 0]
-    keep = np.ones(len(instances), dtype=bool)
-    if rules.shortest_seconds is not None:
-        keep = lengths >= rules.shortest_seconds if rules.shortest_seconds else lengths > 0.0
+    shortest, keep = rules.shortest_seconds, np.ones(len(instances), dtype=bool)
+    if shortest is not None:
+        keep = lengths >= shortest if shortest else lengths > 0.0
     if rules.drops_repeats:
         rows = instances.assign(row=np.arange(len(instances)))[keep].groupby(["video_id", "label"], sort=False)["row"]
         for group in rows.agg(list):
@@ -106,24 +207,24 @@ def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFram
 
 
 def class_average_precision(matches: Matches, *, single_precision: bool = False) -> np.ndarray:
-    """(classes, thresholds) average precision of every class with ground truth, 0 for one without detections."""
+    """(classes, thresholds) average precision of every class with ground truth, 0 for one without detections.
+
+    `single_precision`: precision and recall are rounded to float32 as in UnLoc's scorer (differs by 1e-8).
+    """
     counts = np.bincount(matches.truth_class, minlength=len(matches.classes))
     values = np.zeros((len(matches.classes), len(matches.thresholds)))
-    integrate = _float32_precision if single_precision else interpolated_precision
+    kind = np.float32 if single_precision else np.float64
     for code, rows in enumerate(matches.by_class()):
-        values[code] = integrate(matches.hits[rows], int(counts[code]))
+        hits = matches.hits[rows]
+        true = np.cumsum(hits, axis=0).astype(kind)
+        precision = (true / np.arange(1, len(hits) + 1, dtype=kind)[:, None]).astype(np.float64)
+        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        if single_precision:
+            recall = (true / np.float32(counts[code])).astype(np.float64)
+            values[code] = (np.diff(recall, axis=0, prepend=0.0) * precision).sum(axis=0)
+        else:
+            values[code] = (precision * hits).sum(axis=0) / counts[code]
     return values
-
-
-def _float32_precision(hits: np.ndarray, num_truth: int) -> np.ndarray:
-    """As `interpolated_precision`, precision and recall rounded to float32 as in UnLoc's scorer (differs by 1e-8)."""
-    if not len(hits) or not num_truth:
-        return np.zeros(hits.shape[1])
-    true = np.cumsum(hits, axis=0).astype(np.float32)
-    recall = (true / np.float32(num_truth)).astype(np.float64)
-    precision = (true / np.arange(1, len(hits) + 1, dtype=np.float32)[:, None]).astype(np.float64)
-    precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    return (np.diff(recall, axis=0, prepend=0.0) * precision).sum(axis=0)
 
 
 def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:

@@ -13,10 +13,9 @@ from unloc.errors import InputError
 from unloc.evaluation.bootstrap import bootstrap_intervals
 from unloc.evaluation.detection import DetectionScores, detection_scores
 from unloc.evaluation.floors import detection_floors, frame_floors, moment_floors
-from unloc.evaluation.highlight import highlight_scores
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
 from unloc.evaluation.queries import Aligned, QueryScores, align, is_answered
-from unloc.evaluation.retrieval import official_report, retrieval_scores, tie_spans
+from unloc.evaluation.retrieval import highlight_scores, official_report, retrieval_scores, tie_spans
 from unloc.evaluation.screening import other_unit
 from unloc.evaluation.segmentation import FrameScores, frame_scores
 from unloc.predictions.records import FramePrediction, MomentPrediction
@@ -24,17 +23,9 @@ from unloc.tasks import task_named
 
 logger = logging.getLogger(__name__)
 Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
+Scores = DetectionScores | QueryScores | FrameScores
 QUERY_TASKS = ("mr", "hd")
 MOST_OUTSIDE = 0.1  # share of segments; official files have a few of videos that were cut since
-
-
-# -- annotations ----------------------------------------------------------------------------------------------------
-
-
-def default_train_split(manifest: Manifest, split: str) -> str | None:
-    """The split that models of this dataset are trained on: THUMOS14 has no other than `validation`."""
-    names = [name for name in ("train", "training", "validation") if name in manifest.splits and name != split]
-    return names[0] if names else None
 
 
 def annotated_queries(task: str, queries: pd.DataFrame) -> pd.Series:
@@ -85,7 +76,7 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
     outside = ~((segments[:, 0] < np.where(np.isnan(lengths), np.inf, lengths)) & (segments[:, 1] > 0))
     if not unit and not outside.any():
         return
-    first = int(np.argmax(outside)) if outside.any() else 0
+    first = int(np.argmax(outside))
     start, end = segments[first]
     found = (
         f"split {split!r} of manifest {selected.name!r}: {int(outside.sum())} of {len(outside)} segments lie wholly "
@@ -98,9 +89,6 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
     logger.warning("%s: nothing can be learned or found there", found)
 
 
-# -- scores ---------------------------------------------------------------------------------------------------------
-
-
 def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None) -> dict[str, float]:
     """The task's metrics in percent, by name, on an already selected manifest.
 
@@ -110,9 +98,7 @@ def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str
     return split_scores(task, aligned, manifest, protocol_for(task, protocol, manifest)).metrics()
 
 
-def split_scores(
-    task: str, predictions: Predictions | Aligned, manifest: Manifest, rules: Protocol
-) -> DetectionScores | QueryScores | FrameScores:
+def split_scores(task: str, predictions: Predictions | Aligned, manifest: Manifest, rules: Protocol) -> Scores:
     """What all metrics and intervals are computed from; predictions of mr and hd are aligned with the queries."""
     if task == "tal":
         return detection_scores(predictions, manifest, rules)
@@ -133,7 +119,6 @@ def evaluate(
     train_split: str | None = None,
     protocol: str | None = None,
     interval_seed: int | None = None,
-    external_labels: bool = False,
 ) -> dict:
     """metrics.json: the metrics of one split with floors fitted on `train_split`, intervals and coverage.
 
@@ -150,7 +135,8 @@ def evaluate(
     aligned = align(predictions, selected) if task in QUERY_TASKS else predictions
     scores = split_scores(task, aligned, selected, rules)
     metrics = scores.metrics()
-    report = {
+    official = {"official": official_report(metrics)} if task in QUERY_TASKS and rules.ranges else {}
+    return {
         **header(task, selected, split, rules),
         "metrics": metrics,
         "per_class": {} if task in QUERY_TASKS else scores.per_class(),
@@ -158,11 +144,8 @@ def evaluate(
         "floors": floors,
         "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
         "coverage": coverage(task, aligned, selected, scores),
-        "external_labels": external_labels,
+        **official,
     }
-    if task in QUERY_TASKS and rules.ranges:
-        report["official"] = official_report(metrics)
-    return report
 
 
 def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
@@ -180,12 +163,7 @@ def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
     }
 
 
-def coverage(
-    task: str,
-    predictions: Predictions | Aligned,
-    selected: Manifest,
-    scores: DetectionScores | QueryScores | FrameScores,
-) -> dict:
+def coverage(task: str, predictions: Predictions | Aligned, selected: Manifest, scores: Scores) -> dict:
     """Counts of annotated and predicted videos (and queries), the missing videos, and the metrics without them."""
     counts: dict[str, int] = {}
     if task in QUERY_TASKS:
@@ -198,22 +176,18 @@ def coverage(
         ids = predictions["video_id"] if task == "tal" else (item.video_id for item in predictions if len(item.labels))
         predicted = set(ids)
     missing = [video_id for video_id in annotated if video_id not in predicted]
-    report = {
-        "videos_annotated": len(annotated),
-        "videos_predicted": len(annotated) - len(missing),
-        "missing": missing,
-        **counts,
-    }
+    num_predicted = len(annotated) - len(missing)
+    report = {"videos_annotated": len(annotated), "videos_predicted": num_predicted, "missing": missing, **counts}
     if not missing and len(set(counts.values())) < 2:
         return report
     if task == "tal":
-        parts = {name: getattr(selected, name) for name in ("videos", "instances")}
-        parts = {name: table[table["video_id"].isin(predicted)] for name, table in parts.items()}
-        scores = detection_scores(predictions, replace(selected, **parts), scores.rules)
+        present = selected.filter(lambda table: table["video_id"].isin(predicted))
+        scores = detection_scores(predictions, present, scores.rules)
     elif task == "as":
         scores = replace(scores, frames=[video for video in scores.frames if video.video_id in predicted])
     else:
-        scores = scores.subset(answered)
+        values = {name: values[answered] for name, values in scores.values.items()}
+        scores = QueryScores(scores.video_ids[answered], values)
     return report | {"metrics_without_missing": scores.metrics()}
 
 
@@ -226,16 +200,13 @@ def floor_scores(
     predictions: Predictions | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of every blind floor; of action segmentation on the frames of the predictions, else at usual rates."""
-    selected = manifest.select(split)
+    selected, train = manifest.select(split), manifest.select(train_split) if train_split in manifest.splits else None
     rules = protocol_for(task, protocol, selected)
-    train = manifest.select(train_split) if train_split in manifest.splits else None
     if task == "as":
         floors = frame_floors(selected, predictions)
     else:
         floors = (detection_floors if task == "tal" else moment_floors)(selected, train or selected)
-    return {
-        name if train is not None or not name.startswith(("blind", "constant")) else f"{name}_fitted_on_{split}": (
-            split_scores(task, constant, selected, rules).metrics()
-        )
-        for name, constant in floors.items()
-    }
+    if train is None:
+        fitted = [name for name in floors if name.startswith(("blind", "constant"))]
+        floors = {f"{name}_fitted_on_{split}" if name in fitted else name: one for name, one in floors.items()}
+    return {name: split_scores(task, constant, selected, rules).metrics() for name, constant in floors.items()}

@@ -6,21 +6,21 @@ benchmarks a constant gets surprisingly far (five fixed boxes reach R5@0.5 = 85 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.evaluation.highlight import ratings_of
-from unloc.evaluation.matching import overlap_over_union
+from unloc.evaluation.detection import overlap_over_union
+from unloc.evaluation.retrieval import ratings_of
 from unloc.predictions.records import FramePrediction, MomentPrediction
 
 GRID = np.linspace(0.0, 1.0, 51)
 BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all candidates of a floor
 PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit into the processor's cache; all would take gigabytes
 USUAL_FPS = (1.0, 2.0, 10.0)  # at which COIN is scored
-NUM_BOXES = {"mr": 5, "tal": 10}
 FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
 
 
@@ -67,7 +67,7 @@ def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentP
     Saliency: the mean curve of the ratings on train over the relative time of the video.
     """
     relative, _ = relative_segments(train)
-    boxes = {name: best_boxes(relative, NUM_BOXES["mr"], overlap) for name, overlap in FIT_OVERLAPS.items()}
+    boxes = {name: best_boxes(relative, 5, overlap) for name, overlap in FIT_OVERLAPS.items()}
     boxes["whole_video"] = np.array([[0.0, 1.0]])
     rated = [ratings.mean(axis=1) for ratings in ratings_of(train) if ratings is not None and len(ratings)]
     places = np.linspace(0, 1, 20)
@@ -81,10 +81,8 @@ def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentP
             saliency = np.interp(middles, places, curve)
         for name, constant in boxes.items():
             scores = np.linspace(1.0, 0.5, len(constant))[:, None]
-            windows = np.concatenate([constant * duration, scores], axis=1)
-            floors[name].append(
-                MomentPrediction(qid=qid, video_id=video_id, query=text, windows=windows, saliency=saliency)
-            )
+            named = {"qid": qid, "video_id": video_id, "query": text, "saliency": saliency}
+            floors[name].append(MomentPrediction(**named, windows=np.hstack([constant * duration, scores])))
     return floors
 
 
@@ -94,31 +92,26 @@ def detection_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFr
     """
     durations = required_durations(manifest)
     relative, labels = relative_segments(train)
-    boxes = best_boxes(relative, NUM_BOXES["tal"])
+    boxes = best_boxes(relative, 10)
     truth = manifest.instances[["video_id", "label"]].drop_duplicates()
     truth = truth[truth["video_id"].isin(durations)]
-    shown = truth["video_id"].to_numpy(dtype=object), truth["label"].to_numpy(dtype=object)
-    every_video = np.repeat(np.array([*durations], dtype=object), len(manifest.classes))
-    every_class = np.tile(np.array(manifest.classes, dtype=object), len(durations))
+    every = pd.DataFrame(product(durations, manifest.classes), columns=truth.columns)
     own_box = {name: best_boxes(relative[labels == name], 1)[0] for name in dict.fromkeys(labels)}
-    per_class = np.array([own_box.get(name, boxes[0]) for name in every_class]).reshape(-1, 2)
+    per_class = np.array([own_box.get(name, boxes[0]) for name in every["label"]]).reshape(-1, 2)
     return {
-        "blind_constant": _constant_detections(every_video, every_class, [per_class], durations),
-        "constant_true_label": _constant_detections(*shown, boxes, durations),
-        "whole_video_true_label": _constant_detections(*shown, [np.array([0.0, 1.0])], durations),
+        "blind_constant": _constant_detections(every, [per_class], durations),
+        "constant_true_label": _constant_detections(truth, boxes, durations),
+        "whole_video_true_label": _constant_detections(truth, [np.array([0.0, 1.0])], durations),
     }
 
 
-def _constant_detections(
-    video_ids: np.ndarray, labels: np.ndarray, boxes: Sequence[np.ndarray], durations: dict[str, float]
-) -> pd.DataFrame:
+def _constant_detections(rows: pd.DataFrame, boxes: Sequence[np.ndarray], durations: dict[str, float]) -> pd.DataFrame:
     """Each box, one for all rows (2,) or one per row (n, 2), as a detection of every row; the first box scores best."""
-    lengths = np.array([durations[video_id] for video_id in video_ids])
+    lengths = rows["video_id"].map(durations).to_numpy(dtype=np.float64)
     tables = []
     for rank, box in enumerate(boxes):
-        segments = np.broadcast_to(box, (len(lengths), 2)) * lengths[:, None]
-        table = pd.DataFrame({"video_id": video_ids, "label": labels, "score": 1.0 - 0.05 * rank})
-        tables.append(table.assign(start_seconds=segments[:, 0], end_seconds=segments[:, 1]))
+        start, end = (box * lengths[:, None]).T
+        tables.append(rows.assign(score=1.0 - 0.05 * rank, start_seconds=start, end_seconds=end))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -1,11 +1,15 @@
 """Evaluations from files to files, as `unloc eval` runs them; those that run a model are in `unloc.inference`."""
 
+import platform
+import sys
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
+from unloc import __version__
 from unloc.annotations.durations import cached_durations
 from unloc.annotations.schema import Manifest, load_manifest
 from unloc.annotations.subsets import (
@@ -18,21 +22,17 @@ from unloc.annotations.subsets import (
 )
 from unloc.cache.opening import open_cache
 from unloc.errors import InputError, MissingError, PredictionError
-from unloc.evaluation.analysis import analyse
-from unloc.evaluation.evaluator import (
-    Predictions,
-    default_train_split,
-    evaluate,
-    has_annotations,
-    header,
-    require_annotations,
-)
-from unloc.evaluation.files import Outputs, PredictionFiles, plot_paths, provenance, report_path, write_report
+from unloc.evaluation.analysis import PLOTS, analyse
+from unloc.evaluation.evaluator import Predictions, evaluate, has_annotations, header, require_annotations
+from unloc.evaluation.files import Outputs, PredictionFiles, write_report
 from unloc.evaluation.protocols import protocol_for
-from unloc.evaluation.screening import require_score
 from unloc.evaluation.zero_shot import PredictionsOf, zero_shot
+from unloc.files import file_sha256
 from unloc.predictions.writing import export_predictions, missing_submissions
 from unloc.tasks import task_named
+
+TRAIN_SPLITS = ("train", "training", "validation")  # THUMOS14 has no other than `validation`
+VERSIONED = {"numpy": "numpy", "pandas": "pandas", "torch": "torch", "open_clip": "open_clip_torch", "zarr": "zarr"}
 
 
 @dataclass(kw_only=True)
@@ -65,15 +65,16 @@ class Evaluation:
     """What happened, for the user."""
     warnings: list[str] = field(default_factory=list, init=False)
     manifest: Manifest = field(init=False)
-    """Without the videos left out of the split."""
+    """Without the videos left out of the split; `selected` is that split, `report_path` the file of the report."""
 
     def __post_init__(self) -> None:
-        lists = [*self.without, *self.only]
+        lists, self.report_path = [*self.without, *self.only], None
         self.outputs = Outputs([self.manifest_path, *self.inputs, *lists])
         if self.out is not None:
-            self.outputs.add(report_path(self.out), "--out")
-            for plot in plot_paths(self.out) if self.analyse else ():
-                self.outputs.add(plot, "--analyse")
+            self.report_path = self.out if self.out.suffix == ".json" else self.out / "metrics.json"
+            self.outputs.add(self.report_path, "--out")
+            for name in PLOTS if self.analyse else ():
+                self.outputs.add(self.report_path.parent / "analysis" / name, "--analyse")
         manifest = load_manifest(self.manifest_path)
         if self.cache is not None:
             manifest = cached_durations(manifest, open_cache(self.cache))
@@ -88,89 +89,71 @@ class Evaluation:
                 )
             left_out = before - len(manifest.select(self.split).videos)
             self.messages.append(f"{left_out} of {before} videos are left out of annotations and predictions")
-        self.manifest = manifest
+        self.manifest, self.selected = manifest, manifest.select(self.split)
+        names = (name for name in TRAIN_SPLITS if name in manifest.splits and name != self.split)
+        self.floor_split = self.train_split or next(names, None)
 
-    @cached_property
-    def selected(self) -> Manifest:
-        """The annotations of the split."""
-        return self.manifest.select(self.split)
+    def prepare(self, task: str, *, with_report: bool) -> tuple[bool, list[Path]]:
+        """Whether the split can be scored, and the files for predictions: next to metrics.json, and that of --export.
 
-    @property
-    def required_task(self) -> str:
-        """The task. Raises InputError if it is unknown or not given."""
-        if self.task is None:
-            raise InputError("unloc eval: --task is needed without RUN: mr, tal, as or hd")
-        return task_named(self.task).name
-
-    def has_annotations(self, task: str) -> bool:
-        """Whether the split can be scored. Raises InputError if not and nothing is exported either."""
+        Raises InputError if it can be neither scored nor exported, and as `Outputs.add`.
+        """
         if self.export is None:
             require_annotations(task, self.selected, self.split)
-        return has_annotations(task, self.selected)
-
-    def prediction_paths(self, task: str, *, with_report: bool) -> list[Path]:
-        """The files for predictions: next to metrics.json, and the one that --export names. Raises as `Outputs.add`."""
         paths = []
-        if self.out is not None and with_report:
+        if self.report_path is not None and with_report:
             name = "predictions.json" if task == "tal" else "predictions.jsonl"
-            paths.append(self.outputs.add(report_path(self.out).with_name(name), "--out"))
+            paths.append(self.outputs.add(self.report_path.with_name(name), "--out"))
         if self.export is not None:
             paths.append(self.outputs.add(self.export, "--export"))
         for path in paths if task == "as" else ():
             self.outputs.add(path.with_name(f"{path.stem}_scores.npz"), "class scores next to")
-        return paths
+        return has_annotations(task, self.selected), paths
 
-    def write_predictions(
-        self, paths: list[Path], task: str, predictions: Predictions, split: str, *, external_labels: bool
-    ) -> None:
-        """Write the predictions of a split into `prediction_paths`."""
+    def write_predictions(self, paths: list[Path], task: str, predictions: Predictions, split: str) -> None:
+        """Write the predictions of a split."""
         with self.outputs.writing():
             for path in paths:
-                export_predictions(path, task, predictions, split, external_labels=external_labels)
+                export_predictions(path, task, predictions, split, external_labels=self.external_labels)
         for path in paths:
             self.messages.append(f"  wrote {path}")
-            if path.suffix.lower() == ".zip":
-                for name in missing_submissions(path):
-                    message = f"    lacks {name}, which the server takes too: export that split to the same file"
-                    self.messages.append(message)
+            for name in missing_submissions(path) if path.suffix.lower() == ".zip" else ():
+                message = f"    lacks {name}, which the server takes too: export that split to the same file"
+                self.messages.append(message)
 
-    def report(self, task: str, predictions: Predictions | None, *, train_split: str | None = None) -> dict:
+    def report(self, task: str, predictions: Predictions | None) -> dict:
         """metrics.json of predictions, as `evaluate`."""
-        return evaluate(
-            task,
-            predictions,
-            self.manifest,
-            self.split,
-            train_split=train_split or self.floor_split,
-            protocol=self.protocol,
-            interval_seed=self.interval_seed,
-            external_labels=self.external_labels,
-        )
-
-    @property
-    def floor_split(self) -> str | None:
-        """The split that floors are fitted on."""
-        return self.train_split or default_train_split(self.manifest, self.split)
+        options = {"protocol": self.protocol, "interval_seed": self.interval_seed}
+        report = evaluate(task, predictions, self.manifest, self.split, train_split=self.floor_split, **options)
+        return report | {"external_labels": self.external_labels}
 
     def finish(self, task: str, report: dict | None, predictions: Predictions | None) -> dict | None:
-        """Complete and write the report. None: the split has no annotations."""
+        """Complete the report with all that its figures depend on besides predictions, and write it.
+
+        None: the split has no annotations.
+        """
         if report is None:
             self.messages.append(f"split {self.split!r} has no annotations for {task}: nothing is scored")
             return None
-        report |= provenance(self.manifest_path, [*self.without, *self.only])
+        if self.analyse and predictions is None:
+            raise InputError("unloc eval: --analyse needs one file of predictions, RUN or --baseline")
+        versions = {name: version(package) for name, package in VERSIONED.items() if name in sys.modules}
+        report |= {
+            "annotations_sha256": file_sha256(self.manifest_path),
+            "video_lists": {str(path): file_sha256(path) for path in [*self.without, *self.only]},
+            "versions": {"unloc": __version__, "python": platform.python_version(), **versions},
+        }
         if self.analyse:
-            if predictions is None:
-                raise InputError("unloc eval: --analyse needs one file of predictions, RUN or --baseline")
             report["analysis"] = analyse(task, predictions, self.selected)
-        if self.out is not None:
+        if self.report_path is not None:
             with self.outputs.writing():
-                write_report(report, self.out)
+                write_report(report, self.report_path)
         return report
 
 
 def evaluate_floors(evaluation: Evaluation) -> dict:
     """The report of the blind floors alone."""
-    task = evaluation.required_task
+    task = task_named(evaluation.task).name
     require_annotations(task, evaluation.selected, evaluation.split)
     return evaluation.finish(task, evaluation.report(task, None), None)
 
@@ -178,7 +161,6 @@ def evaluate_floors(evaluation: Evaluation) -> dict:
 def evaluate_file(
     evaluation: Evaluation,
     path: Path,
-    *,
     strict: bool = False,
     class_splits: Path | None = None,
     vocabularies: list[Path] | None = None,
@@ -186,74 +168,55 @@ def evaluate_file(
 ) -> dict | None:
     """The report of a file of predictions; None if the annotations are hidden and the predictions are only exported.
 
-    With a folder of `class_splits` the report is zero-shot: the unseen classes of each. `strict`: bad predictions raise
+    With a folder of `class_splits` the report is zero-shot: the unseen classes of each, besides all classes for one
+    file; for a folder of predictions of one share of seen classes the mean. `strict`: bad predictions raise
     PredictionError. Raises as `PredictionFiles.read`.
     """
-    task = evaluation.required_task
-    files = PredictionFiles(task=task, manifest=evaluation.manifest, split=evaluation.split, keep=evaluation.keep)
-    if class_splits is None and (vocabularies or control):
-        raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
-    if class_splits is not None and task != "tal":
-        raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
-    is_scored = evaluation.has_annotations(task)
-    paths = evaluation.prediction_paths(task, with_report=False)
+    task, manifest, selected = task_named(evaluation.task).name, evaluation.manifest, evaluation.selected
+    files = PredictionFiles(task=task, manifest=manifest, split=evaluation.split, keep=evaluation.keep)
+    is_scored, paths = evaluation.prepare(task, with_report=False)
     given = screened = report = None
-    if class_splits is not None:
-        report, screened = _zero_shot_report(evaluation, path, files, class_splits, vocabularies or [], control)
-    else:
+    if class_splits is None or not path.is_dir():
         given, screened = files.read(path)
-        if is_scored:
-            report = evaluation.report(task, screened)
-            require_score(path, report["metrics"], files.problems)
-            report |= files.description(evaluation.external_labels)
-    problems = list(files.problems.lines())
+        report = evaluation.report(task, screened) if is_scored else None
+    if class_splits is not None and is_scored:
+        rules = protocol_for("tal", evaluation.protocol, selected)
+        controls = replace(files, manifest=nonsense_manifest(manifest), files={})
+        shares = zero_shot(
+            _predictions_of(path, files) if screened is None else lambda _: screened,
+            selected,
+            read_class_splits(class_splits),
+            rules.name,
+            control_of=_predictions_of(control, controls) if control else None,
+            train=manifest.select(evaluation.floor_split) if evaluation.floor_split else None,
+            vocabularies={vocabulary.stem: read_vocabulary(vocabulary) for vocabulary in vocabularies or []},
+        )
+        if screened is None:
+            if len(shares) > 1:
+                names = ", ".join(shares)
+                raise InputError(f"--predictions {path}: a folder holds one share of seen classes; got {names}")
+            (share,) = shares.values()
+            report = header("tal", selected, evaluation.split, rules)
+            report |= {"metrics": share["mean"], "floors": share.get("floors", {})}
+        report["zero_shot"] = shares
+        if control:
+            report["control_sha256"] = controls.description(by_command=False)["predictions_sha256"]
+    stated, problems = files.description(evaluation.external_labels), list(files.problems.lines())
+    if report is not None:
+        if not any(value > 0 for name, value in report["metrics"].items() if name != "mIoU"):
+            none = "no prediction reaches an annotated segment, every metric is 0.00"
+            raise PredictionError("; ".join([f"{path}: nothing matches: {none}", *problems]))
+        report |= stated
     if strict and problems:
         raise PredictionError(f"{path}: bad predictions (--strict): {'; '.join(problems)}")
-    evaluation.messages += [f"{path}: {files.formats}", *(f"  bad predictions: {line}" for line in problems)]
+    evaluation.messages += [
+        f"{path}: {stated['predictions_format']}",
+        *(f"  bad predictions: {line}" for line in problems),
+    ]
     if paths:
-        external = evaluation.external_labels or bool(files.external_labels)
-        evaluation.write_predictions(paths, task, given, evaluation.split, external_labels=external)
+        evaluation.external_labels = stated["external_labels"]
+        evaluation.write_predictions(paths, task, given, evaluation.split)
     return evaluation.finish(task, report, screened)
-
-
-def _zero_shot_report(
-    evaluation: Evaluation,
-    path: Path,
-    files: PredictionFiles,
-    class_splits: Path,
-    vocabularies: list[Path],
-    control: Path | None,
-) -> tuple[dict, pd.DataFrame | None]:
-    """(report of all class splits, detections): for one file also the score of all classes, for a folder the mean.
-
-    Raises InputError if there is a folder of predictions for several shares of seen classes.
-    """
-    selected, train_split = evaluation.selected, evaluation.floor_split
-    rules = protocol_for("tal", evaluation.protocol, selected)
-    controls = replace(files, manifest=nonsense_manifest(files.manifest), files={})
-    detections = None if path.is_dir() else files.read(path)[1]
-    shares = zero_shot(
-        _predictions_of(path, files) if detections is None else lambda _: detections,
-        selected,
-        read_class_splits(class_splits),
-        rules.name,
-        control_of=_predictions_of(control, controls) if control else None,
-        train=evaluation.manifest.select(train_split) if train_split else None,
-        vocabularies={vocabulary.stem: read_vocabulary(vocabulary) for vocabulary in vocabularies},
-    )
-    if detections is not None:
-        report = evaluation.report("tal", detections)
-    elif len(shares) > 1:
-        raise InputError(f"--predictions {path}: a folder holds one share of seen classes; got {', '.join(shares)}")
-    else:
-        (share,) = shares.values()
-        report = header("tal", selected, evaluation.split, rules)
-        report |= {"metrics": share["mean"], "floors": share.get("floors", {})}
-    require_score(path, report["metrics"], files.problems)
-    report |= files.description(evaluation.external_labels) | {"zero_shot": shares}
-    if control:
-        report["control_sha256"] = controls.description(by_command=False)["predictions_sha256"]
-    return report, detections
 
 
 def _predictions_of(path: Path, files: PredictionFiles) -> PredictionsOf:
@@ -262,7 +225,7 @@ def _predictions_of(path: Path, files: PredictionFiles) -> PredictionsOf:
     NAME.json or NAME/predictions.json, NAME being that of the split or its last part. Raises MissingError if a split
     has no file.
     """
-    last: dict[Path, pd.DataFrame] = {}
+    read = lru_cache(maxsize=1)(lambda file: files.read(file)[1])  # of the many files of a folder only the last
 
     def predictions_of(split: ClassSplit) -> pd.DataFrame:
         names = (split.name, split.name.rsplit("/", 1)[-1])
@@ -271,9 +234,6 @@ def _predictions_of(path: Path, files: PredictionFiles) -> PredictionsOf:
         if file is None:
             expected = f"{split.name}/predictions.json"
             raise MissingError(f"{path}: no predictions for class split {split.name!r}; expected {expected}")
-        if file not in last:
-            last.clear()  # of the many files of a folder only the last is kept
-            last[file] = files.read(file)[1]
-        return last[file]
+        return read(file)
 
     return predictions_of

@@ -26,7 +26,7 @@ class Protocol:
 
     name: str
     tasks: tuple[str, ...]
-    tie_rule: str
+    tie_rule: str = LATER_FIRST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,6 @@ class DetectionProtocol(Protocol):
     """How one official code computes average precision of detections."""
 
     tasks: tuple[str, ...] = ("tal",)
-    tie_rule: str = LATER_FIRST
     thresholds: np.ndarray
     averaged: slice = field(default_factory=lambda: slice(None))
     """Which of the thresholds mAP@avg averages."""
@@ -44,10 +43,9 @@ class DetectionProtocol(Protocol):
     """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
     recall_multiples: tuple[int, ...] = ()
     """k of recall@kx."""
-    single_precision: bool = False
-    """Whether precision and recall are rounded to float32 before integration."""
-    divides_by_all_classes: bool = False
-    """Whether classes of the manifest without ground truth and predictions count as 0 in the mean."""
+    as_unloc: bool = False
+    """Whether precision and recall are rounded to float32 before integration, and classes of the manifest without
+    ground truth and predictions count as 0 in the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +55,11 @@ class RetrievalProtocol(Protocol):
     tasks: tuple[str, ...] = ("mr",)
     clamps_truth: bool = True
     """Whether ground truth is clamped to [0, duration]."""
-    exceeds: bool = False
-    """Whether IoU must be above the threshold instead of at least the threshold."""
     by_score: bool = True
     """True: best score first, IoU over the union. False: the file's order, IoU over the hull of both segments."""
     nms_overlap: float | None = None
-    """Windows that overlap an earlier kept one by more are dropped; so are queries with reversed ground truth."""
+    """2D-TAN: windows that overlap an earlier kept one by more are dropped, and queries with reversed ground truth; IoU
+    must be above the threshold instead of at least the threshold."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(shortest, longest] seconds of ground truth that count, by name; R@n uses "full". Queries without any are left
     out. With ranges the official QVHighlights metrics are computed too."""
@@ -82,10 +79,11 @@ class FrameProtocol(Protocol):
 
 
 QVHIGHLIGHTS_RANGES = {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
-LIGHTHOUSE = {"by_score": False, "ranges": {"full": (0.0, 1500.0)}, "tie_rule": QVHIGHLIGHTS_TIES}
-TWO_D_TAN = {"exceeds": True, "by_score": False, "tie_rule": FILE_ORDER}
+MOMENT_DETR = {"by_score": False, "ranges": QVHIGHLIGHTS_RANGES, "tie_rule": QVHIGHLIGHTS_TIES}
+LIGHTHOUSE = MOMENT_DETR | {"ranges": {"full": (0.0, 1500.0)}}
+TWO_D_TAN = {"by_score": False, "tie_rule": FILE_ORDER}
 OPENTAD = {"shortest_seconds": 0.0, "drops_repeats": True, "recall_multiples": (1, 5)}
-UNLOC = {"thresholds": UNLOC_THRESHOLDS, "single_precision": True, "divides_by_all_classes": True}
+UNLOC = {"thresholds": UNLOC_THRESHOLDS, "as_unloc": True}
 
 ALL_PROTOCOLS: tuple[Protocol, ...] = (  # of each task the first is the default
     DetectionProtocol(name="activitynet", thresholds=ACTIVITYNET_THRESHOLDS),
@@ -94,19 +92,12 @@ ALL_PROTOCOLS: tuple[Protocol, ...] = (  # of each task the first is the default
     DetectionProtocol(name="opentad-thumos14", thresholds=THUMOS_THRESHOLDS, **OPENTAD),
     DetectionProtocol(name="unloc", averaged=slice(9, 19), **UNLOC),
     DetectionProtocol(name="unloc-thumos14", averaged=slice(5, 14, 2), **UNLOC),
-    RetrievalProtocol(name="default", tie_rule=LATER_FIRST),  # UnLoc
-    RetrievalProtocol(name="raw", tie_rule=LATER_FIRST, clamps_truth=False),
+    RetrievalProtocol(name="default"),  # UnLoc
+    RetrievalProtocol(name="raw", clamps_truth=False),
     RetrievalProtocol(name="2d-tan", nms_overlap=0.5, **TWO_D_TAN),
     RetrievalProtocol(name="2d-tan-nms-0.45", nms_overlap=0.45, **TWO_D_TAN),  # its Charades-STA pooling model
     RetrievalProtocol(name="2d-tan-no-nms", nms_overlap=1.0, **TWO_D_TAN),
-    RetrievalProtocol(
-        name="moment_detr",  # R1 is the official MR-full-R1 of QVHighlights
-        tasks=("mr", "hd"),
-        tie_rule=QVHIGHLIGHTS_TIES,
-        clamps_truth=False,
-        by_score=False,
-        ranges=QVHIGHLIGHTS_RANGES,
-    ),
+    RetrievalProtocol(name="moment_detr", tasks=("mr", "hd"), clamps_truth=False, **MOMENT_DETR),  # R1: MR-full-R1
     RetrievalProtocol(name="lighthouse", **LIGHTHOUSE),
     RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, **LIGHTHOUSE),
     FrameProtocol(
@@ -118,7 +109,7 @@ ALL_PROTOCOLS: tuple[Protocol, ...] = (  # of each task the first is the default
     FrameProtocol(
         name="unloc",
         num_frames=lambda frames: int(np.floor(frames + ROUNDING)),
-        first=lambda frames: round(frames),
+        first=round,
         after=lambda frames: round(frames) + 1,
     ),
 )

@@ -109,7 +109,3 @@ class QueryScores:
             with np.errstate(invalid="ignore"):
                 results[name] = 100.0 * (weights @ np.where(counts, values, 0.0)) / (weights @ counts)
         return results
-
-    def subset(self, mask: np.ndarray) -> "QueryScores":
-        """The scores of some queries."""
-        return QueryScores(self.video_ids[mask], {name: values[mask] for name, values in self.values.items()})

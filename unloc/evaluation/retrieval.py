@@ -1,4 +1,4 @@
-"""Moment retrieval: R@n at IoU m, mIoU and QVHighlights' mAP, by the rules of `protocols`.
+"""Moment retrieval and highlights: R@n at IoU m, mIoU and QVHighlights' mAP, HL-mAP and Hit1, by `protocols`.
 
 Ties by score: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy sorts short
 lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unloc.annotations.schema import Manifest
-from unloc.evaluation.matching import match, overlap_over_union
+from unloc.annotations.durations import required_durations
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.evaluation.detection import match, overlap_over_union
 from unloc.evaluation.protocols import QVHIGHLIGHTS_RANGES, RetrievalProtocol, protocol_for
 from unloc.evaluation.queries import Aligned, QueryScores, align, ground_truth_windows
 from unloc.predictions.records import MomentPrediction
 
+LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # of highlights: the lowest rating that is good
 RANKS, THRESHOLDS = (1, 5, 10), (0.3, 0.5, 0.7)
 QVHIGHLIGHTS_THRESHOLDS = np.round(np.linspace(0.5, 0.95, 10), 2)
 MAX_WINDOWS = 10  # that QVHighlights' mAP reads of a list
@@ -41,13 +43,26 @@ def retrieval_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProto
     else:  # 2D-TAN's reader leaves out queries whose window is reversed after clamping
         kept, drops_reversed = truth, rules.nms_overlap is not None
         counted = np.array([not (drops_reversed and (w[:, 1] < w[:, 0]).any()) for w in truth], dtype=bool)
-    best = np.zeros((len(truth), max(RANKS)))
+    best = np.zeros((len(truth), max(RANKS)))  # IoU of each of the first windows with the ground truth it fits best
     for row, (windows, prediction) in enumerate(zip(kept, aligned, strict=True)):
-        if prediction is not None and len(prediction.windows) and len(windows):
-            found = _first_ratios(prediction.windows, windows, rules)
-            best[row, : len(found)] = found
+        if prediction is None or not len(prediction.windows) or not len(windows):
+            continue
+        candidates = best_first(prediction.windows) if rules.by_score else prediction.windows[:, :2]
+        if rules.nms_overlap is not None:
+            # 2D-TAN: the file's order, each kept if its IoU with every kept one is at most the threshold. The IoU 0/0
+            # of two windows of length 0 is NaN, which is officially not at most anything.
+            chosen: list[int] = []
+            left = np.ones(len(candidates), dtype=bool)
+            while len(chosen) < max(RANKS) and left.any():
+                chosen.append(int(left.argmax()))
+                left &= overlap_over_union(candidates, candidates[chosen[-1]]) <= rules.nms_overlap
+                left[: chosen[-1] + 1] = False
+            candidates = candidates[chosen]
+        ratio = finite_ratio if rules.by_score else hull_ratio
+        found = np.fmax.reduce(ratio(candidates[: max(RANKS), None], windows[None]), axis=1)
+        best[row, : len(found)] = found
     reached = np.fmax.accumulate(best, axis=1)
-    compare = np.greater if rules.exceeds else np.greater_equal
+    compare = np.greater if rules.nms_overlap is not None else np.greater_equal
     values = {
         f"R{rank}@{threshold}": compare(reached[:, rank - 1], threshold).astype(np.float64)
         for rank in RANKS
@@ -58,23 +73,6 @@ def retrieval_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProto
     if rules.ranges:
         values |= _qvhighlights_values(aligned, truth, rules)
     return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
-
-
-def _first_ratios(windows: np.ndarray, truth: np.ndarray, rules: RetrievalProtocol) -> np.ndarray:
-    """IoU of each of the first max(RANKS) windows with the ground truth (N, 2) that it overlaps best."""
-    ratio = finite_ratio if rules.by_score else hull_ratio
-    candidates = best_first(windows) if rules.by_score else windows[:, :2]
-    if rules.nms_overlap is not None:
-        # 2D-TAN: the file's order, each kept if its IoU with every kept one is at most the threshold. The IoU 0/0 of
-        # two windows of length 0 is NaN, which is officially not at most anything.
-        kept: list[int] = []
-        left = np.ones(len(candidates), dtype=bool)
-        while len(kept) < max(RANKS) and left.any():
-            kept.append(int(left.argmax()))
-            left &= overlap_over_union(candidates, candidates[kept[-1]]) <= rules.nms_overlap
-            left[: kept[-1] + 1] = False
-        candidates = candidates[kept]
-    return np.fmax.reduce(ratio(candidates[: max(RANKS), None], truth[None]), axis=1)
 
 
 def best_first(windows: np.ndarray) -> np.ndarray:
@@ -100,9 +98,6 @@ def _of_length(windows: np.ndarray, shortest: float, longest: float) -> np.ndarr
     """The windows (N, 2) longer than `shortest` and at most `longest` seconds."""
     lengths = windows[:, 1] - windows[:, 0]
     return windows[(lengths > shortest) & (lengths <= longest)]
-
-
-# -- QVHighlights ---------------------------------------------------------------------------------------------------
 
 
 def _qvhighlights_values(
@@ -135,10 +130,9 @@ def _qvhighlights_values(
             for entries, one in zip(lists, kept, strict=True)
         ]
         reached = np.asarray(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
-        tables = {"mAP": precision, "R1": reached}
-        tables = {kind: np.where(counts[:, None] > 0, table, np.nan) for kind, table in tables.items()}
-        values[f"MR-{name}-mAP"] = tables["mAP"].mean(axis=1)
-        for kind, table in tables.items():
+        precision, reached = (np.where(counts[:, None] > 0, table, np.nan) for table in (precision, reached))
+        values[f"MR-{name}-mAP"] = precision.mean(axis=1)
+        for kind, table in (("mAP", precision), ("R1", reached)):
             columns = zip(QVHIGHLIGHTS_THRESHOLDS, table.T, strict=True)
             values |= {f"MR-{name}-{kind}@{threshold}": column for threshold, column in columns}
     return values
@@ -149,7 +143,7 @@ def official_report(metrics: dict[str, float]) -> dict[str, dict]:
     rounded = {key: float(f"{value:.2f}") for key, value in metrics.items() if key.startswith(("MR-", "HL-"))}
     brief = [f"MR-full-{key}" for key in ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")]
     brief += [f"MR-{name}-mAP" for name in ("long", "middle", "short")]
-    levels = [f"HL-min-{level}" for level in ("Fair", "Good", "VeryGood")]
+    levels = [f"HL-min-{level}" for level in LEVELS]
     brief += [f"{level}-{key}" for level in levels for key in ("mAP", "Hit1")]
     report: dict[str, dict] = {"brief": {key: rounded[key] for key in brief if key in rounded}}
     for level in levels:
@@ -157,15 +151,9 @@ def official_report(metrics: dict[str, float]) -> dict[str, dict]:
             report[level] = {"HL-mAP": rounded[f"{level}-mAP"], "HL-Hit1": rounded[f"{level}-Hit1"]}
     for name in QVHIGHLIGHTS_RANGES:
         if f"MR-{name}-mAP" in rounded:
-            at = {
-                kind: {str(t): rounded[f"MR-{name}-{kind}@{t}"] for t in QVHIGHLIGHTS_THRESHOLDS}
-                for kind in ("mAP", "R1")
-            }
-            report[name] = {"MR-mAP": at["mAP"] | {"average": rounded[f"MR-{name}-mAP"]}, "MR-R1": at["R1"]}
+            at = [{str(t): rounded[f"MR-{name}-{kind}@{t}"] for t in QVHIGHLIGHTS_THRESHOLDS} for kind in ("mAP", "R1")]
+            report[name] = {"MR-mAP": at[0] | {"average": rounded[f"MR-{name}-mAP"]}, "MR-R1": at[1]}
     return report
-
-
-# -- ties -----------------------------------------------------------------------------------------------------------
 
 
 def tie_spans(
@@ -177,33 +165,88 @@ def tie_spans(
     """
     if not rules.by_score:
         return {}
-    moved: dict[str, np.ndarray] = {}
+    moved: dict[str, np.ndarray] = {}  # how far the sum over queries can fall and rise from our order
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
     for item, windows in zip(aligned, truth, strict=True):
         if item is None or not len(windows) or len(set(item.windows[:, 2].tolist())) == len(item.windows):
             continue
+        scores = np.sort(item.windows[:, 2])[::-1]
         ratios = finite_ratio(best_first(item.windows)[:, None], windows[None]).max(axis=1)
-        for name, ends in _query_spans(ratios, np.sort(item.windows[:, 2])[::-1]).items():
-            moved[name] = moved.get(name, np.zeros(2)) + ends
+        top = ratios[scores == scores[0]]
+        moved["mIoU"] = moved.get("mIoU", 0.0) + (np.array([top.min(), top.max()]) - ratios[0])
+        for rank in RANKS:
+            last = scores[min(rank, len(scores)) - 1]
+            certain, tied = scores > last, scores == last
+            left_out = int(tied.sum()) - (min(rank, len(scores)) - int(certain.sum()))
+            for threshold in THRESHOLDS:
+                reached, name = ratios >= threshold, f"R{rank}@{threshold}"
+                lowest = reached[certain].any() or reached[tied].sum() > left_out
+                highest = reached[certain].any() or reached[tied].any()
+                ours = float(reached[:rank].any())
+                moved[name] = moved.get(name, 0.0) + (np.array([lowest, highest], dtype=float) - ours)
     share = 100.0 / max(1, len(truth))
     return {name: (metrics[name] + share * ends).tolist() for name, ends in moved.items() if ends.any()}
 
 
-def _query_spans(ratios: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """(2,) how far each metric of one query can fall and rise from its value in our order.
+def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manifest) -> dict[str, float]:
+    """HL-min-{Fair,Good,VeryGood}-{mAP,Hit1} in percent over the rated queries.
 
-    `ratios` (N,) are the IoUs of the windows by falling `scores` (N,).
+    The three raters are scored separately: Hit1 is 1 if the best clip is good for any of them, mAP is the mean over
+    queries and raters. Of equally good clips the first is the best. A query without prediction misses Hit1 and is
+    ranked as if all its clips were equal: officially a missing score is 0.
     """
-    top = ratios[scores == scores[0]]
-    spans = {"mIoU": np.array([top.min(), top.max()]) - ratios[0]}
-    for rank in RANKS:
-        last = scores[min(rank, len(scores)) - 1]
-        certain, tied = scores > last, scores == last
-        left_out = int(tied.sum()) - (min(rank, len(scores)) - int(certain.sum()))
-        for threshold in THRESHOLDS:
-            reached = ratios >= threshold
-            lowest = reached[certain].any() or reached[tied].sum() > left_out
-            highest = reached[certain].any() or reached[tied].any()
-            ours = reached[:rank].any()
-            spans[f"R{rank}@{threshold}"] = np.array([lowest, highest], dtype=float) - float(ours)
-    return spans
+    return highlight_scores(align(predictions, manifest), manifest).metrics()
+
+
+def highlight_scores(aligned: Aligned, manifest: Manifest) -> QueryScores:
+    """The same for every query, NaN if it is not rated."""
+    precisions, hits = np.full((2, len(aligned), len(LEVELS)), np.nan)
+    minimums = np.array([*LEVELS.values()])
+    for row, (ratings, prediction) in enumerate(zip(ratings_of(manifest), aligned, strict=True)):
+        if ratings is None:
+            continue
+        if not len(ratings):
+            precisions[row] = hits[row] = 0.0
+            continue
+        saliency = np.zeros(0) if prediction is None or prediction.saliency is None else prediction.saliency
+        # As officially, scores are cut to the clips of the video, or padded with zeros.
+        kept = np.asarray(saliency, dtype=np.float64)[: len(ratings)]
+        scores = np.concatenate([kept, np.zeros(len(ratings) - len(kept))])
+        positive = ratings[:, None, :] >= minimums[None, :, None]  # (clips, levels, raters)
+        # AP: monotone precision, averaged where recall changes. Equal scores are one step; each change of recall weighs
+        # the same, however many positives it adds; no positives 0, all positives 1.
+        order = np.argsort(-scores, kind="stable")
+        in_order = scores[order]
+        last_of_tie = np.flatnonzero(np.append(in_order[1:] != in_order[:-1], True))
+        flat = positive.reshape(len(ratings), -1)
+        true = np.cumsum(flat[order], axis=0)[last_of_tie]
+        precision = np.maximum.accumulate((true / (last_of_tie + 1)[:, None])[::-1], axis=0)[::-1]
+        changes = np.diff(true, axis=0, prepend=0) > 0
+        mean = (precision * changes).sum(axis=0) / np.maximum(changes.sum(axis=0), 1)
+        precisions[row] = np.where(flat.all(axis=0), 1.0, mean).reshape(len(LEVELS), -1).mean(axis=1)
+        best = int(np.argmax(saliency)) if len(saliency) else len(ratings)
+        hits[row] = positive[best].any(axis=1) if best < len(ratings) else False
+    tables = {"mAP": precisions, "Hit1": hits}
+    values = {f"HL-min-{n}-{kind}": table[:, i] for i, n in enumerate(LEVELS) for kind, table in tables.items()}
+    return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
+
+
+def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
+    """(clips, raters) ratings of every query, 0 outside its relevant clips; None if it is not rated.
+
+    Raises InputError if the duration of a video is unknown.
+    """
+    durations = required_durations(manifest)
+    rated: list[np.ndarray | None] = []
+    columns = ["video_id", "relevant_clip_ids", "saliency_scores"]
+    for video_id, clip_ids, scores in manifest.queries[columns].itertuples(index=False):
+        if not isinstance(scores, list):
+            rated.append(None)
+            continue
+        num_clips = int(durations.get(video_id, 0.0) / CLIP_SECONDS)  # 0: a query of a video that no row describes
+        ratings = np.zeros((num_clips, len(scores[0]) if scores else 3))
+        for clip, row in zip(clip_ids, scores, strict=True):
+            if clip < len(ratings):
+                ratings[clip] = row
+        rated.append(ratings)
+    return rated

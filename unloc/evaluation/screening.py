@@ -8,8 +8,9 @@ queries) is left out. If nothing matches at all, the error says what would: othe
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -28,13 +29,12 @@ REVERSED = "reversed segment: scored as it stands"
 REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
 UNKNOWN_LABEL = "unknown label: left out"
-UNSORTED = "windows not by falling score: moment_detr and 2d-tan take the first of the list, other protocols the best"
 REWRITES: dict[str, Callable[[str], object]] = {
     "removing v_": lambda name: name.removeprefix("v_"),
     "removing the folder and the file ending": lambda name: PurePath(name).stem,
     "folding case": lambda name: name.casefold().strip(),
     "reading _ as a blank": lambda name: name.replace("_", " "),
-    "removing v_, the folder, the file ending and folding case": lambda name: (
+    "removing v_, folder and file ending and folding case": lambda name: (
         PurePath(name).stem.removeprefix("v_").casefold()
     ),
     "comparing only their words": lambda name: words_of(name) or name,
@@ -80,9 +80,6 @@ def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -
     if unit:
         kind = f"segments look like {unit}, not seconds: scored as they stand"
         problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
-
-
-# -- one task each --------------------------------------------------------------------------------------------------
 
 
 def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Problems) -> pd.DataFrame:
@@ -139,7 +136,16 @@ def screen_moments(
             problems.add(kind, f"{place}, annotated {text!r}")
         seen[key] += 1
         problems.add(REPEATED, place, seen[key] > keys.counts.get(key, 1))
-        kept.append(_finite_moments(item, place, problems))
+        finite, saliency = np.isfinite(item.windows).all(axis=1), item.saliency
+        problems.add(NOT_FINITE, f"{place}: windows", int((~finite).sum()))
+        problems.add(REVERSED, place, int((finite & (item.windows[:, 1] < item.windows[:, 0])).sum()))
+        problems.add(EMPTY, place, not len(item.windows))
+        kind = "windows not by falling score: moment_detr and 2d-tan take the first of the list, others the best"
+        problems.add(kind, place, bool((np.diff(item.windows[finite, 2]) > 0).any()))
+        if saliency is not None and not np.isfinite(saliency).all():
+            problems.add("NaN or infinite saliency: the whole list is left out", place)
+            saliency = None
+        kept.append(replace(item, windows=item.windows[finite], saliency=saliency))
         duration = durations.get(video_id, np.nan)
         lengths.append(np.full(len(kept[-1].windows), duration))
         num_scores, num_clips = 0 if item.saliency is None else len(item.saliency), duration / CLIP_SECONDS
@@ -154,19 +160,6 @@ def screen_moments(
     missing = [f"{video}: {text!r}" for (_, video, text), item in answers if item is None]
     problems.add("missing query: counts as missed", next(iter(missing), ""), len(missing))
     return kept
-
-
-def _finite_moments(item: MomentPrediction, place: str, problems: Problems) -> MomentPrediction:
-    finite = np.isfinite(item.windows).all(axis=1)
-    problems.add(NOT_FINITE, f"{place}: windows", int((~finite).sum()))
-    problems.add(REVERSED, place, int((finite & (item.windows[:, 1] < item.windows[:, 0])).sum()))
-    problems.add(EMPTY, place, not len(item.windows))
-    problems.add(UNSORTED, place, bool((np.diff(item.windows[finite, 2]) > 0).any()))
-    saliency = item.saliency
-    if saliency is not None and not np.isfinite(saliency).all():
-        problems.add("NaN or infinite saliency: the whole list is left out", place)
-        saliency = None
-    return replace(item, windows=item.windows[finite], saliency=saliency)
 
 
 def screen_frames(
@@ -197,34 +190,28 @@ def screen_frames(
         unknown = [name for name in item.labels if name is not None and name not in manifest.classes]
         if unknown:
             problems.add("unknown label: its frames count as wrong", f"{item.place}: {unknown[0]!r}", len(unknown))
-        kept[item.video_id] = replace(item, scores=_finite_scores(item, manifest, problems))
+        kept[item.video_id] = item
+        if item.scores is None:
+            continue
+        if len(item.scores.shape) != 2 or item.scores.shape[1] != len(manifest.classes):
+            raise PredictionError(
+                f"{place}: scores have shape {item.scores.shape}, expected (frames, {len(manifest.classes)}): one "
+                f"column per class of manifest {manifest.name!r}, in its order"
+            )
+        try:
+            finite = np.isfinite(item.scores)
+        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise PredictionError(f"{place}: scores cannot be read ({error})") from None
+        if not finite.all():
+            problems.add("NaN or infinite score: counts as the lowest of its video", item.place, int((~finite).sum()))
+            if isinstance(item.scores, StoredScores):
+                scores = replace(item.scores, finite=True)
+            else:
+                scores = np.where(finite, item.scores, item.scores[finite].min() if finite.any() else 0.0)
+            kept[item.video_id] = replace(item, scores=scores)
     missing = [video_id for video_id in durations if video_id not in kept]
     problems.add("missing video: counts as background", next(iter(missing), ""), len(missing))
     return list(kept.values())
-
-
-def _finite_scores(item: FramePrediction, manifest: Manifest, problems: Problems) -> np.ndarray | StoredScores | None:
-    if item.scores is None:
-        return None
-    shape = item.scores.shape
-    if len(shape) != 2 or shape[1] != len(manifest.classes):
-        raise PredictionError(
-            f"{item.place}: scores of {item.video_id} have shape {shape}, expected (frames, "
-            f"{len(manifest.classes)}): one column per class of manifest {manifest.name!r}, in its order"
-        )
-    try:
-        finite = np.isfinite(item.scores)
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise PredictionError(f"{item.place}: scores of {item.video_id} cannot be read ({error})") from None
-    if finite.all():
-        return item.scores
-    problems.add("NaN or infinite score: counts as the lowest of its video", item.place, int((~finite).sum()))
-    if isinstance(item.scores, StoredScores):
-        return replace(item.scores, finite=True)
-    return np.where(finite, item.scores, item.scores[finite].min() if finite.any() else 0.0)
-
-
-# -- nothing matches ------------------------------------------------------------------------------------------------
 
 
 def require_match(
@@ -236,51 +223,33 @@ def require_match(
     split: str,
 ) -> None:
     """Raise PredictionError, with a hint, if no prediction of a file has a video, a query or a class of the split."""
-    selected, where = manifest.select(split), f"split {split!r} of manifest {manifest.name!r}"
     if not len(predictions):
         raise PredictionError(f"{path}: nothing matches: there are no predictions in it")
-    if task in ("mr", "hd") and len(screened):
+    selected, of_queries, hint = manifest.select(split), task in ("mr", "hd"), ""
+    if of_queries and len(screened):
         if not any(is_answered(item, task) for item in screened):
             scored = "windows or saliency" if task == "hd" else "windows"
             raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
         return
     if task == "tal":
-        videos, labels = set(predictions["video_id"]), set(predictions["label"])
+        videos, names = set(predictions["video_id"]), set(predictions["label"])
     else:
         videos = {item.video_id for item in predictions}
-        labels = {name for item in predictions for name in item.labels if name} if task == "as" else set()
-    known = set(selected.videos["video_id"])
-    if not videos & known:
-        others = [name for name in manifest.splits if videos & set(manifest.select(name).videos["video_id"])]
-        what, given, compared = "video ids", videos, "ids"
-        hint = f"; they are videos of split {', '.join(others)}" if others else None
-    elif task in ("mr", "hd"):
-        known = set(selected.queries["text"])
-        what, given, compared, hint = "queries of a video", {item.query for item in predictions}, "queries", None
-    elif labels and not labels & set(selected.classes):
-        known = selected.classes
-        what, given, compared, hint = "class names", labels, "class names", None
-    else:
-        return
-    raise PredictionError(
-        f"{path}: nothing matches: none of the {len(given)} {what} (first {min(given)!r}) is in {where} "
-        f"(first {min(known, default='')!r}){hint or _rewrite_hint(given, known, compared)}"
-    )
-
-
-def _rewrite_hint(given: Collection[str], known: Collection[str], what: str) -> str:
-    """ "; ids match after removing v_" if a rewrite makes some different names equal, else nothing."""
-    different = set(given) - set(known)
+        found = ([item.query] if of_queries else filter(None, item.labels) for item in predictions)
+        names = set(chain.from_iterable(found))
+    what, given, known = "video ids", videos, set(selected.videos["video_id"])
+    if videos & known:
+        what = "queries" if of_queries else "class names"
+        given, known = names, set(selected.queries["text"] if of_queries else selected.classes)
+        if not of_queries and (not given or given & known):
+            return
+    elif others := [name for name in manifest.splits if videos & set(manifest.select(name).videos["video_id"])]:
+        hint = f"; they are videos of split {', '.join(others)}"
+    different = given - known
     for change, rewrite in REWRITES.items():
-        if {rewrite(name) for name in different} & {rewrite(name) for name in known}:
-            return f"; {what} match after {change}"
-    return ""
-
-
-def require_score(path: Path, metrics: dict[str, float], problems: Problems) -> None:
-    """Raise PredictionError if every metric but the mean IoU is 0: nothing annotated was found."""
-    if not any(value > 0 for name, value in metrics.items() if name != "mIoU"):
-        found = "".join(f"; {line}" for line in problems.lines())
-        raise PredictionError(
-            f"{path}: nothing matches: no prediction reaches an annotated segment, every metric is 0.00{found}"
-        )
+        if not hint and set(map(rewrite, different)) & set(map(rewrite, known)):
+            hint = f"; {what.removeprefix('video ')} match after {change}"
+    raise PredictionError(
+        f"{path}: nothing matches: none of the {len(given)} {what} (first {min(given)!r}) is in split {split!r} of "
+        f"manifest {manifest.name!r} (first {min(known, default='')!r}){hint}"
+    )

@@ -19,13 +19,13 @@ import numpy as np
 
 from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import Manifest
-from unloc.evaluation.frame_precision import frame_map, frame_precision
 from unloc.evaluation.protocols import FrameProtocol, protocol_for
 from unloc.predictions.records import FramePrediction, StoredScores
 
 BACKGROUND = -1
 LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips still are frames
 OVERLAPS = (0.10, 0.25, 0.50)  # IoU of segmental F1
+CELLS = 20_000_000  # of average precision: steps times draws that are counted in one pass
 ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, despite rounding errors
 
 
@@ -98,43 +98,34 @@ def frame_scores(predictions: Sequence[FramePrediction], manifest: Manifest, rul
     fps = (predictions[0].fps if predictions else None) or 1.0
     frames = []
     for video_id in manifest.videos["video_id"]:
-        item, table = by_video.get(video_id), instances.get(video_id)
+        item, duration = by_video.get(video_id), durations[video_id]
         if item is None or not (item.labels or item.fps):
             item = FramePrediction(video_id=video_id, fps=fps, labels=[])
-        segments = np.zeros((0, 2)) if table is None else table[["start_seconds", "end_seconds"]].to_numpy()
-        labels = np.zeros(0) if table is None else table["label"].map(code).to_numpy()
-        frames.append(_video_frames(item, code, durations[video_id], segments, labels, rules))
+        table = instances.get(video_id, manifest.instances[:0])
+        segments = table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+        if item.fps is not None:
+            places, num_frames = segments * item.fps, rules.num_frames(duration * item.fps)
+            edges, rows = np.arange(num_frames + 1) / item.fps, np.arange(num_frames)
+        else:
+            edges, seconds = item.edges(duration), np.arange(np.ceil(duration))
+            is_long = np.diff(edges) > LONGEST_FRAME_SECONDS
+            edges = np.union1d(edges, seconds[is_long[np.searchsorted(edges, seconds, side="right") - 1]])
+            position = partial(np.interp, xp=edges, fp=np.arange(len(edges)))
+            places, num_frames = position(segments), rules.num_frames(position(duration))
+            edges = edges[: num_frames + 1]
+            rows = (np.searchsorted(item.times_seconds, edges[:-1], side="right") - 1).clip(min=0)
+        labels = [BACKGROUND if name is None else code.get(name, len(code)) for name in item.labels]
+        frames.append(
+            VideoFrames(
+                video_id=video_id,
+                edges=edges,
+                truth=frame_labels(places, table["label"].map(code), num_frames, rules),
+                predicted=np.array([*labels, BACKGROUND])[np.minimum(rows, len(labels))],
+                rows=rows,
+                scores=item.scores if item.scores is not None and 0 not in item.scores.shape else None,
+            )
+        )
     return FrameScores(frames, manifest.classes)
-
-
-def _video_frames(
-    item: FramePrediction,
-    code: dict[str, int],
-    duration: float,
-    segments: np.ndarray,
-    classes: np.ndarray,
-    rules: FrameProtocol,
-) -> VideoFrames:
-    if item.fps is not None:
-        places, num_frames = segments * item.fps, rules.num_frames(duration * item.fps)
-        edges, rows = np.arange(num_frames + 1) / item.fps, np.arange(num_frames)
-    else:
-        edges, seconds = item.edges(duration), np.arange(np.ceil(duration))
-        is_long = np.diff(edges) > LONGEST_FRAME_SECONDS
-        edges = np.union1d(edges, seconds[is_long[np.searchsorted(edges, seconds, side="right") - 1]])
-        position = partial(np.interp, xp=edges, fp=np.arange(len(edges)))
-        places, num_frames = position(segments), rules.num_frames(position(duration))
-        edges = edges[: num_frames + 1]
-        rows = (np.searchsorted(item.times_seconds, edges[:-1], side="right") - 1).clip(min=0)
-    labels = [BACKGROUND if name is None else code.get(name, len(code)) for name in item.labels]
-    return VideoFrames(
-        video_id=item.video_id,
-        edges=edges,
-        truth=frame_labels(places, classes, num_frames, rules),
-        predicted=np.array([*labels, BACKGROUND])[np.minimum(rows, len(labels))],
-        rows=rows,
-        scores=item.scores if item.scores is not None and 0 not in item.scores.shape else None,
-    )
 
 
 def frame_labels(places: np.ndarray, labels: np.ndarray, num_frames: int, rules: FrameProtocol) -> np.ndarray:
@@ -143,9 +134,6 @@ def frame_labels(places: np.ndarray, labels: np.ndarray, num_frames: int, rules:
     for (start, end), label in zip(places, labels, strict=True):
         frames[max(0, rules.first(start)) : max(0, rules.after(end))] = label
     return frames
-
-
-# -- counts per video -----------------------------------------------------------------------------------------------
 
 
 def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
@@ -175,9 +163,8 @@ def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[
 
 def label_runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
     """(class, first frame, frame after) of every run of equal labels that is not background."""
-    edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]) if len(labels) else np.zeros(1, dtype=int)
-    pieces = pairwise(edges)
-    return [(int(labels[first]), int(first), int(after)) for first, after in pieces if labels[first] != BACKGROUND]
+    edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]).tolist() if len(labels) else []
+    return [(int(labels[first]), first, after) for first, after in pairwise(edges) if labels[first] != BACKGROUND]
 
 
 def _run_counts(video: VideoFrames, overlap: float) -> tuple[int, int, int]:
@@ -189,8 +176,7 @@ def _run_counts(video: VideoFrames, overlap: float) -> tuple[int, int, int]:
         [(label, float(video.edges[first]), float(video.edges[after])) for label, first, after in label_runs(labels)]
         for labels in (video.truth, video.predicted)
     )
-    free = [True] * len(wanted)
-    right = 0
+    free, right = [True] * len(wanted), 0
     for label, start, end in found:
         best, best_ratio = -1, -1.0
         for number, (other, other_start, other_end) in enumerate(wanted):
@@ -218,3 +204,79 @@ def _edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
             current[column] = min(previous[column] + 1, current[column - 1] + 1, replaced)
         previous = current
     return 1.0 - previous[-1] / max(len(wanted), len(found))
+
+
+def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.ndarray:
+    """(classes, draws) average precision with each video counted `weights` (draws, videos) times.
+
+    NaN where no frame of the class is drawn. Frames without scores rank last. Without interpolation, equal scores as
+    one step (scikit-learn's definition), each frame weighted by its seconds. Only the scores of a class's own frames
+    are steps: a first pass over the videos collects them, a second counts for each step the seconds of all frames with
+    at least its score. The scores of one video are in memory at a time: memory grows with the number of labelled
+    frames, not with frames times classes (12 GB for COIN at 10 fps).
+    """
+    num_classes = next((video.scores.shape[1] for video in frames if video.scores is not None), 0)
+    # Class, its score, seconds and video of every labelled frame, by class and then by rising score.
+    columns, lowest = [], np.inf
+    for number, video in enumerate(frames):
+        own = np.flatnonzero((video.truth >= 0) & (video.truth < num_classes))
+        values = _score_rows(video, num_classes)[own, video.truth[own]].astype(np.float64)
+        columns.append((video.truth[own], values, video.seconds[own], np.full(len(own), number)))
+        if video.scores is not None:
+            lowest = min(lowest, float(np.asarray(video.scores).min()))
+    classes, values, seconds, owner = (np.concatenate(column) for column in zip(*columns, strict=True))
+    values = np.where(np.isnan(values), lowest, values)
+    order = np.lexsort((values, classes))
+    classes, values, seconds, owner = (column[order] for column in (classes, values, seconds, owner))
+    begins = np.flatnonzero((np.diff(classes, prepend=-1) != 0) | (np.diff(values, prepend=np.nan) != 0))
+    bounds = np.searchsorted(classes[begins], np.arange(num_classes + 1))
+    precision = np.full((num_classes, len(weights)), np.nan)
+    block = range(0)
+    while block.stop < num_classes:  # as many classes as have steps for CELLS
+        fitting = np.searchsorted(bounds, bounds[block.stop] + CELLS // len(weights), side="right") - 1
+        block = range(block.stop, max(block.stop + 1, int(fitting)))
+        offset = bounds[block.start]
+        # (draws, steps of the block) weighted seconds of the frames that score at least a step and less than the next
+        found = np.zeros((len(weights), bounds[block.stop] - offset))
+        for number, video in enumerate(frames):
+            scores = _score_rows(video, num_classes)
+            for code in block:
+                steps = values[begins[bounds[code] : bounds[code + 1]]]
+                if len(steps):
+                    column = scores[:, code].astype(np.float64)
+                    column[np.isnan(column)] = lowest
+                    level = np.searchsorted(steps, column, side="right")  # 0: below all steps, not needed
+                    counts = np.bincount(level, video.seconds, minlength=len(steps) + 1)[1:]
+                    reached = np.flatnonzero(counts)
+                    found[:, bounds[code] - offset + reached] += weights[:, number, None] * counts[reached]
+        for code in block:
+            first, after = bounds[code], bounds[code + 1]
+            own = slice(*np.searchsorted(classes, (code, code + 1)))
+            drawn = seconds[own] * weights[:, owner[own]]
+            right = np.add.reduceat(drawn, begins[first:after] - own.start, axis=1)[:, ::-1] if drawn.size else drawn
+            seen = found[:, first - offset : after - offset][:, ::-1].cumsum(axis=1)
+            share = np.divide(right.cumsum(axis=1), seen, out=np.zeros(seen.shape), where=seen > 0)
+            total = right.sum(axis=1)
+            np.divide((right * share).sum(axis=1), total, out=precision[code], where=total > 0)
+    return precision
+
+
+def frame_map(precision: np.ndarray) -> dict[str, np.ndarray]:
+    """(draws,) mAP in percent of precision (classes, draws): over the classes that occur, and over all.
+
+    Absent classes count 0 in the latter, as in new versions of scikit-learn.
+    """
+    total, present = 100.0 * np.nansum(precision, axis=0), np.isfinite(precision).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return {"mAP": total / present, "mAP_all_classes": total / np.float64(len(precision))}
+
+
+def _score_rows(video: VideoFrames, num_classes: int) -> np.ndarray:
+    """(frames, classes) scores of one video, NaN for frames without scores."""
+    if video.scores is None:
+        return np.broadcast_to(np.nan, (len(video.rows), num_classes))
+    given = np.asarray(video.scores)
+    known = video.rows < len(given)
+    if known.all():
+        return given[video.rows]
+    return np.where(known[:, None], given[np.where(known, video.rows, 0)], np.nan)

@@ -44,7 +44,7 @@ def zero_shot(
     detections for the `nonsense_manifest`; and which unseen names the `vocabularies` of pretraining have.
     Raises InputError for an unknown protocol or a leak, ManifestError if a split does not fit the manifest.
     """
-    shares: dict[str, list[ClassSplit]] = {}
+    groups: dict[str, list[ClassSplit]] = {}
     for split in splits:
         check_class_split(split, manifest)
         seen = {words_of(name): name for name in split.seen}
@@ -54,18 +54,16 @@ def zero_shot(
             raise InputError(f"{split.name}: {len(leaked)} unseen classes are seen ones, first {unseen!r} is {twin!r}")
         folder = str(PurePosixPath(split.name).parent)
         share = f"{len(split.seen)}_seen_{len(split.unseen)}_unseen" if folder == "." else folder
-        shares.setdefault(share, []).append(split)
+        groups.setdefault(share, []).append(split)
     reports = {}
-    for share, group in shares.items():
+    for share, group in groups.items():
         parts = {split: restrict_to_classes(manifest, split.unseen) for split in group}
         scores = {split.name: detection(predictions_of(split), part, protocol) for split, part in parts.items()}
         report = reports[share] = {
             "num_splits": len(group),
             **mean_and_std(list(scores.values())),
             "splits": scores,
-            "unseen_classes_present": {
-                split.name: int(part.instances["label"].nunique()) for split, part in parts.items()
-            },
+            "unseen_classes_present": {split.name: part.instances["label"].nunique() for split, part in parts.items()},
             "leak_check": "no class, by its words, is both seen and unseen in any split",
         }
         if train is not None:
@@ -78,24 +76,18 @@ def zero_shot(
             control = [detection(control_of(split), nonsense_manifest(part), protocol) for split, part in parts.items()]
             report["nonsense_control"] = mean_and_std(control)
         if vocabularies:
-            report["unseen_names_in_vocabulary"] = {
-                title: _vocabulary_overlap(group, vocabulary) for title, vocabulary in vocabularies.items()
-            }
+            names = tuple(dict.fromkeys(name for split in group for name in split.unseen))
+            overlaps = report["unseen_names_in_vocabulary"] = {}
+            for title, vocabulary in vocabularies.items():
+                found = names_in_vocabulary(names, vocabulary)
+                shares = [100.0 * len(found["same"].keys() & set(split.unseen)) / len(split.unseen) for split in group]
+                means = {"mean": float(np.mean(shares)), "most": float(np.max(shares))}
+                overlaps[title] = {**found, "percent_same_per_split": means}
     return reports
 
 
 def mean_and_std(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of every metric over the splits; NaN if one of them has none."""
-    names = list(scores[0]) if scores else []
-    columns = {name: np.array([score[name] for score in scores]) for name in names}
-    return {
-        "mean": {name: float(column.mean()) for name, column in columns.items()},
-        "std": {name: float(column.std()) for name, column in columns.items()},
-    }
-
-
-def _vocabulary_overlap(splits: Sequence[ClassSplit], vocabulary: Collection[str]) -> dict[str, object]:
-    """Which unseen names the vocabulary has, and what share of each split's unseen classes."""
-    found = names_in_vocabulary(tuple(dict.fromkeys(name for split in splits for name in split.unseen)), vocabulary)
-    shares = [100.0 * len(found["same"].keys() & set(split.unseen)) / len(split.unseen) for split in splits]
-    return {**found, "percent_same_per_split": {"mean": float(np.mean(shares)), "most": float(np.max(shares))}}
+    columns = {name: np.array([score[name] for score in scores]) for name in scores[0]}
+    mean, std = ({name: float(of(column)) for name, column in columns.items()} for of in (np.mean, np.std))
+    return {"mean": mean, "std": std}

@@ -32,14 +32,14 @@ def evaluate_baseline(evaluation: Evaluation) -> dict | None:
     """The report of the similarity between frames and texts, without training; None if annotations are hidden."""
     manifest, split = evaluation.manifest, evaluation.split
     task = task_named(evaluation.task or manifest.tasks[0]).name
-    is_scored, paths = evaluation.has_annotations(task), evaluation.prediction_paths(task, with_report=True)
+    is_scored, paths = evaluation.prepare(task, with_report=True)
     cache = open_cache(evaluation.cache)
     require_embeddings(cache)
     evaluation.warnings += [cache.note] if cache.note else []
     predict = {"tal": baseline_detections, "as": baseline_frames}.get(task, baseline_moments)
-    predictions = predict(manifest.select(split), cache)
-    evaluation.write_predictions(paths, task, predictions, split, external_labels=evaluation.external_labels)
-    report = evaluation.report(task, predictions) | _written(paths) | _note(cache) if is_scored else None
+    predictions = predict(evaluation.selected, cache)
+    evaluation.write_predictions(paths, task, predictions, split)
+    report = evaluation.report(task, predictions) | _stated(paths, cache) if is_scored else None
     return evaluation.finish(task, report, predictions)
 
 
@@ -50,34 +50,32 @@ def evaluate_run(
 
     Raises InputError if the run is for another task; FingerprintError if the cache is from another tower.
     """
-    where = resolve_device(device)
-    loaded, manifest, split = load_model(run, where), evaluation.manifest, evaluation.split
-    recipe, fingerprint = loaded.info.recipe, loaded.info.fingerprint
-    task = recipe.task
+    where, manifest, split = resolve_device(device), evaluation.manifest, evaluation.split
+    loaded = load_model(run, where)
+    recipe, fingerprint, task = loaded.info.recipe, loaded.info.fingerprint, loaded.info.recipe.task
     if evaluation.task not in (None, task):
         raise InputError(f"unloc eval: --task {evaluation.task}, but {run} was trained for {task}; leave --task out")
     require_task(manifest, task)
     cache = open_cache(evaluation.cache)
-    is_scored, paths = evaluation.has_annotations(task), evaluation.prediction_paths(task, with_report=True)
-    selected = manifest.select(split)
+    is_scored, paths = evaluation.prepare(task, with_report=True)
+    selected = evaluation.selected
     require_seconds(task, selected, split, cache.durations_of(selected.videos["video_id"]))
     require_same_cache(fingerprint, cache.fingerprint, evaluation.cache)
     evaluation.warnings += [cache.note] if cache.note else []
     model = model_for_classes(loaded, manifest.classes)
     predictions = predict_split(model, selected, CachedTokens(cache), on_progress)
-    external = evaluation.external_labels
-    evaluation.write_predictions(paths, task, predictions, split, external_labels=external)
+    evaluation.write_predictions(paths, task, predictions, split)
     if evaluation.export is not None and evaluation.export.suffix.lower() == ".zip":
         for other in SUBMITTED_SPLITS:  # the server of QVHighlights takes both in one zip
             part = manifest.select(other) if other in manifest.splits and other != split else None
             if part is not None and all(video_id in cache for video_id in part.videos["video_id"]):
                 more = predict_split(model, part, CachedTokens(cache), on_progress)
-                evaluation.write_predictions([evaluation.export], task, more, other, external_labels=external)
+                evaluation.write_predictions([evaluation.export], task, more, other)
     if not is_scored:
         return evaluation.finish(task, None, predictions)
-    train_split = evaluation.train_split or recipe.data.train_split
-    report = evaluation.report(task, predictions, train_split=train_split if train_split in manifest.splits else None)
-    report |= _written(paths) | described(where, recipe.train.precision) | _note(cache)
+    if evaluation.train_split is None and recipe.data.train_split in manifest.splits:
+        evaluation.floor_split = recipe.data.train_split
+    report = evaluation.report(task, predictions) | described(where, recipe.train.precision) | _stated(paths, cache)
     report["recipe"] = {
         "name": recipe.name,
         "towers": asdict(recipe.towers),
@@ -89,12 +87,9 @@ def evaluate_run(
     return evaluation.finish(task, report, predictions)
 
 
-def _written(paths: list[Path]) -> dict[str, str]:
-    return {"predictions_sha256": file_sha256(paths[0])} if paths else {}
-
-
-def _note(cache: Cache) -> dict[str, str]:
-    return {"note": cache.note} if cache.note else {}
+def _stated(paths: list[Path], cache: Cache) -> dict[str, str]:
+    written = {"predictions_sha256": file_sha256(paths[0])} if paths else {}
+    return written | ({"note": cache.note} if cache.note else {})
 
 
 def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
