@@ -53,7 +53,7 @@ class SharedEncoder:
 
     def __init__(self, rate: float) -> None:
         self.gpu = SimulatedGpu(rate)
-        self.batches = SharedBatches(self.gpu, mixes=True)
+        self.batches = SharedBatches(self.gpu)
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
         """Tokens of some frames."""
@@ -86,8 +86,8 @@ class ReadyDecoder:
 
     def run(self, encoder: ray.actor.ActorHandle, until: float, frames_sent: int, ahead: int) -> int:
         """Frames encoded until that time."""
-        remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), BusyClock())
-        remote.actor, remote.batch, remote.batches_ahead = encoder, frames_sent, ahead
+        remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), BusyClock(), encoder)
+        remote.batch, remote.batches_ahead = frames_sent, ahead
         frames = np.random.default_rng(0).integers(0, 255, (FRAMES, 1, 3, SIZE, SIZE), dtype=np.uint8)
         batcher, count, row = FrameBatcher(remote), 0, {"file": "", "times_seconds": [0.0] * FRAMES}
         while time.time() < until:

@@ -19,10 +19,8 @@ def split_by_file(
     first: dict[VideoFile, str] = {}
     for video_id in sorted(files, key=lambda video_id: video_id not in own):
         first.setdefault(files[video_id], video_id)
-    same = {
-        video_id: first[path] for video_id, path in files.items() if first[path] != video_id and video_id not in own
-    }
-    return {video_id: path for video_id, path in files.items() if video_id not in same}, same
+    unique = {video_id: file for video_id, file in files.items() if first[file] == video_id or video_id in own}
+    return unique, {video_id: first[file] for video_id, file in files.items() if video_id not in unique}
 
 
 def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) -> None:
@@ -34,8 +32,11 @@ def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) ->
         write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in dropped})
 
 
-def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
-    """Record every id whose file is that of a cached video as another id of it; returns the cache with them."""
+def add_aliases(path: Path, files: dict[str, VideoFile], same: dict[str, str]) -> Cache:
+    """Record every id whose file is that of a cached video as another id of it; returns the cache with them.
+
+    `files` and `same` are those of `split_by_file`.
+    """
     cache, new = Cache(path), {}
     unknown = [video_id for video_id in files if video_id not in cache]
     known: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -47,18 +48,11 @@ def add_aliases(path: Path, files: dict[str, VideoFile]) -> Cache:
         row = next((row for row in rows if row["file"] == file.name), None)
         if row is not None and file_hash(file) == row["content_sha256"]:
             new[video_id] = row["video_id"]
-    return _with_aliases(cache, new)
-
-
-def share_tokens(path: Path, same: dict[str, str]) -> Cache:
-    """Record every id as another id of the one that has its file, where that is cached; returns the cache with them."""
-    cache = Cache(path)
-    new = {video_id: cache.own_id(first) for video_id, first in same.items() if video_id not in cache}
-    return _with_aliases(cache, {video_id: own for video_id, own in new.items() if own is not None})
-
-
-def _with_aliases(cache: Cache, new: dict[str, str]) -> Cache:
+    for video_id, first in same.items():
+        own = cache.own_id(new.get(first, first))
+        if video_id not in cache and own is not None:
+            new[video_id] = own
     if not new:
         return cache
-    write_checked(cache.path / "aliases.json", cache.aliases | new)
-    return Cache(cache.path)
+    write_checked(path / "aliases.json", cache.aliases | new)
+    return Cache(path)

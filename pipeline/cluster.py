@@ -1,48 +1,81 @@
-"""The Ray cluster of a job: an existing one, or a local one with just enough cores."""
+"""All calls to Ray: the cluster of a job, an existing one or a local one with just enough cores, and its actors."""
 
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NamedTuple
 
 import ray
 import torch
-from ray.exceptions import AuthenticationError
-from ray.util.metrics import Counter
+from ray.actor import ActorHandle
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.ledger import CACHED
-from pipeline.ray_actors import live_nodes, require_answer
-from pipeline.workers import Result
-from unloc.cache.shards import Failure
+from pipeline.decoding import Job, Limits
+from pipeline.workers import EncoderLost, EncodeWorker, Result, VideoWorker, last_line
 from unloc.errors import UnlocError
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig
 from unloc.model.towers import CPU_BATCH, GPU_BATCH
+from unloc.video.reading import ReadSpec
 
-QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
+PING_SECONDS = 2.0
+GET_SECONDS = 60.0  # for a ready object to reach this process
+CONNECT_SECONDS = 10.0
+RESULTS_AHEAD = 8  # of one actor that may wait in the object store
+CALLS_AT_ONCE = 256  # of decoders to one encoder, which puts their frames into batches; more wait in Ray
+VIDEO_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1})(VideoWorker)  # answers while it works
+ENCODE_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1, "frames": CALLS_AT_ONCE})(EncodeWorker)
+STREAM = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """How the job runs; nothing here changes a token."""
+
+    workers: int = 1
+    """Ray actors that decode; 0: this process and one decoding process, without Ray; -1: one for each CPU of this
+    machine, or of the cluster at `address`."""
+    encoders: int | None = None  # Ray actors that only encode; 0: workers encode too; None: one per GPU of the cluster
+    address: str | None = None  # of an existing Ray cluster; None starts a local one
+    limits: Limits = field(default_factory=Limits)
+    shard_size: int = 512  # most videos in a shard; one of more than SHARD_BYTES is split
+    retry_failed: bool = False  # even if their file has not changed
+    refresh: tuple[str, ...] = ()
+    """Ids of cached videos to extract again; `changed`: all whose file is not the one that was cached."""
+
+    @property
+    def uses_cluster(self) -> bool:
+        """Does the job run on an existing Ray cluster?"""
+        return self.address is not None and self.workers != 0
 
 
 @contextmanager
-def connected(address: str | None, workers: int, encoders: int | None) -> Iterator[None]:
+def connected(options: ExtractOptions) -> Iterator[None]:
     """A Ray connection, unless there is one already. Raises UnlocError where there is no cluster at the address."""
     if ray.is_initialized():
         yield
         return
     on_termination = signal.getsignal(signal.SIGTERM)
-    if address is None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address is None:
         # "local", otherwise Ray would join any cluster that runs on this machine.
-        ray.init(address="local", num_cpus=local_cpus(workers, encoders), include_dashboard=False, **QUIET)
+        ray.init(address="local", num_cpus=nodes_for(options)[0].cpus, include_dashboard=False, **quiet)
     else:
         try:
-            require_answer(address)
-            ray.init(address=address, **QUIET)
+            require_answer(options.address)
+            ray.init(address=options.address, **quiet)
         except (OSError, ValueError, AuthenticationError) as error:
             raise UnlocError(
-                f"--address {address}: no Ray cluster there ({' '.join(str(error).split())[:160]}); start one with "
-                "`ray start --head`; one that runs may be of another version, or need its token (set "
+                f"--address {options.address}: no Ray cluster there ({' '.join(str(error).split())[:160]}); start one "
+                "with `ray start --head`; one that runs may be of another version, or need its token (set "
                 "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the head node's ~/.ray/auth_token)"
             ) from None
     if threading.current_thread() is threading.main_thread():
@@ -53,34 +86,146 @@ def connected(address: str | None, workers: int, encoders: int | None) -> Iterat
         ray.shutdown()
 
 
-def local_cpus(workers: int, encoders: int | None) -> int:
-    """CPUs of a local Ray; for -1 workers: those that this process may use, encoders included."""
-    if workers == -1:
-        return len(os.sched_getaffinity(0))
-    return workers + (torch.cuda.device_count() if encoders is None else encoders)
+def require_answer(address: str) -> None:
+    """Raises OSError where nobody listens at host:port; Ray itself would wait for a minute and end the process."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def suited_to_device(
-    config: EncodeConfig, encoders: int | None, *, on_cluster: bool
-) -> tuple[EncodeConfig, torch.device]:
-    """The settings with a batch size for the device that encodes, and the device on which this process encodes texts.
+class Node(NamedTuple):
+    """A machine of the cluster, as Ray counts it."""
 
-    `on_cluster`: encoders use the GPUs of the connected cluster; otherwise those of this machine.
-    """
-    num_gpus = sum(node.gpus for node in live_nodes()) if on_cluster else torch.cuda.device_count()
-    on_gpu = encoders != 0 and num_gpus > 0
+    node_id: str
+    name: str
+    cpus: int
+    gpus: int
+
+
+def live_nodes() -> list[Node]:
+    """Machines of the connected cluster."""
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            name, resources = f"{node['NodeManagerHostname']} (node {node['NodeID'][:6]})", node["Resources"]
+            nodes.append(Node(node["NodeID"], name, int(resources.get("CPU", 0)), int(resources.get("GPU", 0))))
+    return nodes
+
+
+def nodes_for(options: ExtractOptions) -> list[Node]:
+    """Machines of the connected cluster, or this one with the CPUs that a local Ray gets."""
+    if options.uses_cluster:
+        return live_nodes()
+    workers, encoders, gpus = options.workers, options.encoders, torch.cuda.device_count()
+    # -1: those that this process may use, encoders included.
+    cpus = len(os.sched_getaffinity(0)) if workers == -1 else workers + (gpus if encoders is None else encoders)
+    return [Node("", "", cpus, gpus)]
+
+
+def suited_to_device(config: EncodeConfig, options: ExtractOptions) -> tuple[EncodeConfig, torch.device]:
+    """The settings with a batch size for the device that encodes, and the device of this process, for texts."""
+    on_gpu = options.encoders != 0 and any(node.gpus for node in nodes_for(options))
     batch = config.batch or (GPU_BATCH if on_gpu else CPU_BATCH)
     return replace(config, batch=batch), resolve_device("auto" if on_gpu else "cpu")
 
 
-def counted(results: Iterator[Result]) -> Iterator[Result]:
-    """The results, counted in Ray's metrics: videos by status, and frames."""
-    videos = Counter("unloc_extract_videos", "Videos by status.", tag_keys=("status",))
-    frames = Counter("unloc_extract_frames", "Frames encoded.")
-    for result in results:
-        if isinstance(result, Failure):
-            videos.inc(tags={"status": result.reason})
+class Role(StrEnum):
+    """What an actor does; a worker decodes and encodes."""
+
+    WORKER = "worker"
+    DECODER = "decoder"
+    ENCODER = "encoder"
+
+
+class Event(NamedTuple):
+    """What an actor reports: it has loaded (value: its device), is alive (seconds without progress), has a result
+    (Result or EncoderLost), has finished its group; it raised an error of its own code, or its process died (message).
+    """
+
+    actor: ActorHandle
+    kind: str
+    value: str | float | Result | EncoderLost | None = None
+
+
+class RayActors:
+    """Processes on the connected Ray cluster, and the time; tests of the supervisor simulate both."""
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, config: EncodeConfig, spec: ReadSpec, limits: Limits) -> None:
+        self.config, self.spec, self.limits = config, spec, limits
+        # Running calls: the actor, and the kind of event that the answer is (loaded, alive or result).
+        self._calls: dict[ray.ObjectRef | ray.ObjectRefGenerator, tuple[ActorHandle, str]] = {}
+        self._pinged_at: dict[ActorHandle, float] = {}
+        context = ray.get_runtime_context()
+        self._address, self._own_node = context.gcs_address, context.get_node_id()
+
+    def nodes(self) -> list[Node]:
+        """Machines that are alive. Raises UnlocError where the cluster is gone: Ray itself would end this process."""
+        try:
+            require_answer(self._address)
+            nodes = live_nodes()
+        except (OSError, RayError) as error:
+            what = f"the Ray cluster at {self._address} is gone ({last_line(error)})"
+            raise UnlocError(f"{what}; run the same command again") from None
+        if all(node.node_id != self._own_node for node in nodes):
+            raise UnlocError("Ray's process on this machine (raylet) has ended; run the same command again")
+        return nodes
+
+    def start(self, role: Role, node: Node, *, num_cpus: int, num_gpus: int) -> ActorHandle:
+        """Start an actor on a node."""
+        affinity = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": affinity}
+        if role is Role.ENCODER:
+            actor = ENCODE_ACTOR.options(**resources).remote(self.config, "cuda" if num_gpus else "cpu")
+            load = actor.load.remote()
         else:
-            videos.inc(tags={"status": CACHED})
-            frames.inc(len(result.tokens))
-        yield result
+            actor = VIDEO_ACTOR.options(**resources).remote(self.config, self.spec, self.limits)
+            load = actor.load.remote(encodes=role is Role.WORKER)
+        self._calls[load], self._pinged_at[actor] = (actor, "loaded"), 0.0
+        return actor
+
+    def stop(self, actor: ActorHandle) -> None:
+        """Kill an actor; no more events of it follow."""
+        self._calls = {answer: call for answer, call in self._calls.items() if call[0] != actor}
+        del self._pinged_at[actor]
+        ray.kill(actor)
+
+    def assign(self, actor: ActorHandle, jobs: list[Job], encoder: ActorHandle | None) -> None:
+        """Send a group of jobs; to a decoder, with the encoder for its frames."""
+        self._calls[actor.results.options(**STREAM).remote(jobs, encoder)] = (actor, "result")
+
+    def events(self, timeout: float) -> list[Event]:
+        """What happened since the last call; waits for something to happen, at most for the timeout."""
+        now, pinged = self.clock(), {actor for actor, kind in self._calls.values() if kind == "alive"}
+        for actor, pinged_at in self._pinged_at.items():
+            if actor not in pinged and now - pinged_at >= PING_SECONDS:
+                self._pinged_at[actor] = now
+                self._calls[actor.ping.remote()] = (actor, "alive")
+        if not self._calls:
+            time.sleep(timeout)
+            return []
+        ray.wait(list(self._calls), num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        return [event for answer in ready for event in self._events_of(answer)]
+
+    def _events_of(self, answer: ray.ObjectRef | ray.ObjectRefGenerator) -> Iterator[Event]:
+        actor, kind = self._calls[answer]
+        try:
+            yield Event(actor, kind, ray.get(next(answer) if kind == "result" else answer, timeout=GET_SECONDS))
+            if kind == "result":
+                return  # more may follow
+        except StopIteration:
+            yield Event(actor, "finished")
+        except (RayTaskError, GetTimeoutError) as error:
+            yield Event(actor, "raised", last_line(error))
+        except RayError as error:
+            # The results that a dead actor sent before it died come first: their stream ends with this error.
+            if kind == "result" or (actor, "result") not in self._calls.values():
+                yield Event(actor, "died", last_line(error))
+        del self._calls[answer]
+
+    def free(self) -> str:
+        """Unused CPUs and GPUs, for messages."""
+        available = ray.available_resources()
+        return ", ".join(f"{available.get(name, 0):g} {name}" for name in ("CPU", "GPU"))

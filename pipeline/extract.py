@@ -1,65 +1,37 @@
 """The extraction job: which videos are due, and their results into the shards of a cache."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.aliases import add_aliases, drop_aliases, share_tokens, split_by_file
-from pipeline.cluster import connected, counted, suited_to_device
-from pipeline.decode_child import MACHINE, Job
-from pipeline.decoding import Limits
-from pipeline.ledger import CACHED, UNCHANGED, Ledger
-from pipeline.ray_actors import RayActors
-from pipeline.summary import Summary
+from ray.util.metrics import Counter
+
+from pipeline.aliases import add_aliases, drop_aliases, split_by_file
+from pipeline.cluster import ExtractOptions, RayActors, connected, suited_to_device
+from pipeline.decoding import MACHINE, Job
+from pipeline.ledger import CACHED, UNCHANGED, Ledger, Summary
 from pipeline.supervisor import Supervisor
 from pipeline.workers import in_process_results
 from unloc.cache.mirror import Home
 from unloc.cache.opening import home_for, open_for_writing
 from unloc.cache.reading import Cache
-from unloc.cache.shards import Failure, Result, ShardWriter, failures_of, last_failures
+from unloc.cache.shards import Failure, Result, ShardWriter, last_failures
 from unloc.cache.writing import write_projections, write_texts
-from unloc.errors import CacheError, CoverageError, InputError
-from unloc.files import disk_full_errors
-from unloc.inference.encode import EncodeConfig, Encoder, recorded_versions
+from unloc.errors import CacheError, InputError
+from unloc.files import disk_full_errors, write_file
+from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.video_file import VideoFile, file_hash, file_identity
 
 logger = logging.getLogger(__name__)
 TEXTS_AT_ONCE = 20_000
 CHANGED = "changed"  # in `refresh`: every video whose file has changed
 HELPED_BY_PARTIAL = ("truncated", "decode_error")  # reasons that --allow-partial may remove
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
-    """How the job runs; nothing here changes a token."""
-
-    workers: int = 1
-    """Ray actors that decode; 0: this process and one decoding process, without Ray; -1: one for each CPU of this
-    machine, or of the cluster at `address`."""
-    encoders: int | None = None
-    """Ray actors that only encode; 0: the workers encode too; None: one per GPU of the cluster."""
-    address: str | None = None
-    """An existing Ray cluster; None starts a local one."""
-    limits: Limits = field(default_factory=Limits)
-    """What one video may cost."""
-    shard_size: int = 512
-    """Most videos in a shard; one of more than SHARD_BYTES is split."""
-    coverage: float = 1.0
-    """Smallest share of videos that must be cached in the end."""
-    retry_failed: bool = False
-    """Try failed videos again even if their file has not changed."""
-    refresh: tuple[str, ...] = ()
-    """Ids of cached videos to extract again; `changed`: all whose file is not the one that was cached."""
-
-    @property
-    def uses_cluster(self) -> bool:
-        """Does the job run on an existing Ray cluster?"""
-        return self.address is not None and self.workers != 0
-
-
 Progress = Callable[[int, int, int, int], None]
 """Called with the videos done, videos due, frames encoded and videos failed so far in this run."""
 
@@ -71,33 +43,7 @@ def extract(
     files: dict[str, VideoFile],
     missing: Sequence[str],
     texts: Sequence[str],
-    on_progress: Progress | None = None,
-) -> Summary:
-    """`run_job`, then `require_coverage`."""
-    summary = run_job(cache_path, config, options, files, missing, texts, on_progress)
-    require_coverage(summary, options)
-    return summary
-
-
-def require_coverage(summary: Summary, options: ExtractOptions) -> None:
-    """Raises CoverageError where fewer videos are cached than `options.coverage` asks for."""
-    if summary.coverage < options.coverage:
-        first = summary.failures[0]
-        raise CoverageError(
-            f"{summary.cache}: {summary.cached} of {summary.videos} videos are cached, --coverage asks for "
-            f"{options.coverage:.0%} (first: {first['video_id']}: {first['reason']}: {first['message']}); "
-            f"all reasons: {summary.cache}/ledger.jsonl"
-        )
-
-
-def run_job(
-    cache_path: Path | str,
-    config: EncodeConfig,
-    options: ExtractOptions,
-    files: dict[str, VideoFile],
-    missing: Sequence[str],
-    texts: Sequence[str],
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda *counts: None,
 ) -> Summary:
     """Bring every video and text into the cache; existing videos are skipped.
 
@@ -111,12 +57,12 @@ def run_job(
     if unknown := set(options.refresh) - files.keys() - {CHANGED}:
         raise InputError(f"--refresh {sorted(unknown)[0]}: the manifest has no such video, or it has no file")
     summary = Summary(videos=len(files) + len(missing), missing=len(missing))
-    cluster = connected(options.address, options.workers, options.encoders) if options.uses_cluster else nullcontext()
-    with disk_full_errors(cache_path), cluster:
-        encoder = Encoder(*suited_to_device(config, options.encoders, on_cluster=options.uses_cluster))
+    with disk_full_errors(cache_path), connected(options) if options.uses_cluster else nullcontext():
+        encoder = Encoder(*suited_to_device(config, options))
         home = home_for(cache_path, encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
-        with open_for_writing(home, encoder.fingerprint, recorded_versions()):
+        packages = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
+        with open_for_writing(home, encoder.fingerprint, {name: version(name) for name in packages}):
             cache = Cache(path)
             if encoder.tower.projections and not cache.projections:
                 write_projections(path, encoder.tower.projections)
@@ -125,16 +71,19 @@ def run_job(
             tokens = (pair for part in parts for pair in zip(part, encoder.encode_texts(part), strict=True))
             summary.texts_now = write_texts(path, tokens, encoder.config.dtype)
             summary.seconds_start_up = time.perf_counter() - started
-            _Job(home, encoder, options, files, summary).run(missing, on_progress or (lambda *counts: None))
+            _Job(home, encoder, options, files, summary).run(missing, on_progress)
             summary.seconds_wall = time.perf_counter() - started
-            summary.write(path / "summary.json")
+            write_file(path / "summary.json", json.dumps(summary.to_dict(), indent=1, ensure_ascii=False))
     return summary
 
 
-def is_worth_a_try(failure: Failure, file: VideoFile, config: EncodeConfig, options: ExtractOptions) -> bool:
+def is_worth_a_try(
+    failure: Failure, files: dict[str, VideoFile], config: EncodeConfig, options: ExtractOptions
+) -> bool:
     """May a video that failed before succeed now?"""
+    file = files.get(failure.video_id)
     partial_helps = config.allow_partial and not failure.partial_allowed and failure.reason in HELPED_BY_PARTIAL
-    return failure.file_identity != file_identity(file) or partial_helps or options.retry_failed
+    return file is not None and (failure.file_identity != file_identity(file) or partial_helps or options.retry_failed)
 
 
 class _Job:
@@ -146,15 +95,13 @@ class _Job:
         self.home, self.path, self.summary = home, home.folder, summary
         self.encoder, self.config, self.options = encoder, encoder.config, options
         self.files, self.same_file = split_by_file(files, Cache(self.path).rows)
-        self.cache = add_aliases(self.path, self.files)
+        self.cache = add_aliases(self.path, self.files, self.same_file)
         self.writer, self.ledger = ShardWriter(self.cache), Ledger(self.path)
         self.last_rows = self.ledger.last_rows()
-        self.machine_failures: dict[str, Failure] = {}
-        """Videos that failed because of machines: the next run tries them again."""
+        self.is_worth_a_try = partial(is_worth_a_try, files=self.files, config=self.config, options=options)
 
     def run(self, missing: Sequence[str], on_progress: Progress) -> None:
         """Write every shard of which all videos have a result; extract those that have none."""
-        self._resume()
         self._plan()
         self._write_complete_shards()
         jobs = [Job(video_id, self.files[video_id]) for video_id in self.writer.pending]
@@ -162,36 +109,53 @@ class _Job:
         on_progress(0, len(jobs), 0, 0)
         with results_of(jobs, self.encoder, self.options, self.summary) as results:
             for done, result in enumerate(results, start=1):
-                self._store(result)
-                on_progress(done, len(jobs), self.summary.frames, self.summary.failed - failed_before)
+                started = time.perf_counter()
+                if isinstance(result, Failure):
+                    failure = replace(result, partial_allowed=self.config.allow_partial)
+                    if failure.reason == MACHINE:  # the next run tries it again
+                        self.writer.release([failure.video_id])
+                    else:
+                        self.writer.put(failure)
+                    self._record(failure)
+                else:
+                    self.writer.put(result)
+                    self.summary.add_video(result.meta, len(result.tokens))
+                    self.ledger.write_cached(result.meta, len(result.tokens))
                 self._write_complete_shards()
+                self.summary.seconds_write += time.perf_counter() - started
+                on_progress(done, len(jobs), self.summary.frames, self.summary.failed - failed_before)
         for video_id in missing:
             self._record(Failure(video_id, "missing", "no file for it in the video folder"))
-        self._share_tokens()
-
-    def _resume(self) -> None:
-        """Count the results of an interrupted job; videos that this job does not have leave the plan."""
-        for video_id in self.writer.planned:
-            result, last_row = self.writer.staged(video_id), self.last_rows.get(video_id, {})
-            if result is None:
-                continue
-            failure = result if isinstance(result, Failure) else None
-            if failure and self._is_worth_a_try(failure):
-                self.writer.forget([video_id])
-                continue
-            # The job may have been killed between the staged result and its line in the ledger.
-            if failure and last_row != failure.to_row():
-                self.ledger.write(failure.to_row())
-            if not failure and last_row.get("status") != CACHED:
-                self.ledger.write_cached(result.meta, len(result.tokens))
-            if video_id in self.files:
-                self._count_before(failure)
-        self.writer.release(set(self.writer.pending) - self.files.keys())
+        # Other ids of a file share its tokens, or its failure.
+        before = {video_id for video_id in self.same_file if video_id in self.cache}
+        cache = add_aliases(self.path, {}, self.same_file)
+        failures = {row["video_id"]: Failure.from_row(row) for row in self.summary.failures}
+        for video_id, first in self.same_file.items():
+            if video_id not in cache:
+                self._record(replace(failures[first], video_id=video_id))
+            elif video_id in before:
+                self.summary.cached_before += 1
+            else:
+                self.summary.cached_now += 1
 
     def _plan(self) -> None:
-        """Assign places in new shards to the videos that are due."""
+        """Count the results of earlier runs, and assign places in new shards to the videos that are due."""
+        for video_id in self.writer.planned:  # by a run that was interrupted
+            result, last_row = self.writer.staged(video_id), self.last_rows.get(video_id, {})
+            failure = result if isinstance(result, Failure) else None
+            if failure and self.is_worth_a_try(failure):
+                self.writer.forget([video_id])
+            elif result is not None:
+                # The job may have been killed between the staged result and its line in the ledger.
+                if failure and last_row != failure.to_row():
+                    self.ledger.write(failure.to_row())
+                if not failure and last_row.get("status") != CACHED:
+                    self.ledger.write_cached(result.meta, len(result.tokens))
+                if video_id in self.files:
+                    self._count_before(failure)
+        self.writer.release(set(self.writer.pending) - self.files.keys())
         planned, failures = set(self.writer.planned), last_failures(self.cache)
-        given_up = {video_id for video_id, failure in failures.items() if not self._is_worth_a_try(failure)}
+        given_up = {video_id for video_id, failure in failures.items() if not self.is_worth_a_try(failure)}
         refreshed, due = self._refreshed(given_up), []
         for video_id in self.files:
             if video_id in planned:
@@ -202,10 +166,6 @@ class _Job:
                 self._count_before(None if video_id in self.cache else failures[video_id])
         self.writer.add(due, self.options.shard_size)
         self._publish()
-
-    def _is_worth_a_try(self, failure: Failure) -> bool:
-        file = self.files.get(failure.video_id)
-        return file is not None and is_worth_a_try(failure, file, self.config, self.options)
 
     def _count_before(self, failure: Failure | None) -> None:
         """A video that an earlier run has done."""
@@ -242,33 +202,15 @@ class _Job:
         self.ledger.write({"status": UNCHANGED, "video_id": video_id, **identity})  # so that it is compared once
         return False
 
-    def _store(self, result: Result) -> None:
-        if isinstance(result, Failure):
-            result = replace(result, partial_allowed=self.config.allow_partial)
-            if result.reason == MACHINE:
-                self.machine_failures[result.video_id] = result
-                self.writer.release([result.video_id])
-            else:
-                self.writer.put(result)
-            self._record(result)
-            return
-        started = time.perf_counter()
-        self.writer.put(result)
-        self.summary.seconds_write += time.perf_counter() - started
-        self.summary.add_video(result.meta, len(result.tokens))
-        self.ledger.write_cached(result.meta, len(result.tokens))
-
     def _record(self, failure: Failure) -> None:
         self.summary.add_failure(failure)
         self.ledger.write(failure.to_row())
 
     def _write_complete_shards(self) -> None:
         for name in self.writer.complete:
-            started = time.perf_counter()
             drop_aliases(self.path, self.writer.replaced(name), self.same_file)
             self.writer.write(name)
             self._publish()
-            self.summary.seconds_write += time.perf_counter() - started
 
     def _publish(self) -> None:
         """A failing bucket does not stop the job: the next shard tries again, and the end of the job must succeed."""
@@ -277,37 +219,29 @@ class _Job:
         except CacheError as error:
             logger.warning("%s", error)
 
-    def _share_tokens(self) -> None:
-        """Other ids of a file share its tokens, or its failure."""
-        if not self.same_file:
-            return
-        before = {video_id for video_id in self.same_file if video_id in self.cache}
-        cache = share_tokens(self.path, self.same_file)
-        failures = failures_of(cache)
-        for video_id, first in self.same_file.items():
-            if video_id not in cache:
-                failure = self.machine_failures.get(first) or failures[first]
-                self._record(replace(failure, video_id=video_id))
-            elif video_id in before:
-                self.summary.cached_before += 1
-            else:
-                self.summary.cached_now += 1
-
 
 @contextmanager
 def results_of(
     jobs: list[Job], encoder: Encoder, options: ExtractOptions, summary: Summary
 ) -> Iterator[Iterator[Result]]:
-    """Results of jobs, from this process or from Ray workers."""
-    if not jobs:
-        yield iter(())
-    elif options.workers == 0:
+    """Results of jobs, from this process or from Ray workers, which count them in Ray's metrics."""
+    if options.workers == 0 or not jobs:
         yield in_process_results(encoder, options.limits, jobs)
-    else:
-        started = time.perf_counter()
-        with connected(options.address, options.workers, options.encoders):
-            summary.seconds_start_up += time.perf_counter() - started
-            actors = RayActors(encoder.config, encoder.read_spec, options.limits)
-            pool = Supervisor(actors, options.workers, options.encoders, options.limits.timeout_seconds)
-            yield counted(pool.results(jobs))
-        summary.seconds_start_up += pool.seconds_to_first_worker
+        return
+    started = time.perf_counter()
+    with connected(options):
+        summary.seconds_start_up += time.perf_counter() - started
+        actors = RayActors(encoder.config, encoder.read_spec, options.limits)
+        pool = Supervisor(actors, options.workers, options.encoders, options.limits.timeout_seconds)
+        videos = Counter("unloc_extract_videos", "Videos by status.", tag_keys=("status",))
+        frames = Counter("unloc_extract_frames", "Frames encoded.")
+
+        def counted() -> Iterator[Result]:
+            for result in pool.results(jobs):
+                videos.inc(tags={"status": result.reason if isinstance(result, Failure) else CACHED})
+                if not isinstance(result, Failure):
+                    frames.inc(len(result.tokens))
+                yield result
+
+        yield counted()
+    summary.seconds_start_up += pool.seconds_to_first_worker

@@ -1,12 +1,18 @@
-"""ledger.jsonl: what happened to each video, one line per attempt, for people and scripts."""
+"""What an extraction did: ledger.jsonl, one line per attempt, for people and scripts; and a summary in numbers."""
 
 import json
 import time
+from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from unloc.cache.shards import Failure
+from unloc.errors import CoverageError
 
 CACHED, UNCHANGED = "cached", "unchanged"
 MISSING = "missing"  # the reason of a failure: no file
+WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is partial
 
 
 class Ledger:
@@ -38,3 +44,91 @@ class Ledger:
                 row = json.loads(line)
                 found[row["video_id"]] = {key: value for key, value in row.items() if key != "unix_time"}
         return found
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """Saved as CACHE/summary.json. Seconds of stages are summed over workers; `seconds_wall` is elapsed time."""
+
+    cache: str = ""
+    """Where the tokens are: not the cache asked for if that has another fingerprint, but its sibling."""
+    videos: int = 0
+    cached_before: int = 0
+    cached_now: int = 0
+    failed: int = 0  # all videos without tokens: failed now or before, or missing
+    failed_before: int = 0
+    missing: int = 0
+    changed: list[str] = field(default_factory=list)  # cached, but the file has changed: tokens are of the old one
+    texts_now: int = 0
+    frames: int = 0
+    seconds_decode: float = 0.0
+    seconds_preprocess: float = 0.0
+    seconds_encode: float = 0.0
+    seconds_write: float = 0.0
+    seconds_waiting: float = 0.0  # of encoders, for frames
+    seconds_start_up: float = 0.0  # of `seconds_wall`: texts were encoded, the first Ray worker had loaded its tower
+    seconds_wall: float = 0.0
+    covered_seconds: dict[str, float] = field(default_factory=dict)  # decoded, of each partial video of this run
+    reasons: dict[str, int] = field(default_factory=dict)
+    failures: list[dict] = field(default_factory=list)
+
+    @property
+    def cached(self) -> int:
+        """Videos in the cache now."""
+        return self.cached_before + self.cached_now
+
+    @property
+    def coverage(self) -> float:
+        """Share of the videos that are in the cache now."""
+        return self.cached / self.videos if self.videos else 1.0
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of this run, by elapsed time."""
+        return self.frames / self.seconds_wall if self.seconds_wall else 0.0
+
+    def add_video(self, row: dict, num_tokens: int) -> None:
+        """Count a video that was encoded in this run."""
+        self.cached_now += 1
+        self.frames += num_tokens
+        for name in ("seconds_decode", "seconds_preprocess", "seconds_encode", "seconds_waiting"):
+            setattr(self, name, getattr(self, name) + row[name])
+        if row["truncated"] or row["covered_seconds"] < WHOLE_SHARE * row["duration_seconds"]:
+            self.covered_seconds[row["video_id"]] = row["covered_seconds"]
+
+    def add_failure(self, failure: Failure) -> None:
+        """Count a video that has no tokens."""
+        self.failed += 1
+        self.failures.append(failure.to_row())
+        self.reasons = dict(Counter(row["reason"] for row in self.failures))
+
+    def require_coverage(self, share: float) -> None:
+        """Raises CoverageError where a smaller share of the videos is cached."""
+        if self.coverage < share:
+            first = "{video_id}: {reason}: {message}".format(**self.failures[0])
+            raise CoverageError(
+                f"{self.cache}: {self.cached} of {self.videos} videos are cached, --coverage asks for {share:.0%} "
+                f"(first: {first}); all reasons: {self.cache}/ledger.jsonl"
+            )
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        values = asdict(self) | {"coverage": self.coverage, "frames_per_second": self.frames_per_second}
+        return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A table of (name, text) for people."""
+        stages = [(name, value) for name, value in vars(self).items() if name.startswith("seconds_")]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+        changed = f"{len(self.changed)} have a changed file; `--refresh changed` extracts them again"
+        table = [
+            ("cache", self.cache),
+            ("videos", f"{self.cached} of {self.videos} cached ({self.cached_now} now, {self.cached_before} before)"),
+            ("failed", f"{self.failed} ({reasons})" if self.failed else "0"),
+            ("changed", changed if self.changed else ""),
+            ("partial", f"{len(self.covered_seconds)}, covered seconds in summary.json" * bool(self.covered_seconds)),
+            ("texts", f"{self.texts_now} now"),
+            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second)"),
+            ("seconds", "  ".join(f"{name[8:].replace('_', '-')} {value:.1f}" for name, value in stages)),
+        ]
+        return [row for row in table if row[1]]

@@ -5,15 +5,15 @@ Videos with intact tokens and rows are copied. What cannot be repaired stays as 
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.aliases import add_aliases, share_tokens, split_by_file
-from pipeline.decode_child import Job
-from pipeline.extract import ExtractOptions, results_of
-from pipeline.ledger import MISSING, Ledger
-from pipeline.summary import Summary
+from pipeline.aliases import add_aliases, split_by_file
+from pipeline.cluster import ExtractOptions
+from pipeline.decoding import Job
+from pipeline.extract import results_of
+from pipeline.ledger import MISSING, Ledger, Summary
 from unloc.cache.audit import Audit, Damage, audit_cache
 from unloc.cache.metadata import CHECKSUM_KEY, group_metadata, read_attributes, write_checked
 from unloc.cache.mirror import Home
@@ -25,79 +25,43 @@ from unloc.files import folder_lock, remove_leftovers, write_file
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.video_file import VideoFile, file_hash
 
-FindFile = Callable[[str, str | None], VideoFile | None]
-"""The file of a video id, given the file name that the cache knows; None where there is none."""
 
-
-@dataclass(frozen=True)
-class ManifestContent:
-    """What a manifest names: without it some losses cannot be repaired."""
-
-    files: dict[str, VideoFile]
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Repair:
-    """What was damaged and what of it is left."""
+    """One repair: `run` does it, and then it says what was damaged and what of it is left."""
 
-    before: Audit
-    after: Audit
-    left: tuple[str, ...]
-    """What could not be repaired: place, reason and what to do."""
-    notes: tuple[str, ...]
-    """What was repaired only as far as the manifest goes."""
+    home: Home
+    find_file: Callable[[str, str | None], VideoFile | None]
+    """The file of a video id, given the file name that the cache knows; None where there is none."""
+    options: ExtractOptions
+    files: dict[str, VideoFile] | None = None  # of a manifest; without one some losses cannot be repaired
+    texts: Sequence[str] = ()  # of the manifest
+    pretrained: str | None = None  # weights file of the tower that made the cache
+    left: list[str] = field(default_factory=list)  # what could not be repaired: place, reason and what to do
+    notes: list[str] = field(default_factory=list)  # what was repaired only as far as the manifest goes
+    before: Audit = field(init=False)
+    after: Audit = field(init=False)
 
+    def run(self) -> "Repair":
+        """Audit the cache and repair what can be repaired, locked for writing all the while; returns itself.
 
-def repair(
-    home: Home,
-    find_file: FindFile,
-    options: ExtractOptions,
-    *,
-    manifest: ManifestContent | None = None,
-    pretrained: str | None = None,
-) -> Repair:
-    """Audit a cache and repair what can be repaired, locked for writing all the while.
-
-    Raises CacheError where another process writes the cache or not even its fingerprint can be read, FingerprintError
-    where the tower that made it is needed and cannot be loaded.
-    """
-    path, root = home.folder, []
-    with home.lock(), folder_lock(path):
-        remove_leftovers(path)
-        try:
-            read_attributes(path)
-        except CacheError:
-            _copy_metadata(path / "shards", path)
-            root = [Damage("zarr.json", "is not what was written")]
-        before = audit_cache(path)
-        before = replace(before, damages=(*root, *before.damages))
-        run = _Repair(path, find_file, options, manifest, pretrained)
-        run.repair(before.damages)
-        after = audit_cache(path)
-        home.publish()
-    return Repair(before, after, tuple(run.left), tuple(run.notes))
-
-
-def _copy_metadata(source: Path, target: Path) -> None:
-    attributes = read_attributes(source)
-    del attributes[CHECKSUM_KEY]
-    write_file(target / "zarr.json", group_metadata(attributes))
-
-
-class _Repair:
-    """One repair; `left` and `notes` as in Repair."""
-
-    def __init__(
-        self,
-        path: Path,
-        find_file: FindFile,
-        options: ExtractOptions,
-        manifest: ManifestContent | None,
-        pretrained: str | None,
-    ) -> None:
-        self.path, self.find_file, self.options, self.manifest = path, find_file, options, manifest
-        self.pretrained, self.left, self.notes = pretrained, [], []
+        Raises CacheError where another process writes the cache or not even its fingerprint can be read,
+        FingerprintError where the tower that made it is needed and cannot be loaded.
+        """
+        self.path, root = self.home.folder, []
+        with self.home.lock(), folder_lock(self.path):
+            remove_leftovers(self.path)
+            try:
+                read_attributes(self.path)
+            except CacheError:
+                _copy_metadata(self.path / "shards", self.path)
+                root = [Damage("zarr.json", "is not what was written")]
+            before = audit_cache(self.path)
+            self.before = replace(before, damages=(*root, *before.damages))
+            self._repair(before.damages)
+            self.after = audit_cache(self.path)
+            self.home.publish()
+        return self
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -109,7 +73,7 @@ class _Repair:
             raise FingerprintError(f"{self.path}: its tower is not available; give its weights file with --pretrained")
         return encoder
 
-    def repair(self, damages: Sequence[Damage]) -> None:
+    def _repair(self, damages: Sequence[Damage]) -> None:
         """Repair each place or report why not: first what needs no tower, aliases last."""
         places = {damage.place for damage in damages}
         if "shards/zarr.json" in places:
@@ -138,28 +102,26 @@ class _Repair:
 
     def _repair_texts(self, damages: Sequence[Damage]) -> None:
         """Encode texts again: those in the damaged tables; where these are lost, those that only the manifest has."""
-        known, lost, nameless = set(), [], []
+        texts: dict[str, list[str]] = {}  # of every table that can be read
         for folder in sorted((self.path / "texts").glob("[0-9]*")):
-            damage = next((damage for damage in damages if damage.place == f"texts/{folder.name}"), None)
             try:
-                texts = [text for text, _, _ in read_attributes(folder)["texts"]]
+                texts[f"texts/{folder.name}"] = [text for text, _, _ in read_attributes(folder)["texts"]]
             except CacheError:
-                nameless.append(damage)
-            else:
-                known |= set(texts)
-                lost += texts if damage else []
-        if nameless and self.manifest:
-            new = [text for text in dict.fromkeys(self.manifest.texts) if text not in known]
-            if new:
+                continue
+        lost = [text for damage in damages for text in texts.get(damage.place, ())]
+        if nameless := [damage for damage in damages if damage.place not in texts]:
+            known = {text for those in texts.values() for text in those}
+            if new := [text for text in dict.fromkeys(self.texts) if text not in known]:
                 lost += new
                 self.notes.append(
                     f"{nameless[0].place}: has the manifest's {len(new)} texts again; run `unloc extract` with any "
                     "other manifest whose texts were here"
                 )
-        if nameless and not (self.manifest and new):
-            advice = "none of its texts is missing: give the one they came from" if self.manifest else "give --manifest"
-            self.left += [f"{damage.place}: {damage.reason}; {advice}" for damage in nameless]
-            damages = [damage for damage in damages if damage not in nameless]
+            else:
+                other = "none of the manifest's texts is missing: give the one they came from"
+                advice = other if self.texts else "give --manifest"
+                self.left += [f"{damage.place}: {damage.reason}; {advice}" for damage in nameless]
+                damages = [damage for damage in damages if damage not in nameless]
         if lost:
             tokens = self.encoder.encode_texts(lost)
             write_texts(self.path, zip(lost, tokens, strict=True), self.encoder.config.dtype)
@@ -172,44 +134,39 @@ class _Repair:
             return
         cache, places = Cache(self.path), {damage.place for damage in damages}
         cache.table = Table.read([self.path / "shards" / name for name in tables if f"shards/{name}" not in places])
-        writer, jobs, redone = ShardWriter(cache), [], []
+        writer, jobs = ShardWriter(cache), {}
         for damage in damages:
             name = Path(damage.place).name
             try:
-                rows = self._stage_intact(writer, damage, tables)
-                jobs += [
-                    Job(video_id, self._file_of(video_id, rows.get(video_id, {})))
-                    for video_id in writer.open[name]
-                    if video_id in writer.missing[name]
-                ]
-                redone.append(name)
+                rows = self._stage_intact(writer, name, damage.broken, tables)
+                absent = [video_id for video_id in writer.open[name] if video_id in writer.missing[name]]
+                jobs[name] = [Job(video_id, self._file_of(video_id, rows.get(video_id, {}))) for video_id in absent]
             except UnlocError as error:
                 self.left.append(f"{damage.place}: {damage.reason}; {error}")
                 writer.forget(writer.open.get(name, ()))
-        failed = []
-        if jobs:
-            with results_of(jobs, self.encoder, self.options, Summary()) as results:
+        if all_jobs := [job for those in jobs.values() for job in those]:
+            with results_of(all_jobs, self.encoder, self.options, Summary()) as results:
                 for result in results:
-                    if isinstance(result, Failure):
-                        failed.append(result)
-                    else:
+                    if not isinstance(result, Failure):
                         writer.put(result)
-        for failure in failed:
-            (name,) = (name for name in redone if failure.video_id in writer.missing[name])
-            reason = f"({failure.reason}: {failure.message})"
-            self.left.append(f"shards/{name}: video {failure.video_id!r} cannot be extracted again {reason}")
-        for name in redone:
+                        continue
+                    name = next(name for name in jobs if result.video_id in writer.missing[name])
+                    reason = f"({result.reason}: {result.message})"
+                    self.left.append(f"shards/{name}: video {result.video_id!r} cannot be extracted again {reason}")
+        for name in jobs:
             if writer.missing[name]:
                 writer.forget(writer.open[name])
             else:
                 writer.write(name)
 
-    def _stage_intact(self, writer: ShardWriter, damage: Damage, tables: dict[str, Table]) -> dict[str, dict]:
+    def _stage_intact(
+        self, writer: ShardWriter, name: str, broken: Sequence[str], tables: dict[str, Table]
+    ) -> dict[str, dict]:
         """Reopen a shard and stage what is intact of it; what is known of the broken videos' files.
 
         Raises CacheError where it is not known which videos the shard holds.
         """
-        name, known, failures = Path(damage.place).name, {}, []
+        known, failures = {}, []
         later = [table for other, table in tables.items() if other > name]
         replaced = {video_id for table in later for video_id in table.number_of}
         if name in tables:
@@ -217,9 +174,9 @@ class _Repair:
             shard.table = tables[name]  # of this shard alone: others may be damaged, or replace videos of it
             failures = [Failure.from_row(row) for row in tables[name].failed[name]]
             writer.reopen(name, [i for i in (*shard.rows, *(one.video_id for one in failures)) if i not in replaced])
-            for video_id in set(writer.open[name]) & shard.rows.keys() - set(damage.broken):
+            for video_id in set(writer.open[name]) & shard.rows.keys() - set(broken):
                 writer.put(stored_video(shard, video_id))
-            for video_id in damage.broken:
+            for video_id in broken:
                 try:
                     known[video_id] = shard.rows[video_id]
                 except CacheError:
@@ -245,7 +202,8 @@ class _Repair:
         if found is None:
             file = row.get("file", "file name unknown")
             raise MissingError(f"video {video_id!r} ({file}) is not in the video folder; name the folder with --videos")
-        if found.stat().st_size != row.get("file_bytes", found.stat().st_size) or (
+        num_bytes = found.stat().st_size
+        if num_bytes != row.get("file_bytes", num_bytes) or (
             "content_sha256" in row and file_hash(found) != row["content_sha256"]
         ):
             raise CacheError(
@@ -255,18 +213,21 @@ class _Repair:
         return found
 
     def _repair_aliases(self) -> None:
-        if self.manifest is None:
+        if self.files is None:
             self.left.append("aliases.json: the other ids of cached videos are lost; give --manifest and --videos")
-            return
-        if any(damage.place.startswith("shards/") for damage in audit_cache(self.path).damages):
+        elif any(damage.place.startswith("shards/") for damage in audit_cache(self.path).damages):
             self.left.append("aliases.json: can be repaired once the shards are; run the same command again")
-            return
-        (self.path / "aliases.json").unlink()
-        unique, same = split_by_file(self.manifest.files)
-        add_aliases(self.path, unique)
-        aliases = share_tokens(self.path, same).aliases
-        write_checked(self.path / "aliases.json", aliases)
-        self.notes.append(
-            f"aliases.json: has {len(aliases)} ids of the manifest again; run `unloc extract` with any other manifest "
-            "of these videos"
-        )
+        else:
+            (self.path / "aliases.json").unlink()
+            aliases = add_aliases(self.path, *split_by_file(self.files)).aliases
+            write_checked(self.path / "aliases.json", aliases)
+            self.notes.append(
+                f"aliases.json: has {len(aliases)} ids of the manifest again; run `unloc extract` with any other "
+                "manifest of these videos"
+            )
+
+
+def _copy_metadata(source: Path, target: Path) -> None:
+    attributes = read_attributes(source)
+    del attributes[CHECKSUM_KEY]
+    write_file(target / "zarr.json", group_metadata(attributes))

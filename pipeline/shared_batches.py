@@ -1,5 +1,6 @@
 """Frames from several processes in full batches of one encoder, so that its device is never idle."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -18,21 +19,19 @@ FAILURES = (RuntimeError, ValueError)  # torch's, such as out of memory: passed 
 class BusyClock:
     """How long an actor has been busy with one step; waiting for others is no step."""
 
-    def __init__(self) -> None:
-        self._since: float | None = None
+    since = math.inf
 
     def start(self) -> None:
         """A step begins."""
-        self._since = time.monotonic()
+        self.since = time.monotonic()
 
     def stop(self) -> None:
         """The actor waits for others."""
-        self._since = None
+        self.since = math.inf
 
     def seconds(self) -> float:
         """Since the step began; 0 while waiting."""
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
+        return max(0.0, time.monotonic() - self.since)
 
 
 @dataclass(eq=False)
@@ -46,19 +45,18 @@ class _Request:
     seconds: float = 0.0
 
 
-_Part = tuple[_Request, int, int]
-"""Frames start to stop of a request."""
+_Part = tuple[_Request, int, int]  # frames start to stop of a request
 
 
 class SharedBatches:
     """`encode` may be called from many threads: the frames of all calls go into full batches of one encoder.
 
-    One thread puts batches together and starts them, another waits for their tokens. With `mixes` false, where a
-    token's bits depend on its place in a batch, no two calls share one.
+    One thread puts batches together and starts them, another waits for their tokens. Where a token's bits depend on
+    its place in a batch (`encoder.mixes` is False), no two calls share one.
     """
 
-    def __init__(self, encoder: PixelEncoder, *, mixes: bool) -> None:
-        self.encoder, self.mixes = encoder, mixes
+    def __init__(self, encoder: PixelEncoder) -> None:
+        self.encoder = encoder
         self._arrived: SimpleQueue[_Request] = SimpleQueue()
         self._running: SimpleQueue[tuple[list[_Part], EncodingCall]] = SimpleQueue()
         self._free_places = threading.Semaphore(BATCHES_RUNNING)
@@ -85,7 +83,7 @@ class SharedBatches:
             while not self._arrived.empty():
                 requests.append(self._arrived.get())
             parts, room = [], self.encoder.batch
-            while requests and room and (self.mixes or not parts):
+            while requests and room and (self.encoder.mixes or not parts):
                 request = requests[0]
                 start, stop = request.num_started, min(request.num_started + room, len(request.pixels))
                 parts.append((request, start, stop))

@@ -5,12 +5,14 @@ GPUs. An actor gets videos once it has loaded, one group at a time; a decoder on
 """
 
 import logging
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pipeline.decode_child import MACHINE, Job
-from pipeline.ray_actors import Event, Node, RayActors, Role
+from ray.actor import ActorHandle
+
+from pipeline.cluster import Event, Node, RayActors, Role
+from pipeline.decoding import MACHINE, Job
 from pipeline.workers import MAX_NODE_FAILURES, EncoderLost, Result, completed_failure, video_failure
 from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
@@ -50,7 +52,7 @@ class _Task:
 
 @dataclass(eq=False)
 class _Actor:
-    number: int
+    handle: ActorHandle
     role: Role
     node: Node
     heard_at: float
@@ -58,7 +60,7 @@ class _Actor:
     is_loaded: bool = False
     is_busy: bool = False  # until its group is finished
     tasks: dict[str, _Task] = field(default_factory=dict)  # of its group, without a result yet
-    encoder: int | None = None  # of its group
+    encoder: ActorHandle | None = None  # of its group
 
     def take_tasks(self) -> list[_Task]:
         tasks, self.tasks = list(self.tasks.values()), {}
@@ -67,7 +69,6 @@ class _Actor:
 
 @dataclass
 class _NodeHealth:
-    name: str
     failures: int = 0  # since its last finished video
     backoff_until: float = 0.0
     last_error: str = ""
@@ -79,23 +80,29 @@ class Supervisor:
     def __init__(self, actors: RayActors, workers: int, encoders: int | None, timeout_seconds: float) -> None:
         self.actors, self.workers, self.encoders = actors, workers, encoders
         self.timeout_seconds = max(timeout_seconds, MIN_TIMEOUT_SECONDS)
-        self.seconds_to_first_worker = 0.0
-        """From the call of `results` until the first job was assigned."""
+        self.seconds_to_first_worker = 0.0  # from the call of `results` until the first job was assigned
         self._nodes, self._nodes_at = actors.nodes(), 0.0
         self._num_gpus = sum(node.gpus for node in self._nodes)
         self._is_split = bool(self._num_gpus if encoders is None else encoders)
         self._device: str | None = None
-        self._pool: dict[int, _Actor] = {}
+        self._pool: dict[ActorHandle, _Actor] = {}
         self._queue: deque[_Task] = deque()
         self._done: deque[Result] = deque()
-        self._health: dict[str, _NodeHealth] = {}
+        self._health: dict[str, _NodeHealth] = defaultdict(_NodeHealth)  # by id of the node
         self._now, self._clock, self._busy_at = 0.0, 0.0, 0.0
 
     def results(self, jobs: list[Job]) -> Iterator[Result]:
         """Results in the order in which they are ready. Raises UnlocError where no working node is left."""
         self._queue = deque(map(_Task, jobs))
         self._clock = self.actors.clock()
-        self._warn_if_smaller(len(jobs))
+        num_workers, num_encoders = pool_size(self._nodes, self.workers, self.encoders, max(1, len(jobs)))
+        has = f"the cluster has {sum(node.cpus for node in self._nodes)} CPUs and {self._num_gpus} GPUs"
+        asked = [("workers", self.workers, num_workers), ("encoders", self.encoders or 0, num_encoders)]
+        for option, wanted, possible in asked:
+            if min(wanted, len(jobs)) > possible:
+                logger.warning("--%s %d: %d can run now: %s", option, wanted, possible, has)
+        if self.encoders and not self._num_gpus:
+            logger.warning("--encoders %d: %s: encoders compute on CPUs", self.encoders, has)
         try:
             while self._queue or any(actor.is_busy for actor in self._pool.values()):
                 self._update_time()
@@ -109,18 +116,7 @@ class Supervisor:
                     yield self._done.popleft()
         finally:
             for actor in self._pool.values():
-                self.actors.stop(actor.number)
-
-    def _warn_if_smaller(self, num_jobs: int) -> None:
-        """Where the cluster has no room for what was asked for."""
-        num_workers, num_encoders = pool_size(self._nodes, self.workers, self.encoders, max(1, num_jobs))
-        has = f"the cluster has {sum(node.cpus for node in self._nodes)} CPUs and {self._num_gpus} GPUs"
-        asked = [("workers", self.workers, num_workers), ("encoders", self.encoders or 0, num_encoders)]
-        for option, wanted, possible in asked:
-            if min(wanted, num_jobs) > possible:
-                logger.warning("--%s %d: %d can run now: %s", option, wanted, possible, has)
-        if self.encoders and not self._num_gpus:
-            logger.warning("--encoders %d: %s: encoders compute on CPUs", self.encoders, has)
+                self.actors.stop(actor.handle)
 
     def _update_time(self) -> None:
         """The time that the caller takes to write results does not count as silence of the actors."""
@@ -144,16 +140,16 @@ class Supervisor:
         present = {node.node_id for node in self._nodes}
         for actor in [actor for actor in self._pool.values() if actor.node.node_id not in present]:
             self._queue.extendleft(reversed(self._remove(actor)))
-        usable = [node for node in self._nodes if self._health_of(node).failures < MAX_NODE_FAILURES]
+        usable = [node for node in self._nodes if self._health[node.node_id].failures < MAX_NODE_FAILURES]
         has_lost_gpus = any(node.gpus for node in self._nodes) and not any(node.gpus for node in usable)
         if not usable or (self._num_gpus and has_lost_gpus):
-            errors = "; ".join(f"{one.name}: {one.last_error}" for one in self._health.values() if one.last_error)
+            errors = "; ".join(one.last_error for one in self._health.values() if one.last_error)
             what = "no working machine is left" if self._nodes else "no machine is left in the cluster"
             advice = "finished videos are kept: fix this and run the same command again"
             raise UnlocError(f"{what} ({errors or 'all have left'}); {advice}")
         num_tasks = len(self._queue) + sum(len(actor.tasks) for actor in self._pool.values())
         num_workers, num_encoders = pool_size(usable, self.workers, self.encoders, num_tasks)
-        nodes = [node for node in usable if self._health_of(node).backoff_until <= self._now]
+        nodes = [node for node in usable if self._health[node.node_id].backoff_until <= self._now]
         if self._is_split:
             self._start(Role.ENCODER, max(1, num_encoders), nodes)
         self._start(Role.DECODER if self._is_split else Role.WORKER, num_workers, nodes)
@@ -172,8 +168,8 @@ class Supervisor:
                 return
             node = nodes[free.index(max(free))]
             num_cpus = int(node.cpus > actors[node.node_id])
-            number = self.actors.start(role, node, num_cpus=num_cpus, num_gpus=int(on_gpu))
-            self._pool[number] = _Actor(number, role, node, heard_at=self._now)
+            handle = self.actors.start(role, node, num_cpus=num_cpus, num_gpus=int(on_gpu))
+            self._pool[handle] = _Actor(handle, role, node, heard_at=self._now)
 
     def _assign_tasks(self) -> None:
         workers = [actor for actor in self._pool.values() if actor.is_loaded and actor.role is not Role.ENCODER]
@@ -181,7 +177,7 @@ class Supervisor:
         if self._is_split and not encoders:
             return
         for actor in workers:
-            if actor.is_busy or self._health_of(actor.node).backoff_until > self._now:
+            if actor.is_busy or self._health[actor.node.node_id].backoff_until > self._now:
                 continue
             group = self._next_group(actor.node, workers)
             if not group:
@@ -189,11 +185,11 @@ class Supervisor:
             self.seconds_to_first_worker = self.seconds_to_first_worker or self._now
             if encoders:  # the one with the fewest decoders, on the same node if there is a choice
                 load = Counter(other.encoder for other in workers if other.is_busy)
-                chosen = min(encoders, key=lambda one: (load[one.number], one.node.node_id != actor.node.node_id))
-                actor.encoder = chosen.number
+                chosen = min(encoders, key=lambda one: (load[one.handle], one.node.node_id != actor.node.node_id))
+                actor.encoder = chosen.handle
             actor.tasks = {task.job.video_id: task for task in group}
             actor.is_busy = True
-            self.actors.assign(actor.number, [task.job for task in group], actor.encoder)
+            self.actors.assign(actor.handle, [task.job for task in group], actor.encoder)
 
     def _next_group(self, node: Node, workers: list[_Actor]) -> list[_Task]:
         """A video with which a worker died is tried alone; one that failed on this node is left to other nodes."""
@@ -218,7 +214,13 @@ class Supervisor:
             case "loaded":
                 actor.is_loaded, actor.has_answered, actor.heard_at = True, True, self._now
                 if actor.role is Role.ENCODER:
-                    self._check_device(actor, value)
+                    if self._device is None and self._num_gpus and value == "cpu":
+                        name = actor.node.name
+                        logger.warning("%s has a GPU, but PyTorch sees none: encoders compute on the CPU", name)
+                    self._device = self._device or value
+                    if value != self._device:  # tokens of another kind of device may differ in their last bits
+                        message = f"PyTorch computes on {value} there, other encoders on {self._device}"
+                        self._fail_actor(actor, message)
             case "alive":
                 actor.has_answered, actor.heard_at = True, self._now
                 # Decoders apply the timeout to their own child process, so they get longer.
@@ -228,8 +230,17 @@ class Supervisor:
                 self._retry(actor.take_tasks(), value.message)
                 if actor.encoder in self._pool:
                     self._fail_actor(self._pool[actor.encoder], value.message)
+            case "result" if isinstance(value, VideoTokens):
+                del actor.tasks[value.video_id]
+                for one in {actor.handle, actor.encoder} & self._pool.keys():
+                    self._health[self._pool[one].node.node_id].failures = 0
+                self._done.append(value)
             case "result":
-                self._take_result(actor, value)
+                task = actor.tasks.pop(value.video_id)
+                if (failure := video_failure(task.job, value)) is not None:
+                    self._done.append(failure)
+                else:
+                    self._fail_node(actor.node, value.message, [task])
             case "finished":
                 actor.is_busy = False
                 self._retry(actor.take_tasks(), "it ended without a result")
@@ -237,31 +248,6 @@ class Supervisor:
                 self._fail_actor(actor, value)
             case "died":
                 self._handle_death(actor, value)
-
-    def _check_device(self, encoder: _Actor, device: str) -> None:
-        """All encoders must compute on the same kind of device: tokens of another may differ in their last bits."""
-        if self._device is None and self._num_gpus and device == "cpu":
-            logger.warning("%s has a GPU, but PyTorch sees none: encoders compute on the CPU", encoder.node.name)
-        self._device = self._device or device
-        if device != self._device:
-            self._fail_actor(encoder, f"PyTorch computes on {device} there, other encoders on {self._device}")
-
-    def _take_result(self, actor: _Actor, result: Result) -> None:
-        if isinstance(result, VideoTokens):
-            del actor.tasks[result.meta["video_id"]]
-            for one in (actor, self._pool.get(actor.encoder)):
-                if one is not None:
-                    self._health_of(one.node).failures = 0
-            self._done.append(result)
-            return
-        task = actor.tasks.pop(result.video_id)
-        failure = video_failure(task.job, result)
-        if failure is not None:
-            self._done.append(failure)
-            return
-        task.failed_on.add(actor.node.node_id)
-        self._retry([task], result.message)
-        self._fail_node(actor.node, result.message)
 
     def _handle_death(self, actor: _Actor, message: str) -> None:
         """Counts for a video that was alone with its worker; in a group, nobody knows which video was the cause."""
@@ -282,16 +268,15 @@ class Supervisor:
 
     def _fail_actor(self, actor: _Actor, message: str) -> None:
         """Remove an actor whose machine failed, and requeue its videos."""
-        tasks = self._remove(actor)
-        for task in tasks:
-            task.failed_on.add(actor.node.node_id)
-        self._retry(tasks, message)
-        self._fail_node(actor.node, f"its {actor.role} failed: {message}")
+        self._fail_node(actor.node, f"its {actor.role} failed: {message}", self._remove(actor))
 
-    def _fail_node(self, node: Node, message: str) -> None:
-        """A node backs off after a failure, and gets no more videos after MAX_NODE_FAILURES."""
-        health = self._health_of(node)
-        health.last_error = message
+    def _fail_node(self, node: Node, message: str, tasks: Iterable[_Task] = ()) -> None:
+        """Requeue the tasks, for other nodes first; the node backs off, and after MAX_NODE_FAILURES gets no more."""
+        for task in tasks:
+            task.failed_on.add(node.node_id)
+        self._retry(tasks, message)
+        health = self._health[node.node_id]
+        health.last_error = f"{node.name}: {message}"
         if health.backoff_until > self._now or health.failures >= MAX_NODE_FAILURES:
             return  # failures in one backoff have the same cause
         health.failures += 1
@@ -303,16 +288,13 @@ class Supervisor:
         for actor in [actor for actor in self._pool.values() if actor.node.node_id == node.node_id]:
             self._queue.extendleft(reversed(self._remove(actor)))
 
-    def _health_of(self, node: Node) -> _NodeHealth:
-        return self._health.setdefault(node.node_id, _NodeHealth(node.name))
-
     def _remove(self, actor: _Actor) -> list[_Task]:
         """Stop an actor; the tasks that it leaves."""
-        del self._pool[actor.number]
-        self.actors.stop(actor.number)
+        del self._pool[actor.handle]
+        self.actors.stop(actor.handle)
         return actor.take_tasks()
 
-    def _retry(self, tasks: list[_Task], message: str) -> None:
+    def _retry(self, tasks: Iterable[_Task], message: str) -> None:
         """Append to the queue; after MAX_ATTEMPTS a task is left to the next run."""
         for task in tasks:
             task.attempts += 1
@@ -326,7 +308,7 @@ class Supervisor:
         for actor in list(self._pool.values()):
             silence = self._now - actor.heard_at
             limit = self.timeout_seconds if actor.is_loaded else max(START_SECONDS, self.timeout_seconds)
-            if actor.number not in self._pool or silence <= limit:
+            if actor.handle not in self._pool or silence <= limit:
                 continue
             if actor.has_answered:
                 self._fail_actor(actor, f"silent for {silence:.0f} s" + " while it loaded" * (not actor.is_loaded))

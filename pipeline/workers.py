@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.decode_child import MACHINE, Ended, Frames, Job
-from pipeline.decoding import GuardedDecoder, Limits
+from pipeline.decoding import MACHINE, Ended, Frames, GuardedDecoder, Job, Limits
 from pipeline.shared_batches import BusyClock, SharedBatches
 from unloc.cache.shards import Failure, Result
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError, VideoError
-from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, is_same_in_any_place
-from unloc.inference.device import resolve_device
+from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, may_mix
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.reading import CHANGED, ReadSpec
 from unloc.video.video_file import RemoteVideo, VideoFile, file_hash, file_identity
@@ -35,25 +34,23 @@ class EncoderLost:
 
 def encode_jobs(encoder: PixelEncoder, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
     """Results of all jobs, each as soon as it is ready: a job may finish before one whose last batch is not full."""
-    batcher, open_jobs = FrameBatcher(encoder), {}
+    batcher = FrameBatcher(encoder)
 
     def finished() -> Iterator[Result]:
-        for video_id, result in batcher.take_finished():
-            job = open_jobs.pop(video_id)
+        for job, result in batcher.take_finished():
             is_bad = isinstance(result, VideoError)
-            yield completed_failure(job, Failure(video_id, result.reason, str(result))) if is_bad else result
+            yield completed_failure(job, Failure(job.video_id, result.reason, str(result))) if is_bad else result
 
     for job, event in decoder.events(jobs):
-        open_jobs[job.video_id] = job
         match event:
             case Frames():
-                batcher.add(job.video_id, event.positions, event.pixels)
+                batcher.add(job, event.positions, event.pixels)
             case Ended():
-                batcher.end(job.video_id, event.row)
+                batcher.end(job, event.row)
             case _:
-                batcher.drop(job.video_id)
+                batcher.drop(job)
         if isinstance(event, Failure):
-            yield completed_failure(open_jobs.pop(job.video_id), event)
+            yield completed_failure(job, event)
         yield from finished()
     batcher.flush()
     yield from finished()
@@ -67,7 +64,7 @@ def completed_failure(job: Job, failure: Failure) -> Failure:
         require_readable(job.path)
     except OSError as error:
         message = f"{failure.message} ({job.path}: {error.strerror or error})"
-        return replace(failure, reason=MACHINE, message=message)
+        failure = replace(failure, reason=MACHINE, message=message)
     return failure
 
 
@@ -80,44 +77,40 @@ def require_readable(file: VideoFile) -> None:
 
 def video_failure(job: Job, failure: Failure) -> Failure | None:
     """The failure of a worker if the video caused it; None if its machine did: this process reads the file well."""
-    file = job.path
+    file, is_remote = job.path, isinstance(job.path, RemoteVideo)
     if failure.reason != MACHINE:
         # A worker that saw another size had another file, or an empty one where something should be mounted.
-        is_plain = failure.reason != CHANGED and not isinstance(file, RemoteVideo)
-        size = file_identity(file).get("file_bytes")
-        return None if is_plain and size is not None and size != failure.file_bytes else failure
+        size = None if is_remote or failure.reason == CHANGED else file_identity(file).get("file_bytes")
+        return failure if size in (None, failure.file_bytes) else None
     try:
-        if isinstance(file, RemoteVideo):
+        if is_remote:
             file.current()
         require_readable(file)
     except VideoError as error:
         return replace(failure, reason=error.reason, message=str(error))
     except OSError as error:
-        if isinstance(file, RemoteVideo):
-            return None
-        reason = "not_found" if isinstance(error, FileNotFoundError) else "unreadable"
-        return replace(failure, reason=reason, message=f"{file}: cannot be read ({error.strerror or error})")
+        if not is_remote:
+            reason = "not_found" if isinstance(error, FileNotFoundError) else "unreadable"
+            return replace(failure, reason=reason, message=f"{file}: cannot be read ({error.strerror or error})")
     return None
 
 
-def in_process_results(encoder: Encoder, limits: Limits, jobs: Iterable[Job]) -> Iterator[Result]:
+def in_process_results(encoder: Encoder, limits: Limits, jobs: list[Job]) -> Iterator[Result]:
     """Results with the tower in this process (`--workers 0`) and the decoder in a guarded child process.
 
     An occasional failure of this machine is a Failure with the reason MACHINE; UnlocError where it keeps failing.
     """
-    by_id, num_failures = {}, 0
+    by_id, num_failures = {job.video_id: job for job in jobs}, 0
     with GuardedDecoder(encoder.read_spec, limits) as decoder:
-        for result in encode_jobs(encoder, decoder, (by_id.setdefault(job.video_id, job) for job in jobs)):
+        for result in encode_jobs(encoder, decoder, jobs):
             if isinstance(result, VideoTokens):
                 num_failures = 0
             elif result.reason == MACHINE:
                 failure = video_failure(by_id[result.video_id], result)
                 num_failures += failure is None
                 if num_failures == MAX_NODE_FAILURES:
-                    raise UnlocError(
-                        f"this machine keeps failing: {result.message}; fix it and run the same command again: no "
-                        "video was marked as failed for it"
-                    )
+                    advice = "fix it and run the same command again: no video was marked as failed for it"
+                    raise UnlocError(f"this machine keeps failing: {result.message}; {advice}")
                 result = failure or result
             yield result
 
@@ -127,9 +120,8 @@ class RemoteEncoder:
 
     batch, batches_ahead, mixes = FRAMES_PER_CALL, CALLS_AHEAD, False
 
-    def __init__(self, config: EncodeConfig, clock: BusyClock) -> None:
-        self.config, self.clock = config, clock
-        self.actor: ray.actor.ActorHandle | None = None
+    def __init__(self, config: EncodeConfig, clock: BusyClock, actor: ActorHandle) -> None:
+        self.config, self.clock, self.actor = config, clock, actor
 
     def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
         """Send the pixels; the call waits for the tokens. Both raise RayError where the encoder fails."""
@@ -160,10 +152,11 @@ class EncodeWorker:
     def load(self) -> str:
         """Load the tower; the device that it computes on, which is the CPU where PyTorch sees no GPU."""
         device = self.device if torch.cuda.is_available() else "cpu"
-        encoder = Encoder(self.config, resolve_device(device))
+        encoder = Encoder(self.config, device)
         size = encoder.preprocess.image_size
         trial = np.random.default_rng(0).integers(0, 255, (1, len(self.config.views), 3, size, size), dtype=np.uint8)
-        self.batches = SharedBatches(encoder, mixes=is_same_in_any_place(encoder, trial))
+        may_mix(encoder, trial)
+        self.batches = SharedBatches(encoder)
         return device
 
     @ray.method(concurrency_group="frames")
@@ -178,7 +171,7 @@ class VideoWorker:
     def __init__(self, config: EncodeConfig, spec: ReadSpec, limits: Limits) -> None:
         self.config, self.clock = config, BusyClock()
         self.decoder = GuardedDecoder(spec, limits, on_message=self.clock.start)
-        self.encoder: Encoder | RemoteEncoder | None = None
+        self.encoder: Encoder | None = None
 
     @ray.method(concurrency_group="control")
     def ping(self) -> float:
@@ -187,16 +180,15 @@ class VideoWorker:
 
     def load(self, *, encodes: bool) -> str:
         """Load the tower, if this worker encodes; the device that it computes on."""
-        self.encoder = Encoder(self.config) if encodes else RemoteEncoder(self.config, self.clock)
+        self.encoder = Encoder(self.config) if encodes else None
         return "cpu"
 
-    def results(self, jobs: list[Job], encode_worker: ray.actor.ActorHandle | None) -> Iterator[Result | EncoderLost]:
+    def results(self, jobs: list[Job], encode_worker: ActorHandle | None) -> Iterator[Result | EncoderLost]:
         """Results of the jobs as they are ready; EncoderLost ends them early."""
-        if encode_worker is not None:
-            self.encoder.actor = encode_worker
+        encoder = self.encoder or RemoteEncoder(self.config, self.clock, encode_worker)
         self.clock.start()
         try:
-            for result in encode_jobs(self.encoder, self.decoder, jobs):
+            for result in encode_jobs(encoder, self.decoder, jobs):
                 self.clock.stop()  # until the driver takes the result
                 yield result
                 self.clock.start()

@@ -11,7 +11,7 @@ from unloc.cache.merge import merge
 from unloc.cache.metadata import group_metadata
 from unloc.cache.opening import open_cache
 from unloc.cache.shards import ShardWriter
-from unloc.errors import CacheError, CoverageError, FingerprintError, InputError
+from unloc.errors import CacheError, FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -29,9 +29,8 @@ def parts(tmp_path_factory, video_folder):
     bad = folder / "bad.mp4"
     bad.write_bytes(b"no video" * 99)
     extract(folder / "a", CONFIG, IN_PROCESS, files_of(video_folder, 0, 1, 2), [], ["a cat", "both"])
-    with pytest.raises(CoverageError):
-        extract(folder / "b", CONFIG, IN_PROCESS, files_of(video_folder, 3, 2) | {"bad": bad}, [], ["both", "a dog"])
-    extract(folder / "b", CONFIG, ExtractOptions(workers=0, coverage=0), {"w2": video_folder / "v2.mp4"}, [], [])
+    extract(folder / "b", CONFIG, IN_PROCESS, files_of(video_folder, 3, 2) | {"bad": bad}, [], ["both", "a dog"])
+    extract(folder / "b", CONFIG, ExtractOptions(workers=0), {"w2": video_folder / "v2.mp4"}, [], [])
     return folder
 
 

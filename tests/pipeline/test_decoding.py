@@ -14,9 +14,8 @@ from pathlib import Path
 import av
 import pytest
 
-import pipeline.decode_child as decode_child
-from pipeline.decode_child import Ended, Frames, Job
-from pipeline.decoding import GuardedDecoder, Limits, Retried
+from pipeline import decoding
+from pipeline.decoding import Ended, Frames, GuardedDecoder, Job, Limits, Retried
 from tests.conftest import render_video
 from unloc.cache.shards import Failure
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -89,7 +88,7 @@ def spec():
 @pytest.fixture
 def decode(spec, monkeypatch, video_folder, tmp_path):
     """Decode videos of these names with `Hostile`; (events by id, pids of the decoders)."""
-    monkeypatch.setattr(decode_child, "VideoReading", Hostile)
+    monkeypatch.setattr(decoding, "VideoReading", Hostile)
 
     def run(*names: str, limits: Limits = LIMITS):
         jobs = []
@@ -148,7 +147,7 @@ def test_frames_that_flow_do_not_time_out_however_long_they_take_together(spec, 
                 time.sleep(0.2)
                 yield frame
 
-    monkeypatch.setattr(decode_child, "VideoReading", Slow)
+    monkeypatch.setattr(decoding, "VideoReading", Slow)
     with GuardedDecoder(spec, Limits(timeout_seconds=1.5)) as decoder:
         events = [event for _, event in decoder.events([Job("v6", video_folder / "v6.mp4")])]
     assert isinstance(events[-1], Ended) and events[-1].row["seconds_waiting"] > 1.5
@@ -217,8 +216,8 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again_and_its_row_is
                     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
             yield from frames
 
-    monkeypatch.setattr(decode_child, "VideoReading", Changing)
-    monkeypatch.setattr(decode_child, "FRAMES_PER_MESSAGE", 1)
+    monkeypatch.setattr(decoding, "VideoReading", Changing)
+    monkeypatch.setattr(decoding, "FRAMES_PER_MESSAGE", 1)
     whole = GuardedDecoder(replace(spec, allow_partial=True), LIMITS)
     with whole as decoder:
         events = [event for _, event in decoder.events([Job("v", path)])]
@@ -242,7 +241,7 @@ def test_a_file_that_never_stops_changing_is_a_failure_that_the_next_run_tries_a
             with path.open("ab") as handle:
                 handle.write(b"\0\0\0\x08free")
 
-    monkeypatch.setattr(decode_child, "VideoReading", Growing)
+    monkeypatch.setattr(decoding, "VideoReading", Growing)
     with GuardedDecoder(spec, LIMITS) as decoder:
         *_, last = (event for _, event in decoder.events([Job("v", path)]))
     assert (last.reason, last.attempts) == ("changed", 3)

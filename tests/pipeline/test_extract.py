@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import decode_child
+from pipeline import decoding
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from tests.pipeline.comparison import token_bytes
@@ -48,14 +48,14 @@ def test_a_cached_token_is_that_of_an_encode_in_this_process_to_the_bit(clean, v
 
 
 def test_a_worker_and_its_decoder_compute_on_one_thread_each(video_folder, tmp_path, monkeypatch):
-    seen, tower, reading = tmp_path / "seen", Tower.encode_images, decode_child.VideoReading
+    seen, tower, reading = tmp_path / "seen", Tower.encode_images, decoding.VideoReading
 
     def note_threads(kind):
         with seen.open("a") as handle:
             handle.write(f"{kind} {torch.get_num_threads()}\n")
 
     monkeypatch.setattr(Tower, "encode_images", lambda *given: note_threads("tower") or tower(*given))
-    monkeypatch.setattr(decode_child, "VideoReading", lambda *given: note_threads("decoder") or reading(*given))
+    monkeypatch.setattr(decoding, "VideoReading", lambda *given: note_threads("decoder") or reading(*given))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -110,8 +110,7 @@ def test_a_failure_has_its_ledger_row_though_a_kill_came_between_the_two_writes(
         patch.setattr(Ledger, "write", killed)
         extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
     for _ in range(2):
-        with pytest.raises(CoverageError):
-            extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+        assert extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], []).reasons == {"unreadable": 1}
     rows = [json.loads(line) for line in (tmp_path / "cache/ledger.jsonl").read_text().splitlines()]
     assert sorted((row["video_id"], row["status"]) for row in rows) == [("bad", "failed"), ("v0", "cached")]
 
@@ -120,20 +119,21 @@ def test_a_broken_video_is_a_ledger_row_and_fails_the_command_after_the_rest_is_
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"this is no video at all" * 100)
     files = files_of(video_folder) | {"broken": broken}
+    done = extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+    done.require_coverage(0.8)
     with pytest.raises(CoverageError, match="7 of 8 videos"):
-        extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
+        done.require_coverage(1.0)
     assert len(open_cache(tmp_path / "cache")) == 7
     rows = [json.loads(line) for line in (tmp_path / "cache" / "ledger.jsonl").read_text().splitlines()]
     assert [row["reason"] for row in rows if row["status"] == "failed"] == ["unreadable"]
-    allowed = ExtractOptions(workers=0, shard_size=3, coverage=0.8)
-    summary = extract(tmp_path / "cache", CONFIG, allowed, files, [], [])
+    summary = extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
     assert (summary.cached_now, summary.failed_before) == (0, 1)
 
 
 def test_a_failed_video_is_tried_again_when_its_file_has_changed(video_folder, tmp_path):
     path = tmp_path / "late.mp4"
     path.write_bytes(b"half a download")
-    allowed = ExtractOptions(workers=0, coverage=0.0)
+    allowed = ExtractOptions(workers=0)
     extract(tmp_path / "cache", CONFIG, allowed, {"late": path}, [], [])
     path.write_bytes((video_folder / "v0.mp4").read_bytes())
     summary = extract(tmp_path / "cache", CONFIG, allowed, {"late": path}, [], [])
@@ -145,14 +145,14 @@ def test_what_allow_partial_could_not_read_is_not_tried_by_it_again(video_folder
     (tmp_path / "cut.mp4").write_bytes(whole[:-200])  # inside the index at its end
     files, partial = {"cut": tmp_path / "cut.mp4"}, replace(CONFIG, allow_partial=True)
     for config in (CONFIG, partial, partial, CONFIG):
-        with pytest.raises(CoverageError, match="truncated"):
-            extract(tmp_path / "cache", config, IN_PROCESS, files, [], [])
+        assert extract(tmp_path / "cache", config, IN_PROCESS, files, [], []).reasons == {"truncated": 1}
     assert len(open_cache(tmp_path / "cache").table.shards) == 2  # one try each
 
 
 def test_a_video_without_a_file_counts_against_the_coverage(video_folder, tmp_path):
+    done = extract(tmp_path / "cache", CONFIG, IN_PROCESS, files_of(video_folder), ["nowhere"], [])
     with pytest.raises(CoverageError, match="nowhere: missing"):
-        extract(tmp_path / "cache", CONFIG, IN_PROCESS, files_of(video_folder), ["nowhere"], [])
+        done.require_coverage(1.0)
 
 
 def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_folder, tmp_path, caplog):

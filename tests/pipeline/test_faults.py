@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import pipeline.decode_child as decode_child
+from pipeline import decoding
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
 from unloc.annotations.schema import VideoRow, build_manifest
@@ -29,7 +29,7 @@ from unloc.video.locate import index_videos
 from unloc.video.packing import pack_videos
 
 CONFIG = EncodeConfig(fps=5.0)
-OPTIONS = ExtractOptions(workers=0, shard_size=3, coverage=0.0)
+OPTIONS = ExtractOptions(workers=0, shard_size=3)
 TEXTS = ["a red square", "a man walks"]
 WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 MANY = 10_000
@@ -214,16 +214,16 @@ def test_a_video_over_its_time_again_and_again_is_quarantined_and_not_tried_by_t
             handle.write(f"{path.stem}\n")
         signal.pause()
 
-    monkeypatch.setattr(decode_child, "VideoReading", hang)
+    monkeypatch.setattr(decoding, "VideoReading", hang)
     some = {"v0": files["v0"]}
-    options = ExtractOptions(workers=0, limits=Limits(timeout_seconds=0.3), coverage=0.0)
+    options = ExtractOptions(workers=0, limits=Limits(timeout_seconds=0.3))
     done = extract(tmp_path / "cache", CONFIG, options, some, [], [])
     assert done.reasons == {"timeout": 1} and done.failures[0]["attempts"] == 2
     again = extract(tmp_path / "cache", CONFIG, options, some, [], [])
     assert (again.failed_before, again.reasons) == (1, {"timeout": 1})
     assert Counter(tries.read_text().split()) == {"v0": 2}
     with pytest.raises(CoverageError, match=r"v0: timeout: .*no progress for 0.3 s \(--timeout\), 2 times"):
-        extract(tmp_path / "cache", CONFIG, ExtractOptions(workers=0), some, [], [])
+        again.require_coverage(1.0)
 
 
 def test_two_ids_of_one_file_are_decoded_once_and_share_its_tokens_or_its_failure(files, tmp_path):
@@ -260,14 +260,14 @@ def members(files, tmp_path):
 
 def fill_temporary_folder(monkeypatch, prefix: str) -> None:
     """No space for videos whose id begins so."""
-    on_disk = decode_child.on_disk
+    on_disk = decoding.on_disk
 
     def refused(file, *rest):
         if file.name.startswith(prefix):
             raise OSError(errno.ENOSPC, "No space left on device", "/tmp/unloc-x")
         return on_disk(file, *rest)
 
-    monkeypatch.setattr(decode_child, "on_disk", refused)
+    monkeypatch.setattr(decoding, "on_disk", refused)
 
 
 def test_a_full_temporary_folder_ends_the_job_and_marks_no_video_as_failed(members, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def test_nothing_due_is_planned_as_nothing(video_folder, tmp_path):
 def test_failed_videos_are_planned_only_where_the_job_would_try_them_again(video_folder, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 1000)
-    lenient, files = ExtractOptions(workers=0, coverage=0.0), {"v0": video_folder / "v0.mp4", "broken": broken}
+    lenient, files = ExtractOptions(workers=0), {"v0": video_folder / "v0.mp4", "broken": broken}
     extract(tmp_path / "cache", CONFIG, lenient, files, [], [])
     plan = forecast(tmp_path / "cache", CONFIG, lenient, files, [], [], {})
     assert (plan.videos, plan.cached_before, plan.failed_before) == (0, 1, 1)

@@ -98,7 +98,7 @@ SCRIPT = """
 import itertools, json, logging, sys, time
 from pathlib import Path
 import ray
-from pipeline.extract import ExtractOptions, run_job
+from pipeline.extract import ExtractOptions, extract
 from unloc.inference.encode import EncodeConfig
 
 folder, out, given = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -109,7 +109,7 @@ for encoders, workers, videos in given["cases"]:
     files = {f"v{n}": found[n] for n in range(videos)}
     cache = out / f"{encoders}_{workers}_{videos}"
     options = ExtractOptions(workers=workers, encoders=encoders)
-    done = run_job(cache, EncodeConfig(num_frames=1), options, files, [], [])
+    done = extract(cache, EncodeConfig(num_frames=1), options, files, [], [])
     print(encoders, workers, videos, done.cached_now, done.failed, flush=True)
 """
 
@@ -265,7 +265,7 @@ def test_a_node_without_the_mount_is_named_and_costs_no_video(cluster, sixty, si
     finally:
         os.killpg(second.pid, signal.SIGKILL)
         second.wait()
-    assert code == 0 and "No such file or directory" in stderr and "(failure 1 of 5)" in told
+    assert code == 0 and "No such file or directory" in stderr and "(failure 1 of 5)" in stderr
     check_equal(tmp_path / "cache", sixty_clean)
     rows = [json.loads(line) for line in (tmp_path / "cache/ledger.jsonl").read_text().splitlines()]
     assert {row["status"] for row in rows} == {"cached"}

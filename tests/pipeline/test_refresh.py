@@ -9,7 +9,7 @@ import pytest
 import pipeline.extract
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
-from pipeline.repair import repair
+from pipeline.repair import Repair
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.mirror import Home
@@ -23,7 +23,7 @@ CONFIG = EncodeConfig(fps=5.0)
 
 
 def options(*refresh, **rest):
-    return ExtractOptions(workers=0, shard_size=3, coverage=0.0, refresh=refresh, **rest)
+    return ExtractOptions(workers=0, shard_size=3, refresh=refresh, **rest)
 
 
 @pytest.fixture
@@ -162,6 +162,6 @@ def test_replaced_tokens_are_left_out_by_a_merge_and_by_a_repair(cache, files, v
     np.testing.assert_array_equal(tokens(tmp_path / "merged", "b"), new)
     damaged = cache / "shards/00000/videos.jsonl"
     damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
-    done = repair(Home(cache), lambda video_id, file: files[video_id], options())
+    done = Repair(Home(cache), lambda video_id, file: files[video_id], options()).run()
     assert not done.left and not done.after.damages and len(open_cache(cache)) == 4
     np.testing.assert_array_equal(tokens(cache, "b"), new)

@@ -16,8 +16,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.decode_child import Ended, Job, Retried
-from pipeline.decoding import GuardedDecoder, Limits
+from pipeline.decoding import Ended, GuardedDecoder, Job, Limits, Retried
 from pipeline.extract import ExtractOptions, extract
 from unloc.annotations.schema import VideoRow, build_manifest, save_manifest
 from unloc.cache.opening import open_cache
@@ -172,7 +171,7 @@ def test_a_network_that_fails_for_good_is_not_the_fault_of_the_video(faulty, vid
 def test_a_video_that_the_network_failed_is_tried_again_by_the_next_run(faulty, video_folder, tmp_path):
     upload(video_folder, "faulty://bucket/videos")
     files, _ = index_videos("faulty://bucket/videos").locate(manifest("v0").videos)
-    lenient = ExtractOptions(workers=0, coverage=0.0)
+    lenient = ExtractOptions(workers=0)
     faulty("breaks off")
     assert extract(tmp_path / "cache", CONFIG, lenient, files, [], []).reasons == {"machine": 1}
     faulty("")
@@ -195,7 +194,7 @@ def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, vide
 def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_is_now(
     faulty, video_folder, monkeypatch
 ):
-    from pipeline import decode_child
+    from pipeline import decoding
     from unloc.video.reading import VideoReading
 
     class Changing(VideoReading):
@@ -211,7 +210,7 @@ def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_
     other.mkdir(exist_ok=True)
     shutil.copy(video_folder / "v5.mp4", other / "v0.mp4")
     upload(video_folder, "faulty://bucket/videos")
-    monkeypatch.setattr(decode_child, "VideoReading", Changing)
+    monkeypatch.setattr(decoding, "VideoReading", Changing)
     events = decode("faulty://bucket/videos")
     shutil.rmtree(other)
     assert Retried in map(type, events) and isinstance(events[-1], Ended)

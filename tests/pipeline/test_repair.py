@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.repair
 from pipeline.extract import ExtractOptions, extract
-from pipeline.repair import ManifestContent, repair
+from pipeline.repair import Repair
 from tests.conftest import render_video
 from unloc.cache.audit import audit_cache
 from unloc.cache.metadata import group_metadata, read_attributes
@@ -26,7 +26,7 @@ from unloc.files import folder_lock
 from unloc.inference.encode import EncodeConfig
 
 CONFIG = EncodeConfig(fps=5.0)
-IN_PROCESS = ExtractOptions(workers=0, shard_size=3, coverage=0.0)
+IN_PROCESS = ExtractOptions(workers=0, shard_size=3)
 TEXTS = ["a red square", "a man walks"]
 UNCHECKED = ("ledger.jsonl", "summary.json")  # for people, as docs/cache.md says
 
@@ -89,19 +89,19 @@ class Finder:
 
 
 def mend(cache, folder, **rest):
-    return repair(Home(cache), Finder(folder), IN_PROCESS, **rest)
+    return Repair(Home(cache), Finder(folder), IN_PROCESS, **rest).run()
 
 
 def test_a_whole_cache_has_nothing_to_mend(clean, folder):
     done = mend(clean, folder)
     assert (done.before.num_videos, done.before.num_texts) == (7, 2)
-    assert (done.before.damages, done.after.damages, done.left) == ((), (), ())
+    assert (done.before.damages, done.after.damages, done.left) == ((), (), [])
 
 
 def test_only_the_broken_video_is_extracted_and_the_bytes_are_those_of_the_clean_cache(clean, damaged, folder):
     flip(damaged / "shards/00001/frames/c/0/0/0", 10)
     find = Finder(folder)
-    done = repair(Home(damaged), find, IN_PROCESS)
+    done = Repair(Home(damaged), find, IN_PROCESS).run()
     (damage,) = done.before.damages
     assert (damage.place, damage.broken, find.asked) == ("shards/00001", ("v3",), ["v3"])
     assert content(damaged) == content(clean) and not done.after.damages and not done.left
@@ -111,7 +111,6 @@ def check_flips(clean, files, folder, tmp_path, count, seed):
     """Flip one bit after another, each in a copy of its own; returns how often what happened."""
     rng, seen, expected = random.Random(seed), Counter(), content(clean)
     names = sorted(str(path.relative_to(clean)) for path in clean.rglob("*") if path.is_file())
-    content_of_manifest = ManifestContent(files, TEXTS)
     for number in range(count):
         name, cache = rng.choice(names), shutil.copytree(clean, tmp_path / str(number))
         at, bit = rng.randrange((cache / name).stat().st_size), 1 << rng.randrange(8)
@@ -125,7 +124,7 @@ def check_flips(clean, files, folder, tmp_path, count, seed):
         if done.left:
             assert name.startswith(("texts/", "aliases")), f"{name}: {done.left}"
             assert done.after.damages, "what is left stays found"
-            done = mend(cache, folder, manifest=content_of_manifest)
+            done = mend(cache, folder, files=files, texts=TEXTS)
             seen[f"{name}: told, mended by the manifest"] += 1
         else:
             seen[f"{name}: {'mended' if found else 'not checked'}"] += 1
@@ -152,7 +151,7 @@ def test_bits_that_flip_in_many_files_at_once_are_mended_or_told(clean, damaged,
         flip(file, rng.randrange(file.stat().st_size))
     done = mend(damaged, folder)
     assert [words.partition(":")[0] for words in done.left] == ["aliases.json"]
-    done = mend(damaged, folder, manifest=ManifestContent(files, TEXTS))
+    done = mend(damaged, folder, files=files, texts=TEXTS)
     assert not done.left and not done.after.damages and content(damaged) == content(clean)
 
 
@@ -176,14 +175,14 @@ def test_what_only_the_manifest_knows_stays_told_until_it_is_given(clean, damage
     for _ in range(2):
         done = mend(damaged, folder)
         assert len(done.left) == 1 and "--manifest" in done.left[0] and len(done.after.damages) == 1
-    done = mend(damaged, folder, manifest=ManifestContent(files, TEXTS))
+    done = mend(damaged, folder, files=files, texts=TEXTS)
     assert not done.left and len(done.notes) == 1 and content(damaged) == content(clean)
 
 
 def test_a_manifest_of_other_texts_does_not_pass_for_the_lost_one(damaged, files, folder):
     extract(damaged, CONFIG, IN_PROCESS, {}, [], ["another"])
     flip(damaged / "texts/00000/zarr.json", 50)
-    done = mend(damaged, folder, manifest=ManifestContent(files, ["another"]))
+    done = mend(damaged, folder, files=files, texts=["another"])
     assert "texts/00000" in done.left[0] and done.after.damages
 
 
@@ -227,7 +226,7 @@ def test_a_partial_video_stays_partial_and_a_failed_one_needs_no_coverage(tmp_pa
     assert done.covered_seconds.keys() == {"cut"} and done.reasons == {"unreadable": 1}
     before = content(tmp_path / "cache")
     flip(tmp_path / "cache/shards/00000" / place, 10)
-    done = repair(Home(tmp_path / "cache"), lambda video_id, file: files[video_id], ExtractOptions(workers=0))
+    done = Repair(Home(tmp_path / "cache"), lambda video_id, file: files[video_id], ExtractOptions(workers=0)).run()
     assert not done.left and not done.after.damages and content(tmp_path / "cache") == before
 
 

@@ -12,7 +12,7 @@ from pipeline.shared_batches import BATCHES_RUNNING, SharedBatches
 class PretendedEncoder:
     """Gives each frame's first value as its token; its device starts only when told to."""
 
-    batch, batches_ahead, mixes = 8, 1, None
+    batch, batches_ahead, mixes = 8, 1, True
 
     def __init__(self):
         self.sizes, self.go, self.fails = [], threading.Event(), False
@@ -37,9 +37,9 @@ def frames(*values):
     return np.array(values, dtype=np.uint8).reshape(-1, 1, 1, 1, 1)
 
 
-def encoded_together(encoder, requests, *, mixes=True):
+def encoded_together(encoder, requests):
     """The tokens of requests that have all come before the device begins."""
-    batches = SharedBatches(encoder, mixes=mixes)
+    batches = SharedBatches(encoder)
     with ThreadPoolExecutor(len(requests) + 2) as pool:
         first = [pool.submit(batches.encode, frames(*range(100, 100 + encoder.batch))) for _ in range(BATCHES_RUNNING)]
         assert encoder.is_full.wait(timeout=60)
@@ -63,8 +63,9 @@ def test_every_caller_gets_its_own_tokens_and_batches_are_full():
 
 def test_calls_do_not_share_a_batch_where_a_token_depends_on_its_place():
     encoder = PretendedEncoder()
+    encoder.mixes = False
     requests = [frames(1, 2, 3), frames(*range(9)), frames(7)]
-    for request, (tokens, _) in zip(requests, encoded_together(encoder, requests, mixes=False), strict=True):
+    for request, (tokens, _) in zip(requests, encoded_together(encoder, requests), strict=True):
         np.testing.assert_array_equal(tokens[:, 0, 0], request.ravel())
     assert sorted(encoder.sizes[BATCHES_RUNNING:]) == [1, 1, 3, 8]
 
@@ -73,7 +74,7 @@ def test_an_error_of_the_device_reaches_every_caller_and_later_calls_are_served(
     encoder = PretendedEncoder()
     encoder.fails = True
     encoder.go.set()
-    batches = SharedBatches(encoder, mixes=True)
+    batches = SharedBatches(encoder)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="out of memory"):
             batches.encode(frames(1, 2))
@@ -83,7 +84,7 @@ def test_an_error_of_the_device_reaches_every_caller_and_later_calls_are_served(
 
 def test_an_encoder_is_busy_while_a_batch_runs_and_idle_after_it():
     encoder = PretendedEncoder()
-    batches = SharedBatches(encoder, mixes=True)
+    batches = SharedBatches(encoder)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(batches.encode, frames(1))
         while batches.seconds_busy() == 0:

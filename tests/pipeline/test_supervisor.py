@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.decode_child import MACHINE, Job
-from pipeline.ray_actors import Event, Node, Role
+from pipeline.cluster import Event, Node, Role
+from pipeline.decoding import MACHINE, Job
 from pipeline.supervisor import Supervisor, pool_size
 from pipeline.workers import EncoderLost
 from unloc.cache.shards import Failure

@@ -67,7 +67,7 @@ def test_a_broken_member_and_one_that_is_cut_off_cost_themselves_only(manifest, 
     with tar_path.open("rb+") as handle:
         handle.truncate(last.offset + 1000)
     members, _ = index_videos(shards=str(tar_path)).locate(manifest.videos)
-    lenient = ExtractOptions(workers=0, shard_size=3, coverage=0.0)
+    lenient = ExtractOptions(workers=0, shard_size=3)
     done = extract(tmp_path / "cache", CONFIG, lenient, members, [], [])
     failed = {row["video_id"]: row for row in done.failures}
     assert {video_id: row["reason"] for video_id, row in failed.items()} == {"v1": "unreadable", "v4": "truncated"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.extract import ExtractOptions, extract
-from pipeline.repair import repair
+from pipeline.repair import Repair
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
@@ -142,7 +142,7 @@ def test_projections_are_merged_published_audited_and_mended(tiny, video_folder,
         _ = open_cache(one).projections
     damages = audit_cache(one)
     assert [damage.place for damage in damages.damages] == ["projections.json"]
-    repair(home_of(one), lambda video_id, file: None, ExtractOptions(workers=0))
+    Repair(home_of(one), lambda video_id, file: None, ExtractOptions(workers=0)).run()
     assert (one / "projections.json").read_bytes() == raw and not audit_cache(one).damages
 
 

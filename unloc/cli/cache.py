@@ -93,22 +93,22 @@ def _repair(
     home: "Home", videos: Path | None, shards: str | None, manifest: Path | None, pretrained: str | None, workers: int
 ) -> "Repair":
     from pipeline.extract import ExtractOptions
-    from pipeline.repair import ManifestContent, repair
+    from pipeline.repair import Repair
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
     from unloc.video.locate import index_videos
 
     index = index_videos(videos, shards)
-    content, named = None, {}
+    files, texts = None, ()
     if manifest:
         loaded = load_manifest(manifest)
-        named = index.locate(loaded.videos)[0]
-        content = ManifestContent(named, manifest_texts(loaded, prompts=True))
+        files, texts = index.locate(loaded.videos)[0], manifest_texts(loaded, prompts=True)
+    named = files or {}
 
     def find_file(video_id: str, file: str | None) -> "VideoFile | None":
         return named.get(video_id) or index.find(video_id, file)
 
-    return repair(home, find_file, ExtractOptions(workers=workers), manifest=content, pretrained=pretrained)
+    return Repair(home, find_file, ExtractOptions(workers=workers), files, texts, pretrained).run()
 
 
 @cache_app.command()

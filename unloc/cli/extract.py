@@ -14,7 +14,7 @@ from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.summary import Summary
+    from pipeline.ledger import Summary
 
 SHOWN_FAILURES = 20
 GIB = 1 << 30
@@ -64,7 +64,8 @@ def extract(
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
     from pipeline.decoding import Limits
-    from pipeline.extract import ExtractOptions, require_coverage, run_job
+    from pipeline.extract import ExtractOptions
+    from pipeline.extract import extract as extract_videos
     from pipeline.forecast import forecast
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
@@ -99,7 +100,6 @@ def extract(
         address=address,
         limits=limits,
         shard_size=shard_size,
-        coverage=coverage,
         retry_failed=retry_failed,
         refresh=tuple(refresh or ()),
     )
@@ -119,9 +119,9 @@ def extract(
         report(done, due, frames_per_second=f"{frames / (time.perf_counter() - started):.1f}", failed=failed)
 
     with shown_warnings("pipeline"), progress("extracting", "videos") as report, sigterm_as_interrupt():
-        summary = run_job(*job, on_progress)
+        summary = extract_videos(*job, on_progress)
     _print(summary, as_json, f"{summary.cache}/ledger.jsonl")
-    require_coverage(summary, options)
+    summary.require_coverage(coverage)
 
 
 def _print(result: "Summary", as_json: bool, all_failures: str) -> None:

@@ -6,9 +6,9 @@ this is tried once, with the first batch that could be shared; where the bits di
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,68 +17,64 @@ from unloc.cache.writing import VideoTokens, token_checksum
 from unloc.errors import InputError, VideoError
 
 logger = logging.getLogger(__name__)
+EncodingCall = Callable[[], tuple[np.ndarray, float]]
+"""Returns (N, views, D) float32 tokens and the seconds that the tower took for them."""
 
 
 class PixelEncoder(Protocol):
     """What the batcher needs of an Encoder, in this process or in another."""
 
-    batch: int
-    """Frames that it encodes at once."""
-    batches_ahead: int
-    """Batches that may be running before the tokens of the first are awaited."""
-    mixes: bool | None
-    """May frames of several videos share a batch? None: not tried yet."""
+    batch: int  # frames that it encodes at once
+    batches_ahead: int  # batches that may be running before the tokens of the first are awaited
+    mixes: bool | None  # may frames of several videos share a batch? None: not tried yet
 
-    def start_encoding(self, pixels: np.ndarray) -> "EncodingCall":
+    def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
         """Start to encode pixels (N, views, 3, S, S) uint8; calling the result waits for the tokens."""
-
-
-EncodingCall = Callable[[], tuple[np.ndarray, float]]
-"""Returns (N, views, D) float32 tokens and the seconds that the tower took for them."""
 
 
 @dataclass(eq=False)
 class _OpenVideo:
-    tokens: dict[int, np.ndarray] = field(default_factory=dict)
-    """(views, D) of each position encoded so far."""
+    tokens: dict[int, np.ndarray] = field(default_factory=dict)  # (views, D) of each position encoded so far
     row: dict | None = None
     seconds_encode: float = 0.0
 
 
-@dataclass(eq=False)
-class _Waiting:
+class _Waiting(NamedTuple):
     video: _OpenVideo
     positions: list[int]
     pixels: np.ndarray
 
 
 class FrameBatcher:
-    """For each video call `add` … and `end` (or `drop`); `take_finished` returns the complete ones."""
+    """For each video call `add` … and `end` (or `drop`), one after another; `take_finished` returns the complete ones.
 
-    def __init__(self, encoder: PixelEncoder, *, mixes: bool | None = None) -> None:
-        """`mixes`: may frames of several videos share a batch? None: as the encoder says."""
-        self.encoder, self.mixes = encoder, mixes
-        self._open: dict[str, _OpenVideo] = {}
+    A video is named by any key, such as its id.
+    """
+
+    def __init__(self, encoder: PixelEncoder) -> None:
+        self.encoder = encoder
+        self._open: dict[Hashable, _OpenVideo] = {}
         self._waiting: list[_Waiting] = []
         self._running: deque[tuple[list[_Waiting], EncodingCall]] = deque()
 
-    def add(self, video_id: str, positions: list[list[int]], pixels: np.ndarray) -> None:
+    def add(self, key: Hashable, positions: list[list[int]], pixels: np.ndarray) -> None:
         """Frames (F, views, 3, S, S) uint8 of a video, and which of its tokens each becomes."""
-        video = self._open.setdefault(video_id, _OpenVideo())
+        video = self._open.setdefault(key, _OpenVideo())
+        is_shared = self._waiting and self._waiting[-1].video is not video
+        if is_shared and not may_mix(self.encoder, [frame.pixels for frame in self._waiting]):
+            self._start()
         for places, image in zip(positions, pixels, strict=True):
             self._waiting.append(_Waiting(video, places, image))
             if len(self._waiting) == self.encoder.batch:
                 self._start()
 
-    def end(self, video_id: str, row: dict) -> None:
+    def end(self, key: Hashable, row: dict) -> None:
         """All frames of this video were added; `row["times_seconds"]` has the time of every token."""
-        self._open[video_id].row = row
-        if self._waiting and not self._may_mix():
-            self._start()
+        self._open[key].row = row
 
-    def drop(self, video_id: str) -> None:
+    def drop(self, key: Hashable) -> None:
         """Forget a video whose decoding failed."""
-        dropped = self._open.pop(video_id, None)
+        dropped = self._open.pop(key, None)
         self._waiting = [frame for frame in self._waiting if frame.video is not dropped]
 
     def flush(self) -> None:
@@ -102,40 +98,34 @@ class FrameBatcher:
             frame.video.tokens |= dict.fromkeys(frame.positions, token)
             frame.video.seconds_encode += seconds / len(frames)
 
-    def take_finished(self) -> list[tuple[str, VideoTokens | VideoError]]:
-        """(id, tokens) of the videos that are complete, each once.
+    def take_finished(self) -> list[tuple[Hashable, VideoTokens | VideoError]]:
+        """(key, tokens) of the videos that are complete, each once.
 
         A VideoError (reason `does_not_fit`) replaces tokens that do not fit the stored dtype.
         """
-        done = [
-            video_id
-            for video_id, video in self._open.items()
-            if video.row is not None and len(video.tokens) == len(video.row["times_seconds"])
-        ]
-        return [(video_id, self._finish(self._open.pop(video_id))) for video_id in done]
-
-    def _finish(self, video: _OpenVideo) -> VideoTokens | VideoError:
-        tokens = np.stack([video.tokens[position] for position in range(len(video.tokens))])
-        try:
-            stored = to_stored(tokens, self.encoder.config.dtype)
-        except InputError as error:
-            return VideoError(f"{video.row['file']}: {error}", reason="does_not_fit")
-        added = {"tokens_sha256": token_checksum(stored), "seconds_encode": round(video.seconds_encode, 4)}
-        return VideoTokens(video.row | added, stored)
-
-    def _may_mix(self) -> bool:
-        if self.mixes is not None:
-            return self.mixes
-        if self.encoder.mixes is None:
-            pixels = np.stack([frame.pixels for frame in self._waiting])
-            self.encoder.mixes = is_same_in_any_place(self.encoder, pixels)
-            if not self.encoder.mixes:
-                logger.warning("tokens of this tower depend on their place in a batch: each batch holds one video")
-        return self.encoder.mixes
+        finished = []
+        for key, video in list(self._open.items()):
+            if video.row is None or len(video.tokens) < len(video.row["times_seconds"]):
+                continue
+            del self._open[key]
+            tokens = np.stack([video.tokens[position] for position in range(len(video.tokens))])
+            try:
+                stored = to_stored(tokens, self.encoder.config.dtype)
+            except InputError as error:
+                finished.append((key, VideoError(f"{video.row['file']}: {error}", reason="does_not_fit")))
+                continue
+            added = {"tokens_sha256": token_checksum(stored), "seconds_encode": round(video.seconds_encode, 4)}
+            finished.append((key, VideoTokens(video.row | added, stored)))
+        return finished
 
 
-def is_same_in_any_place(encoder: PixelEncoder, pixels: np.ndarray) -> bool:
-    """Are the tokens of these pixels (fewer than a batch) the same bits at the end of a batch as at its start?"""
-    shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(encoder.batch - len(pixels), 0), pixels])
-    alone, behind_others = (encoder.start_encoding(given)()[0] for given in (pixels, shifted))
-    return np.array_equal(alone, behind_others[-len(pixels) :])
+def may_mix(encoder: PixelEncoder, frames: Sequence[np.ndarray]) -> bool:
+    """`encoder.mixes`, tried with frames (fewer than a batch): the same bits at the end of a batch as at its start?"""
+    if encoder.mixes is None:
+        pixels = np.stack(frames)
+        shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(encoder.batch - len(pixels), 0), pixels])
+        alone, behind_others = (encoder.start_encoding(given)()[0] for given in (pixels, shifted))
+        encoder.mixes = np.array_equal(alone, behind_others[-len(pixels) :])
+        if not encoder.mixes:
+            logger.warning("tokens of this tower depend on their place in a batch: each batch holds one video")
+    return encoder.mixes

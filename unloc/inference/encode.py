@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from unloc.model.towers import TowerChoice, load_tower
 from unloc.video.preprocess import CENTRE, PreprocessSpec, normalise, require_views
 from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
 
-RECORDED_VERSIONS = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(TowerChoice):
@@ -27,10 +24,8 @@ class EncodeConfig(TowerChoice):
 
     fps: float | None = None
     num_frames: int | None = None
-    dtype: str = "float16"
-    """How tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)."""
-    views: tuple[str, ...] = CENTRE
-    """Which views of a frame are encoded (`unloc.video.preprocess`)."""
+    dtype: str = "float16"  # how tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)
+    views: tuple[str, ...] = CENTRE  # of a frame, those that are encoded (`unloc.video.preprocess`)
     decoder: str = "auto"
     allow_partial: bool = False
 
@@ -95,17 +90,12 @@ class Encoder:
     def read_spec(self) -> ReadSpec:
         """What a process that decodes must know."""
         config = self.config
-        return ReadSpec(
-            sampling=config.sampling,
-            preprocess=self.preprocess,
-            views=config.views,
-            decoder=config.decoder,
-            allow_partial=config.allow_partial,
-        )
+        same = {key: getattr(config, key) for key in ("sampling", "views", "decoder", "allow_partial")}
+        return ReadSpec(preprocess=self.preprocess, **same)
 
     def encode_video(self, path: Path, video_id: str) -> VideoTokens:
         """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""
-        reading, batcher = VideoReading(path, self.read_spec), FrameBatcher(self, mixes=False)
+        reading, batcher = VideoReading(path, self.read_spec), FrameBatcher(self)
         with single_threaded():
             for positions, pixels in reading.frames():
                 batcher.add(video_id, [positions], pixels[None])
@@ -116,34 +106,26 @@ class Encoder:
             raise result
         return result
 
-    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, views, 3, S, S) uint8 to (N, views, D) float32."""
-        return self.start_encoding(pixels)()[0]
-
     def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
         """Start to encode pixels (N, views, 3, S, S) uint8; on a GPU this does not wait for the tokens."""
         started = time.perf_counter()
         images = torch.from_numpy(pixels).flatten(0, 1)
         with single_threaded():
-            if self.device.type == "cpu":
-                tokens, done = self._tokens(images), None
-            else:
+            if on_gpu := self.device.type != "cpu":
                 images = images.pin_memory().to(self.device, non_blocking=True)
-                tokens = self._tokens(images).to("cpu", non_blocking=True)
+            tokens = self.tower.encode_images(normalise(images, self.preprocess)).to("cpu", non_blocking=on_gpu)
+            if on_gpu:
                 done = torch.cuda.Event()
                 done.record()
         seconds = time.perf_counter() - started
 
         def wait() -> tuple[np.ndarray, float]:
             began = time.perf_counter()
-            if done is not None:
+            if on_gpu:
                 done.synchronize()
             return tokens.numpy().reshape(*pixels.shape[:2], -1), seconds + time.perf_counter() - began
 
         return wait
-
-    def _tokens(self, images: torch.Tensor) -> torch.Tensor:
-        return self.tower.encode_images(normalise(images, self.preprocess))
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text in the stored dtype."""
@@ -160,8 +142,3 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def recorded_versions() -> dict:
-    """Package versions, recorded in the cache with the fingerprint."""
-    return {name: version(name) for name in RECORDED_VERSIONS}
