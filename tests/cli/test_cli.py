@@ -113,4 +113,5 @@ def test_eval_says_what_it_needs(fails, manifest, tmp_path):
     fails("eval", tmp_path, "--manifest", manifest, saying="--cache is needed")
     gone = tmp_path / "gone.jsonl"
     fails("eval", "--predictions", gone, "--manifest", manifest, "--task", "mr", saying="does not exist")
-    fails("eval", "--predictions", gone, "--manifest", manifest, "--split", "val", saying="it has: test")
+    words = ("--manifest", manifest, "--task", "mr", "--split", "val")
+    fails("eval", "--predictions", gone, *words, saying="it has: test")

@@ -61,7 +61,7 @@ def files_of(folder):
     return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
 
 
-def run(cache, video_folder, config=CONFIG, on_progress=None, options=OPTIONS):
+def run(cache, video_folder, config=CONFIG, on_progress=lambda *counts: None, options=OPTIONS):
     return extract(cache, config, options, files_of(video_folder), [], ["a red square"], on_progress)
 
 
