@@ -15,7 +15,7 @@ from unloc.evaluation.evaluator import evaluate
 from unloc.examples.examples import ClassExamples, paint_steps
 from unloc.examples.sources import CachedTokens
 from unloc.examples.steps import token_spans
-from unloc.inference.baseline import baseline_detections, baseline_frames
+from unloc.inference.evaluate_run import baseline_predictions
 from unloc.inference.load import CheckpointInfo, LoadedModel
 from unloc.inference.predict import predict_split
 from unloc.model.unloc import Outputs
@@ -136,7 +136,7 @@ def test_videos_from_their_files_to_a_perfect_score(tmp_path, monkeypatch):
 def test_the_baseline_places_frames_and_segments_at_true_times(tmp_path):
     times, end = VIDEOS["three minutes of 25 fps"]
     manifest, cache = world_of(tmp_path / "c", {"v": (times, end)})
-    (found,) = baseline_frames(manifest, cache)
+    (found,) = baseline_predictions("as", manifest, cache)
     np.testing.assert_allclose(found.times_seconds, times)
-    bounds = baseline_detections(manifest, cache)[["start_seconds", "end_seconds"]].to_numpy()
+    bounds = baseline_predictions("tal", manifest, cache)[["start_seconds", "end_seconds"]].to_numpy()
     assert len(bounds) and np.isin(bounds.round(6), np.append(times, end).round(6)).all()

@@ -149,13 +149,13 @@ def test_projections_are_merged_published_audited_and_mended(tiny, video_folder,
 def test_a_cache_with_embeddings_has_no_projections_and_the_baseline_wants_just_these(
     tiny, manifest, video_folder, tmp_path, unloc
 ):
-    from unloc.inference.baseline import require_embeddings
+    from unloc.inference.evaluate_run import baseline_predictions
 
     behind, before = cached(tmp_path / "behind", video_folder), cached(tmp_path / "before", video_folder, **BEFORE)
     assert not (behind / "projections.json").exists() and open_cache(behind).projections == {}
-    require_embeddings(open_cache(behind))
+    assert len(baseline_predictions("mr", load_manifest(manifest), open_cache(behind))) == len(TEXTS)
     with pytest.raises(InputError, match=r"tower\.projected False, tower\.texts_projected False"):
-        require_embeddings(open_cache(before))
+        baseline_predictions("mr", load_manifest(manifest), open_cache(before))
 
 
 def test_random_weights_are_told_by_cache_info_fit_and_eval(tiny, manifest, video_folder, tmp_path, unloc):

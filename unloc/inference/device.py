@@ -6,8 +6,6 @@ import torch
 
 from unloc.errors import InputError
 
-FAST_BFLOAT16 = (8, 0)  # CUDA compute capability from which bfloat16 has matrix units of its own
-
 
 def resolve_device(name: str) -> torch.device:
     """The device of that name, `auto` the first CUDA device or the CPU. Raises InputError where torch has it not."""
@@ -29,7 +27,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """`train.precision` as it is on a device: `auto` is bf16 on CUDA devices with fast bfloat16, elsewhere fp32."""
     if name != "auto":
         return name
-    is_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FAST_BFLOAT16
+    is_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # the first with bf16 units
     return "bf16" if is_fast else "fp32"
 
 

@@ -1,24 +1,34 @@
-"""Evaluations that run a model or the baseline on a cache; scoring itself is in `unloc.evaluation`."""
+"""Evaluations that run a model or the baseline on a cache; scoring itself is in `unloc.evaluation`.
 
+The baseline, without training: cosine of each frame token with the text's EOS token; consecutive frames whose
+similarity, standardised within the video, is above a threshold are a prediction, scored by their mean similarity.
+"""
+
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
+from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.annotations.subsets import names_in_vocabulary
 from unloc.cache.opening import open_cache
-from unloc.cache.reading import Cache
+from unloc.cache.reading import Cache, CachedVideo
 from unloc.errors import InputError
-from unloc.evaluation.evaluator import require_seconds
+from unloc.evaluation.evaluator import Predictions, require_seconds
 from unloc.evaluation.job import Evaluation
 from unloc.examples.sources import CachedTokens
+from unloc.examples.steps import at_distinct_times, nearest_index, token_spans
 from unloc.files import file_sha256
-from unloc.inference.baseline import baseline_detections, baseline_frames, baseline_moments, require_embeddings
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import OnProgress, predict_split
+from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import SUBMITTED_SPLITS
 from unloc.tasks import task_named
 
 TOKEN_KEYS = ("tower.name", "tower.pretrained", "tower.weights_sha256", "sampling.num_frames", "sampling.fps")
+THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # of the baseline: standard deviations above the video's mean
 
 
 def run_folder(run: Path) -> Path:
@@ -30,17 +40,8 @@ def run_folder(run: Path) -> Path:
 
 def evaluate_baseline(evaluation: Evaluation) -> dict | None:
     """The report of the similarity between frames and texts, without training; None if annotations are hidden."""
-    manifest, split = evaluation.manifest, evaluation.split
-    task = task_named(evaluation.task or manifest.tasks[0]).name
-    is_scored, paths = evaluation.prepare(task, with_report=True)
-    cache = open_cache(evaluation.cache)
-    require_embeddings(cache)
-    evaluation.warnings += [cache.note] if cache.note else []
-    predict = {"tal": baseline_detections, "as": baseline_frames}.get(task, baseline_moments)
-    predictions = predict(evaluation.selected, cache)
-    evaluation.write_predictions(paths, task, predictions, split)
-    report = evaluation.report(task, predictions) | _stated(paths, cache) if is_scored else None
-    return evaluation.finish(task, report, predictions)
+    task, cache = task_named(evaluation.task or evaluation.manifest.tasks[0]).name, open_cache(evaluation.cache)
+    return _evaluate(evaluation, task, cache, lambda part: baseline_predictions(task, part, cache), {})
 
 
 def evaluate_run(
@@ -50,46 +51,48 @@ def evaluate_run(
 
     Raises InputError if the run is for another task; FingerprintError if the cache is from another tower.
     """
-    where, manifest, split = resolve_device(device), evaluation.manifest, evaluation.split
+    where, manifest, selected = resolve_device(device), evaluation.manifest, evaluation.selected
     loaded = load_model(run, where)
     recipe, fingerprint, task = loaded.info.recipe, loaded.info.fingerprint, loaded.info.recipe.task
     if evaluation.task not in (None, task):
         raise InputError(f"unloc eval: --task {evaluation.task}, but {run} was trained for {task}; leave --task out")
     require_task(manifest, task)
     cache = open_cache(evaluation.cache)
-    is_scored, paths = evaluation.prepare(task, with_report=True)
-    selected = evaluation.selected
-    require_seconds(task, selected, split, cache.durations_of(selected.videos["video_id"]))
+    require_seconds(task, selected, evaluation.split, cache.durations_of(selected.videos["video_id"]))
     require_same_cache(fingerprint, cache.fingerprint, evaluation.cache)
-    evaluation.warnings += [cache.note] if cache.note else []
-    model = model_for_classes(loaded, manifest.classes)
-    predictions = predict_split(model, selected, CachedTokens(cache), on_progress)
-    evaluation.write_predictions(paths, task, predictions, split)
-    if evaluation.export is not None and evaluation.export.suffix.lower() == ".zip":
-        for other in SUBMITTED_SPLITS:  # the server of QVHighlights takes both in one zip
-            part = manifest.select(other) if other in manifest.splits and other != split else None
-            if part is not None and all(video_id in cache for video_id in part.videos["video_id"]):
-                more = predict_split(model, part, CachedTokens(cache), on_progress)
-                evaluation.write_predictions([evaluation.export], task, more, other)
-    if not is_scored:
-        return evaluation.finish(task, None, predictions)
-    if evaluation.train_split is None and recipe.data.train_split in manifest.splits:
-        evaluation.floor_split = recipe.data.train_split
-    report = evaluation.report(task, predictions) | described(where, recipe.train.precision) | _stated(paths, cache)
-    report["recipe"] = {
+    model, stated = model_for_classes(loaded, manifest.classes), described(where, recipe.train.precision)
+    stated["recipe"] = {
         "name": recipe.name,
         "towers": asdict(recipe.towers),
         "tokens": {key: fingerprint.get(key) for key in TOKEN_KEYS},
         "checkpoint_selected_on": recipe.data.val_split or None,
     }
     if model is not loaded:
-        report["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
-    return evaluation.finish(task, report, predictions)
+        stated["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
+    if evaluation.train_split is None and recipe.data.train_split in manifest.splits:
+        evaluation.floor_split = recipe.data.train_split
+    source = CachedTokens(cache)
+    return _evaluate(evaluation, task, cache, lambda part: predict_split(model, part, source, on_progress), stated)
 
 
-def _stated(paths: list[Path], cache: Cache) -> dict[str, str]:
+def _evaluate(
+    evaluation: Evaluation, task: str, cache: Cache, predict: Callable[[Manifest], Predictions], stated: dict
+) -> dict | None:
+    """Predict the split, write the predictions, and score them unless its annotations are hidden."""
+    manifest, split, note = evaluation.manifest, evaluation.split, {"note": cache.note} if cache.note else {}
+    is_scored, paths = evaluation.prepare(task, with_report=True)
+    predictions = predict(evaluation.selected)
+    evaluation.warnings += note.values()
+    evaluation.write_predictions(paths, task, predictions, split)
+    if evaluation.export is not None and evaluation.export.suffix.lower() == ".zip":
+        for other in SUBMITTED_SPLITS:  # the server of QVHighlights takes both in one zip
+            part = manifest.select(other) if other in manifest.splits and other != split else None
+            if part is not None and all(video_id in cache for video_id in part.videos["video_id"]):
+                evaluation.write_predictions([evaluation.export], task, predict(part), other)
+    if not is_scored:
+        return evaluation.finish(task, None, predictions)
     written = {"predictions_sha256": file_sha256(paths[0])} if paths else {}
-    return written | ({"note": cache.note} if cache.note else {})
+    return evaluation.finish(task, evaluation.report(task, predictions) | stated | written | note, predictions)
 
 
 def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
@@ -102,3 +105,70 @@ def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedMo
     if loaded.info.recipe.model.fusion == "none":
         raise InputError(f"--manifest has {len(classes)} other classes than the {len(loaded.info.classes)} trained on")
     return replace(loaded, info=replace(loaded.info, classes=classes))
+
+
+def cosine_similarity(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """(T, C) cosine of frames (T, D) and texts (C, D)."""
+    frames, texts = frames.astype(np.float32), texts.astype(np.float32)
+    frames = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-8)
+    return frames @ (texts / np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-8)).T
+
+
+def segments_above(similarity: np.ndarray, cached: CachedVideo) -> np.ndarray:
+    """(N, 3) start, end, score of all runs of frames whose (T,) similarity is above a threshold, best first."""
+    spans = token_spans(cached.times_seconds, cached.meta["duration_seconds"])
+    standard = (similarity - similarity.mean()) / max(float(similarity.std()), 1e-8)
+    found: dict[tuple[float, float], float] = {}
+    for threshold in THRESHOLDS:
+        edges = np.diff(np.concatenate([[0], (standard > threshold).astype(int), [0]]))
+        for first, after in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
+            segment = (float(spans[first, 0]), float(spans[after - 1, 1]))
+            found[segment] = max(found.get(segment, -1.0), float(similarity[first:after].mean()))
+    rows = [(start, end, score) for (start, end), score in found.items()]
+    return np.asarray(sorted(rows, key=lambda row: -row[2]), dtype=np.float64).reshape(-1, 3)
+
+
+def baseline_predictions(task: str, manifest: Manifest, cache: Cache) -> Predictions:
+    """Predictions for the queries or classes of all cached videos, of the kind the task has.
+
+    Moments have saliency per 2 s clip. A frame's label is the most similar class, background where that similarity is
+    below the video's median. Raises InputError for a cache whose frames and texts are not CLIP's embeddings: only these
+    can be compared.
+    """
+    wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1}
+    stated = {key: cache.fingerprint.get(key, value) for key, value in wanted.items()}
+    if others := [f"{key} {value}" for key, value in stated.items() if value != wanted[key]]:
+        raise InputError(
+            f"{cache.path}: the baseline compares CLIP's embeddings, the cache has other tokens ({', '.join(others)}); "
+            "extract a cache with the projections"
+        )
+    predictions, rows = [], []
+    if task in ("mr", "hd"):
+        queries = [row for row in manifest.queries.to_dict("records") if row["video_id"] in cache]
+        unique = list(dict.fromkeys(row["text"] for row in queries))
+        eos = {text: tokens[-1:] for text, tokens in zip(unique, cache.texts(unique), strict=True)}
+        for row in queries:
+            cached = cache[row["video_id"]]
+            similarity = cosine_similarity(cached.frames[0], eos[row["text"]])[:, 0]
+            num_clips = max(1, int(cached.meta["duration_seconds"] / CLIP_SECONDS))
+            middles = (np.arange(num_clips) + 0.5) * CLIP_SECONDS
+            saliency = similarity[nearest_index(cached.times_seconds, middles)]
+            named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
+            windows = segments_above(similarity, cached)
+            predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
+        return predictions
+    eos = np.stack([tokens[-1] for tokens in cache.texts(list(manifest.classes))])
+    for video_id in dict.fromkeys(manifest.videos["video_id"]):
+        if video_id not in cache:
+            continue
+        cached = cache[video_id]
+        similarity = cosine_similarity(cached.frames[0], eos)
+        if task == "tal":
+            for name, column in zip(manifest.classes, similarity.T, strict=True):
+                rows += [(video_id, name, *segment) for segment in segments_above(column, cached)]
+        else:
+            times, scores = at_distinct_times(cached.times_seconds, similarity)
+            best, names = scores.max(axis=1), [manifest.classes[index] for index in scores.argmax(axis=1)]
+            labels = [name if score > np.median(best) else None for name, score in zip(names, best, strict=True)]
+            predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=scores))
+    return detections_table(rows) if task == "tal" else predictions

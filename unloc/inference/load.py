@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from unloc.annotations.schema import Manifest
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe
-from unloc.errors import FingerprintError, InputError, MissingError, UnlocError
+from unloc.errors import FingerprintError, InputError, MissingError, UnlocError, one_line
 from unloc.model.build import EndToEnd, build_model
 from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.unloc import UnLoc
@@ -46,19 +46,6 @@ class CheckpointInfo:
         """As JSON; the recipe becomes its YAML text, which states every key and keeps inf."""
         return {**asdict(self), "recipe": dump_recipe(self.recipe), "version": CHECKPOINT_VERSION}
 
-    @classmethod
-    def from_dict(cls, values: dict, *, where: str) -> "CheckpointInfo":
-        """From JSON. Raises InputError for a checkpoint of another version."""
-        if values.get("version") != CHECKPOINT_VERSION:
-            raise InputError(
-                f"{where}: checkpoint version {values.get('version')!r}, this unloc reads {CHECKPOINT_VERSION}; "
-                "use the version of unloc that wrote it"
-            )
-        values = {key: value for key, value in values.items() if key != "version"}
-        recipe = recipe_from_dict(OmegaConf.to_container(OmegaConf.create(values["recipe"])), where=where)
-        lists = {key: tuple(values[key]) for key in ("classes", "live_towers") if key in values}
-        return cls(**values | lists | {"recipe": recipe})
-
     def build(self) -> UnLoc | EndToEnd:
         """The model with fresh weights."""
         towers = {}
@@ -80,7 +67,7 @@ class LoadedModel:
 def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """The model of a run folder (its best checkpoint, else its last), of one checkpoint folder or of a file in it.
 
-    Raises MissingError where there is none, InputError where it is damaged.
+    Raises MissingError where there is none, InputError where it is damaged or of another version.
     """
     run = Path(run)
     candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
@@ -91,14 +78,18 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
         )
     try:
         values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        info = CheckpointInfo.from_dict(values, where=str(folder))
+        if (version := values.pop("version", None)) != CHECKPOINT_VERSION:
+            advice = f"this unloc reads {CHECKPOINT_VERSION}; use the version of unloc that wrote it"
+            raise InputError(f"{folder}: checkpoint version {version!r}, {advice}")
+        recipe = OmegaConf.to_container(OmegaConf.create(values["recipe"]))
+        values["recipe"] = recipe_from_dict(recipe, where=str(folder))
+        info = CheckpointInfo(**values | {key: tuple(values[key]) for key in ("classes", "live_towers")})
         model = info.build()
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except UnlocError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{folder}: damaged checkpoint ({reason}); use another one, or train again") from None
+        raise InputError(f"{folder}: damaged checkpoint ({one_line(error)}); use another one, or train again") from None
     return LoadedModel(model.to(device).eval(), info)
 
 

@@ -3,16 +3,16 @@
 The first three functions need no manifest; `predict_split` loops over them, as validation and `unloc eval` do.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.config import DecodeConfig, Recipe
 from unloc.errors import DivergedError
+from unloc.evaluation.evaluator import Predictions
 from unloc.examples.batches import Batch, Example, collate
 from unloc.examples.examples import build_examples, linspace_example, windows_of
 from unloc.examples.sources import Source, VideoFrames
@@ -24,9 +24,11 @@ from unloc.model.unloc import Outputs, UnLoc
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import decode_segments, make_points
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
+from unloc.tasks import task_named
 
-Predictions = list[MomentPrediction] | pd.DataFrame | list[FramePrediction]
 QUERY_BATCH, VIDEO_BATCH = 16, 4
+OnProgress = Callable[[int, int], None]
+"""Called with examples done and all examples."""
 
 
 @torch.inference_mode()
@@ -41,12 +43,15 @@ def predict_moments(
     batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens)
     outputs = forward(loaded.model, batch, recipe, pairing="own")
     segments = segments_in_seconds(outputs, examples)[:, 0]
-    kept = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode)
-    saliency = [None] * len(examples)
-    if outputs.saliency is not None:
-        pairs = zip(outputs.saliency, examples, strict=True)
-        saliency = [clip_saliency(logits[0], example) for logits, example in pairs]
-    return [(windows, scores) for (_, windows), scores in zip(kept, saliency, strict=True)]
+    kept, found = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode), []
+    for row, (example, (_, windows)) in enumerate(zip(examples, kept, strict=True)):
+        saliency = None
+        if outputs.saliency is not None:  # the step logits, linearly interpolated at the middle of each clip
+            middles = (np.arange(max(1, int(example.duration_seconds / CLIP_SECONDS))) + 0.5) * CLIP_SECONDS
+            logits = outputs.saliency[row, 0].float().cpu().numpy()
+            saliency = np.interp(example.grid.to_steps(middles), np.arange(len(logits)), logits)
+        found.append((windows, saliency))
+    return found
 
 
 @torch.inference_mode()
@@ -71,49 +76,37 @@ def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -
     return at_distinct_times(video.times_seconds, logits)
 
 
-OnProgress = Callable[[int, int], None]
-"""Called with examples done and all examples."""
-
-
 def predict_split(
     loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
 ) -> Predictions:
     """Predictions for every video of the (already selected) manifest, of the kind the task has."""
-    recipe, classes = loaded.info.recipe, loaded.info.classes
-    examples, predictions = build_examples(recipe.task, manifest, source, recipe.data), []
-    if recipe.task in ("mr", "hd"):
-        queries = examples.queries.to_dict("records")
-        for rows in in_batches(queries, QUERY_BATCH, on_progress):
-            videos = [examples.video(row["video_id"]) for row in rows]
-            texts = [examples.texts[row["text"]] for row in rows]
-            for row, (windows, saliency) in zip(rows, predict_moments(loaded, videos, texts), strict=True):
+    recipe, classes, predictions = loaded.info.recipe, loaded.info.classes, []
+    examples = build_examples(recipe.task, manifest, source, recipe.data)
+    is_query = task_named(recipe.task).text_kind == "query"
+    items = examples.queries.to_dict("records") if is_query else examples.videos
+    texts = None if is_query else ClassTexts(classes, source, recipe.data)
+    size = QUERY_BATCH if is_query else VIDEO_BATCH if recipe.task == "tal" else 1
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        if is_query:
+            videos = [examples.video(row["video_id"]) for row in part]
+            found = predict_moments(loaded, videos, [examples.texts[row["text"]] for row in part])
+            for row, (windows, saliency) in zip(part, found, strict=True):
                 named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
                 predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
-        return predictions
-    texts = ClassTexts(classes, source, recipe.data)
-    if recipe.task == "tal":
-        for ids in in_batches(examples.videos, VIDEO_BATCH, on_progress):
-            found = predict_detections(loaded, [examples.video(video_id) for video_id in ids], texts)
-            predictions += [
-                (video_id, classes[label], *window)
-                for video_id, detections in zip(ids, found, strict=True)
-                for label, window in detections
-            ]
-        return detections_table(predictions)
-    for (video_id,) in in_batches(examples.videos, 1, on_progress):
-        times, logits = predict_frames(loaded, examples.video(video_id), texts)
-        background = logits.max(axis=1) <= recipe.decode.background_logit
-        best = zip(background, logits.argmax(axis=1), strict=True)
-        labels = [None if is_background else classes[label] for is_background, label in best]
-        predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=logits))
-    return predictions
-
-
-def in_batches(items: list, size: int, on_progress: OnProgress) -> Iterator[list]:
-    """Lists of at most `size` items, in order; each is reported when the next is asked for."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+        elif recipe.task == "tal":
+            found = predict_detections(loaded, [examples.video(video_id) for video_id in part], texts)
+            for video_id, detections in zip(part, found, strict=True):
+                predictions += [(video_id, classes[label], *window) for label, window in detections]
+        else:
+            times, logits = predict_frames(loaded, examples.video(part[0]), texts)
+            background = logits.max(axis=1) <= recipe.decode.background_logit
+            best = zip(background, logits.argmax(axis=1), strict=True)
+            labels = [None if is_background else classes[label] for is_background, label in best]
+            named = {"video_id": part[0], "times_seconds": times}
+            predictions.append(FramePrediction(**named, labels=labels, scores=logits))
         on_progress(min(start + size, len(items)), len(items))
+    return detections_table(predictions) if recipe.task == "tal" else predictions
 
 
 def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:
@@ -131,15 +124,15 @@ def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outp
 
 def class_outputs(model: UnLoc, examples: Sequence[Example], texts: ClassTexts, recipe: Recipe) -> Outputs:
     """Outputs for all classes: raw head outputs, averaged over the prompts (as the official code) or of the first."""
-    relevance, displacements, max_tokens = 0.0, None, recipe.data.max_text_tokens
+    outputs = []
     for prompt in range(texts.num_averaged):
-        batch = collate(examples, max_text_tokens=max_tokens, class_texts=texts.prompt(prompt))
-        outputs = forward(model, batch, recipe, pairing="all")
-        relevance = outputs.relevance + relevance
-        if outputs.displacements is not None:
-            displacements = outputs.displacements + (0.0 if displacements is None else displacements)
-    share = 1.0 / texts.num_averaged
-    return Outputs(relevance * share, None if displacements is None else displacements * share, None)
+        class_texts = texts.prompt(prompt)
+        batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens, class_texts=class_texts)
+        outputs.append(forward(model, batch, recipe, pairing="all"))
+    relevance, share = sum(each.relevance for each in outputs), 1.0 / len(outputs)
+    if outputs[0].displacements is None:
+        return Outputs(relevance * share, None, None)
+    return Outputs(relevance * share, sum(each.displacements for each in outputs) * share, None)
 
 
 def segments_in_seconds(outputs: Outputs, examples: Sequence[Example]) -> Tensor:
@@ -161,13 +154,6 @@ def kept_windows(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list
     windows = torch.cat([chosen, kept.scores[..., None]], dim=-1).double()
     rows = zip(*(values.cpu().numpy() for values in (kept.index, windows, kept.valid)), strict=True)
     return [(index[valid], window[valid]) for index, window, valid in rows]
-
-
-def clip_saliency(logits: Tensor, example: Example) -> np.ndarray:
-    """One score per 2 s clip: the step logits, linearly interpolated at the middle of each clip."""
-    num_clips = max(1, int(example.duration_seconds / CLIP_SECONDS))
-    steps = example.grid.to_steps((np.arange(num_clips) + 0.5) * CLIP_SECONDS)
-    return np.interp(steps, np.arange(len(logits)), logits.float().cpu().numpy())
 
 
 def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[tuple[int, np.ndarray]]:
