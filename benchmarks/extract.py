@@ -47,12 +47,12 @@ def write_inputs(folder: Path, num_clips: int, seconds: float) -> Path:
 def cpu_seconds_of_parts(config: EncodeConfig, videos: list[Path]) -> dict[str, float]:
     """CPU seconds of each part alone."""
     torch.set_num_threads(1)
-    encoder, sampling, parts, images = Encoder(config), config.sampling, {}, []
+    encoder, parts, images = Encoder(config), {}, []
     start = time.process_time()
     for path in videos:
         reader = open_video(path)
         facts = reader.facts
-        wanted = sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
+        wanted = config.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         images += [shown.image for shown in reader.frames_at(wanted)]
     parts["decode"] = time.process_time() - start
     start = time.process_time()

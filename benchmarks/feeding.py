@@ -10,6 +10,7 @@ Usage: python benchmarks/feeding.py [--decoders 4 8 16] [--seconds 15]
 
 import argparse
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import ray
@@ -17,8 +18,7 @@ import torch
 
 from pipeline.shared_batches import BusyClock, SharedBatches
 from pipeline.workers import RemoteEncoder
-from unloc.inference.batching import FrameBatcher
-from unloc.inference.encode import EncodeConfig
+from unloc.inference.encode import EncodeConfig, encode_frames
 from unloc.model.towers import GPU_BATCH
 
 FRAMES, SIZE, CHANNELS = 128, 224, 512  # of a video
@@ -89,16 +89,18 @@ class ReadyDecoder:
         remote = RemoteEncoder(EncodeConfig(num_frames=FRAMES), BusyClock(), encoder)
         remote.batch, remote.batches_ahead = frames_sent, ahead
         frames = np.random.default_rng(0).integers(0, 255, (FRAMES, 1, 3, SIZE, SIZE), dtype=np.uint8)
-        batcher, count, row = FrameBatcher(remote), 0, {"file": "", "times_seconds": [0.0] * FRAMES}
-        while time.time() < until:
-            for start in range(0, FRAMES, 16):  # as from a decoder's pipe
-                positions = [[position] for position in range(start, start + 16)]
-                batcher.add(str(count), positions, frames[start : start + 16])
-            batcher.end(str(count), row)
-            batcher.take_finished()
-            count += 1
-        batcher.flush()
-        return count * FRAMES
+        row = {"file": "", "times_seconds": [0.0] * FRAMES}
+
+        def events() -> Iterator[tuple[int, object]]:
+            number = 0
+            while time.time() < until:
+                for start in range(0, FRAMES, 16):  # as from a decoder's pipe
+                    positions = [[position] for position in range(start, start + 16)]
+                    yield number, (positions, frames[start : start + 16])
+                yield number, row
+                number += 1
+
+        return sum(len(tokens.tokens) for _, tokens in encode_frames(remote, events()))
 
 
 def busy_share(plain: bool, rate: float, decoders: list[ray.actor.ActorHandle], seconds: float, warmup: float) -> float:

@@ -22,7 +22,7 @@ from unloc.cache.shards import Failure, failures_of
 from unloc.cache.writing import CHUNK_ROWS, VideoTokens
 from unloc.errors import CoverageError, VideoError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.facts import best_stream, open_container, start_seconds
+from unloc.video.facts import open_stream
 from unloc.video.video_file import VideoFile, on_disk
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
@@ -161,11 +161,10 @@ def _within(seconds: float, items: Iterable) -> list:
 def _header_seconds(file: VideoFile) -> float:
     """Duration of the best video stream as the container states it; 0 for a file that cannot be opened."""
     try:
-        with on_disk(file) as path, open_container(path) as container:
-            stream = best_stream(container, path)
+        with on_disk(file) as path, open_stream(path) as (container, stream, clock_start):
             if stream.duration is None:
                 return (container.duration or 0) / av.time_base
-            offset = float((stream.start_time or 0) * stream.time_base) - start_seconds(container)
+            offset = float((stream.start_time or 0) * stream.time_base) - clock_start
             return offset + float(stream.duration * stream.time_base)
     except VideoError:
         return 0.0

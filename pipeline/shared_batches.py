@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from unloc.inference.batching import EncodingCall, PixelEncoder
+from unloc.inference.encode import EncodingCall, PixelEncoder
 
 BATCHES_RUNNING = 2  # one computes while the next is put together and copied
 FAILURES = (RuntimeError, ValueError)  # torch's, such as out of memory: passed on to the callers

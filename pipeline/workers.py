@@ -10,13 +10,12 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.decoding import MACHINE, Ended, Frames, GuardedDecoder, Job, Limits
+from pipeline.decoding import MACHINE, Ended, GuardedDecoder, Job, Limits, Retried
 from pipeline.shared_batches import BusyClock, SharedBatches
 from unloc.cache.shards import Failure, Result
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError, VideoError
-from unloc.inference.batching import EncodingCall, FrameBatcher, PixelEncoder, may_mix
-from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.inference.encode import EncodeConfig, Encoder, EncodingCall, PixelEncoder, encode_frames, may_mix
 from unloc.video.reading import CHANGED, ReadSpec
 from unloc.video.video_file import RemoteVideo, VideoFile, file_hash, file_identity
 
@@ -34,26 +33,16 @@ class EncoderLost:
 
 def encode_jobs(encoder: PixelEncoder, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
     """Results of all jobs, each as soon as it is ready: a job may finish before one whose last batch is not full."""
-    batcher = FrameBatcher(encoder)
 
-    def finished() -> Iterator[Result]:
-        for job, result in batcher.take_finished():
-            is_bad = isinstance(result, VideoError)
-            yield completed_failure(job, Failure(job.video_id, result.reason, str(result))) if is_bad else result
+    def events() -> Iterator[tuple[Job, object]]:
+        for job, event in decoder.events(jobs):
+            yield job, event.row if isinstance(event, Ended) else event
 
-    for job, event in decoder.events(jobs):
-        match event:
-            case Frames():
-                batcher.add(job, event.positions, event.pixels)
-            case Ended():
-                batcher.end(job, event.row)
-            case _:
-                batcher.drop(job)
-        if isinstance(event, Failure):
-            yield completed_failure(job, event)
-        yield from finished()
-    batcher.flush()
-    yield from finished()
+    for job, result in encode_frames(encoder, events()):
+        if isinstance(result, VideoError):
+            result = Failure(job.video_id, result.reason, str(result))
+        if not isinstance(result, Retried):
+            yield completed_failure(job, result) if isinstance(result, Failure) else result
 
 
 def completed_failure(job: Job, failure: Failure) -> Failure:
@@ -116,7 +105,7 @@ def in_process_results(encoder: Encoder, limits: Limits, jobs: list[Job]) -> Ite
 
 
 class RemoteEncoder:
-    """An EncodeWorker in another process, as a FrameBatcher needs it. Batches are put together there."""
+    """An EncodeWorker in another process, as `encode_frames` needs it. Batches are put together there."""
 
     batch, batches_ahead, mixes = FRAMES_PER_CALL, CALLS_AHEAD, False
 

@@ -162,7 +162,7 @@ def test_a_text_is_no_video_and_opens_no_other_file(whole, content, suffix, tmp_
 
 def test_a_name_that_looks_like_a_pattern_opens_that_file_only(whole, tmp_path):
     (tmp_path / "frame%03d.mp4").write_bytes(whole["front"])
-    assert scan(tmp_path / "frame%03d.mp4").num_packets == 200
+    assert len(scan(tmp_path / "frame%03d.mp4").packets) == 200
     with av.open(str(tmp_path / "x%d.png"), "w", format="image2") as container:
         stream = container.add_stream("png", rate=5)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"

@@ -77,7 +77,8 @@ def check_file(
     manifest, coverage, broken, num_measured = load_manifest(path, unreadable), None, {}, 0
     if videos is not None:
         coverage = folder_coverage(manifest.videos, videos)
-        manifest, num_measured, broken = measured_durations(manifest, coverage.whole)
+        whole = {video_id: file for video_id, file in coverage.found.items() if video_id not in coverage.empty}
+        manifest, num_measured, broken = measured_durations(manifest, whole)
     result, found = check_manifest(manifest, rule)
     action = "dropped" if drop_unreadable or rule != "keep" else ""
     found += [Finding("unreadable row", line, reason, action) for line, reason in unreadable.items()]

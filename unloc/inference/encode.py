@@ -1,44 +1,46 @@
-"""From a video file to tokens: the one path that extract workers, `--workers 0` and predict all run."""
+"""From a video file to tokens: the one path that extract workers, `--workers 0` and predict all run.
 
+Frames of many videos go into full batches of the tower, as a short video alone would leave most of its last batch
+empty. A frame's token must not depend on its place in a batch: this is tried once, with the first batch that could be
+shared; where the bits differ, each batch holds one video.
+"""
+
+import json
+import logging
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from unloc.cache.dtype import require_token_dtype, to_stored
-from unloc.cache.writing import VideoTokens
-from unloc.errors import FingerprintError, VideoError
-from unloc.inference.batching import EncodingCall, FrameBatcher
+from unloc.cache.writing import VideoTokens, token_checksum
+from unloc.errors import FingerprintError, InputError, VideoError
 from unloc.model.towers import TowerChoice, load_tower
-from unloc.video.preprocess import CENTRE, PreprocessSpec, normalise, require_views
+from unloc.video.preprocess import PreprocessSpec, normalise
 from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
+
+logger = logging.getLogger(__name__)
+EncodingCall = Callable[[], tuple[np.ndarray, float]]
+"""Returns (N, views, D) float32 tokens and the seconds that the tower took for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig(TowerChoice):
+class EncodeConfig(TowerChoice, FrameSampling):
     """Everything that decides a video's tokens, apart from the file itself."""
 
-    fps: float | None = None
-    num_frames: int | None = None
-    dtype: str = "float16"  # how tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)
-    views: tuple[str, ...] = CENTRE  # of a frame, those that are encoded (`unloc.video.preprocess`)
-    decoder: str = "auto"
-    allow_partial: bool = False
+    dtype: str = "float16"
+    """How tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        FrameSampling(fps=self.fps, num_frames=self.num_frames)
+        TowerChoice.__post_init__(self)
+        FrameSampling.__post_init__(self)
         require_token_dtype(self.dtype, "--token-dtype")
-        require_views(self.views)
-
-    @property
-    def sampling(self) -> FrameSampling:
-        """Which frames are sampled."""
-        return FrameSampling(fps=self.fps, num_frames=self.num_frames)
 
     @classmethod
     def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
@@ -77,31 +79,29 @@ class Encoder:
 
     @property
     def fingerprint(self) -> dict:
-        """What identifies the tokens: flat, so that differences can be named key by key."""
-        return {
-            **{f"tower.{key}": value for key, value in self.tower.fingerprint.items()},
-            **{f"preprocess.{key}": value for key, value in self.preprocess.to_dict().items()},
-            **{f"sampling.{key}": value for key, value in asdict(self.config.sampling).items()},
-            "dtype": self.config.dtype,
-            "views": list(self.config.views),
-        }
+        """What identifies the tokens, as read back from JSON: flat, so that differences can be named key by key."""
+        config, parts = self.config, {"tower": self.tower.fingerprint, "preprocess": asdict(self.preprocess)}
+        parts["sampling"] = {"fps": config.fps, "num_frames": config.num_frames}
+        flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        return json.loads(json.dumps({**flat, "dtype": config.dtype, "views": config.views}))
 
     @property
     def read_spec(self) -> ReadSpec:
         """What a process that decodes must know."""
-        config = self.config
-        same = {key: getattr(config, key) for key in ("sampling", "views", "decoder", "allow_partial")}
+        same = {field.name: getattr(self.config, field.name) for field in fields(FrameSampling)}
         return ReadSpec(preprocess=self.preprocess, **same)
 
     def encode_video(self, path: Path, video_id: str) -> VideoTokens:
         """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""
-        reading, batcher = VideoReading(path, self.read_spec), FrameBatcher(self)
-        with single_threaded():
+        reading = VideoReading(path, self.read_spec)
+
+        def events() -> Iterator[tuple[str, object]]:
             for positions, pixels in reading.frames():
-                batcher.add(video_id, [positions], pixels[None])
-        batcher.end(video_id, reading.row(video_id))
-        batcher.flush()
-        ((_, result),) = batcher.take_finished()
+                yield video_id, ([positions], pixels[None])
+            yield video_id, reading.row(video_id)
+
+        with single_threaded():
+            ((_, result),) = encode_frames(self, events())
         if isinstance(result, VideoError):
             raise result
         return result
@@ -131,6 +131,102 @@ class Encoder:
         """(K, D) tokens of each text in the stored dtype."""
         with single_threaded():
             return [to_stored(tokens.numpy(), self.config.dtype) for tokens in self.tower.encode_texts(texts)]
+
+
+class PixelEncoder(Protocol):
+    """What `encode_frames` needs of an Encoder, in this process or in another."""
+
+    batch: int  # frames that it encodes at once
+    batches_ahead: int  # batches that may be running before the tokens of the first are awaited
+    mixes: bool | None  # may frames of several videos share a batch? None: not tried yet
+
+    def start_encoding(self, pixels: np.ndarray) -> EncodingCall:
+        """Start to encode pixels (N, views, 3, S, S) uint8; calling the result waits for the tokens."""
+
+
+@dataclass(eq=False)
+class _OpenVideo:
+    tokens: dict[int, np.ndarray] = field(default_factory=dict)  # (views, D) of each position encoded so far
+    row: dict | None = None
+    seconds_encode: float = 0.0
+
+
+class _Waiting(NamedTuple):
+    video: _OpenVideo
+    positions: list[int]
+    pixels: np.ndarray
+
+
+def encode_frames(
+    encoder: PixelEncoder, events: Iterable[tuple[Hashable, object]]
+) -> Iterator[tuple[Hashable, VideoTokens | VideoError | object]]:
+    """(key, tokens) of each video as soon as it is complete; VideoError (`does_not_fit`) if they do not fit the dtype.
+
+    Events name a video by any key, one video after another. Each is `(positions, pixels)`: some frames (F, views, 3, S,
+    S) uint8 and which of its tokens each becomes; or, after all frames, its row, whose `times_seconds` has the time of
+    every token. Any other event discards the video's frames so far, and is passed on.
+    """
+    videos: dict[Hashable, _OpenVideo] = {}
+    waiting: list[_Waiting] = []
+    running: deque[tuple[list[_Waiting], EncodingCall]] = deque()
+
+    def encode_waiting(batches_ahead: int) -> None:
+        """Also wait for tokens until at most so many batches are running."""
+        if waiting:
+            running.append((list(waiting), encoder.start_encoding(np.stack([frame.pixels for frame in waiting]))))
+            waiting.clear()
+        while len(running) > batches_ahead:
+            frames, call = running.popleft()
+            tokens, seconds = call()
+            for frame, token in zip(frames, tokens, strict=True):
+                frame.video.tokens |= dict.fromkeys(frame.positions, token)
+                frame.video.seconds_encode += seconds / len(frames)
+
+    def finished() -> Iterator[tuple[Hashable, VideoTokens | VideoError]]:
+        for key, video in list(videos.items()):
+            if video.row is not None and len(video.tokens) >= len(video.row["times_seconds"]):
+                del videos[key]
+                tokens = np.stack([video.tokens[position] for position in range(len(video.tokens))])
+                try:
+                    stored = to_stored(tokens, encoder.config.dtype)
+                except InputError as error:
+                    yield key, VideoError(f"{video.row['file']}: {error}", reason="does_not_fit")
+                else:
+                    added = {"tokens_sha256": token_checksum(stored), "seconds_encode": round(video.seconds_encode, 4)}
+                    yield key, VideoTokens(video.row | added, stored)
+
+    for key, event in events:
+        match event:
+            case (positions, pixels):
+                video = videos.setdefault(key, _OpenVideo())
+                is_shared = waiting and waiting[-1].video is not video
+                if is_shared and not may_mix(encoder, [frame.pixels for frame in waiting]):
+                    encode_waiting(encoder.batches_ahead)
+                for places, image in zip(positions, pixels, strict=True):
+                    waiting.append(_Waiting(video, places, image))
+                    if len(waiting) == encoder.batch:
+                        encode_waiting(encoder.batches_ahead)
+            case dict():
+                videos[key].row = event
+            case _:
+                dropped = videos.pop(key, None)
+                waiting[:] = [frame for frame in waiting if frame.video is not dropped]
+                yield key, event
+        yield from finished()
+    encode_waiting(0)
+    yield from finished()
+
+
+def may_mix(encoder: PixelEncoder, frames: Sequence[np.ndarray]) -> bool:
+    """`encoder.mixes`, tried with frames (fewer than a batch): the same bits at the end of a batch as at its start?"""
+    if encoder.mixes is None:
+        pixels = np.stack(frames)
+        shifted = np.concatenate([np.zeros_like(pixels[:1]).repeat(encoder.batch - len(pixels), 0), pixels])
+        alone, behind_others = (encoder.start_encoding(given)()[0] for given in (pixels, shifted))
+        encoder.mixes = np.array_equal(alone, behind_others[-len(pixels) :])
+        if not encoder.mixes:
+            logger.warning("tokens of this tower depend on their place in a batch: each batch holds one video")
+    return encoder.mixes
 
 
 @contextmanager

@@ -4,7 +4,3 @@ from collections.abc import Callable
 
 OnProgress = Callable[[], None]
 """Called repeatedly while a file is read, so that a long reading can be told from one that hangs."""
-
-
-def no_progress() -> None:
-    """An OnProgress that does nothing."""

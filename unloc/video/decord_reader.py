@@ -11,9 +11,9 @@ import decord
 import numpy as np
 
 from unloc.errors import VideoError, one_line
-from unloc.video import OnProgress, no_progress
-from unloc.video.facts import VideoFacts, best_stream, open_container
-from unloc.video.frame_reader import TIME_TOLERANCE, FrameReader, ShownFrame, is_exact_turn, shown_at
+from unloc.video import OnProgress
+from unloc.video.facts import VideoFacts, open_stream
+from unloc.video.pyav_reader import TIME_TOLERANCE, PyAVReader, ShownFrame, display_matrix, shown_at
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -24,33 +24,17 @@ MIN_SIDE = 64  # below it a row's padding turns into a fourth channel, and 1 pix
 DECORD_ERRORS = (decord.DECORDError, RuntimeError, IndexError)  # it raises all three for undecodable input
 
 
-class DecordReader(FrameReader):
+class DecordReader(PyAVReader):
     """All frames or none: allow_partial changes nothing but the check of the file."""
 
     name = "decord"
 
-    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = no_progress) -> None:
+    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = lambda: None) -> None:
         """Raises VideoError (reason `unsound`) where decord's frames could be wrong ones."""
         super().__init__(facts, allow_partial, on_progress)
-        if reason := unsound_by_facts(facts) or unsound_by_frames(facts, on_progress) or self._open():
+        if reason := unsound_by_facts(facts) or self._unsound_by_frames() or self._unsound_by_stamps():
             message = f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav"
             raise VideoError(message, reason="unsound")
-
-    def _open(self) -> str | None:
-        """Open decord's own reader; why it is unsound, from the frames that it announces."""
-        try:
-            self._reader = decord.VideoReader(str(self.facts.path), ctx=decord.cpu(0), num_threads=1)
-            stamps = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
-        except DECORD_ERRORS as error:
-            cause = str(error).strip().splitlines()[-1][:120] if str(error) else type(error).__name__
-            return f"it fails to open the file ({cause})"
-        times = self.facts.packet_times
-        if len(self._reader) != len(times):
-            return f"it announces {len(self._reader)} frames, {len(times)} are shown"
-        starts = stamps.reshape(len(times), -1)[:, 0]
-        if not np.isfinite(starts).all() or np.ptp(starts - times) > 10 * TIME_TOLERANCE:
-            return "its time stamps are not those of the packets"
-        return None
 
     def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
         """All frames up to the last wanted one are decoded, the wanted ones converted."""
@@ -67,10 +51,47 @@ class DecordReader(FrameReader):
             if first < stop:
                 yield ShownFrame(list(range(first, stop)), float(times[index]), frame.asnumpy())
 
+    def _unsound_by_frames(self) -> str | None:
+        """decord scales all frames to the first one's size, and applies matrices that are no rotation by quarter turns.
+
+        Only VP9 changes size off a key frame.
+        """
+        sizes = set()
+        with open_stream(self.facts.path) as (container, stream, _):
+            if self.facts.codec != "vp9":
+                stream.codec_context.skip_frame = "NONKEY"
+            try:
+                for frame in container.decode(stream):
+                    self.on_progress()
+                    a, b, c, d = display_matrix(frame) or (1, 0, 0, 1)
+                    if not ((a == d != 0 and b == c == 0) or (b == -c != 0 and a == d == 0)):
+                        return "its display matrix is not a rotation by quarter turns"
+                    sizes.add(f"{frame.width}x{frame.height}")
+                    if len(sizes) > 1:
+                        return f"the frame size changes ({' and '.join(sorted(sizes))})"
+            except av.error.FFmpegError as error:
+                return f"a frame does not decode ({one_line(error)})"
+        return None
+
+    def _unsound_by_stamps(self) -> str | None:
+        """Open decord's own reader and compare the frames that it announces with the packets."""
+        try:
+            self._reader = decord.VideoReader(str(self.facts.path), ctx=decord.cpu(0), num_threads=1)
+            stamps = np.asarray(self._reader.get_frame_timestamp(range(len(self._reader))), dtype=np.float64)
+        except DECORD_ERRORS as error:
+            return f"it fails to open the file ({one_line(error)})"
+        times = self.facts.packet_times
+        if len(self._reader) != len(times):
+            return f"it announces {len(self._reader)} frames, {len(times)} are shown"
+        starts = stamps.reshape(len(times), -1)[:, 0]
+        if not np.isfinite(starts).all() or np.ptp(starts - times) > 10 * TIME_TOLERANCE:
+            return "its time stamps are not those of the packets"
+        return None
+
 
 def unsound_by_facts(facts: VideoFacts) -> str | None:
     """Why decord cannot be trusted with this stream, from its facts alone; None where no fact speaks against it."""
-    container, pixels = facts.container.split(",")[0], facts.pixel_format
+    container, pixels, num_packets = facts.container.split(",")[0], facts.pixel_format, len(facts.packets)
     listed = facts.num_frames_from_header if "mov" in facts.container else 0
     reasons = {
         f"codec {facts.codec} is not one that decord's FFmpeg 4.1 decodes soundly": facts.codec not in SOUND_CODECS,
@@ -80,34 +101,10 @@ def unsound_by_facts(facts: VideoFacts) -> str | None:
         f"{facts.num_damaged} packets are cut short or zeroed, which may keep it busy for minutes": facts.num_damaged,
         "the file has a hole": facts.hole_seconds or facts.bad_box is not None,
         f"an edit list hides {facts.num_discarded} packets": facts.num_discarded,
-        f"an edit list leaves {facts.num_packets} of {listed} packets": 0 < listed != facts.num_packets,
+        f"an edit list leaves {num_packets} of {listed} packets": 0 < listed != num_packets,
         "interlaced": facts.interlaced,
         "packets without presentation times": not facts.has_pts,
         "MPEG-4 in AVI may pack B-frames": "avi" in facts.container and facts.codec == "mpeg4",
         "repeated time stamps": (np.diff(facts.packet_times) <= 0).any(),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
-
-
-def unsound_by_frames(facts: VideoFacts, on_progress: OnProgress) -> str | None:
-    """The same, from frames: decord scales all to the first one's size, and applies matrices that are no rotation.
-
-    Only VP9 changes size off a key frame.
-    """
-    sizes = set()
-    with open_container(facts.path) as container:
-        stream = best_stream(container, facts.path)
-        stream.codec_context.thread_count = 1
-        if facts.codec != "vp9":
-            stream.codec_context.skip_frame = "NONKEY"
-        try:
-            for frame in container.decode(stream):
-                on_progress()
-                if not is_exact_turn(frame):
-                    return "its display matrix is not a rotation by quarter turns"
-                sizes.add(f"{frame.width}x{frame.height}")
-                if len(sizes) > 1:
-                    return f"the frame size changes ({' and '.join(sorted(sizes))})"
-        except av.error.FFmpegError as error:
-            return f"a frame does not decode ({one_line(error)})"
-    return None

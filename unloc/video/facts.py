@@ -5,7 +5,7 @@ begins later keeps its offset.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,14 +18,13 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from unloc.errors import VideoError, one_line
-from unloc.video import OnProgress, no_progress
+from unloc.video import OnProgress
 from unloc.video.file_bytes import ZERO_HOLE, holds_zero_run, missing_mp4_index, stated_bytes
 from unloc.video.mpeg4 import Mpeg4Packets
 
 av.logging.set_level(None)  # ffmpeg's own messages would break the progress bar; errors carry what matters
 
 LOST_SHARE_ALLOWED = 0.10  # of the frames; with more lost a video counts as broken
-FEW = 0.5  # up to this share of packets with a time stamp, times follow from counting frames
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,flv,live_flv,kux,asf,ogg,nut,mxf,rm,ivf,dv,gxf,wtv,nuv,nsv,pva,dhav,swf,smk,bink,flic,"
     "roq,gif,apng,webp,yuv4mpegpipe,mjpeg,mpjpeg,m4v,mpegvideo,h263,h264,hevc,vvc,obu,av1,vc1,vc1test,cavsvideo,dirac"
@@ -34,11 +33,11 @@ FORMATS = (
 ONE_FILE = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 LEAP = 4.0  # median frame distances; a larger jump between two packets may be a hole, reordered B-frames jump less
 TAIL_BYTES = 1 << 20  # searched for zeros after the last packet
-UNTIMED_CONTAINERS = ("avi", "asf")  # they count packets in decoding order, also for H.264 with B-frames
-ZERO_RUN = 48  # bytes; longer than any run of zeros at a packet's border seen in intact files
-
-NUMBERS, FLAGS = ("stamp", "dts", "duration", "size", "position"), ("has_pts", "has_dts", "is_key", "is_shown")
-PACKET = np.dtype([(name, "i8") for name in NUMBERS] + [(name, "?") for name in FLAGS])
+ZERO_RUN = bytes(48)  # longer than any run of zeros at a packet's border seen in intact files
+PACKET = np.dtype(
+    [(name, "i8") for name in ("stamp", "dts", "duration", "size", "position")]
+    + [(name, "?") for name in ("has_pts", "has_dts", "is_key", "is_shown")]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,50 +45,33 @@ class VideoFacts:
     """What demuxing says about a video; nothing is decoded."""
 
     path: Path
-    container: str
-    """ffmpeg's name of the format."""
+    container: str  # ffmpeg's name of the format
     codec: str
     pixel_format: str
-    """Such as yuv420p."""
     width: int
     height: int
     sample_aspect_ratio: Fraction
     """Width over height of a stored pixel. Frames keep the stored pixels, as open_clip's transform and all published
     features do; this says which videos a player would stretch."""
-    packet_stamps: np.ndarray
-    """(num_packets,) time stamps in the file's order; `has_pts` and `stamps_in_output_order` say what they mean."""
-    packet_bytes: np.ndarray
-    """(num_packets,)"""
-    key_indices: np.ndarray
-    """Rising indices of the key frames among all packets."""
+    packets: np.ndarray
+    """Rows of PACKET in the file's order; `has_pts` and `stamps_in_output_order` say what the stamps mean."""
     packet_times: np.ndarray
     """Rising presentation times in seconds of all packets that are shown."""
     clock_start_seconds: float
     """The container's start, which was subtracted from the file's own time stamps."""
     last_duration_seconds: float
-    """How long the last frame is shown."""
-    num_packets: int
-    num_discarded: int
-    """Packets hidden by an edit list."""
-    num_damaged: int
-    """Packets that are cut short, or begin or end in zeros: a hole in the file."""
-    num_temporal_layers: int
-    """Of an HEVC stream in MP4 or Matroska; 0 where unknown."""
-    hole_seconds: float
-    """Time without packets where the file has a hole of zeros."""
+    num_discarded: int  # packets hidden by an edit list
+    num_damaged: int  # packets that are cut short, or begin or end in zeros: a hole in the file
+    num_temporal_layers: int  # of an HEVC stream in MP4 or Matroska; 0 where unknown
+    hole_seconds: float  # time without packets where the file has a hole of zeros
     bad_box: int | None
     """Byte at which an MP4/MOV file stops being boxes; later packets of a fragmented file cannot be found."""
-    stated_bytes: int | None
-    """Length of the file as its container states it; None where it does not."""
+    stated_bytes: int | None  # length of the file as its container states it
     num_bytes: int
-    num_frames_from_header: int
-    """0 where the header does not say."""
-    rate_from_header: float
-    """Average frame rate, 0 where the header does not say."""
-    interlaced: bool
-    """True where the stream's field order is known and not progressive."""
-    has_pts: bool
-    """False where some packets have no presentation time."""
+    num_frames_from_header: int  # 0 where the header does not say
+    rate_from_header: float  # average frames per second, 0 where the header does not say
+    interlaced: bool  # true where the stream's field order is known and not progressive
+    has_pts: bool  # false where some packets have no presentation time
     stamps_in_output_order: bool
     """True where a packet's stamp is not the time of its own frame: AVI and ASF count packets, MPEG-4 packs B-frames.
     The sorted stamps are then the times of the frames in the order in which a decoder returns them."""
@@ -117,23 +99,28 @@ class VideoFacts:
         """
         indexed = self.num_frames_from_header if "mov" in self.container else 0
         if self.stated_bytes is not None:
-            misses_frames = self.num_packets < indexed or self.num_damaged > 0 or indexed == 0
+            misses_frames = len(self.packets) < indexed or self.num_damaged > 0 or indexed == 0
             return self.stated_bytes > self.num_bytes and misses_frames
         if self.bad_box is not None and indexed == 0:
             return True
         # An edit list also leaves out packets that the index counts.
-        return self.num_discarded == 0 and self.num_packets < (1 - LOST_SHARE_ALLOWED) * indexed
+        return self.num_discarded == 0 and len(self.packets) < (1 - LOST_SHARE_ALLOWED) * indexed
 
 
-def open_container(path: Path) -> InputContainer:
-    """The opened container. Raises VideoError with a reason where it cannot be opened."""
+@contextmanager
+def open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream, float]]:
+    """The opened file, its best video stream (not simply the first), and the container's start in seconds.
+
+    One thread decodes: a worker has one core, and some streams differ by kind of thread. Raises VideoError with a
+    reason where the file cannot be opened or has no video stream.
+    """
     if not path.is_file():
         raise VideoError(f"{path}: file does not exist", reason="not_found")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: file is empty", reason="empty_file")
     try:
         # Some real files have metadata that is not UTF-8.
-        return av.open(f"file:{path}", metadata_errors="replace", options=ONE_FILE)
+        container = av.open(f"file:{path}", metadata_errors="replace", options=ONE_FILE)
     except (av.error.FFmpegError, ValueError, OSError) as error:
         with path.open("rb") as handle:
             is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in handle.read(256))
@@ -142,21 +129,14 @@ def open_container(path: Path) -> InputContainer:
         if message := missing_mp4_index(path):
             raise VideoError(f"{path}: {message}", reason="truncated") from None
         raise VideoError(f"{path}: cannot be opened as a video ({one_line(error)})", reason="unreadable") from None
-
-
-def best_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The best video stream (not simply the first). Raises VideoError where there is none."""
-    stream = container.streams.best("video")
-    if stream is None or stream.codec_context is None:
-        raise VideoError(f"{path}: has no video stream that can be decoded", reason="no_video_stream")
-    if stream.disposition & Disposition.attached_pic:
-        raise VideoError(f"{path}: has no video stream, only a picture for its sound", reason="no_video_stream")
-    return stream
-
-
-def start_seconds(container: InputContainer) -> float:
-    """The container's start on the clock of its time stamps."""
-    return (container.start_time or 0) / av.time_base
+    with container:
+        stream = container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            raise VideoError(f"{path}: has no video stream that can be decoded", reason="no_video_stream")
+        if stream.disposition & Disposition.attached_pic:
+            raise VideoError(f"{path}: has no video stream, only a picture for its sound", reason="no_video_stream")
+        stream.codec_context.thread_count = 1
+        yield container, stream, (container.start_time or 0) / av.time_base
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
@@ -169,16 +149,14 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Pa
 
 def is_damaged(packet: av.Packet) -> bool:
     """Is it cut short, or does it begin or end in a run of zeros that no codec writes?"""
-    if packet.is_corrupt:
-        return True
-    data = memoryview(packet)
-    return len(data) >= 2 * ZERO_RUN and bytes(ZERO_RUN) in (bytes(data[:ZERO_RUN]), bytes(data[-ZERO_RUN:]))
+    data = bytes(packet)
+    has_zeros = data.startswith(ZERO_RUN) or data.endswith(ZERO_RUN)
+    return packet.is_corrupt or (has_zeros and len(data) >= 2 * len(ZERO_RUN))
 
 
-def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
+def scan(path: Path, on_progress: OnProgress = lambda: None) -> VideoFacts:
     """Read all packets once, decode none. Raises VideoError with a reason where there is nothing to decode."""
-    with open_container(path) as container:
-        stream = best_stream(container, path)
+    with open_stream(path) as (container, stream, clock_start):
         context, name = stream.codec_context, container.format.name
         headers = bytes(context.extradata or b"")
         mpeg4 = Mpeg4Packets(headers) if context.name == "mpeg4" else None
@@ -195,20 +173,32 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
         has_pts = bool(packets["has_pts"].all())
         packets["stamp"], is_timed, counts_frames = _stamps(packets, stream)
         packets["is_shown"] &= is_timed
-        if name == "avi":
-            packets = _before_first_hole(path, packets)
+        if name == "avi":  # it only counts packets, so times after a hole are wrong
+            gaps = packets["position"][1:] - (packets["position"] + packets["size"])[:-1]
+            hole = next(_holes(path, packets, gaps > len(ZERO_HOLE)), None)
+            packets = packets if hole is None else packets[: hole + 1]
         stamps, is_shown = packets["stamp"], packets["is_shown"]
         if not is_shown.any():
-            raise _nothing_shown(path, name, len(packets) - num_discarded)
+            if "mov" in name and (message := missing_mp4_index(path)):
+                raise VideoError(f"{path}: {message}", reason="truncated")
+            if num_untimed := len(packets) - num_discarded:
+                message = f"its {num_untimed} packets carry no time stamps, as in a raw stream; put it into a container"
+                raise VideoError(f"{path}: {message} (ffmpeg -i IN -c copy OUT.mp4)", reason="unreadable")
+            raise VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
 
-        clock_start, time_base = start_seconds(container), float(stream.time_base)
-        times, rate = stamps * time_base - clock_start, float(stream.average_rate or 0)
+        time_base, rate = float(stream.time_base), float(stream.average_rate or 0)
+        times = stamps * time_base - clock_start
         order = np.flatnonzero(is_shown)[np.argsort(times[is_shown], kind="stable")]
+        shown_times = times[order]
+        spacing = float(np.median(np.diff(shown_times))) if len(shown_times) > 1 else 0.0
+        spacing = spacing if spacing > 0 else (1.0 / rate if rate > 0 else 0.0)
+        duration = float(packets["duration"][order[-1]]) * time_base
+        is_plausible = duration > 0 and (spacing == 0.0 or duration < 100 * spacing)
         reorders = bool(int(context.codec.properties) & Properties.REORDER.value)
         reorders = reorders and (mpeg4 is None or mpeg4.has_b_frames)
         is_in_output_order = (
             counts_frames
-            or (reorders and name in UNTIMED_CONTAINERS)
+            or (reorders and name in ("avi", "asf"))  # they count packets, also for H.264 with B-frames
             or bool(reorders and context.has_b_frames and (np.diff(stamps) > 0).all())
             or (mpeg4 is not None and mpeg4.num_packed > 0)
         )
@@ -222,13 +212,10 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
             width=context.width,
             height=context.height,
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
-            packet_stamps=stamps,
-            packet_bytes=packets["size"],
-            key_indices=np.flatnonzero(packets["is_key"]),
-            packet_times=times[order],
+            packets=packets,
+            packet_times=shown_times,
             clock_start_seconds=clock_start,
-            last_duration_seconds=_last_duration(times[order], float(packets["duration"][order[-1]]) * time_base, rate),
-            num_packets=len(packets),
+            last_duration_seconds=duration if is_plausible else spacing,
             num_discarded=num_discarded,
             num_damaged=num_damaged,
             # Byte 21 of the HEVC configuration record (ISO/IEC 14496-15 §8.3.3.1).
@@ -248,8 +235,8 @@ def scan(path: Path, on_progress: OnProgress = no_progress) -> VideoFacts:
 def _stamps(packets: np.ndarray, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, bool]:
     """(time stamp of each packet, which packets have one, whether the stamps only count frames).
 
-    Where presentation stamps are missing, decoding stamps are taken; else stamps are interpolated between the known
-    ones, or follow the stated rate where few are known (H.264 in an MPEG program stream) and the rate agrees with them.
+    Where presentation stamps are missing, decoding stamps are taken, else those between known ones are interpolated;
+    with at most half known (H.264 in an MPEG program stream) they follow the stated rate, if the known ones agree.
     """
     pts, dts, has_pts, has_dts = (packets[key] for key in ("stamp", "dts", "has_pts", "has_dts"))
     if not has_pts.all() and has_dts.all():
@@ -260,7 +247,7 @@ def _stamps(packets: np.ndarray, stream: VideoStream) -> tuple[np.ndarray, np.nd
         return pts, has_pts, False
     indices, known = np.arange(len(pts)), np.flatnonzero(has_pts)
     between = np.interp(indices, known, np.where(has_dts, dts, pts)[known])
-    if has_pts.mean() > FEW:
+    if has_pts.mean() > 0.5:
         return np.where(has_pts, pts, np.round(between)).astype(np.int64), np.ones_like(has_pts), False
     if stream.average_rate:
         step = 1 / (float(stream.average_rate) * float(stream.time_base))
@@ -269,30 +256,12 @@ def _stamps(packets: np.ndarray, stream: VideoStream) -> tuple[np.ndarray, np.nd
     return np.round(between - between[0] + pts[known[0]]).astype(np.int64), np.ones_like(has_pts), True
 
 
-def _before_first_hole(path: Path, packets: np.ndarray) -> np.ndarray:
-    """The packets of an AVI file before a hole of zeros: AVI only counts packets, so times after a hole are wrong."""
+def _holes(path: Path, packets: np.ndarray, is_candidate: np.ndarray) -> Iterator[int]:
+    """Indices of the candidates, of all packets but the last, that zeros separate from the next packet."""
     ends = packets["position"] + packets["size"]
-    for index in np.flatnonzero(packets["position"][1:] - ends[:-1] > len(ZERO_HOLE)).tolist():
+    for index in np.flatnonzero(is_candidate).tolist():
         if holds_zero_run(path, int(ends[index]), int(packets["position"][index + 1])):
-            return packets[: index + 1]
-    return packets
-
-
-def _nothing_shown(path: Path, container: str, num_untimed: int) -> VideoError:
-    message = missing_mp4_index(path) if "mov" in container else None
-    if message:
-        return VideoError(f"{path}: {message}", reason="truncated")
-    if num_untimed:
-        message = f"its {num_untimed} packets carry no time stamps, as in a raw stream; put it into a container"
-        return VideoError(f"{path}: {message} (ffmpeg -i IN -c copy OUT.mp4)", reason="unreadable")
-    return VideoError(f"{path}: the video stream holds no packet that is shown", reason="no_frames")
-
-
-def _last_duration(times: np.ndarray, stated: float, rate: float) -> float:
-    """The last packet's own duration in seconds where it is plausible, else the median distance of frames."""
-    spacing = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    typical = spacing if spacing > 0 else (1.0 / rate if rate > 0 else 0.0)
-    return stated if stated > 0 and (typical == 0.0 or stated < 100 * typical) else typical
+            yield index
 
 
 def _hole_seconds(path: Path, packets: np.ndarray, times: np.ndarray, num_announced: int) -> float:
@@ -301,10 +270,8 @@ def _hole_seconds(path: Path, packets: np.ndarray, times: np.ndarray, num_announ
     typical = float(np.median(np.abs(leaps))) if len(leaps) else 0.0
     if not (packets["position"] >= 0).all() or typical == 0.0:
         return 0.0
-    ends, lost = packets["position"] + packets["size"], 0.0
-    for index in np.flatnonzero(leaps > LEAP * typical).tolist():
-        if holds_zero_run(path, int(ends[index]), int(packets["position"][index + 1])):
-            lost += float(leaps[index]) - typical
-    if num_announced > len(times) and holds_zero_run(path, int(ends.max()), int(ends.max()) + TAIL_BYTES):
+    lost = sum(float(leaps[index]) - typical for index in _holes(path, packets, leaps > LEAP * typical))
+    end = int((packets["position"] + packets["size"]).max())
+    if num_announced > len(times) and holds_zero_run(path, end, end + TAIL_BYTES):
         lost += (num_announced - len(times)) * typical
     return lost

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 ZERO_HOLE = bytes(16_384)  # longer than a block of silence in uncompressed sound
-EBML_SEGMENT = bytes.fromhex("18538067")
-FIRST_BOXES = (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip")
 
 
 def mp4_boxes(path: Path) -> tuple[list[bytes], int, bool]:
@@ -30,7 +28,7 @@ def missing_mp4_index(path: Path) -> str | None:
     """The message for an MP4/MOV file that was cut off before the end of its index (`moov`); None for other files."""
     names, end, _ = mp4_boxes(path)
     num_bytes = path.stat().st_size
-    if end <= num_bytes or names[0] not in FIRST_BOXES:
+    if end <= num_bytes or names[0] not in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip"):
         return None
     where = "inside" if b"moov" in names else "before"
     return f"the file is cut off {where} its index, at {num_bytes} of at least {end} bytes; nothing can be read"
@@ -61,7 +59,7 @@ def stated_bytes(path: Path, container: str) -> tuple[int | None, int | None]:
             length = 9 - head[4].bit_length()
             unknown = (1 << 7 * length) - 1
             size = int.from_bytes(head[4 : 4 + length], "big") & unknown
-            if head[:4] == EBML_SEGMENT:
+            if head[:4] == b"\x18\x53\x80\x67":  # the segment
                 return (None if size == unknown else position + 4 + length + size), None
             position += 4 + length + size
     return None, None

@@ -5,14 +5,16 @@ import os
 import tarfile
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple
 
 import pandas as pd
 
+from unloc.cache.object_store import ObjectStore
 from unloc.errors import InputError, MissingError
 from unloc.files import url_of
-from unloc.video.video_file import TarMember, VideoFile, at_url, list_videos
+from unloc.video.video_file import RemoteVideo, TarMember, VideoFile
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,10 @@ class VideoIndex:
             bare = video_id.removeprefix("v_")
             return next((self.files[name] for name in (video_id, bare, f"v_{bare}") if name in self.files), None)
         if url := url_of(file):
-            inside = self.root is not None and url.startswith(f"{self.root}/")
-            return (self.files.get(url.removeprefix(f"{self.root}/")) if inside else None) or at_url(url)
+            listed = self.files.get(url.removeprefix(f"{self.root}/"))
+            with suppress(FileNotFoundError):
+                return listed or RemoteVideo.at(*url.rsplit("/", 1))
+            return None
         if not isinstance(self.root, Path) or "\0" in file:
             return self.files.get(Path(file).as_posix())
         for root, path in ((self.root.absolute(), file), (os.path.realpath(self.root), os.path.realpath(file))):
@@ -75,7 +79,12 @@ def index_videos(folder: Path | str | None = None, shards: str | None = None) ->
     if folder is None:
         return VideoIndex((PurePath(name), file) for name, file in (shard_members(shards) if shards else {}).items())
     if url := url_of(folder):
-        return VideoIndex(((file.place, file) for file in list_videos(url)), url)
+        found = [RemoteVideo.at(url, name, info) for name, info in ObjectStore(url).infos().items()]
+        if not found:
+            raise MissingError(f"--videos: {url} does not exist or holds nothing")
+        # A web server's list of links has no sizes.
+        files = (file if file.size is not None else RemoteVideo.at(url, file.path) for file in found)
+        return VideoIndex(((file.place, file) for file in files), url)
     folder = Path(str(folder).removeprefix("file:"))
     return VideoIndex(((path.relative_to(folder), path) for path in video_files(folder)), folder)
 
@@ -145,25 +154,14 @@ def shard_members(pattern: str) -> dict[str, TarMember]:
     return found
 
 
-@dataclass(frozen=True)
-class Coverage:
+class Coverage(NamedTuple):
     """Which of a manifest's videos a folder holds."""
 
-    found: dict[str, Path]
-    """File of each video that has one."""
-    missing: list[str]
-    """Ids without a file."""
-    empty: list[str]
-    """Ids whose file has no bytes."""
-    shared: list[str]
-    """Ids whose file an earlier id has too."""
-    extra: list[Path]
-    """Video files of the folder that no row names, sorted."""
-
-    @property
-    def whole(self) -> dict[str, Path]:
-        """Found files that have bytes."""
-        return {video_id: path for video_id, path in self.found.items() if video_id not in self.empty}
+    found: dict[str, Path]  # file of each video that has one
+    missing: list[str]  # ids without a file
+    empty: list[str]  # ids whose file has no bytes
+    shared: list[str]  # ids whose file an earlier id has too
+    extra: list[Path]  # video files of the folder that no row names, sorted
 
 
 def folder_coverage(videos: pd.DataFrame, folder: Path) -> Coverage:
@@ -174,4 +172,4 @@ def folder_coverage(videos: pd.DataFrame, folder: Path) -> Coverage:
     shared = [video_id for video_id, path in found.items() if first.setdefault(path.resolve(), video_id) != video_id]
     extra = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.resolve() not in first)
     empty = [video_id for video_id, path in found.items() if path.stat().st_size == 0]
-    return Coverage(found=found, missing=missing, empty=empty, shared=shared, extra=extra)
+    return Coverage(found, missing, empty, shared, extra)

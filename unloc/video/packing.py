@@ -6,8 +6,9 @@ so the same videos give the same bytes. A shard appears when it is complete; an 
 
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -15,20 +16,17 @@ from unloc.errors import InputError
 from unloc.files import replacing
 from unloc.video.video_file import VideoFile
 
-SHARD_NAME = "videos-{:06d}.tar"
 BLOCK = 512  # what a header takes, and what contents are rounded up to
 
 
-@dataclass(frozen=True)
-class PackSummary:
+class PackSummary(NamedTuple):
     """What was packed."""
 
     shards: int
     written_now: int
     videos: int
     bytes: int
-    pattern: str
-    """For `unloc extract --shards`."""
+    pattern: str  # for `unloc extract --shards`
 
 
 def pack_videos(
@@ -37,16 +35,29 @@ def pack_videos(
     out: Path,
     *,
     shard_bytes: int = 1 << 30,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PackSummary:
     """Write a manifest's `videos`, found as `files`, into OUT/videos-000000.tar and so on.
 
-    A shard holds at most `shard_bytes` of videos, or one video that is larger. Raises InputError where there is nothing
-    to pack, or OUT has shards of other videos.
+    A video is named as `unloc extract` will look for it: as the manifest's file, else by its id. A shard holds at most
+    `shard_bytes` of videos, or one video that is larger. Raises InputError where there is nothing to pack, or OUT has
+    shards of other videos.
     """
+    named = videos.drop_duplicates("video_id").set_index("video_id")["file"]
+    packed: dict[str, Path] = {}
+    for video_id, file in files.items():
+        if not isinstance(file, Path):
+            raise InputError(f"{file}: only files in a folder are packed; copy it first, or extract from its URL")
+        has_name = isinstance(named[video_id], str)
+        if not has_name and "/" in video_id:
+            raise InputError(f"video {video_id!r}: its id has a slash; name its file in the manifest")
+        packed[Path(named[video_id]).as_posix() if has_name else f"{video_id}{file.suffix}"] = file
+    if not packed:
+        raise InputError(f"{out}: no video of the manifest was found; nothing is packed")
+
     shards: list[list[tuple[tarfile.TarInfo, Path]]] = []
-    room = num_bytes = 0
-    for name, file in _names_in_shards(videos, files).items():
+    room = num_bytes = written = 0
+    for name, file in packed.items():
         stat, header = file.stat(), tarfile.TarInfo(name)
         header.size, header.mtime, header.mode = stat.st_size, int(stat.st_mtime), 0o644
         num_bytes += header.size
@@ -56,48 +67,23 @@ def pack_videos(
             room = shard_bytes
         shards[-1].append((header, file))
         room -= size
-    if not shards:
-        raise InputError(f"{out}: no video of the manifest was found; nothing is packed")
-    paths = [out / SHARD_NAME.format(number) for number in range(len(shards))]
+    paths = [out / f"videos-{number:06d}.tar" for number in range(len(shards))]
     strays = sorted({*out.glob("videos-*.tar")} - {*paths})
     if strays:
         raise InputError(f"{out}: has shards of another packing (first: {strays[0].name}); pack into a new folder")
-    written = 0
     for number, (path, shard) in enumerate(zip(paths, shards, strict=True), start=1):
-        if not path.is_file():
+        if path.is_file():
+            found = None
+            with suppress(tarfile.ReadError), tarfile.open(path, "r:") as tar:
+                found = [(item.name, item.size, item.mtime) for item in tar]
+            if found != [(header.name, header.size, header.mtime) for header, _ in shard]:
+                raise InputError(f"{path}: holds other videos than this packing puts there; pack into a new folder")
+        else:
             with replacing(path) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
                 for header, file in shard:
                     with file.open("rb") as source:
                         tar.addfile(header, source)
             written += 1
-        elif _headers(path) != [(header.name, header.size, header.mtime) for header, _ in shard]:
-            raise InputError(f"{path}: holds other videos than this packing puts there; pack into a new folder")
-        if on_progress:
-            on_progress(number, len(paths))
+        on_progress(number, len(paths))
     numbers = f"{{000000..{len(paths) - 1:06d}}}" if len(paths) > 1 else "000000"
-    pattern = str(out / SHARD_NAME.replace("{:06d}", numbers))
-    return PackSummary(len(paths), written, sum(map(len, shards)), num_bytes, pattern)
-
-
-def _names_in_shards(videos: pd.DataFrame, files: dict[str, VideoFile]) -> dict[str, Path]:
-    """Files by the name under which `unloc extract` will look for them: the manifest's file, else the video's id."""
-    named = videos.drop_duplicates("video_id").set_index("video_id")["file"]
-    packed: dict[str, Path] = {}
-    for video_id, file in files.items():
-        if not isinstance(file, Path):
-            raise InputError(f"{file}: only files in a folder are packed; copy it first, or extract from its URL")
-        if isinstance(named[video_id], str):
-            packed[Path(named[video_id]).as_posix()] = file
-        elif "/" in video_id:
-            raise InputError(f"video {video_id!r}: its id has a slash; name its file in the manifest")
-        else:
-            packed[f"{video_id}{file.suffix}"] = file
-    return packed
-
-
-def _headers(path: Path) -> list[tuple[str, int, float]] | None:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            return [(item.name, item.size, item.mtime) for item in tar]
-    except tarfile.ReadError:
-        return None
+    return PackSummary(len(paths), written, len(packed), num_bytes, str(out / f"videos-{numbers}.tar"))

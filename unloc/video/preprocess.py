@@ -15,7 +15,7 @@ Training draws one view per example, so it keeps this augmentation though frames
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from torchvision.transforms.v2 import functional as F
 
 from unloc.errors import InputError, TowerError
 
-INTERPOLATIONS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 CLEARLY_MORE = 1.08  # measured with Pillow 13: the height is resized first from 1.10 times the width's shrinking on
 CENTRE = ("centre",)
 MARGIN = 8 / 7  # 256 for a crop of 224
@@ -45,15 +44,11 @@ class PreprocessSpec:
     """shortest: short side to image_size, then centre crop; squash: both sides to image_size."""
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS or self.resize_mode not in ("shortest", "squash"):
+        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
             raise TowerError(
                 f"preprocessing: got interpolation {self.interpolation!r} with resize_mode {self.resize_mode!r}, "
                 "expected bicubic or bilinear with shortest or squash"
             )
-
-    def to_dict(self) -> dict:
-        """For the fingerprint."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 def resize_and_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
@@ -69,7 +64,7 @@ def resize_for_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
         width = int(size * old_width / old_height)
     elif spec.resize_mode == "shortest":
         height = int(size * old_height / old_width)
-    interpolation = INTERPOLATIONS[spec.interpolation]
+    interpolation = InterpolationMode(spec.interpolation)
     if old_height * width > CLEARLY_MORE * old_width * height:
         # PIL rounds between two passes; torch always begins with the width, PIL with a height that shrinks more.
         pixels = F.resize(pixels, [height, old_width], interpolation=interpolation, antialias=True)
@@ -90,15 +85,11 @@ def require_views(views: tuple[str, ...]) -> None:
         raise InputError(f"--views: got {','.join(views)!r}, expected {expected}")
 
 
-def has_crops(views: Sequence[str]) -> bool:
-    """True where a view depends on the content of the file."""
-    return any(name.startswith("crop") for name in views)
-
-
 def make_views(image: np.ndarray, views: Sequence[str], spec: PreprocessSpec, content_sha256: str = "") -> Tensor:
     """(H, W, 3) uint8 to (views, 3, S, S) uint8; the hash of the file's content is needed where there are crops."""
     size, centre = spec.image_size, resize_and_crop(image, spec)
-    larger = resize_for_crop(image, replace(spec, image_size=round(size * MARGIN))) if has_crops(views) else centre
+    has_crops = any(name.startswith("crop") for name in views)
+    larger = resize_for_crop(image, replace(spec, image_size=round(size * MARGIN))) if has_crops else centre
     pictures = []
     for name in views:
         if name == "centre":

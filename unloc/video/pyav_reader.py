@@ -5,9 +5,10 @@ without unwanted non-reference frames. This is verified on the way: each wanted 
 time stamp, else everything still wanted is read by decoding every frame in order.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -17,9 +18,13 @@ from av.video.stream import VideoStream
 
 from unloc.errors import VideoError
 from unloc.video import OnProgress
-from unloc.video.facts import VideoFacts, best_stream, open_container, packets_of, start_seconds
-from unloc.video.frame_reader import TIME_TOLERANCE, FrameReader, ShownFrame, quarter_turns, shown_at
+from unloc.video.facts import LOST_SHARE_ALLOWED, VideoFacts, open_stream, packets_of
 
+TIME_TOLERANCE = 1e-4  # seconds; a frame that begins at the wanted time must not be missed by rounding to milliseconds
+NEAR = 1e-3  # seconds; a frame and its packet state the same time
+HOLE_LEAP = 4.0  # median frame distances; in a file with a hole no frame is taken to be shown longer
+SECOND_FIELD = 0.75  # frames; the second field of a frame comes half a frame after the first
+TURN_TOLERANCE_DEGREES = 1.01  # fixed-point matrices are not exact
 SKIP_CODECS = {"h264", "mpeg4", "hevc"}  # their non-reference frames are marked, and ffmpeg's decoders can skip them
 SKIP_CONTAINERS = ("mov", "matroska")
 MIN_GAP = 3  # packets; decoding a shorter gap costs less than flushing the decoder
@@ -27,8 +32,15 @@ SEEK_BYTES = 4_000_000  # a longer gap is skipped by seeking in the file, not re
 MAX_SWAPPED = 2  # frames; how far packed B-frames, or missing stamps, displace a key frame
 
 
-@dataclass(frozen=True)
-class DecodePlan:
+class ShownFrame(NamedTuple):
+    """One decoded frame and the wanted times it answers."""
+
+    positions: list[int]  # indices into the wanted times
+    time_seconds: float  # when the frame is really shown from
+    image: np.ndarray  # (H, W, 3) uint8 RGB, rotated as the file asks
+
+
+class DecodePlan(NamedTuple):
     """What to decode for some wanted times."""
 
     positions: dict[int, list[int]]
@@ -39,60 +51,140 @@ class DecodePlan:
     """May frames be skipped that no other frame needs?"""
 
 
-class PyAVReader(FrameReader):
-    """Exact on every stream that ffmpeg decodes."""
+class PyAVReader:
+    """Reads one video once, on one thread. Exact on every stream that ffmpeg decodes."""
 
     name = "pyav"
 
+    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = lambda: None) -> None:
+        """Raises VideoError for a file that was cut off or has a large hole, unless allow_partial."""
+        self.facts, self.allow_partial, self.on_progress = facts, allow_partial, on_progress
+        self.decoded_seconds: list[float] = []
+        """Times of all decoded frames; empty where only parts had to be decoded, without a failure."""
+        self.reason = "asked for"
+        """Why this decoder reads the file."""
+        self.num_errors = 0
+        """Packets that did not decode."""
+        self._converter = av.video.reformatter.VideoReformatter()  # building its tables costs more than using it
+        if allow_partial:
+            return
+        length_seconds = facts.end_seconds - facts.first_seconds
+        if facts.hole_seconds > LOST_SHARE_ALLOWED * length_seconds:
+            message = f"{facts.path}: a hole of zeros takes {facts.hole_seconds:.2f} s; --allow-partial reads the rest"
+            raise VideoError(message, reason="decode_error")
+        if facts.is_truncated:
+            frames = f" of {facts.num_frames_from_header}" if facts.num_frames_from_header else ""
+            readable = facts.num_bytes if facts.bad_box is None else facts.bad_box
+            raise VideoError(
+                f"{facts.path}: the file is cut off: {len(facts.packets)}{frames} frames, {readable} of "
+                f"{max(facts.stated_bytes or 0, facts.num_bytes)} bytes, {length_seconds:.2f} s are readable; "
+                "--allow-partial reads them",
+                reason="truncated",
+            )
+
     def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
-        """By plan where there is one, else, or after a plan failed, in order."""
+        """The frame shown at each wanted time (rising), as `shown_at`: by plan, and in order what no plan gave.
+
+        Raises VideoError where too little decodes.
+        """
         wanted_seconds = np.asarray(wanted_seconds, dtype=np.float64)
         done: set[int] = set()
-        plan = make_plan(self.facts, wanted_seconds)
-        if plan is not None:
-            try:
-                for shown in _PlannedPass(self.facts, plan, self.on_progress).frames():
-                    done.update(shown.positions)
-                    yield shown
-            except _NotAsPlannedError:
-                pass  # the frames so far are right; the others are read in order
+        if plan := make_plan(self.facts, wanted_seconds):
+            for shown in self._by_plan(plan):
+                done.update(shown.positions)
+                yield shown
         remaining = [(position, time) for position, time in enumerate(wanted_seconds.tolist()) if position not in done]
         if remaining:
             yield from self._in_order(remaining)
 
-    def _in_order(self, wanted: list[tuple[int, float]]) -> Iterator[ShownFrame]:
-        """The frames at wanted (position, time) pairs, rising; every frame up to the last wanted one is decoded."""
-        to_rgb, shown, to_end = RgbConverter(), None, True
-        for time_seconds, frame in self._decode():
-            due = []
-            while shown is not None and wanted and wanted[0][1] < time_seconds - TIME_TOLERANCE:
-                due.append(wanted.pop(0)[0])
-            if due:
-                yield ShownFrame(due, shown[0], to_rgb(shown[1]))
-            shown = (time_seconds, frame)
-            if not wanted:
-                to_end = False
-                break
-        if shown is None:
-            raise VideoError(f"{self.facts.path}: no frame decodes", reason="no_frames")
-        if not self.allow_partial:
-            self._require_decoded(to_end=to_end)
-        if wanted:
-            yield ShownFrame([position for position, _ in wanted], shown[0], to_rgb(shown[1]))
+    def _by_plan(self, plan: DecodePlan) -> Iterator[ShownFrame]:
+        """Each frame of a plan once. Ends early where the stream does not behave as the facts say."""
+        due, stamps = dict(plan.positions), self.facts.packets["stamp"]
+        with open_stream(self.facts.path) as (container, stream, origin):
+            try:
+                for packet_index, frame in self._planned_frames(plan, container, stream):
+                    # A range that begins by gradual refresh, or a corrupt frame, is not what reading in order gives.
+                    if frame.is_corrupt or (frame.pts == stamps[packet_index] and frame.pict_type != PictureType.I):
+                        return
+                    if frame.pts in due:
+                        time_seconds = float(frame.pts * stream.time_base) - origin
+                        yield ShownFrame(due.pop(frame.pts), time_seconds, self._image(frame))
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
+                return
 
-    def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """(time in seconds, frame) in rising time."""
-        path = self.facts.path
-        with open_container(path) as container:
-            stream = best_stream(container, path)
-            stream.codec_context.thread_count = 1  # one core per worker; also, some streams differ by thread type
-            last = -np.inf
-            timed = self._by_packet_times if self.facts.stamps_in_output_order else self._by_own_stamps
-            for time_seconds, frame in timed(self._frames(container, stream), start_seconds(container)):
-                if time_seconds > last:  # a repeated time stamp is not a new moment
-                    last = time_seconds
-                    self.decoded_seconds.append(time_seconds)
-                    yield time_seconds, frame
+    def _planned_frames(
+        self, plan: DecodePlan, container: InputContainer, stream: VideoStream
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """(index of the first packet of its range, frame); ends early where the packets are not those of the facts."""
+        stamps, context = self.facts.packets["stamp"], stream.codec_context
+        packets, index = packets_of(container, stream), 0
+        for wanted in plan.ranges:
+            if self.facts.packets["size"][index : wanted.start].sum() > SEEK_BYTES:
+                # To the packet where the range starts, or an earlier one that the container finds.
+                container.seek(int(stamps[wanted.start]), stream=stream)
+                packets = packets_of(container, stream)
+                packet = next(packets, None)
+                found = np.flatnonzero(stamps == packet.pts) if packet is not None else []
+                if len(found) != 1 or found[0] > wanted.start:
+                    return
+                packets, index = chain([packet], packets), int(found[0])
+            second_field_is_due = False
+            for current in range(index, wanted.stop):
+                self.on_progress()
+                packet = next(packets, None)
+                if packet is None or packet.pts != stamps[current]:
+                    return
+                if current < wanted.start:
+                    continue
+                if plan.skip_unreferenced:
+                    is_due = packet.pts in plan.positions
+                    context.skip_frame = "DEFAULT" if is_due or second_field_is_due else "NONREF"
+                    second_field_is_due = is_due
+                for frame in packet.decode():
+                    yield wanted.start, frame
+            for frame in context.decode(None):
+                yield wanted.start, frame
+            context.flush_buffers()
+            index = wanted.stop
+
+    def _in_order(self, wanted: list[tuple[int, float]]) -> Iterator[ShownFrame]:
+        """The frames at wanted (position, time) pairs, rising; every frame up to the last wanted one is decoded.
+
+        Raises VideoError where over a tenth of the frames was lost: of all, or of those read. Frames that the decoder
+        completed by guessing count as decoded: some old streams are so throughout, and look right.
+        """
+        facts, shown, to_end = self.facts, None, True
+        timed = self._by_packet_times if facts.stamps_in_output_order else self._by_own_stamps
+        with open_stream(facts.path) as (container, stream, origin):
+            for time_seconds, frame in timed(self._frames(container, stream), origin):
+                if shown is not None and time_seconds <= shown[0]:
+                    continue  # a repeated time stamp is not a new moment
+                self.decoded_seconds.append(time_seconds)
+                due = []
+                while shown is not None and wanted and wanted[0][1] < time_seconds - TIME_TOLERANCE:
+                    due.append(wanted.pop(0)[0])
+                if due:
+                    yield ShownFrame(due, shown[0], self._image(shown[1]))
+                shown = (time_seconds, frame)
+                if not wanted:
+                    to_end = False
+                    break
+        if shown is None:
+            raise VideoError(f"{facts.path}: no frame decodes", reason="no_frames")
+        if not self.allow_partial:
+            first, last = self.decoded_seconds[0], self.decoded_seconds[-1]
+            times = facts.packet_times if to_end else facts.packet_times[facts.packet_times <= last]
+            lost = self._is_lost(times)
+            if lost.mean() > LOST_SHARE_ALLOWED:
+                raise VideoError(
+                    f"{facts.path}: {lost.mean():.0%} of {len(times)} frames do not decode (first loss near "
+                    f"{times[lost][0]:.2f} s, decoded {first:.2f}-{last:.2f} s); --allow-partial keeps what decodes",
+                    reason="decode_error",
+                )
+        if wanted:
+            yield ShownFrame([position for position, _ in wanted], shown[0], self._image(shown[1]))
 
     def _by_own_stamps(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """With times in seconds; a frame without a stamp comes one frame's length after the previous one."""
@@ -111,7 +203,7 @@ class PyAVReader(FrameReader):
         already come out. This tells its place even if frames were lost or repeated on the way.
         """
         facts = self.facts
-        is_packed = facts.codec == "mpeg4" and bool((np.diff(facts.packet_stamps) > 0).all())
+        is_packed = facts.codec == "mpeg4" and bool((np.diff(facts.packets["stamp"]) > 0).all())
         slack = MAX_SWAPPED if is_packed or not facts.has_pts else 0
         times, place, since_key = facts.packet_times, 0, []
         for frame in frames:
@@ -129,20 +221,51 @@ class PyAVReader(FrameReader):
     def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         """All frames as the decoder returns them; packets that do not decode are counted and skipped."""
         packets = container.demux(stream)
-        while True:
+        while self.num_errors <= len(self.facts.packets) + 16:  # a demuxer may repeat its error forever
             self.on_progress()
             try:
                 frames = next(packets).decode()
             except StopIteration:
                 return
-            except av.error.FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
                 self.num_errors += 1
-                if self.num_errors > self.facts.num_packets + 16:
-                    return  # the demuxer itself repeats its error forever
-                continue
-            yield from frames
+            else:
+                yield from frames
+
+    def _image(self, frame: av.VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8, turned upright as the file asks."""
+        image = self._converter.reformat(frame, format="rgb24").to_ndarray()
+        turns = quarter_turns(frame)
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def covered_seconds(self) -> float:
+        """Seconds of the video for which a frame was decoded, holes left out; all where only parts were decoded."""
+        times = self.facts.packet_times
+        shown_for = np.append(np.diff(times), self.facts.last_duration_seconds)
+        if self.facts.hole_seconds > 0:
+            shown_for = np.minimum(shown_for, HOLE_LEAP * np.median(shown_for))
+        if self.decoded_seconds:
+            was_read = times <= self.decoded_seconds[-1] + NEAR
+            shown_for = shown_for[~self._is_lost(times) | ~was_read]
+        return float(shown_for.sum())
+
+    def _is_lost(self, packet_times: np.ndarray) -> np.ndarray:
+        """For each packet's time: was no frame decoded there?
+
+        Some cameras and broadcasts code the two fields of an H.264 frame as two packets. The second field is not lost
+        where packets decode without errors: its time is half a frame after the first.
+        """
+        frame_times = np.asarray(self.decoded_seconds)
+        after = np.searchsorted(frame_times, packet_times + NEAR)
+        since = packet_times - frame_times[np.maximum(after - 1, 0)]
+        lost = np.abs(since) > NEAR
+        if self.facts.codec == "h264" and len(frame_times) > 1:
+            second_fields = lost & (since > 0) & (since < SECOND_FIELD * np.median(np.diff(frame_times)))
+            if self.num_errors < second_fields.sum() / 2:
+                lost &= ~second_fields
+        return lost
 
 
 def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | None:
@@ -151,22 +274,21 @@ def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | Non
     A frame needs the packets from the last key frame that precedes it both in the file and in presentation: leading
     frames of an open GOP follow their key frame in the file, but need the group before it.
     """
-    stamps = facts.packet_stamps
+    stamps, key_indices = facts.packets["stamp"], np.flatnonzero(facts.packets["is_key"])
     if not facts.has_pts or facts.stamps_in_output_order or facts.num_damaged:
         return None
-    if len(facts.packet_times) < facts.num_packets or len(np.unique(stamps)) < len(stamps):
+    if len(facts.packet_times) < len(stamps) or len(np.unique(stamps)) < len(stamps):
         return None
     positions: dict[int, list[int]] = {}
     needed: list[tuple[int, int]] = []
     targets = np.argsort(stamps)[shown_at(wanted_seconds, facts.packet_times)]
     for position, index in enumerate(targets.tolist()):
         positions.setdefault(int(stamps[index]), []).append(position)
-        keys = facts.key_indices[: np.searchsorted(facts.key_indices, index, side="right")]
-        keys = keys[stamps[keys] <= stamps[index]]
+        keys = key_indices[(key_indices <= index) & (stamps[key_indices] <= stamps[index])]
         if not len(keys):
             return None
         # An H.264 frame may be two packets, one for each field.
-        needed.append((int(keys[-1]), min(index + (facts.codec == "h264"), facts.num_packets - 1)))
+        needed.append((int(keys[-1]), min(index + (facts.codec == "h264"), len(stamps) - 1)))
     ranges: list[range] = []
     for first, last in sorted(needed):
         if ranges and first < ranges[-1].stop + MIN_GAP:
@@ -178,89 +300,32 @@ def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | Non
     return DecodePlan(positions, ranges, can_skip and (facts.codec != "hevc" or facts.num_temporal_layers == 1))
 
 
-class _NotAsPlannedError(Exception):
-    """The stream does not behave as its packets say; never leaves this module."""
+def shown_at(wanted_seconds: np.ndarray, frame_times: np.ndarray) -> np.ndarray:
+    """Index of the frame shown at each time: the last that begins at or before it, else the first."""
+    after = np.searchsorted(frame_times, np.asarray(wanted_seconds) + TIME_TOLERANCE, side="right")
+    return np.maximum(after - 1, 0)
 
 
-class _PlannedPass:
-    """One pass over the packet ranges of a plan. Raises _NotAsPlannedError where the stream behaves otherwise."""
-
-    def __init__(self, facts: VideoFacts, plan: DecodePlan, on_progress: OnProgress) -> None:
-        self.facts, self.plan, self.on_progress = facts, plan, on_progress
-        self.due = dict(plan.positions)
-        self.to_rgb, self.next_index = RgbConverter(), 0
-
-    def frames(self) -> Iterator[ShownFrame]:
-        """Each wanted frame once."""
-        with open_container(self.facts.path) as container:
-            self.container, self.stream = container, best_stream(container, self.facts.path)
-            self.stream.codec_context.thread_count = 1
-            self.origin = start_seconds(container)
-            self.packets = packets_of(container, self.stream)
-            for packet_range in self.plan.ranges:
-                self._skip_to(packet_range.start)
-                yield from self._decode(packet_range)
-        if self.due:
-            raise _NotAsPlannedError
-
-    def _decode(self, packet_range: range) -> Iterator[ShownFrame]:
-        context, start = self.stream.codec_context, int(self.facts.packet_stamps[packet_range.start])
-        second_field_is_due = False
-        try:
-            for _ in packet_range:
-                packet = self._next_packet()
-                if self.plan.skip_unreferenced:
-                    is_due = packet.pts in self.due
-                    context.skip_frame = "DEFAULT" if is_due or second_field_is_due else "NONREF"
-                    second_field_is_due = is_due
-                yield from self._wanted(packet.decode(), start)
-            yield from self._wanted(context.decode(None), start)
-            context.flush_buffers()
-        except av.error.FFmpegError as error:
-            if isinstance(error, MemoryError):
-                raise
-            raise _NotAsPlannedError from None
-
-    def _wanted(self, frames: list[av.VideoFrame], start: int) -> Iterator[ShownFrame]:
-        for frame in frames:
-            # A range that begins by gradual refresh, or a corrupt frame, is not what reading in order would give.
-            if frame.is_corrupt or (frame.pts == start and frame.pict_type != PictureType.I):
-                raise _NotAsPlannedError
-            if frame.pts in self.due:
-                time_seconds = float(frame.pts * self.stream.time_base) - self.origin
-                yield ShownFrame(self.due.pop(frame.pts), time_seconds, self.to_rgb(frame))
-
-    def _next_packet(self) -> av.Packet:
-        self.on_progress()
-        packet = next(self.packets, None)
-        if packet is None or packet.pts != self.facts.packet_stamps[self.next_index]:
-            raise _NotAsPlannedError
-        self.next_index += 1
-        return packet
-
-    def _skip_to(self, index: int) -> None:
-        """Go to the packet at index: read up to it, or jump to it or to an earlier one that the container finds."""
-        stamps = self.facts.packet_stamps
-        if self.facts.packet_bytes[self.next_index : index].sum() > SEEK_BYTES:
-            self.container.seek(int(stamps[index]), stream=self.stream)
-            packets = packets_of(self.container, self.stream)
-            packet = next(packets, None)
-            found = np.flatnonzero(stamps == packet.pts) if packet is not None else []
-            if len(found) != 1 or found[0] > index:
-                raise _NotAsPlannedError
-            self.packets, self.next_index = chain([packet], packets), int(found[0])
-        while self.next_index < index:
-            self._next_packet()
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of the matrix (x, y) → (a x + c y, b x + d y) in the file (ISO/IEC 14496-12 §6.2.2), if any."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            values = np.frombuffer(bytes(data), dtype=np.int32)
+            return tuple(int(values[place]) for place in (0, 1, 3, 4))
+    return None
 
 
-class RgbConverter:
-    """Frames to (H, W, 3) uint8, turned upright as the file asks."""
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Counterclockwise quarter turns, 0 to 3, that bring the frame upright.
 
-    def __init__(self) -> None:
-        self.reformatter = av.video.reformatter.VideoReformatter()  # kept: building its tables costs more than using it
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """The image of a frame."""
-        image = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
-        turns = quarter_turns(frame)
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    0 for a matrix that is not a rotation by 90, 180 or 270 degrees to within one: all zeros, skewed, or a mirror. A
+    rotation that also mirrors is applied without the mirror.
+    """
+    a, b, c, d = display_matrix(frame) or (0, 0, 0, 0)
+    wide, high = math.hypot(a, c), math.hypot(b, d)
+    if wide == 0 or high == 0:
+        return 0
+    degrees = -math.degrees(math.atan2(b / high, a / wide))
+    turns = round(degrees / 90)
+    is_mirror = turns % 4 == 2 and a * d - b * c < 0
+    return 0 if is_mirror or abs(degrees - 90 * turns) > TURN_TOLERANCE_DEGREES else turns % 4

@@ -7,51 +7,53 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from unloc.errors import InputError, VideoError
-from unloc.video import OnProgress, no_progress
+from unloc.video import OnProgress
 from unloc.video.decord_reader import DecordReader, unsound_by_facts
 from unloc.video.facts import scan
-from unloc.video.frame_reader import FrameReader
-from unloc.video.preprocess import CENTRE, PreprocessSpec, has_crops, make_views
+from unloc.video.preprocess import CENTRE, PreprocessSpec, make_views, require_views
 from unloc.video.pyav_reader import PyAVReader
 from unloc.video.video_file import VideoFile, file_hash, file_identity, file_version
 
-DECODERS = ("auto", "decord", "pyav")
+READERS = {"auto": PyAVReader, "decord": DecordReader, "pyav": PyAVReader}
 MAX_FPS, MAX_FRAMES = 1000, 1_000_000  # more is a typing error, which would fill the memory
 CHANGED = "changed"  # reason of a video whose file was replaced or rewritten while it was read
 
 
 def open_video(
-    path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = no_progress
-) -> FrameReader:
+    path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = lambda: None
+) -> PyAVReader:
     """A reader of the file. Raises VideoError with a reason where it cannot be read or the decoder is unsound for it.
 
     `auto` is PyAV: it is exact on every stream, and faster than decord on every kind measured, sparse or dense
     (benchmarks/decoding.py). Its `reason` says whether decord would have been exact too.
     """
-    if decoder not in DECODERS:
-        raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(DECODERS)}")
+    if decoder not in READERS:
+        raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(READERS)}")
     facts = scan(path, on_progress)
-    reader = (DecordReader if decoder == "decord" else PyAVReader)(facts, allow_partial, on_progress)
+    reader = READERS[decoder](facts, allow_partial, on_progress)
     if decoder == "auto":
         unsound = unsound_by_facts(facts)
         reader.reason = f"decord is not exact here: {unsound}" if unsound else "decord would be exact; PyAV is faster"
     return reader
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """Exactly one of a rate and a number of frames."""
+    """Which frames of a file are read (exactly one of a rate and a number), which views of them, by which decoder."""
 
     fps: float | None = None
     """Frames per second of video, from its first moment on."""
     num_frames: int | None = None
     """Frames evenly from the first to the last frame, both included; short videos repeat frames."""
+    views: tuple[str, ...] = CENTRE
+    """Of a frame (`unloc.video.preprocess`)."""
+    decoder: str = "auto"
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -60,6 +62,7 @@ class FrameSampling:
             raise InputError(f"--fps: got {self.fps}, expected a positive number of frames per second, to {MAX_FPS}")
         if self.num_frames is not None and not 1 <= self.num_frames <= MAX_FRAMES:
             raise InputError(f"--frames: got {self.num_frames}, expected 1 to {MAX_FRAMES}")
+        require_views(self.views)
 
     def times(self, first_seconds: float, last_seconds: float, end_seconds: float) -> np.ndarray:
         """Rising times in seconds for a video whose first and last frame begin at first_seconds and last_seconds.
@@ -73,37 +76,27 @@ class FrameSampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSpec:
-    """Which frames of a file are wanted, and how they are preprocessed."""
+class ReadSpec(FrameSampling):
+    """What a process that decodes must know."""
 
-    sampling: FrameSampling
     preprocess: PreprocessSpec
-    views: tuple[str, ...] = CENTRE
-    decoder: str = "auto"
-    allow_partial: bool = False
 
 
 class VideoReading:
     """One file, read once: `frames`, and after the last of them `row`."""
 
     def __init__(
-        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: OnProgress = no_progress
+        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: OnProgress = lambda: None
     ) -> None:
         """Opens the file, a copy of `source` where that is not local. Raises VideoError with a reason."""
         started = time.perf_counter()
-        self.path, self.source, self.spec, self.on_progress = path, source or path, spec, on_progress
-        self.version = file_version(path)
-        self.crop_seed = self.content_sha256 if has_crops(spec.views) else ""
+        self.path, self.source, self.spec, self.version = path, source or path, spec, file_version(path)
         self.reader = open_video(path, spec.decoder, spec.allow_partial, on_progress)
         facts = self.reader.facts
-        self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
+        self.wanted_seconds = spec.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         self.times_seconds = np.zeros(len(self.wanted_seconds))
         self.seconds_decode, self.seconds_preprocess = time.perf_counter() - started, 0.0
-
-    @cached_property
-    def content_sha256(self) -> str:
-        """Of the file that is decoded, read once."""
-        return file_hash(self.path, self.on_progress)
+        self.content_sha256 = file_hash(path, on_progress)
 
     def frames(self) -> Iterator[tuple[list[int], np.ndarray]]:
         """Every wanted frame once, mostly in order: (positions, pixels). Raises VideoError where too little decodes.
@@ -120,7 +113,7 @@ class VideoReading:
             if shown is None:
                 return
             self.times_seconds[shown.positions] = shown.time_seconds
-            pixels = make_views(shown.image, self.spec.views, self.spec.preprocess, self.crop_seed).numpy()
+            pixels = make_views(shown.image, self.spec.views, self.spec.preprocess, self.content_sha256).numpy()
             self.seconds_preprocess += time.perf_counter() - decoded
             yield shown.positions, pixels
 

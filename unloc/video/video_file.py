@@ -18,8 +18,8 @@ from urllib.parse import unquote
 from fsspec.callbacks import Callback
 
 from unloc.cache.object_store import ObjectStore
-from unloc.errors import CacheError, MissingError, VideoError
-from unloc.video import OnProgress, no_progress
+from unloc.errors import CacheError, VideoError
+from unloc.video import OnProgress
 
 BLOCK = 1 << 20
 CHANGED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
@@ -85,60 +85,46 @@ class RemoteVideo(_StoredFile):
     tag: str
     """The store's own mark of this version of the object."""
 
+    @classmethod
+    def at(cls, folder: str, path: str, info: dict | None = None) -> "RemoteVideo":
+        """From fsspec's record of it, by default that of now; its keys differ by store.
+
+        Raises FileNotFoundError where there is none, CacheError where the store fails.
+        """
+        info = info or ObjectStore(folder).info(path)
+        changed = next((info[key] for key in CHANGED_KEYS if info.get(key) is not None), 0)
+        if isinstance(changed, str):
+            changed = datetime.fromisoformat(changed)
+        seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed)
+        tag = next((str(info[key]) for key in TAG_KEYS if info.get(key) is not None), "")
+        return cls(folder, path, info.get("size"), round(seconds * 1e6) * 1000, tag)
+
     def current(self) -> "RemoteVideo":
         """The version that is there now. Raises VideoError where there is none, OSError where the store fails."""
+        with self._errors():
+            return RemoteVideo.at(self.parent, self.path)
+
+    def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
+        """Write it into an open file. Raises as `current`; a failed download is tried again."""
+        with self._errors():
+            callback = Callback(hooks={"progress": lambda *_, **__: on_progress()})
+            ObjectStore(self.parent).download(self.path, copy, self.size, callback)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            return _remote_video(self.parent, self.path)
+            yield
         except FileNotFoundError:
             raise VideoError(f"{self}: does not exist (any more)", reason="not_found") from None
         except CacheError as error:
             raise OSError(str(error)) from None
-
-    def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
-        """Write it into an open file. Raises as `current`; a failed download is tried again."""
-        callback = Callback(hooks={"progress": lambda *_, **__: on_progress()})
-        try:
-            ObjectStore(self.parent).download(self.path, copy, self.size, callback)
-        except FileNotFoundError:
-            raise VideoError(f"{self}: does not exist any more", reason="not_found") from None
-        except CacheError as error:
-            raise OSError(str(error)) from None
-
-
-def list_videos(url: str) -> list[RemoteVideo]:
-    """Every object below a URL. Raises MissingError where there is none, CacheError where the store fails."""
-    found = [_remote_video(url, name, info) for name, info in ObjectStore(url).infos().items()]
-    if not found:
-        raise MissingError(f"--videos: {url} does not exist or holds nothing")
-    # A web server's list of links has no sizes.
-    return [file if file.size is not None else _remote_video(url, file.path) for file in found]
-
-
-def at_url(url: str) -> RemoteVideo | None:
-    """The object at a URL, None where there is none. Raises CacheError where the store fails."""
-    folder, _, name = url.rpartition("/")
-    try:
-        return _remote_video(folder, name)
-    except FileNotFoundError:
-        return None
-
-
-def _remote_video(folder: str, path: str, info: dict | None = None) -> RemoteVideo:
-    """From fsspec's record of it, by default that of now; its keys differ by store."""
-    info = info or ObjectStore(folder).info(path)
-    changed = next((info[key] for key in CHANGED_KEYS if info.get(key) is not None), 0)
-    if isinstance(changed, str):
-        changed = datetime.fromisoformat(changed)
-    seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed)
-    tag = next((str(info[key]) for key in TAG_KEYS if info.get(key) is not None), "")
-    return RemoteVideo(folder, path, info.get("size"), round(seconds * 1e6) * 1000, tag)
 
 
 VideoFile = Path | TarMember | RemoteVideo
 
 
 @contextmanager
-def on_disk(file: VideoFile, on_progress: OnProgress = no_progress) -> Iterator[Path]:
+def on_disk(file: VideoFile, on_progress: OnProgress = lambda: None) -> Iterator[Path]:
     """The file's path, or that of an unnamed copy, which errors call by the file's name. Raises as `fetch` does."""
     if isinstance(file, Path):
         yield file
@@ -175,7 +161,7 @@ def file_version(file: VideoFile) -> Hashable | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def file_hash(file: VideoFile, on_progress: OnProgress = no_progress) -> str:
+def file_hash(file: VideoFile, on_progress: OnProgress = lambda: None) -> str:
     """sha256 of the file's content. Raises as `on_disk`."""
     digest = hashlib.sha256()
     with on_disk(file, on_progress) as path, path.open("rb") as handle:
