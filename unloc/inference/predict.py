@@ -42,7 +42,7 @@ def predict_moments(
     examples = [linspace_example(video, recipe.data, text=text) for video, text in zip(videos, texts, strict=True)]
     batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens)
     outputs = forward(loaded.model, batch, recipe, pairing="own")
-    segments = segments_in_seconds(outputs, examples)[:, 0]
+    segments = segments_in_seconds(outputs, examples, recipe)[:, 0]
     kept, found = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode), []
     for row, (example, (_, windows)) in enumerate(zip(examples, kept, strict=True)):
         saliency = None
@@ -62,7 +62,7 @@ def predict_detections(
     recipe = loaded.info.recipe
     examples = [linspace_example(video, recipe.data) for video in videos]
     outputs = class_outputs(loaded.model, examples, texts, recipe)
-    rows = zip(segments_in_seconds(outputs, examples), outputs.relevance, strict=True)
+    rows = zip(segments_in_seconds(outputs, examples, recipe), outputs.relevance, strict=True)
     return [detections_of(boxes, logits.sigmoid(), recipe.decode) for boxes, logits in rows]
 
 
@@ -135,12 +135,10 @@ def class_outputs(model: UnLoc, examples: Sequence[Example], texts: ClassTexts, 
     return Outputs(relevance * share, sum(each.displacements for each in outputs) * share, None)
 
 
-def segments_in_seconds(outputs: Outputs, examples: Sequence[Example]) -> Tensor:
+def segments_in_seconds(outputs: Outputs, examples: Sequence[Example], recipe: Recipe) -> Tensor:
     """(B, C, P, 2) segments in seconds, clipped to the video."""
-    displacements, num_steps, num_levels = outputs.displacements, len(examples[0].frames), 1
-    while sum(num_steps >> level for level in range(num_levels)) < displacements.shape[-2]:
-        num_levels += 1
-    points = make_points(num_steps, num_levels, displacements.device)
+    displacements, num_levels = outputs.displacements, 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
+    points = make_points(len(examples[0].frames), num_levels, displacements.device)
     grids = [(e.grid.start_seconds, e.grid.seconds_per_step, e.duration_seconds) for e in examples]
     start, spacing, duration = displacements.new_tensor(grids).T[..., None, None, None]
     return (start + decode_segments(displacements, points) * spacing).clamp(min=0.0).minimum(duration)
