@@ -44,7 +44,7 @@ def test_a_folder_has_one_writer_until_that_process_ends(tmp_path):
             os.write(writing, b"x")
             signal.pause()
     os.read(reading, 1)
-    with pytest.raises(CacheError, match=f"process {process} .* writing"), folder_lock(tmp_path):
+    with pytest.raises(CacheError, match=f"process {process} "), folder_lock(tmp_path):
         pass
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)

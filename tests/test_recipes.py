@@ -35,16 +35,16 @@ def test_a_base_may_be_a_shipped_name_and_be_replaced_on_the_command_line(tmp_pa
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("base: nowhere", MissingError, r"child\.yaml: base: no shipped recipe is called 'nowhere'"),
-        ("base: nowhere.yaml", MissingError, r"child\.yaml: base: recipe file .*nowhere\.yaml does not exist"),
-        ("base: parent.yaml", ConfigError, r"goes in a circle \(child → parent → child\)"),
-        ("base: child.yaml", ConfigError, r"goes in a circle \(child → child\)"),
-        ("base: wrong.yaml", ConfigError, r"wrong\.yaml: unknown key model\.widht; did you mean model\.width\?"),
-        ("base: synth_mr\nmodle: {}", ConfigError, r"child\.yaml: unknown key modle; did you mean model\?"),
-        ("base: [synth_mr]", ConfigError, r"child\.yaml: base: got \['synth_mr'\], expected the name"),
-        ("base: synth_mr\nmodel: 3", ConfigError, r"child\.yaml: model: got 3, expected a section of keys"),
-        ("- synth_mr", ConfigError, r"child\.yaml: not a recipe: got a list"),
-        ("model: {", ConfigError, r"child\.yaml: cannot be read as a recipe: .*line 2"),
+        ("base: nowhere", MissingError, r"child\.yaml: base: .*'nowhere'"),
+        ("base: nowhere.yaml", MissingError, r"child\.yaml: base: .*nowhere\.yaml"),
+        ("base: parent.yaml", ConfigError, r"child → parent → child"),
+        ("base: child.yaml", ConfigError, r"child → child"),
+        ("base: wrong.yaml", ConfigError, r"wrong\.yaml: .*model\.widht.*model\.width"),
+        ("base: synth_mr\nmodle: {}", ConfigError, r"child\.yaml: .*modle.*model\?"),
+        ("base: [synth_mr]", ConfigError, r"child\.yaml: base: .*synth_mr"),
+        ("base: synth_mr\nmodel: 3", ConfigError, r"child\.yaml: model: .*3"),
+        ("- synth_mr", ConfigError, r"child\.yaml: .*list"),
+        ("model: {", ConfigError, r"child\.yaml: .*line 2"),
     ],
 )
 def test_a_broken_recipe_is_one_line_that_names_file_and_key(tmp_path, text, error, words):
@@ -57,7 +57,7 @@ def test_a_broken_recipe_is_one_line_that_names_file_and_key(tmp_path, text, err
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("model.widht=3", "override: unknown key model.widht; did you mean"),
+        ("model.widht=3", "override: .*model.widht"),
         ("model=[", r"override: model=\[: expected"),
         ("optim.lr=fast", r"^override: optim\.lr: .*fast"),
         ("model.width=wide", r"^override: model\.width: .*wide"),
@@ -97,7 +97,7 @@ def test_a_mistake_in_a_shipped_row_names_file_and_row(tmp_path, monkeypatch):
     monkeypatch.setattr("unloc.recipes.MANIFEST_FOLDERS", (tmp_path,))
     shipped_recipes.cache_clear()
     try:
-        with pytest.raises(ConfigError, match=r"table\.yaml: wide: unknown key model\.widht"):
+        with pytest.raises(ConfigError, match=r"table\.yaml: wide: .*model\.widht"):
             load_recipe("good")
     finally:
         shipped_recipes.cache_clear()

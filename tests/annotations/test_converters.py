@@ -49,7 +49,7 @@ def test_charades_reads_lines_and_lengths_and_says_what_is_missing(tmp_path):
     manifest = convert("charades-sta", [text, lengths])
     assert manifest.queries["segments"].tolist() == [[[1.0, 4.5]], [[2.0, 9.0]]]
     assert manifest.videos["duration_seconds"].tolist() == [8.25]
-    with pytest.raises(ManifestError, match="no length for video 'ABC'"):
+    with pytest.raises(ManifestError, match="no length.*'ABC'"):
         convert("charades-sta", [text])
     broken = write(tmp_path / "charades_sta_train.txt", "ABC 1.0##a person sits.\n")
     with pytest.raises(ManifestError, match=r"charades_sta_train\.txt:1"):
@@ -117,7 +117,7 @@ def test_a_cut_off_or_foreign_file_is_one_clear_error(name, tmp_path):
 
 
 def test_an_unknown_format_and_an_unknown_split_name_are_errors(tmp_path):
-    with pytest.raises(InputError, match="expected one of activitynet"):
+    with pytest.raises(InputError, match="one of activitynet"):
         convert("tacos", [tmp_path])
     path = write(tmp_path / "mine.json", {"v_a": {"duration": 1, "timestamps": [], "sentences": []}})
     with pytest.raises(ManifestError, match="give --split"):

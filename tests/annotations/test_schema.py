@@ -43,13 +43,13 @@ def test_what_is_written_is_read_again(tmp_path_factory, video_id, text, duratio
     [
         ("", "m.jsonl is empty"),
         (HEADER, "describes no video"),
-        ("[1, 2]", "m.jsonl:1: expected an object with a kind"),
-        (HEADER.replace("1,", "2,"), "m.jsonl:1: not a manifest of version 1"),
-        (HEADER.replace("mr", "ocr"), "m.jsonl:1: unknown task 'ocr'"),
-        (json.dumps(VIDEO), "m.jsonl:1: expected one row of kind 'manifest'"),
-        (f"{HEADER}\n\n{HEADER}", "m.jsonl:3: expected one row of kind 'manifest'"),
-        (f'{HEADER}\n{{"kind": "video"}}', "m.jsonl:2: lacks video_id, split, duration_seconds"),
-        (f"{HEADER}\n{'[' * 100_000}", "m.jsonl:2: not JSON that can be read"),
+        ("[1, 2]", "m.jsonl:1: .*kind"),
+        (HEADER.replace("1,", "2,"), "m.jsonl:1: .*version 1"),
+        (HEADER.replace("mr", "ocr"), "m.jsonl:1: .*'ocr'"),
+        (json.dumps(VIDEO), "m.jsonl:1: .*'manifest'"),
+        (f"{HEADER}\n\n{HEADER}", "m.jsonl:3: .*'manifest'"),
+        (f'{HEADER}\n{{"kind": "video"}}', "m.jsonl:2: .*video_id, split, duration_seconds"),
+        (f"{HEADER}\n{'[' * 100_000}", "m.jsonl:2: not JSON"),
     ],
 )
 def test_a_file_that_is_no_manifest_names_file_and_line(tmp_path, content, words):
@@ -62,18 +62,18 @@ def test_a_file_that_is_no_manifest_names_file_and_line(tmp_path, content, words
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (VIDEO | {"kind": "clip"}, "expected an object with a kind"),
-        (VIDEO | {"video_id": ""}, "video_id must be a non-empty string"),
-        (VIDEO | {"duration_seconds": "9"}, "duration_seconds must be a number"),
-        (VIDEO | {"file": 3}, "file must be a string"),
-        (QUERY | {"text": None}, "text must be a string"),
-        (QUERY | {"qid": 1.5}, "qid must be a non-empty string"),
-        (QUERY | {"segments": [0, 1]}, "segments.0. must be .start, end. in seconds"),
-        (QUERY | {"relevant_clip_ids": ["a"]}, "relevant_clip_ids.0. must be a number"),
-        (QUERY | {"saliency_scores": [1]}, "saliency_scores.0. must be a list"),
-        (INSTANCE | {"segment": [0, 1, 2]}, "segment must be"),
-        (INSTANCE | {"segment": [0, True]}, "segment must be"),
-        (INSTANCE | {"label": None}, "label must be a non-empty string"),
+        (VIDEO | {"kind": "clip"}, "expected .*kind"),
+        (VIDEO | {"video_id": ""}, "video_id"),
+        (VIDEO | {"duration_seconds": "9"}, "duration_seconds"),
+        (VIDEO | {"file": 3}, "file"),
+        (QUERY | {"text": None}, "text"),
+        (QUERY | {"qid": 1.5}, "qid"),
+        (QUERY | {"segments": [0, 1]}, "segments.0."),
+        (QUERY | {"relevant_clip_ids": ["a"]}, "relevant_clip_ids.0."),
+        (QUERY | {"saliency_scores": [1]}, "saliency_scores.0."),
+        (INSTANCE | {"segment": [0, 1, 2]}, "segment must"),
+        (INSTANCE | {"segment": [0, True]}, "segment must"),
+        (INSTANCE | {"label": None}, "label"),
     ],
 )
 def test_a_row_that_cannot_be_read_stops_a_reader_or_is_reported_to_a_checker(tmp_path, row, words):
@@ -110,5 +110,5 @@ def test_a_split_is_selected_in_all_tables_and_an_unknown_one_names_those_that_e
     part = manifest.select("u")
     assert (len(part.videos), len(part.queries), len(part.instances)) == (1, 0, 1)
     assert manifest.select(None) is manifest
-    with pytest.raises(MissingError, match="split 'val' is not in manifest 'x'; it has: t, u"):
+    with pytest.raises(MissingError, match="'val'.*'x'.*t, u"):
         manifest.select("val")

@@ -34,10 +34,10 @@ def test_every_form_of_a_list_gives_its_ids(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.json", "[1, 2]", "expected a list of video ids"),
-        ("b.json", '"x"', "expected a list of video ids"),
+        ("a.json", "[1, 2]", "list of video ids"),
+        ("b.json", '"x"', "list of video ids"),
         ("c.csv", "seconds\n1\n", "no column"),
-        ("d.txt", "\n", "no video id in this list"),
+        ("d.txt", "\n", "no video id"),
     ],
 )
 def test_a_file_that_is_not_a_list_is_an_error_with_its_name(tmp_path, name, content, words):
@@ -60,7 +60,7 @@ def test_videos_go_with_all_that_is_annotated_in_them_and_a_list_that_leaves_non
     assert list(problems.places.values()) == [["v_x"]]
     part = apply_lists(manifest, [], [tmp_path / "v_x"], problems)
     assert list(part.videos["video_id"]) == ["v_x"] and len(part.queries) == 1 and part.instances.empty
-    with pytest.raises(InputError, match="no video is left of 2"):
+    with pytest.raises(InputError, match="left of 2"):
         apply_lists(manifest, [tmp_path / "all"], [], problems)
     nothing = restricted(manifest, lambda _: False)
     assert nothing.videos.empty and list(nothing.videos.columns) == list(manifest.videos.columns)
@@ -81,7 +81,7 @@ def test_splits_come_in_the_order_of_their_numbers(tmp_path):
 
 def test_a_class_on_both_sides_is_a_leak(tmp_path):
     write_lists(tmp_path, train=["a\nb\n"], test=["b\nc\n"])
-    with pytest.raises(ManifestError, match="split_0: 1 classes are both seen and unseen, first 'b'"):
+    with pytest.raises(ManifestError, match="split_0: 1 .*'b'"):
         read_class_splits(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_a_missing_folder_or_side_is_an_error(tmp_path):
     with pytest.raises(MissingError, match=r"no train/\*\.list below"):
         read_class_splits(tmp_path)
     write_lists(tmp_path, train=["a\n"])
-    with pytest.raises(MissingError, match=r"its unseen side .* does not exist"):
+    with pytest.raises(MissingError, match=r"unseen side"):
         read_class_splits(tmp_path)
 
 
@@ -100,7 +100,7 @@ def test_a_list_without_names_or_with_one_twice_is_an_error(tmp_path):
     path.write_text("Long jump \n\nDiving\n")
     assert read_class_list(path) == ("Long jump", "Diving")
     path.write_text("a\nb\na\n")
-    with pytest.raises(ManifestError, match=r"x\.list:3: 'a' is in line 1 too"):
+    with pytest.raises(ManifestError, match=r"x\.list:3: 'a'.*line 1"):
         read_class_list(path)
     path.write_text("\n")
     with pytest.raises(ManifestError, match="no class name"):
@@ -138,9 +138,9 @@ def test_listed_classes_that_a_part_of_a_dataset_lacks_are_left_out(manifest):
 @pytest.mark.parametrize(
     ("seen", "unseen", "words"),
     [
-        (("a",), ("c",), "1 classes of manifest 'small' are on no side, first 'b'"),
-        (("a", "b"), ("c",), "has none of the unseen classes"),
-        (("c",), ("a", "b"), "has none of the seen classes"),
+        (("a",), ("c",), "on no side.*'b'"),
+        (("a", "b"), ("c",), "none of the unseen"),
+        (("c",), ("a", "b"), "none of the seen"),
     ],
 )
 def test_every_class_of_the_manifest_is_on_a_side_and_both_sides_have_some(manifest, seen, unseen, words):

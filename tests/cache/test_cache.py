@@ -74,14 +74,14 @@ def test_texts_come_back_with_all_their_tokens_from_every_shard(cache_path):
 
 
 def test_another_fingerprint_is_refused_naming_the_difference(cache_path):
-    with pytest.raises(FingerprintError, match=r"sampling.fps: cache 2.0, now 4.0"):
+    with pytest.raises(FingerprintError, match=r"sampling\.fps.*2\.0.*4\.0"):
         create_or_check(cache_path, FINGERPRINT | {"sampling.fps": 4.0}, {})
     create_or_check(cache_path, FINGERPRINT, {"unloc": "newer"})
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "photo.jpg").write_text("not a cache")
-    with pytest.raises(CacheError, match="neither empty nor a cache"):
+    with pytest.raises(CacheError, match="nor a cache"):
         create_or_check(tmp_path, FINGERPRINT, {})
 
 
@@ -162,7 +162,7 @@ def test_tokens_are_rounded_as_torch_rounds_and_read_back_from_every_dtype(tmp_p
 
 
 def test_tokens_that_would_become_infinite_are_refused():
-    with pytest.raises(InputError, match="70000 do not fit float16"):
+    with pytest.raises(InputError, match="70000.*float16"):
         to_stored(np.array([1.0, -70000.0]), "float16")
     assert from_stored(to_stored(np.array([70000.0]), "bfloat16"), "bfloat16")[0] == pytest.approx(70000, rel=2**-8)
     for bad in (np.nan, np.inf):
@@ -236,7 +236,7 @@ def test_of_a_video_in_two_shards_the_later_one_counts(cache_path):
 
 def test_a_cache_of_format_2_is_refused_in_one_line_that_says_what_to_do(cache_path):
     (cache_path / "zarr.json").write_bytes(group_metadata({"unloc_cache": 2, "fingerprint": {}, "versions": {}}))
-    with pytest.raises(CacheError, match="run `unloc extract` again into a new folder") as refusal:
+    with pytest.raises(CacheError, match="`unloc extract` again") as refusal:
         open_cache(cache_path)
     assert "\n" not in str(refusal.value)
 
@@ -245,7 +245,7 @@ def test_of_two_that_create_one_cache_the_later_finds_the_other_fingerprint(tmp_
     home = home_of(tmp_path / "cache")
     with (
         open_for_writing(home, {"tower.name": "one"}, {}),
-        pytest.raises(CacheError, match="writing this cache"),
+        pytest.raises(CacheError, match="writing"),
         open_for_writing(home, {"tower.name": "two"}, {}),
     ):
         pass

@@ -94,17 +94,17 @@ def test_another_fingerprint_is_refused_naming_every_difference(parts, tmp_path,
 
 def test_two_versions_of_one_video_and_a_damaged_source_are_refused(parts, tmp_path, video_folder):
     extract(tmp_path / "c", CONFIG, IN_PROCESS, {"v0": video_folder / "v6.mp4"}, [], [])
-    with pytest.raises(CacheError, match=r"'v0': .* hold different tokens"):
+    with pytest.raises(CacheError, match=r"'v0': .*different tokens"):
         merge(tmp_path / "out", [parts / "a", tmp_path / "c"])
     copy = shutil.copytree(parts / "a", tmp_path / "copy")
     file = copy / "shards/00000/frames/c/0/0/0"
     file.write_bytes(b"x" + file.read_bytes()[1:])
-    with pytest.raises(CacheError, match="--repair` on it first"):
+    with pytest.raises(CacheError, match="--repair"):
         merge(tmp_path / "out", [copy, parts / "b"])
 
 
 def test_a_cache_is_not_merged_into_itself(parts):
-    with pytest.raises(InputError, match="one of the caches to read"):
+    with pytest.raises(InputError, match="caches to read"):
         merge(parts / "a", [parts / "b", parts / "a"])
 
 

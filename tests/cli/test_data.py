@@ -41,38 +41,38 @@ CONVERT = "data convert activitynet --annotations"
 @pytest.mark.parametrize(
     ("words", "saying"),
     [
-        ("data check nowhere.jsonl", "manifest nowhere.jsonl does not exist"),
+        ("data check nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("data check empty", "empty is a folder"),
         ("data check empty.jsonl", "empty.jsonl is empty"),
-        ("data check wrong.json", "wrong.json:1: expected an object with a kind"),
+        ("data check wrong.json", "wrong.json:1: "),
         ("data check cut.json", "cut.json:1: not JSON"),
-        ("data check m.jsonl --videos nowhere", "--videos: folder nowhere does not exist"),
-        ("data check m.jsonl --bad-rows fix", "got 'fix', expected one of keep, repair, drop"),
-        ("data check m.jsonl --out new.jsonl", "without --bad-rows repair or drop"),
+        ("data check m.jsonl --videos nowhere", "--videos: folder nowhere"),
+        ("data check m.jsonl --bad-rows fix", "keep, repair, drop"),
+        ("data check m.jsonl --out new.jsonl", "--bad-rows repair or drop"),
         ("data check m.jsonl --bad-rows drop --out empty", "empty is a folder"),
-        ("data check m.jsonl --no-such-option", "No such option: --no-such-option; see `unloc data check --help`"),
+        ("data check m.jsonl --no-such-option", "`unloc data check --help`"),
         ("data check", "Missing argument"),
-        ("data convert tacos --annotations wrong.json --out new.jsonl", "format 'tacos' is not known"),
+        ("data convert tacos --annotations wrong.json --out new.jsonl", "format 'tacos'"),
         ("data convert activitynet --out new.jsonl", "Missing option '--annotations'"),
-        (f"{CONVERT} nowhere --out new.jsonl", "annotations nowhere do not exist"),
-        (f"{CONVERT} empty --out new.jsonl", "no file in this folder is called activity*net*.json or *.json"),
-        (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: lacks database; it has a"),
+        (f"{CONVERT} nowhere --out new.jsonl", "nowhere do not exist"),
+        (f"{CONVERT} empty --out new.jsonl", "activity*net*.json"),
+        (f"{CONVERT} wrong.json --out new.jsonl", "wrong.json: lacks database"),
         (f"{CONVERT} cut.json --out new.jsonl", "cut.json: not JSON"),
         (
             f"{CONVERT} anet.json --split val --out new.jsonl",
-            "no video of split 'val'; these annotations have train (1",
+            "have train (1",
         ),
         (f"{CONVERT} anet.json --bad-rows no --out new.jsonl", "--bad-rows: got 'no'"),
-        (f"{CONVERT} anet.json --out anet.json", "anet.json is one of the files to read"),
+        (f"{CONVERT} anet.json --out anet.json", "anet.json is one of"),
         (f"{CONVERT} anet.json --out empty", "empty is a folder"),
         (f"{CONVERT} anet.json --out new.jsonl --without nowhere.txt", "nowhere.txt does not exist"),
         (f"{CONVERT} anet.json --out new.jsonl --without wrong.csv", "wrong.csv does not exist"),
-        (f"{CONVERT} anet.json --out new.jsonl --only foreign.txt", "--only foreign.txt: no video is left of 2"),
+        (f"{CONVERT} anet.json --out new.jsonl --only foreign.txt", "--only foreign.txt: "),
         ("data zero-shot m.jsonl --lists nowhere --split test --out z", "m.jsonl:4: not JSON"),
-        ("data zero-shot nowhere.jsonl --lists lists --split test --out z", "manifest nowhere.jsonl does not exist"),
+        ("data zero-shot nowhere.jsonl --lists lists --split test --out z", "nowhere.jsonl does not exist"),
         ("data synth wrong.json", "wrong.json"),
         ("data synth new --videos many", "Invalid value for '--videos'"),
-        ("data nothing", "No such command 'nothing'; see `unloc data --help`"),
+        ("data nothing", "`unloc data --help`"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_code_2_and_nothing_is_written(unloc, folder, words, saying):
@@ -85,17 +85,15 @@ def test_what_cannot_be_done_is_one_line_and_code_2_and_nothing_is_written(unloc
 def test_convert_prints_counts_and_bad_rows_with_their_place_in_what_it_wrote(unloc, folder):
     code, out, _ = unloc(*CONVERT.split(), "anet.json", "--out", "new.jsonl")
     assert code == 0 and "  train: 1 videos, 0 queries with 0 windows, 1 instances\n" in out
-    assert (
-        "  1 × segment past the video (first: new.jsonl:5: v2 of test: dog [8.0, 12.0] in a video of 10.0 s)\n" in out
-    )
-    assert out.endswith("wrote new.jsonl; bad rows: keep\n")
+    assert "1 × segment past the video (first: new.jsonl:5: v2 of test: dog [8.0, 12.0] in" in out
+    assert "wrote new.jsonl" in out.splitlines()[-1]
     assert json.loads((folder / "new.jsonl").read_text().split("\n")[4])["segment"] == [8, 12]
 
 
 def test_convert_reports_what_lists_and_rules_changed(unloc, folder):
     words = ("--out", "new.jsonl", "--without", "blocked.txt", "--bad-rows", "repair", "--changes", "changes.jsonl")
     code, out, _ = unloc(*CONVERT.split(), "anet.json", *words)
-    assert code == 0 and "1 × video left out by --without blocked.txt (first: v1)" in out
+    assert code == 0 and "--without blocked.txt (first: v1)" in out
     changes = [json.loads(line) for line in (folder / "changes.jsonl").read_text().splitlines()]
     assert changes == [
         {"change": "video left out by --without blocked.txt", "place": "v1"},
@@ -122,16 +120,19 @@ def test_check_names_every_bad_row_and_the_coverage_of_the_folder(unloc, folder)
     code, out, _ = unloc("data", "check", "m.jsonl", "--videos", "videos")
     assert code == 1
     lines = out.splitlines()
-    assert "m.jsonl:2: missing video: v1: no file in the folder" in lines
-    assert "m.jsonl:3: segment past the video: v1 of test: query 1 [0.0, 9.0] in a video of 5.0 s" in lines
-    assert any(line.startswith("m.jsonl:4: unreadable row: not JSON") for line in lines)
-    assert "3 bad rows, 0 notes" in lines
-    assert lines[-1].startswith("videos: 0 of 1 videos found, 1 missing, 0 empty; 1 video files that no row names")
+    for start in (
+        "m.jsonl:2: missing video: v1",
+        "m.jsonl:3: segment past the video: v1 of test: query 1 [0.0, 9.0]",
+        "m.jsonl:4: unreadable row: ",
+        "3 bad rows, 0 notes",
+        "videos: 0 of 1 videos found, 1 missing, 0 empty; 1 video files",
+    ):
+        assert any(line.startswith(start) for line in lines), start
 
 
 def test_check_as_json_is_json_whatever_else_is_said(unloc, folder):
     code, out, err = unloc("data", "check", "m.jsonl", "--json", "--bad-rows", "drop")
-    assert code == 1 and "--bad-rows drop: 1 × segment past the video: segment dropped" in err
+    assert code == 1 and "1 × segment past the video: segment dropped" in err
     assert [(row["file"], row["line"], row["action"]) for row in json.loads(out)] == [
         ("m.jsonl", 3, "segment dropped"),
         ("m.jsonl", 3, "dropped"),
@@ -142,12 +143,9 @@ def test_check_as_json_is_json_whatever_else_is_said(unloc, folder):
 def test_a_rule_writes_only_where_asked_and_leaves_the_manifest_as_it_was(unloc, folder):
     before = (folder / "m.jsonl").read_text()
     code, out, _ = unloc("data", "check", "m.jsonl", "--bad-rows", "repair")
-    assert (
-        code == 1
-        and "--bad-rows repair: 1 × segment past the video: cut to the video (first: v1 of test: query 1 " in out
-    )
+    assert code == 1 and "cut to the video (first: v1 of test: query 1 " in out
     code, out, _ = unloc("data", "check", "m.jsonl", "--bad-rows", "repair", "--out", "new.jsonl")
-    assert code == 0 and "--bad-rows repair: 1 × unreadable row: dropped (first: not JSON" in out
+    assert code == 0 and "1 × unreadable row: dropped" in out
     assert (folder / "m.jsonl").read_text() == before
     assert load_manifest(folder / "new.jsonl").queries["segments"].tolist() == [[[0, 5]]]
     assert unloc("data", "check", "new.jsonl")[0] == 0

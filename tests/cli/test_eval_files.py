@@ -18,19 +18,19 @@ def shifted(change):
 @pytest.mark.parametrize(
     ("found", "hint"),
     [
-        (shifted(lambda v, c, a, b: (f"v_{v}", (c, a, b))), "ids match after removing v_"),
+        (shifted(lambda v, c, a, b: (f"v_{v}", (c, a, b))), "after removing v_"),
         (
             shifted(lambda v, c, a, b: (f"{v}.mp4", (c, a, b))),
-            "ids match after removing the folder and the file ending",
+            "the file ending",
         ),
-        (shifted(lambda v, c, a, b: (v, (c.upper(), a, b))), "class names match after folding case"),
-        (shifted(lambda v, c, a, b: (v, (c, a / 100, b / 100))), "segments look like fractions of the video"),
-        (shifted(lambda v, c, a, b: (v, (c, a * 25 + 300, b * 25 + 300))), "segments look like frames"),
-        (shifted(lambda v, c, a, b: (v, (c, a * 1000, b * 1000))), "segments look like milliseconds"),
-        ({"t1": ("Run", 0, 50)}, "they are videos of split train"),
-        ({"x": ("Run", 0, 50)}, "none of the 1 video ids (first 'x') is in split 'test' of manifest 'small'"),
-        ({"v1": ("Run", 50, 60), "v3": ("Run", 0, 5)}, "no prediction reaches an annotated segment"),
-        ({}, "there are no predictions in it"),
+        (shifted(lambda v, c, a, b: (v, (c.upper(), a, b))), "class names match"),
+        (shifted(lambda v, c, a, b: (v, (c, a / 100, b / 100))), "look like fractions"),
+        (shifted(lambda v, c, a, b: (v, (c, a * 25 + 300, b * 25 + 300))), "look like frames"),
+        (shifted(lambda v, c, a, b: (v, (c, a * 1000, b * 1000))), "look like milliseconds"),
+        ({"t1": ("Run", 0, 50)}, "videos of split train"),
+        ({"x": ("Run", 0, 50)}, "1 video ids (first 'x')"),
+        ({"v1": ("Run", 50, 60), "v3": ("Run", 0, 5)}, "no prediction reaches"),
+        ({}, "no predictions in it"),
     ],
 )
 def test_if_no_prediction_matches_the_error_has_a_hint(unloc, folder, found, hint):  # noqa: F811
@@ -43,12 +43,12 @@ def test_if_no_prediction_matches_the_error_has_a_hint(unloc, folder, found, hin
 @pytest.mark.parametrize(
     ("words", "change", "hint"),
     [
-        (MR, {"vid": "v_v1", "qid": "a"}, "ids match after removing v_"),
-        (MR, {"query": "QUERY 1", "qid": "a"}, "queries match after folding case"),
-        (MR, {"pred_relevant_windows": [[0, 0.5, 0.9]]}, "segments look like fractions of the video"),
-        (MR, {"pred_relevant_windows": [[250, 500, 0.9]]}, "segments look like frames"),
-        (MR, {"pred_relevant_windows": []}, "none of the 1 predictions has windows"),
-        (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None}, "predictions has windows or saliency"),
+        (MR, {"vid": "v_v1", "qid": "a"}, "after removing v_"),
+        (MR, {"query": "QUERY 1", "qid": "a"}, "queries match"),
+        (MR, {"pred_relevant_windows": [[0, 0.5, 0.9]]}, "look like fractions"),
+        (MR, {"pred_relevant_windows": [[250, 500, 0.9]]}, "look like frames"),
+        (MR, {"pred_relevant_windows": []}, "predictions has windows"),
+        (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None}, "windows or saliency"),
         (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None, "vid": "x", "qid": "a"}, "none of the 1"),
     ],
 )
@@ -61,7 +61,7 @@ def test_if_no_moment_matches_the_error_has_a_hint(unloc, folder, words, change,
 def test_frames_with_other_class_names_are_an_error_with_a_hint(unloc, folder):  # noqa: F811
     (folder / "p.jsonl").write_text((folder / "as.jsonl").read_text().replace("Run", "run").replace("Jump", "JUMP"))
     code, _, err = unloc(*AS.split(), "--predictions", "p.jsonl")
-    assert code == 2 and "class names match after folding case" in err
+    assert code == 2 and "class names match" in err
 
 
 def test_partial_matches_are_scored_and_another_unit_is_reported(unloc, folder):  # noqa: F811
@@ -77,7 +77,7 @@ def test_misspelled_keys_and_missing_saliency_are_counted(unloc, folder):  # noq
     rows[1]["pred_saliency_score"] = rows[1].pop("pred_saliency_scores")
     write_mr(folder / "p.jsonl", rows)
     code, out, _ = unloc(*HD.split(), "--predictions", "p.jsonl")
-    assert code == 0 and "1 × key 'pred_saliency_score' looks like pred_saliency_scores" in out
+    assert code == 0 and "1 × key 'pred_saliency_score' looks like" in out
     assert "1 × no pred_saliency_scores" in out
     assert "bad predictions" not in unloc(*MR.split(), "--predictions", "p.jsonl")[1]  # which scores no saliency
 

@@ -54,9 +54,9 @@ def test_a_plan_of_a_store_knows_what_is_there(manifest, video_folder):
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ((), InputError, "one of --videos DIR and --shards"),
-        (("--videos", "x", "--shards", "y"), InputError, "one of --videos DIR and --shards"),
-        (("--shards", "nowhere-{0..3}.tar"), MissingError, "4 of 4 tar files do not exist"),
+        ((), InputError, "--videos DIR and --shards"),
+        (("--videos", "x", "--shards", "y"), InputError, "--videos DIR and --shards"),
+        (("--shards", "nowhere-{0..3}.tar"), MissingError, "4 of 4 "),
         (("--videos", ".", "--views", "flip"), InputError, "expected centre"),
         (("--videos", ".", "--views", ""), InputError, "--views: got ''"),
         (("--videos", ".", "--views", "centre,crop-1"), InputError, "crop-1"),
@@ -64,12 +64,12 @@ def test_a_plan_of_a_store_knows_what_is_there(manifest, video_folder):
         (
             ("--videos", ".", "--dtype", "float16"),
             InputError,
-            "--dtype: got 'float16', expected auto, float32 or bfloat16",
+            "--dtype: got 'float16'",
         ),
         (("--videos", ".", "--token-dtype", "int8"), InputError, "--token-dtype: got 'int8'"),
         (("--videos", ".", "--frame-token", "patch"), InputError, "--frame-token: got 'patch'"),
-        (("--videos", ".", "--last-k", 2), TowerError, "--tower toy: a residual network has its embedding"),
-        (("--videos", ".", "--cache", "nostore://x/y"), InputError, "nostore://x/y: Protocol not known"),
+        (("--videos", ".", "--last-k", 2), TowerError, "--tower toy: "),
+        (("--videos", ".", "--cache", "nostore://x/y"), InputError, "nostore://x/y: "),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_and_nothing_is_written(manifest, tmp_path, words, error, message):

@@ -77,7 +77,7 @@ def test_a_video_of_unknown_length_is_refused_where_a_score_needs_it(duration):
     frames = [FramePrediction(video_id="v", fps=1.0, labels=["a", "a", None, None, None])]
     answers = [moments([[0, 10, 1.0]], saliency=np.array([1.0, 0, 0, 0]))]
     for task, predictions, protocol in (("as", frames, None), ("hd", answers, None), ("mr", answers, "default")):
-        with pytest.raises(InputError, match=r"no duration for 1 of 1 videos \(first: v\).*--cache"):
+        with pytest.raises(InputError, match=r"no duration.*first: v\).*--cache"):
             score(task, predictions, manifest, protocol)
     assert score("mr", answers, manifest, "raw")["R1@0.5"] == 100.0  # needs none
     detections = tal_detections({"v": [("a", 0, 4, 0.9)]})

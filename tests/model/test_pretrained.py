@@ -103,15 +103,15 @@ def test_a_tag_brings_its_own_preprocessing(tiny):
 
 
 def test_an_override_that_contradicts_the_tag_is_refused_and_one_that_agrees_changes_nothing(tiny):
-    with pytest.raises(TowerError, match=r"--like ours: contradicts --pretrained openai .*activation"):
+    with pytest.raises(TowerError, match=r"--like ours.*openai.*activation"):
         load_tower(tiny, "openai", like="ours")
     assert load_tower(tiny, "openai", like="finetuned").fingerprint == load_tower(tiny, "openai").fingerprint
-    with pytest.raises(TowerError, match=r"--like: 'nobody' is not a tag of tiny \(its tags: openai, ours"):
+    with pytest.raises(TowerError, match=r"--like.*'nobody'.*openai, ours"):
         load_tower(tiny, "openai", like="nobody")
 
 
 def test_a_file_for_a_name_whose_tags_disagree_needs_the_users_word(tiny, weights_file):
-    with pytest.raises(TowerError, match=r"openai: activation quick_gelu.*ours: activation gelu.*--like TAG") as raised:
+    with pytest.raises(TowerError, match=r"quick_gelu.*ours.*--like") as raised:
         load_tower(tiny, str(weights_file))
     assert "\n" not in str(raised.value)
     specs = {
@@ -162,7 +162,7 @@ def test_openais_own_archive_needs_no_word_and_refuses_a_wrong_one(tiny, weights
     tower = load_tower(tiny, archive)
     assert (tower.fingerprint["activation"], tower.fingerprint["like"]) == ("quick_gelu", "openai")
     assert tower.fingerprint["weights_sha256"] == load_tower(tiny, "openai").fingerprint["weights_sha256"]
-    with pytest.raises(TowerError, match=r"--like ours: contradicts .*OpenAI's own archive"):
+    with pytest.raises(TowerError, match=r"--like ours.*OpenAI"):
         load_tower(tiny, archive, like="ours")
 
 
@@ -173,12 +173,12 @@ def test_a_file_that_is_no_weights_or_is_called_as_a_tag_is_one_line(tiny, tmp_p
     save_file({"visual.proj": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(weights_file.read_bytes()[:1000])
     for name in ("text.pt", "tensor.pt", "empty.pt", "other.safetensors", "cut.safetensors"):
-        with pytest.raises(TowerError, match=f"--pretrained .*{name}: not weights of tiny") as raised:
+        with pytest.raises(TowerError, match=f"{name}: not weights") as raised:
             load_tower(tiny, str(tmp_path / name), like="ours")
         assert "\n" not in str(raised.value)
     for name in ("openai", "none"):
         (tmp_path / name).write_bytes(weights_file.read_bytes())
-        with pytest.raises(TowerError, match="rename it"):
+        with pytest.raises(TowerError, match="rename"):
             load_tower(tiny, str(tmp_path / name), like="ours")
 
 
@@ -190,7 +190,7 @@ def test_no_weights_at_hand_is_one_line_with_every_way_out(tiny, monkeypatch):
     with pytest.raises(TowerError, match=r"--pretrained FILE.*--pretrained none") as raised:
         load_tower(tiny, "openai")
     assert "\n" not in str(raised.value)
-    with pytest.raises(TowerError, match="give --pretrained: one of open_clip's tags"):
+    with pytest.raises(TowerError, match="give --pretrained"):
         load_tower(tiny)
 
 

@@ -211,7 +211,7 @@ def test_a_size_beyond_all_memory_is_refused_before_memory_is_asked_for(key, val
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.width=16384", "model.mlp_width=65536", "model.num_layers=128"], r"model\.width: .*billion parameters"),
+        (["model.width=16384", "model.mlp_width=65536", "model.num_layers=128"], r"model\.width.*billion"),
         (["data.num_steps=65536", "train.batch_size=1000000"], r"train\.batch_size: 1000000 .*GiB"),
         (["train.epochs=1e300"], r"train\.epochs: got 1e\+300"),
         (["optim.warmup_epochs=1e300"], r"optim\.warmup_epochs: got 1e\+300"),

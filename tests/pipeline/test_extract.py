@@ -160,7 +160,7 @@ def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_fol
     old = extract(tmp_path / "cache", CONFIG, IN_PROCESS, files, [], [])
     before = token_bytes(tmp_path / "cache")
     new = extract(tmp_path / "cache", EncodeConfig(fps=2.0), IN_PROCESS, files, [], [])
-    assert "sampling.fps: cache 5.0, now 2.0" in caplog.text
+    assert "sampling.fps: cache 5.0" in caplog.text
     assert Path(old.cache) == tmp_path / "cache" and Path(new.cache).parent == tmp_path and new.cache != old.cache
     assert token_bytes(tmp_path / "cache") == before and len(open_cache(new.cache)) == 2
     again = extract(tmp_path / "cache", EncodeConfig(fps=2.0), IN_PROCESS, files, [], [])
@@ -168,7 +168,7 @@ def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_fol
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
-    with folder_lock(clean), pytest.raises(CacheError, match="is writing this cache"), folder_lock(clean):
+    with folder_lock(clean), pytest.raises(CacheError, match="is writing"), folder_lock(clean):
         pass
     (clean / "lock").write_text(f"process {2**22 + 1} on {os.uname().nodename}")
     with folder_lock(clean):

@@ -222,7 +222,7 @@ def test_a_video_over_its_time_again_and_again_is_quarantined_and_not_tried_by_t
     again = extract(tmp_path / "cache", CONFIG, options, some, [], [])
     assert (again.failed_before, again.reasons) == (1, {"timeout": 1})
     assert Counter(tries.read_text().split()) == {"v0": 2}
-    with pytest.raises(CoverageError, match=r"v0: timeout: .*no progress for 0.3 s \(--timeout\), 2 times"):
+    with pytest.raises(CoverageError, match=r"v0: timeout: .*--timeout.*2 times"):
         again.require_coverage(1.0)
 
 
@@ -273,7 +273,7 @@ def fill_temporary_folder(monkeypatch, prefix: str) -> None:
 def test_a_full_temporary_folder_ends_the_job_and_marks_no_video_as_failed(members, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fill_temporary_folder(patch, "v")
-        with pytest.raises(UnlocError, match="No space left on device at /tmp/unloc-x"):
+        with pytest.raises(UnlocError, match="at /tmp/unloc-x"):
             extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])
     done = extract(tmp_path / "cache", CONFIG, OPTIONS, members, [], [])
     assert (done.cached_now, done.failed_before, done.failed) == (7, 0, 0)
@@ -292,5 +292,5 @@ def test_a_video_that_found_no_space_is_left_to_the_next_run_and_delays_no_shard
 def test_an_address_where_nobody_answers_is_one_line_at_once(files, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.cluster.ray.is_initialized", lambda: False)  # other tests may share one here
     options = ExtractOptions(workers=1, address="127.0.0.1:9")
-    with pytest.raises(UnlocError, match=r"--address 127.0.0.1:9: no Ray cluster there \(.*refused"):
+    with pytest.raises(UnlocError, match=r"--address 127\.0\.0\.1:9: .*refused"):
         extract(tmp_path / "cache", CONFIG, options, {"v0": files["v0"]}, [], [])

@@ -74,8 +74,8 @@ def test_both_layouts_write_the_bytes_of_one_process_though_actors_are_killed(
     assert len(killed) == len(names) and done.cached_now == 7 and done.seconds_start_up > 0
     check_equal(tmp_path / "cache", clean)
     if options is SPLIT:
-        assert "--encoders 8: 2 can run now: the cluster has 4 CPUs and 2 GPUs" in caplog.text
-        assert "PyTorch sees none: encoders compute on the CPU" in caplog.text
+        assert "--encoders 8: 2 can run" in caplog.text
+        assert "PyTorch sees none" in caplog.text
 
 
 @pytest.mark.slow

@@ -192,11 +192,11 @@ def test_a_shard_that_cannot_be_mended_stays_as_it_is_and_the_others_are_mended(
     shutil.copy(folder / "v0.mp4", tmp_path)
     before = (damaged / "shards/00001/frames/c/0/0/0").read_bytes()
     done = mend(damaged, tmp_path)
-    assert "'v3' (v3.mp4) is not in the video folder" in done.left[0]
+    assert "'v3' (v3.mp4)" in done.left[0] and "video folder" in done.left[0]
     assert [damage.place for damage in done.after.damages] == ["shards/00001"]
     shutil.copy(folder / "v4.mp4", tmp_path / "v3.mp4")
     done = mend(damaged, tmp_path)
-    assert "is not the file that was cached as 'v3'" in done.left[0]
+    assert "cached as 'v3'" in done.left[0]
     assert (damaged / "shards/00001/frames/c/0/0/0").read_bytes() == before and len(open_cache(damaged)) == 7
     assert not list((damaged / "staging").iterdir())
     assert not mend(damaged, folder).left and content(damaged) == content(clean)
@@ -209,7 +209,7 @@ def test_a_video_that_does_not_decode_any_more_is_told_and_costs_no_other(damage
     shutil.copytree(folder, tmp_path / "videos")
     (tmp_path / "videos/v4.mp4").write_bytes(b"rotten")
     done = mend(damaged, tmp_path / "videos")
-    assert "'v4' cannot be extracted again (unreadable" in done.left[0]
+    assert "'v4'" in done.left[0] and "unreadable" in done.left[0]
     file.write_bytes(whole)
     assert not audit_cache(damaged).damages, "the rest of the shard is as it was"
 
@@ -269,12 +269,12 @@ def test_without_plan_and_table_it_is_said_that_nothing_can_be_told(clean, damag
     (damaged / "shards/00000/zarr.json").unlink()
     flip(damaged / "shards/00001/frames/c/0/0/0", 1)
     done = mend(damaged, folder)
-    assert "shards/00000" in done.left[0] and "no plan names its videos" in done.left[0] and len(done.left) == 1
+    assert "shards/00000" in done.left[0] and "no plan" in done.left[0] and len(done.left) == 1
     assert [damage.place for damage in done.after.damages] == ["shards/00000"]
 
 
 def test_a_cache_that_is_being_written_is_not_repaired(damaged, folder):
-    with folder_lock(damaged), pytest.raises(CacheError, match="is writing this cache"):
+    with folder_lock(damaged), pytest.raises(CacheError, match="is writing"):
         mend(damaged, folder)
 
 
@@ -284,7 +284,7 @@ def test_imported_tokens_cannot_be_extracted_again(damaged, folder):
     )
     (damaged / "texts/zarr.json").write_text("{}")
     flip(damaged / "shards/00001/frames/c/0/0/0", 10)
-    with pytest.raises(FingerprintError, match="import them again"):
+    with pytest.raises(FingerprintError, match="import them"):
         mend(damaged, folder)
     assert read_attributes(damaged / "texts") is not None
 

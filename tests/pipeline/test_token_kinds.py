@@ -49,7 +49,7 @@ def test_layers_and_kinds_are_named_in_the_fingerprint_and_come_back_from_it(tmp
     assert cache["v0"].frames.shape[2] == 256 + 512 == cache.fingerprint["tower.frame_dim"]
     again = EncodeConfig.from_fingerprint(cache.fingerprint)
     assert fingerprint_differences(Encoder(again).fingerprint, cache.fingerprint, names=("a", "b")) == ""
-    with pytest.raises(FingerprintError, match=r"tower.dtype: model 'bfloat16', cache 'float32'"):
+    with pytest.raises(FingerprintError, match=r"tower\.dtype: .*'bfloat16'.*'float32'"):
         require_same_cache(cache.fingerprint, cache.fingerprint | {"tower.dtype": "float32"}, "x")
 
 

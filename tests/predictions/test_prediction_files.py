@@ -52,7 +52,7 @@ def test_every_format_is_recognised_by_its_content_whatever_its_name(tmp_path):
 
 def test_a_format_of_another_task_is_refused_by_name(tmp_path):
     write_moments(tmp_path / "p.jsonl", MOMENTS)
-    with pytest.raises(PredictionError, match=r"holds QVHighlights JSON lines; --task tal reads ActivityNet JSON"):
+    with pytest.raises(PredictionError, match=r"QVHighlights.*ActivityNet"):
         read_predictions(tmp_path / "p.jsonl", "tal")
 
 
@@ -76,7 +76,7 @@ def test_of_a_zip_the_file_of_the_split_is_read(tmp_path):
     found = read_predictions(tmp_path / "s.zip", "hd", split="test")
     assert found.format == "QVHighlights JSON lines in a zip (submission/hl_test_submission.jsonl)"
     assert found.predictions[0].qid == "2"
-    with pytest.raises(PredictionError, match="names the split train"):
+    with pytest.raises(PredictionError, match="split train"):
         read_predictions(tmp_path / "s.zip", "hd", split="train")
 
 
@@ -89,12 +89,12 @@ def test_of_a_zip_the_file_of_the_split_is_read(tmp_path):
         (b"[1, 2]", "not a known format"),
         (b"\xff\xfe{\x00", "not text"),
         (b'{"results": {"v": [{"label": "Run", "sc', "not JSON.*cut off"),
-        (b'{"results": [1]}', "expected an ActivityNet submission"),
+        (b'{"results": [1]}', "ActivityNet submission"),
         (b'{"results": ' + b"[" * 100_000 + b"}", "not JSON"),
-        (b'{"results": {"v": [' + b"1" * 5000 + b"]}}", "not JSON that can be read"),
+        (b'{"results": {"v": [' + b"1" * 5000 + b"]}}", "not JSON"),
         # mtime fixed: the bytes name the test, and every worker of the test run must name it alike
         (gzip.compress(b'{"results": {}}', mtime=0)[:-9], "cannot be unpacked"),
-        (b"PK\x05\x06" + bytes(18), "expected one .jsonl file"),
+        (b"PK\x05\x06" + bytes(18), "one .jsonl file"),
     ],
 )
 def test_a_file_that_is_none_is_one_clear_error(tmp_path, content, words):
@@ -289,7 +289,7 @@ def test_saliency_and_frames_are_the_same_after_writing_and_reading(tmp_path):
 
 def test_times_that_do_not_rise_are_an_error_with_their_place(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"video_id": "v", "times_seconds": [0, 2, 1], "labels": [null, "a", "b"]}')
-    with pytest.raises(PredictionError, match=r"p\.jsonl:1: .*times_seconds must rise; 1 follows 2"):
+    with pytest.raises(PredictionError, match=r"p\.jsonl:1: .*times_seconds"):
         read_predictions(tmp_path / "p.jsonl", "as")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -176,7 +177,7 @@ def test_a_recipe_is_compared_by_value_and_every_other_value_is_named(token_worl
     (run / "recipe.yaml").write_text("# by hand\n" + older)
     fit_recipe(recipe_for("mr", *WORDS), *token_world, run, threads=1, resume=True)
     assert_same_runs(whole, run)
-    with pytest.raises(ConfigError, match=r"train\.seed: run 0, now 4"):
+    with pytest.raises(ConfigError, match=r"train\.seed.*0.*4"):
         fit_recipe(recipe_for("mr", *WORDS, "train.seed=4"), *token_world, run, threads=1, resume=True)
 
 
@@ -198,7 +199,7 @@ def test_a_run_is_resumed_on_its_own_data_only_wherever_that_lies(token_world, t
     shutil.copy(manifest, tmp_path / "same.jsonl")
     shutil.copytree(cache, tmp_path / "cache")
     fit_recipe(recipe, tmp_path / "same.jsonl", tmp_path / "cache", run, threads=2, resume=True)
-    assert "threads: the run was started with 1, now 2" in caplog.text
+    assert re.search("threads: .* 1, now 2", caplog.text)
 
 
 @contextmanager

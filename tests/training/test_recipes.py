@@ -152,9 +152,9 @@ def test_every_recipe_is_built_and_stepped_once(name):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task=as", "model.pyramid=none"], "serves mr, tal, not as"),
-        (["data.train_split=training"], r"split 'training' is not in .* it has: train, val"),
-        (["data.val_split=vla"], "split 'vla' is not in"),
+        (["task=as", "model.pyramid=none"], "mr, tal, not as"),
+        (["data.train_split=training"], r"'training'.*train, val"),
+        (["data.val_split=vla"], "'vla'"),
     ],
 )
 def test_a_mistaken_manifest_or_split_neither_leaves_nor_deletes_a_run(token_world, tmp_path, overrides, words):
@@ -256,7 +256,7 @@ def test_features_of_others_can_be_named_too():
 
 def test_weights_are_compared_where_the_recipe_names_them():
     recipe = loaded("charades_b", "towers.text=cached", "towers.pretrained=laion2b")
-    with pytest.raises(FingerprintError, match=r"tower\.pretrained: recipe 'laion2b', cache 'openai'"):
+    with pytest.raises(FingerprintError, match=r"tower\.pretrained.*'laion2b'.*'openai'"):
         require_cache_of(recipe, said_fingerprint(recipe), "cache")
 
 
@@ -274,7 +274,7 @@ def test_a_tower_that_a_recipe_of_ones_own_leaves_untrained_is_in_the_name(tmp_p
 def test_a_recipe_that_finetunes_is_refused_on_a_cache_and_leaves_nothing(token_world, tmp_path):
     manifest, cache_path = token_world
     run, options = tmp_path / "run", ["towers.name=made up", "data.num_frames=null"]
-    with pytest.raises(ConfigError, match=r"adding: towers\.text=cached$"):
+    with pytest.raises(ConfigError, match=r"towers\.text=cached$"):
         fit_recipe(load_recipe("charades_b", [*SIZES, *options]), manifest, cache_path, run)
     assert not run.exists()
     recipe = load_recipe("charades_b", [*SIZES, *options, "towers.text=cached"])
@@ -332,7 +332,7 @@ def test_metrics_and_report_of_a_run_say_which_towers_were_cached(token_world, t
 def test_a_text_tower_that_no_cache_holds_is_refused(token_world, tmp_path):
     recipe = load_recipe("ablations/table2_t5_small_anet_mr", ["data.val_split=val"])
     with pytest.raises(
-        ConfigError, match=r"towers\.text_name: got t5-small, but a cache holds CLIP's text tokens only"
+        ConfigError, match=r"towers\.text_name.*t5-small"
     ):
         fit_recipe(recipe, *token_world, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -343,7 +343,7 @@ def test_in_batch_negatives_are_said_to_be_the_codes_by_docs_and_headers(shared)
     assert "for MR is the number of captions associated with this video" in said
     root = Path(__file__).resolve().parents[2]
     assert (
-        "the paper pairs a video with its own captions; negatives across the batch are the code's"
+        "negatives across the batch are the code's"
         in (root / "docs" / "model.md").read_text()
     )
     for name in NAMES:

@@ -120,13 +120,13 @@ def test_nothing_is_written_or_deleted_before_all_was_found(token_world, tmp_pat
     run = tmp_path / "run"
     fit_recipe(recipe, manifest, cache, run, threads=1)
     before = weights_of(run)
-    with pytest.raises(MissingError, match="no checkpoint here"):
+    with pytest.raises(MissingError, match="no checkpoint"):
         fit_recipe(recipe, manifest, cache, run, threads=1, overwrite=True, init=tmp_path / "nowhere")
     assert weights_of(run).keys() == before.keys()
     fit_recipe(recipe, manifest, cache, run, threads=1, overwrite=True, init=run)
     text = Path(manifest).read_text() + json.dumps({"kind": "video"} | vars(VideoRow("absent", "val", 9.0))) + "\n"
     (tmp_path / "more.jsonl").write_text(text)
-    with pytest.raises(CoverageError, match="first missing: absent"):
+    with pytest.raises(CoverageError, match="missing: absent"):
         fit_recipe(recipe, tmp_path / "more.jsonl", cache, tmp_path / "other", threads=1)
     assert not (tmp_path / "other").exists()
 
@@ -146,7 +146,7 @@ def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
     manifest, cache = token_world
     recipe = recipe_for("mr", "train.epochs=0.3")
     fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
-    with pytest.raises(InputError, match="has a run already"):
+    with pytest.raises(InputError, match="a run already"):
         fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
     with pytest.raises(ConfigError, match="another recipe"):
         fit_recipe(recipe_for("mr", "train.epochs=9"), manifest, cache, tmp_path / "run", threads=1, resume=True)
@@ -160,7 +160,7 @@ def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
 
 def test_bad_input_is_named(token_world, tmp_path):
     manifest, cache = token_world
-    with pytest.raises(MissingError, match="'no_such' is not in manifest"):
+    with pytest.raises(MissingError, match="'no_such'"):
         fit_recipe(recipe_for("mr", "data.train_split=no_such"), manifest, cache, tmp_path / "a", threads=1)
     with pytest.raises(InputError, match="--device"):
         fit_recipe(recipe_for("mr"), manifest, cache, tmp_path / "b", device="quantum")
@@ -172,7 +172,7 @@ def test_bad_input_is_named(token_world, tmp_path):
 
 def test_a_training_split_that_does_not_fill_a_batch_is_refused(token_world, tmp_path):
     manifest, cache = token_world
-    with pytest.raises(ConfigError, match=r"train\.batch_size: 64, .*'train' has 40 videos .*train\.batch_size=40"):
+    with pytest.raises(ConfigError, match=r"'train' has 40.*train\.batch_size=40"):
         fit_recipe(recipe_for("tal", "train.batch_size=64"), manifest, cache, tmp_path / "run", threads=1)
     assert not (tmp_path / "run").exists()
     fit_recipe(recipe_for("tal", "train.batch_size=40", "train.epochs=1"), manifest, cache, tmp_path / "run", threads=1)
@@ -184,7 +184,7 @@ def test_a_start_of_another_shape_is_refused_with_what_does_not_fit(token_world,
     fit_recipe(recipe_for("mr", "train.epochs=0.1"), manifest, cache, tmp_path / "start", threads=1)
     for task in ("mr", "tal"):
         recipe = recipe_for(task, "train.epochs=0.1", *overrides)
-        with pytest.raises(InputError, match=r"tensors do not fit.*encoder\.layers\.\d\.\w+\.weight \(") as raised:
+        with pytest.raises(InputError, match=r"do not fit.*encoder\.layers\.\d\.\w+\.weight") as raised:
             fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1, init=tmp_path / "start")
         assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
 
@@ -207,7 +207,7 @@ def test_a_model_refuses_a_cache_of_another_tower(token_world, tmp_path):
     fit_recipe(recipe_for("mr", "train.epochs=0.3"), manifest, cache, tmp_path / "run", threads=1)
     info = load_model(tmp_path / "run").info
     require_same_cache(info.fingerprint, open_cache(cache).fingerprint, cache)
-    with pytest.raises(FingerprintError, match=r"tower.name: model 'made up', cache 'ViT-B-16'"):
+    with pytest.raises(FingerprintError, match=r"tower\.name.*'made up'.*'ViT-B-16'"):
         require_same_cache(info.fingerprint, open_cache(cache).fingerprint | {"tower.name": "ViT-B-16"}, cache)
 
 

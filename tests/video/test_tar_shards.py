@@ -103,10 +103,10 @@ def test_a_pattern_names_every_shard_and_all_must_exist(folder, tmp_path):
     packed(folder, tmp_path / "out")
     both = f"{tmp_path}/out/videos-{{000000..000001}}.tar::{tmp_path}/out/videos-000004.tar"
     assert [path.name for path in expand_shards(both)] == [f"videos-00000{n}.tar" for n in (0, 1, 4)]
-    with pytest.raises(MissingError, match=r"2 of 7 tar files do not exist \(first: .*videos-000005.tar\)"):
+    with pytest.raises(MissingError, match=r"2 of 7 .*videos-000005\.tar"):
         expand_shards(f"{tmp_path}/out/videos-{{000000..000006}}.tar")
     assert [path.name for path in expand_shards(f"{tmp_path}/out/*.tar")] == [f"videos-00000{n}.tar" for n in range(5)]
-    with pytest.raises(MissingError, match="1 of 1 tar files do not exist"):
+    with pytest.raises(MissingError, match="1 of 1 "):
         expand_shards(f"{tmp_path}/out/no-*.tar")
     with pytest.raises(InputError, match="is a URL"):
         expand_shards("s3://bucket/videos-{000..127}.tar")
@@ -119,10 +119,10 @@ def test_a_truncated_tar_file_keeps_complete_videos_and_names_the_truncated_one(
     third = list(shard_members(str(whole)).values())[2]
     cut.write_bytes(whole.read_bytes()[: third.offset + 10])
     members = shard_members(str(cut))
-    assert list(members) == ["a.mp4", "b.mp4", "c.mkv"] and "truncated after its file 3" in caplog.text
+    assert list(members) == ["a.mp4", "b.mp4", "c.mkv"] and "after its file 3" in caplog.text
     with on_disk(members["b.mp4"]) as copy:
         assert copy.read_bytes() == (folder / "b.mp4").read_bytes()
-    with pytest.raises(VideoError, match=r"cut.tar/c.mkv: .* 10 of its 3000 bytes") as raised:
+    with pytest.raises(VideoError, match=r"cut\.tar/c\.mkv: .*10 of its 3000") as raised:
         on_disk(members["c.mkv"]).__enter__()
     assert raised.value.reason == "truncated"
 
@@ -132,14 +132,14 @@ def test_a_file_that_is_no_plain_tar_file_is_refused(folder, tmp_path):
     raw = (tmp_path / "out" / "videos-000000.tar").read_bytes()
     for name, content in {"gz": gzip.compress(raw), "empty": b"", "text": b"no tar " * 500, "start": raw[:100]}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match="is no plain tar file"):
+        with pytest.raises(InputError, match="plain tar file"):
             shard_members(str(tmp_path / name))
 
 
 def test_a_video_in_two_shards_is_refused(folder, tmp_path):
     packed(folder, tmp_path / "out")
     shutil.copy(tmp_path / "out" / "videos-000000.tar", tmp_path / "again.tar")
-    with pytest.raises(InputError, match=r"a.mp4 is in .*videos-000000.tar and in .*again.tar"):
+    with pytest.raises(InputError, match=r"a\.mp4 .*videos-000000\.tar.*again\.tar"):
         shard_members(f"{tmp_path}/out/videos-000000.tar::{tmp_path}/again.tar")
 
 
@@ -159,5 +159,5 @@ def test_videos_at_a_url_are_not_packed(folder, tmp_path):
     store = fsspec.filesystem("memory")
     store.pipe_file("/pack/videos/a.mp4", (folder / "a.mp4").read_bytes())
     files, _ = index_videos("memory://pack/videos").locate(manifest_of("a").videos)
-    with pytest.raises(InputError, match="only files in a folder are packed"):
+    with pytest.raises(InputError, match="files in a folder"):
         pack_videos(manifest_of("a").videos, files, tmp_path / "out")

@@ -64,7 +64,7 @@ def test_whole_files_are_covered_to_their_end(whole, name, tmp_path):
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
 def test_a_file_that_was_cut_off_is_an_error_that_says_what_is_readable(whole, name, share, tmp_path):
     path = cut(whole[name], share, tmp_path / "cut.bin")
-    with pytest.raises(VideoError, match=r"cut off: \d+ .*frames, \d+ of \d+ bytes, .* --allow-partial") as caught:
+    with pytest.raises(VideoError, match=r"\d+ of \d+ bytes.*--allow-partial") as caught:
         read_all(path)
     assert caught.value.reason == "truncated"
 
@@ -178,7 +178,7 @@ def test_a_name_that_looks_like_a_pattern_opens_that_file_only(whole, tmp_path):
 def test_a_file_cut_off_inside_an_index_at_its_end_is_truncated(whole, lacking, tmp_path):
     path = tmp_path / "cut.mp4"
     path.write_bytes(whole["end"][:-lacking])
-    with pytest.raises(VideoError, match="cut off inside its index") as caught:
+    with pytest.raises(VideoError, match="inside its index") as caught:
         scan(path)
     assert caught.value.reason == "truncated"
 
@@ -186,7 +186,7 @@ def test_a_file_cut_off_inside_an_index_at_its_end_is_truncated(whole, lacking, 
 @pytest.mark.parametrize(
     ("suffix", "codec", "disposition", "reason", "words"),
     [
-        ("h264", "libx264", 0, "unreadable", "carry no time stamps"),
+        ("h264", "libx264", 0, "unreadable", "no time stamps"),
         ("mp4", "mjpeg", Disposition.attached_pic, "no_video_stream", "only a picture"),
     ],
 )
