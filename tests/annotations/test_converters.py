@@ -49,7 +49,7 @@ def test_charades_reads_lines_and_lengths_and_says_what_is_missing(tmp_path):
     manifest = convert("charades-sta", [text, lengths])
     assert manifest.queries["segments"].tolist() == [[[1.0, 4.5]], [[2.0, 9.0]]]
     assert manifest.videos["duration_seconds"].tolist() == [8.25]
-    with pytest.raises(ManifestError, match="no length.*'ABC'"):
+    with pytest.raises(ManifestError, match=r"no length.*'ABC'"):
         convert("charades-sta", [text])
     broken = write(tmp_path / "charades_sta_train.txt", "ABC 1.0##a person sits.\n")
     with pytest.raises(ManifestError, match=r"charades_sta_train\.txt:1"):

@@ -110,5 +110,5 @@ def test_a_split_is_selected_in_all_tables_and_an_unknown_one_names_those_that_e
     part = manifest.select("u")
     assert (len(part.videos), len(part.queries), len(part.instances)) == (1, 0, 1)
     assert manifest.select(None) is manifest
-    with pytest.raises(MissingError, match="'val'.*'x'.*t, u"):
+    with pytest.raises(MissingError, match=r"'val'.*'x'.*t, u"):
         manifest.select("val")

@@ -81,7 +81,7 @@ def test_splits_come_in_the_order_of_their_numbers(tmp_path):
 
 def test_a_class_on_both_sides_is_a_leak(tmp_path):
     write_lists(tmp_path, train=["a\nb\n"], test=["b\nc\n"])
-    with pytest.raises(ManifestError, match="split_0: 1 .*'b'"):
+    with pytest.raises(ManifestError, match=r"split_0: 1 .*'b'"):
         read_class_splits(tmp_path)
 
 

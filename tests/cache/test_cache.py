@@ -162,7 +162,7 @@ def test_tokens_are_rounded_as_torch_rounds_and_read_back_from_every_dtype(tmp_p
 
 
 def test_tokens_that_would_become_infinite_are_refused():
-    with pytest.raises(InputError, match="70000.*float16"):
+    with pytest.raises(InputError, match=r"70000.*float16"):
         to_stored(np.array([1.0, -70000.0]), "float16")
     assert from_stored(to_stored(np.array([70000.0]), "bfloat16"), "bfloat16")[0] == pytest.approx(70000, rel=2**-8)
     for bad in (np.nan, np.inf):

@@ -98,7 +98,7 @@ def test_the_toy_tower_has_the_means_of_its_stages_and_says_what_it_has_not():
     tokens = tower.encode_images(torch.rand(2, 3, 96, 96))
     assert tokens.shape == (2, tower.fingerprint["frame_dim"]) == (2, 256 + 512)
     for choice in ({"frame_token": "gap"}, {"num_layers": 2}, {"projected": False}):
-        with pytest.raises(TowerError, match="--tower toy.*residual"):
+        with pytest.raises(TowerError, match=r"--tower toy.*residual"):
             load_tower(TowerChoice(**choice))
 
 
@@ -110,5 +110,5 @@ def test_what_cannot_be_meant_is_refused(clip):
     ):
         with pytest.raises(InputError, match=words):
             TowerChoice(**wrong)
-    with pytest.raises(TowerError, match="--last-k.*3 layers"):
+    with pytest.raises(TowerError, match=r"--last-k.*3 layers"):
         tower_of(clip, num_layers=4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 import torch
@@ -123,74 +124,43 @@ def test_all_classes_of_a_benchmark_in_chunks_have_the_gradients_of_all_at_once(
 
 
 AS = ["task=as", "model.pyramid=none", "model.head=linear"]
-BAD = [
-    (["model.fusion=middle"], r"model\.fusion: got 'middle', expected one of mid, late, none"),
-    (["model.text_tokens=cls"], r"model\.text_tokens: got 'cls'"),
-    (["model.positions=rotary"], r"model\.positions: got 'rotary'"),
-    (["model.pyramid=bifpn"], r"model\.pyramid: got 'bifpn'"),
-    (["model.displacements=none"], r"model\.displacements: got 'none'"),
-    (["model.num_head_convs=0"], r"model\.num_head_convs: got 0, expected 1 to 4"),
-    (["model.num_layers=0"], r"model\.num_layers: got 0, expected 1 to 128"),
-    (["model.width=30"], r"model\.width: 30 is not a multiple of model\.num_heads 4"),
-    (["model.dropout=1.5"], r"model\.dropout: got 1\.5, expected 0\.0 to 0\.99"),
-    (["model.max_texts_in_flight=-1"], r"model\.max_texts_in_flight: got -1"),
-    (["model.pyramid=fpn", "model.num_layers=3"], r"model\.num_levels: 4 levels need as many layers"),
-    (["model.pyramid=none"], r"targets\.range_edges: 4 ranges for 1 pyramid levels"),
-    (["model.num_levels=5"], r"targets\.range_edges: 4 ranges for 5 pyramid levels"),
-    (["data.num_steps=100"], r"data\.num_steps: got 100, expected a positive multiple of 8 for 4 levels"),
-    (["data.num_steps=0"], r"data\.num_steps: got 0"),
-    (["data.max_text_tokens=1"], r"data\.max_text_tokens: got 1, expected 2 to 128"),
-    (["data.max_text_tokens=500"], r"data\.max_text_tokens: got 500, expected 2 to 128"),
-    (["targets.range_edges=[0,8,4,16,inf]"], r"targets\.range_edges: .*expected rising edges from 0"),
-    (["targets.range_edges=[4,8,16,32,inf]"], r"targets\.range_edges: .*expected rising edges from 0"),
-    (["targets.radius=-1"], r"targets\.radius: got -1"),
-    (["loss.relevance=hinge"], r"loss\.relevance: got 'hinge'"),
-    (["loss.box=giou"], r"loss\.box: got 'giou'"),
-    (["loss.box=l1+"], r"loss\.box: got ''"),
-    (["loss.box=x*l1"], r"loss\.box: got 'x\*l1'"),
-    (["loss.focal_alpha=2"], r"loss\.focal_alpha: got 2"),
-    (["decode.nms_sigma=0"], r"decode\.nms_sigma: got 0"),
-    (["model.head=linear"], r"model\.head: linear labels level-0 steps; task mr"),
-    (["task=tal", "model.head=linear"], r"model\.head: linear labels level-0 steps; task tal"),
-    (["model.fusion=none"], r"model\.fusion: none .*the texts of task mr are sentences"),
-    (["model.displacements=shared"], r"model\.displacements: shared averages over classes"),
-    (["task=hd"], r"model\.saliency_head: task hd predicts a saliency per clip"),
-    (["task=tal", "model.saliency_head=true"], r"model\.saliency_head: task tal has no saliency"),
-    ([*AS, "model.saliency_head=true"], r"model\.saliency_head: task as has no saliency"),
-    (["train.classes_per_video=4"], r"train\.classes_per_video: the texts of task mr are sentences"),
-    (["task=tal", "train.classes_per_video=4", "model.fusion=none"], r"train\.classes_per_video: model\.fusion none"),
-    (["task=tal", "train.classes_per_video=4", "model.displacements=shared"], "displacements shared needs all classes"),
-    (["data.coverage=2"], r"data\.coverage: got 2\.0, expected 0\.0 to 1\.0"),
-    (["data.crop_probability=-1"], r"data\.crop_probability: got -1"),
-    (["data.crop_min_fraction=3"], r"data\.crop_min_fraction: got 3"),
-    (["optim.lr=.inf"], r"optim\.lr: got inf, expected a finite number"),
-    (["optim.tower_lr=-1"], r"optim\.tower_lr: got -1"),
-    (["optim.momentum=2"], r"optim\.momentum: got 2"),
-    (["optim.weight_decay=-1"], r"optim\.weight_decay: got -1"),
-    (["optim.warmup_epochs=-1"], r"optim\.warmup_epochs: got -1"),
-    (["optim.clip_norm=-1"], r"optim\.clip_norm: got -1"),
-    (["optim.step_epochs=[2, .nan]"], r"optim\.step_epochs: got \[2\.0, nan\], expected a finite number"),
-    (["train.epochs=-1"], r"train\.epochs: got -1\.0, expected 1e-09 to"),
-    (["train.epochs=.nan"], r"train\.epochs: got nan, expected 1e-09 to"),
-    (["train.eval_every_epochs=0"], r"train\.eval_every_epochs: got 0\.0, expected at least 1e-09"),
-    (["train.ema_decay=1"], r"train\.ema_decay: got 1\.0, expected 0\.0 to 0\.99999"),
-    (["train.seed=-1"], r"train\.seed: got -1, expected 0 to 4294967295"),
-    (["model.class_bias=.nan"], r"model\.class_bias: got nan, expected a finite number"),
+OUT_OF_RANGE = """
+    model.fusion=middle model.text_tokens=cls model.positions=rotary model.pyramid=bifpn model.displacements=none
+    model.num_head_convs=0 model.num_head_convs=5 model.num_layers=0 model.width=30 model.dropout=1.5
+    model.max_texts_in_flight=-1 model.class_bias=.nan
+    data.num_steps=0 data.num_steps=100 data.max_text_tokens=1 data.max_text_tokens=500 data.coverage=2
+    data.crop_probability=-1 data.crop_min_fraction=3 data.frame_pick=ceil
+    targets.radius=-1 decode.nms_sigma=0
+    loss.relevance=hinge loss.box=giou loss.box=l1+ loss.box=x*l1 loss.box=iou+l3 loss.focal_alpha=2
+    optim.lr=.inf optim.tower_lr=-1 optim.momentum=2 optim.weight_decay=-1 optim.warmup_epochs=-1 optim.clip_norm=-1
+    train.epochs=-1 train.epochs=.nan train.eval_every_epochs=0 train.ema_decay=1 train.seed=-1
+    towers.text=none towers.text_name=bert towers.frame_token=mean
+"""
+CONTRADICTIONS = [
+    (["model.pyramid=fpn", "model.num_layers=3"], r"model\.num_levels: 4"),
+    (["model.pyramid=none"], r"targets\.range_edges: 4 .* 1 "),
+    (["model.num_levels=5"], r"targets\.range_edges: 4 .* 5 "),
+    (["targets.range_edges=[0,8,4,16,inf]"], r"targets\.range_edges: .*8.*4"),
+    (["targets.range_edges=[4,8,16,32,inf]"], r"targets\.range_edges: .*from 0"),
+    (["model.head=linear"], r"model\.head: .*task mr"),
+    (["task=tal", "model.head=linear"], r"model\.head: .*task tal"),
+    (["model.fusion=none"], r"model\.fusion: none .*task mr"),
+    (["model.displacements=shared"], r"model\.displacements: shared"),
+    (["task=hd"], r"model\.saliency_head: task hd"),
+    (["task=tal", "model.saliency_head=true"], r"model\.saliency_head: task tal"),
+    ([*AS, "model.saliency_head=true"], r"model\.saliency_head: task as"),
+    (["train.classes_per_video=4"], r"train\.classes_per_video: .*task mr"),
+    (["task=tal", "train.classes_per_video=4", "model.fusion=none"], r"train\.classes_per_video: .*fusion none"),
+    (["task=tal", "train.classes_per_video=4", "model.displacements=shared"], "displacements shared.* all classes"),
     (["optim.schedule=step"], r"optim\.schedule: step .*optim\.step_epochs"),
-    (["data.frame_pick=ceil"], r"data\.frame_pick: got 'ceil', expected one of nearest, floor"),
-    (["data.fps=2", "data.num_frames=128"], r"data\.fps: got 2\.0, .*data\.num_frames 128"),
-    (["towers.image=finetune"], r"towers\.image: finetune, but towers\.name names no tower"),
-    (["towers.frame_token=mean"], r"towers\.frame_token: got 'mean', expected one of cls, gap"),
+    (["optim.step_epochs=[2, .nan]"], r"optim\.step_epochs: .*nan"),
+    (["data.fps=2", "data.num_frames=128"], r"data\.fps: .*2\.0.*data\.num_frames 128"),
+    (["towers.image=finetune"], r"towers\.image: finetune.*towers\.name"),
+    (["model.width=16384", "model.mlp_width=65536", "model.num_layers=128"], r"model\.width: .*billion"),
+    (["data.num_steps=65536", "train.batch_size=1000000"], r"train\.batch_size: 1000000 .*GiB"),
+    (["train.epochs=1e300"], r"train\.epochs: .*1e\+300"),
+    (["optim.warmup_epochs=1e300"], r"optim\.warmup_epochs: .*1e\+300"),
 ]
-
-
-@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(overrides) for overrides, _ in BAD])
-def test_a_recipe_that_contradicts_itself_is_one_clear_line(overrides, words):
-    with pytest.raises(ConfigError, match=words) as raised:
-        load_recipe("synth_mr", overrides)
-    assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
-
-
 WHOLE_NUMBERS = [
     f"{section}.{item.name}"
     for section in ("model", "decode", "data", "train")
@@ -199,27 +169,30 @@ WHOLE_NUMBERS = [
 ]
 
 
+def refusal(*overrides):
+    with pytest.raises(ConfigError) as raised:
+        load_recipe("synth_mr", overrides)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("override", OUT_OF_RANGE.split())
+def test_a_value_that_is_out_of_range_is_named_with_its_key(override):
+    key, value = override.split("=", 1)
+    assert re.search(f"{re.escape(key)}: .*{re.escape(value.lstrip('.'))}", refusal(override))
+
+
+@pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS, ids=[" ".join(pair[0]) for pair in CONTRADICTIONS])
+def test_a_recipe_that_contradicts_itself_is_one_clear_line(overrides, words):
+    assert re.search(words, refusal(*overrides))
+
+
 @pytest.mark.parametrize("key", WHOLE_NUMBERS)
 @pytest.mark.parametrize("value", ["1e12", "1000000000000", "99999999999999999999999999", "-1000000000000"])
 def test_a_size_beyond_all_memory_is_refused_before_memory_is_asked_for(key, value):
     assert len(WHOLE_NUMBERS) >= 13
-    with pytest.raises(ConfigError) as raised:
-        load_recipe("synth_mr", [f"{key}={value}"])
-    assert key in str(raised.value) or "multiple" in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["model.width=16384", "model.mlp_width=65536", "model.num_layers=128"], r"model\.width.*billion"),
-        (["data.num_steps=65536", "train.batch_size=1000000"], r"train\.batch_size: 1000000 .*GiB"),
-        (["train.epochs=1e300"], r"train\.epochs: got 1e\+300"),
-        (["optim.warmup_epochs=1e300"], r"optim\.warmup_epochs: got 1e\+300"),
-    ],
-)
-def test_sizes_that_are_too_large_together_are_refused(overrides, words):
-    with pytest.raises(ConfigError, match=words):
-        load_recipe("synth_mr", overrides)
+    found = refusal(f"{key}={value}")
+    assert key in found or "multiple" in found
 
 
 def test_good_neighbours_of_the_bad_pairs_load():

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unloc.errors import ConfigError
-from unloc.ops.losses import box_loss, focal_loss, parse_box_terms
+from unloc.ops.losses import box_loss, focal_loss
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import decode_segments, make_points
 from unloc.ops.targets import Targets, localization_targets, shared_displacements
@@ -102,13 +101,7 @@ def test_box_losses_agree_with_the_iou_of_the_segments(predicted, target):
     torch.testing.assert_close(loss["l1_over_union"], loss["iou"], atol=1e-3, rtol=1e-3)
     assert loss["l1"] == (one - other).abs().sum()
     assert loss["diou"] >= loss["iou"]
-    torch.testing.assert_close(box_loss(one, other, "0.5*iou+l1"), 0.5 * loss["iou"] + loss["l1"])
-
-
-def test_terms_of_the_box_loss_are_parsed_or_named():
-    assert parse_box_terms("0.8*iou + l1") == [(0.8, "iou"), (1.0, "l1")]
-    with pytest.raises(ConfigError, match="'giou'"):
-        parse_box_terms("giou")
+    torch.testing.assert_close(box_loss(one, other, "0.5*iou + l1"), 0.5 * loss["iou"] + loss["l1"])
 
 
 def plain_soft_nms(segments, scores, sigma, threshold, most):

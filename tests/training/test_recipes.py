@@ -331,9 +331,7 @@ def test_metrics_and_report_of_a_run_say_which_towers_were_cached(token_world, t
 
 def test_a_text_tower_that_no_cache_holds_is_refused(token_world, tmp_path):
     recipe = load_recipe("ablations/table2_t5_small_anet_mr", ["data.val_split=val"])
-    with pytest.raises(
-        ConfigError, match=r"towers\.text_name.*t5-small"
-    ):
+    with pytest.raises(ConfigError, match=r"towers\.text_name.*t5-small"):
         fit_recipe(recipe, *token_world, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -342,10 +340,7 @@ def test_in_batch_negatives_are_said_to_be_the_codes_by_docs_and_headers(shared)
     said = " ".join((shared / "reference" / "paper.txt").read_text().split())
     assert "for MR is the number of captions associated with this video" in said
     root = Path(__file__).resolve().parents[2]
-    assert (
-        "negatives across the batch are the code's"
-        in (root / "docs" / "model.md").read_text()
-    )
+    assert "negatives across the batch are the code's" in (root / "docs" / "model.md").read_text()
     for name in NAMES:
         lines = [line for line in header(name) if "every caption against every video of the batch" in line]
         assert all(re.match(r"Where they differ, the code:|Differs from the paper:", line) for line in lines), name
