@@ -27,6 +27,14 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", params=["official", "own"])
+def scenic(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
+    """The official implementation's tensors, and ours of the same names, which are always here (`tests.golden`)."""
+    if request.param == "own":
+        return dict(np.load(Path(__file__).parent / "golden" / "model.npz"))
+    return dict(np.load(request.getfixturevalue("shared") / "golden" / "scenic" / "unloc_golden.npz"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def mirrors_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Local copies of remote caches are not left in the home folder."""
@@ -100,17 +108,29 @@ def weights_file(tmp_path_factory):
 
 
 @pytest.fixture
-def tiny(tmp_path_factory, monkeypatch, weights_file):
+def list_model(tmp_path_factory, monkeypatch):
+    """Adds a model to those that open_clip lists, for one test."""
+    import open_clip
+
+    def add(name, architecture):
+        config = tmp_path_factory.mktemp("config") / f"{name}.json"
+        config.write_text(json.dumps(architecture))
+        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+        open_clip.add_model_config(config)
+        return name
+
+    return add
+
+
+@pytest.fixture
+def tiny(list_model, monkeypatch, weights_file):
     """The name of a small model that open_clip lists now; the weights of each of its tags are the file."""
     import open_clip
 
     from tests.small_clip import ARCHITECTURE, TAGS
 
-    config = tmp_path_factory.mktemp("config") / "tiny.json"
-    config.write_text(json.dumps(ARCHITECTURE))
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-    open_clip.add_model_config(config)
+    list_model("tiny", ARCHITECTURE)
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", TAGS)
     monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda config: str(weights_file))
     return "tiny"

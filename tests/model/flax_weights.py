@@ -102,19 +102,18 @@ def clip_transformer(params, prefix):
 
 
 def image_tower(params, patch):
-    """State of an ImageTower without projection."""
+    """CLIP's image tower without its projection and class embedding, in open_clip's names."""
     root = "VisionTransformer"
     kernel = tensor(params["conv1/kernel"])
     state = {"conv1.weight": kernel.reshape(patch, patch, 3, -1).permute(3, 2, 0, 1)}
     state["positional_embedding"] = tensor(params[f"{root}/positional_embedding"])
     for name in ("ln_pre", "ln_post"):
         state |= named(name, norm(params, f"{root}/{name}"))
-    state = named("visual", state | clip_transformer(params, f"{root}/transformer"))
-    return state | ({"class_embeddings": tensor(params["class_embedding"])} if "class_embedding" in params else {})
+    return named("visual", state | clip_transformer(params, f"{root}/transformer"))
 
 
 def text_tower(params):
-    """State of a TextTower without projection."""
-    state = {"positions": tensor(params["positional_embedding"])}
+    """CLIP's text tower without its projection, in open_clip's names."""
+    state = {"positional_embedding": tensor(params["positional_embedding"])}
     state["token_embedding.weight"] = tensor(params["token_embedding/embedding"])
     return state | named("ln_final", norm(params, "ln_final")) | clip_transformer(params, "transformer")

@@ -1,54 +1,25 @@
 """Our modules with given weights give the official tensors, and our own: 1e-5 absolute in float32."""
 
-import importlib.util
-from pathlib import Path
-
-import numpy as np
+import open_clip
 import pytest
 import torch
-from open_clip.model import CLIP
+from safetensors.torch import save_file
 
+from tests.golden.cases import case
+from tests.model import flax_weights
 from unloc.config import ModelConfig
-from unloc.model.heads import ConvBlocks, PointHead
-from unloc.model.towers import ImageTower, TextTower, TowerChoice
+from unloc.model.build import build_model
+from unloc.model.clip import WeightSettings, clip_model, pretrained_clip
+from unloc.model.towers import TowerChoice, load_tower
 from unloc.model.unloc import UnLoc
+from unloc.recipes import recipe_from_dict
 
-spec = importlib.util.spec_from_file_location("flax_weights", Path(__file__).with_name("flax_weights.py"))
-flax_weights = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(flax_weights)
 LEVEL_SIZES = (16, 8, 4)
-OWN = Path(__file__).parents[1] / "golden" / "model.npz"
 
 
-@pytest.fixture(scope="session", params=["official", "own"])
-def golden(request):
-    """The official implementation's tensors, and ours of the same names, which are always there (tests/golden)."""
-    if request.param == "own":
-        return np.load(OWN)
-    return np.load(request.getfixturevalue("shared") / "golden" / "scenic" / "unloc_golden.npz")
-
-
-def case(golden, name):
-    params = {key.split("/params/")[1]: golden[key] for key in golden if key.startswith(f"{name}/params/")}
-    arrays = {
-        key.split("/", 1)[1]: torch.from_numpy(np.array(golden[key]))
-        for key in golden
-        if key.startswith(f"{name}/") and "/params/" not in key
-    }
-    return params, arrays
-
-
-def tiny(pyramid, text_tokens):
-    return ModelConfig(
-        width=16,
-        num_heads=2,
-        mlp_width=32,
-        num_layers=3,
-        num_levels=3,
-        pyramid=pyramid,
-        text_tokens=text_tokens,
-        num_head_convs=1,
-    )
+def small(**changes):
+    sizes = {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 3, "num_levels": 3, "num_head_convs": 2}
+    return ModelConfig(**sizes | changes)
 
 
 def features_of(model, *arguments):
@@ -65,10 +36,10 @@ def features_of(model, *arguments):
 
 @pytest.mark.parametrize("pyramid", ["simple", "fpn"])
 @pytest.mark.parametrize("text_tokens", ["eos", "all"])
-def test_fusion_and_pyramid_equal_the_official_ones(golden, pyramid, text_tokens):
+def test_fusion_and_pyramid_equal_the_official_ones(scenic, pyramid, text_tokens):
     name = {"simple": "simple_pyramid", "fpn": "fpn"}[pyramid]
-    params, arrays = case(golden, f"fusion_{name}_{text_tokens}")
-    model = UnLoc(tiny(pyramid, text_tokens), 16, 16, 16)
+    params, arrays = case(scenic, f"fusion_{name}_{text_tokens}")
+    model = UnLoc(small(pyramid=pyramid, text_tokens=text_tokens), 16, 16, 16)
     model.encoder.load_state_dict(flax_weights.encoder(params, "video_text_encoder"))
     mask, text_mask = torch.ones(2, 16, dtype=torch.bool), arrays["text_mask"].bool()
     points, texts = features_of(model, arrays["video"], mask, arrays["text"], text_mask)
@@ -77,9 +48,9 @@ def test_fusion_and_pyramid_equal_the_official_ones(golden, pyramid, text_tokens
     torch.testing.assert_close(texts[:, torch.arange(3), eos], arrays["out_text"], atol=1e-5, rtol=0)
 
 
-def test_the_plain_encoder_with_masked_frames_equals_the_official_one(golden):
-    params, arrays = case(golden, "fusion_transformer_as")
-    model = UnLoc(tiny("none", "eos"), 16, 16, 16, localizes=False)
+def test_the_plain_encoder_with_masked_frames_equals_the_official_one(scenic):
+    params, arrays = case(scenic, "fusion_transformer_as")
+    model = UnLoc(small(pyramid="none", text_tokens="eos"), 16, 16, 16, localizes=False)
     model.encoder.load_state_dict(flax_weights.encoder(params, "video_text_encoder"))
     text_mask, frame_mask = torch.ones(3, 1, dtype=torch.bool), arrays["frame_mask"].bool()
     points, texts = features_of(model, arrays["video"], frame_mask, arrays["text_emb"][:, None], text_mask)
@@ -90,10 +61,10 @@ def test_the_plain_encoder_with_masked_frames_equals_the_official_one(golden):
 
 @pytest.mark.parametrize("task", ["temporal_localization", "moment_retrieval"])
 @pytest.mark.parametrize("shared_weights", [True, False])
-def test_heads_equal_the_official_ones(golden, task, shared_weights):
-    params, arrays = case(golden, f"head_{'shared' if shared_weights else 'separate'}_{task}")
-    relevance = PointHead(16, 2, 3, shared=shared_weights, num_outputs=1, bias=-5.0)
-    displacement = PointHead(16, 2, 3, shared=shared_weights, num_outputs=2, bias=2.0, displacements=True)
+def test_heads_equal_the_official_ones(scenic, task, shared_weights):
+    params, arrays = case(scenic, f"head_{'shared' if shared_weights else 'separate'}_{task}")
+    model = UnLoc(small(share_heads=shared_weights), 16, 16, 16)
+    relevance, displacement = model.relevance_head, model.displacement_head
     relevance.load_state_dict(flax_weights.head(params, "ClassificationHead", shared=shared_weights, num_levels=3))
     displacement.load_state_dict(flax_weights.head(params, "RegressionHead", shared=shared_weights, num_levels=3))
     levels = arrays["x"].flatten(0, 1).split(LEVEL_SIZES, dim=1)
@@ -109,36 +80,81 @@ def test_heads_equal_the_official_ones(golden, task, shared_weights):
     torch.testing.assert_close(boxes, expected_boxes, atol=1e-5, rtol=0)
 
 
-def test_the_linear_head_equals_the_official_one(golden):
-    params, arrays = case(golden, "head_linear")
-    head = ConvBlocks(16, 0, 1, 0.0)
+def test_the_linear_head_equals_the_official_one(scenic):
+    params, arrays = case(scenic, "head_linear")
+    head = UnLoc(small(pyramid="none", head="linear"), 16, 16, 16, localizes=False).relevance_head
     head.load_state_dict(flax_weights.named("linear", flax_weights.linear(params, "output_projection")))
     with torch.no_grad():
         out = head([arrays["x"].transpose(1, 2).flatten(0, 1)]).unflatten(0, (2, 3)).squeeze(-1)
     torch.testing.assert_close(out.transpose(1, 2), arrays["out"], atol=1e-5, rtol=0)
 
 
-def tiny_clip():
-    vision = {"image_size": 8, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
-    text = {"context_length": 5, "vocab_size": 100, "width": 16, "heads": 2, "layers": 2}
-    return CLIP(16, vision, text, quick_gelu=True)
+# -- towers -----------------------------------------------------------------------------------------------------------
+
+ARCHITECTURE = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8},
+    "text_cfg": {"context_length": 5, "vocab_size": 100, "width": 16, "heads": 2, "layers": 2},
+}
+NOT_PROJECTED = {"projected": False, "texts_projected": False}
+
+
+@pytest.fixture
+def weights_of(list_model, tmp_path):
+    """Writes the weights file of a model that open_clip lists, some of them given, the others random."""
+    name, file = list_model("golden", ARCHITECTURE), tmp_path / "golden.safetensors"
+
+    def write(given):
+        save_file(clip_model(name, WeightSettings()).state_dict() | given, file)
+        return str(file)
+
+    return write
+
+
+def live_towers(file, frame_token="cls"):
+    """The towers of a model that trains, for videos of three frames."""
+    recipe = recipe_from_dict(
+        {
+            "model": {"project_frames": True, "project_texts": True, "pyramid": "none", "width": 16, "num_heads": 2},
+            "targets": {"range_edges": [0, float("inf")]},
+            "towers": {"name": "golden", "image": "frozen", "text": "frozen", "frame_token": frame_token},
+            "data": {"num_steps": 3, "max_text_tokens": 5},
+        }
+    )
+    clip, _, _ = pretrained_clip("golden", file, None)
+    return build_model(recipe, num_classes=0, clip=clip, live=("image", "text")).eval()
 
 
 @pytest.mark.parametrize("frame_token", ["cls", "gap"])
-def test_the_image_tower_equals_the_official_one(golden, frame_token):
-    params, arrays = case(golden, f"clip_video_{'token' if frame_token == 'cls' else 'gap'}")
-    tower = ImageTower(tiny_clip().visual, TowerChoice(frame_token=frame_token, projected=False), 3)
-    tower.load_state_dict(flax_weights.image_tower(params, 4))
-    with torch.no_grad():
-        out = tower(arrays["rgb"].permute(0, 1, 4, 2, 3))
-    torch.testing.assert_close(out, arrays["out"], atol=1e-5, rtol=0)
+@torch.no_grad()
+def test_frame_tokens_of_a_loaded_and_of_a_live_tower_equal_the_official_ones(scenic, weights_of, frame_token):
+    params, arrays = case(scenic, f"clip_video_{'token' if frame_token == 'cls' else 'gap'}")
+    images, weights = arrays["rgb"].permute(0, 1, 4, 2, 3), flax_weights.image_tower(params, 4)
+    if frame_token == "cls":  # officially each frame index has a class embedding of its own
+        of_frames = torch.from_numpy(params["class_embedding"])
+    else:
+        of_frames, positions = torch.zeros(3, 16), "visual.positional_embedding"
+        weights[positions] = torch.cat([of_frames[:1], weights[positions]])
+    for index, embedding in enumerate(of_frames):
+        file = weights_of(weights | {"visual.class_embedding": embedding.clone()})
+        tower = load_tower(TowerChoice(tower="golden", pretrained=file, frame_token=frame_token, **NOT_PROJECTED))
+        tokens = tower.encode_images(images[:, index])
+        torch.testing.assert_close(tokens, arrays["out"][:, index], atol=1e-5, rtol=0)
+    live = live_towers(file, frame_token).image_tower
+    if frame_token == "cls":
+        live.class_embeddings.copy_(of_frames)
+    torch.testing.assert_close(live(images), arrays["out"], atol=1e-5, rtol=0)
 
 
-def test_the_text_tower_equals_the_official_one_at_every_valid_token(golden):
-    params, arrays = case(golden, "clip_text")
-    tower = TextTower(tiny_clip(), 5, projected=False)
-    tower.load_state_dict(flax_weights.text_tower(params))
+@torch.no_grad()
+def test_text_tokens_of_a_loaded_and_of_a_live_tower_equal_the_official_ones(scenic, weights_of, monkeypatch):
+    params, arrays = case(scenic, "clip_text")
     valid = arrays["ids"] > 0
-    with torch.no_grad():
-        out = tower(arrays["ids"], valid)
-    torch.testing.assert_close(out[valid], arrays["out"][valid], atol=1e-5, rtol=0)
+    monkeypatch.setattr(open_clip, "tokenize", lambda texts, context_length: arrays["ids"].long())
+    file = weights_of(flax_weights.text_tower(params))
+    tower = load_tower(TowerChoice(tower="golden", pretrained=file, **NOT_PROJECTED))
+    for row, tokens in enumerate(tower.encode_texts(["one", "two", "three"])):
+        torch.testing.assert_close(tokens, arrays["out"][row][valid[row]], atol=1e-5, rtol=0)
+    tokens = live_towers(file).text_tower(arrays["ids"], valid)
+    torch.testing.assert_close(tokens[valid], arrays["out"][valid], atol=1e-5, rtol=0)
