@@ -103,7 +103,7 @@ def weights_file(tmp_path_factory):
     from tests.small_clip import small_clip
 
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_file(small_clip(False).state_dict(), path)
+    save_file(small_clip().state_dict(), path)
     return path
 
 

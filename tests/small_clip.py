@@ -17,10 +17,11 @@ TAGS = {
 }
 
 
-def small_clip(quick_gelu: bool) -> CLIP:
+def small_clip(*, quick_gelu: bool = False, layers: int = 2, std: float = 0.2) -> CLIP:
     """With weights large enough that GELU and QuickGELU are far apart."""
     torch.manual_seed(0)
-    model = CLIP(**ARCHITECTURE, quick_gelu=quick_gelu)
+    vision = ARCHITECTURE["vision_cfg"] | {"layers": layers}
+    model = CLIP(**ARCHITECTURE | {"vision_cfg": vision}, quick_gelu=quick_gelu)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=std)
     return model.eval()

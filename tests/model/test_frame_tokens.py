@@ -5,21 +5,15 @@ import copy
 import open_clip
 import pytest
 import torch
-from open_clip.model import CLIP
 
-from unloc.errors import InputError, TowerError
+from tests.small_clip import small_clip
+from unloc.errors import TowerError
 from unloc.model.towers import ImageTower, Tower, TowerChoice, load_tower
 
 
 @pytest.fixture(scope="module")
 def clip():
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16}
-    text = {"context_length": 24, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
-    model = CLIP(16, vision, text)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval()
+    return small_clip(layers=3, std=0.1)
 
 
 def images(count=3):
@@ -102,13 +96,6 @@ def test_the_toy_tower_has_the_means_of_its_stages_and_says_what_it_has_not():
             load_tower(TowerChoice(**choice))
 
 
-def test_what_cannot_be_meant_is_refused(clip):
-    for wrong, words in (
-        ({"frame_token": "patch"}, "--frame-token"),
-        ({"num_layers": 0}, "--last-k"),
-        ({"tower_dtype": "int8"}, "--dtype"),
-    ):
-        with pytest.raises(InputError, match=words):
-            TowerChoice(**wrong)
+def test_more_layers_than_the_tower_has_are_refused(clip):
     with pytest.raises(TowerError, match=r"--last-k.*3 layers"):
         tower_of(clip, num_layers=4)

@@ -1,73 +1,35 @@
 """The official configurations have the official parameter counts (Table 2 for T5)."""
 
 import importlib.util
-import math
 
 import pytest
 from typer.testing import CliRunner
 
 from unloc.cli import app
-from unloc.config import DataConfig, ModelConfig, Recipe, TargetsConfig, TowersConfig
 from unloc.errors import TowerError
 from unloc.model.build import counted_parameters
 from unloc.recipes import load_recipe
 
-OFFICIAL = {"text_tokens": "eos", "project_frames": True, "project_texts": True}
-LARGE = OFFICIAL | {"width": 768, "num_heads": 12, "mlp_width": 3072}
-GIVEN = {"project_texts": False}
-FROZEN = {"image": "frozen", "text": "frozen"}
-BASE_TOWER, LARGE_TOWER = TowersConfig(name="ViT-B-16", **FROZEN), TowersConfig(name="ViT-L-14", **FROZEN)
-GAP_TOWER = TowersConfig(name="ViT-L-14", frame_token="gap", **FROZEN)
-GAP_WITHOUT_TEXT = TowersConfig(name="ViT-L-14", frame_token="gap", image="frozen", text="cached")
-# name: fusion and heads, towers, level-0 steps, text tokens, total
-CONFIGS = {
-    "TAL-B": (OFFICIAL | {"num_head_convs": 4}, BASE_TOWER, 128, 16, 174_918_923),
-    "TAL-L": (LARGE | GIVEN | {"num_head_convs": 4, "num_levels": 5}, GAP_WITHOUT_TEXT, 160, 16, 360_690_957),
-    "CAP-B": (OFFICIAL | {"share_heads": False}, BASE_TOWER, 128, 32, 187_539_212),
-    "CAP-L": (LARGE | {"num_head_convs": 4, "pyramid": "fpn"}, GAP_TOWER, 128, 16, 484_289_803),
-    "CHA-B": (OFFICIAL | {"share_heads": False, "pyramid": "fpn"}, BASE_TOWER, 128, 16, 187_531_020),
-    "COIN-L": (LARGE | GIVEN | {"pyramid": "none", "head": "linear"}, GAP_WITHOUT_TEXT, 512, 16, 346_493_697),
-    "QVH-B": (OFFICIAL, BASE_TOWER, 144, 32, 173_363_467),
-    "QVH-L": (LARGE, LARGE_TOWER, 144, 32, 480_907_019),
-}
 
-
-def counts_of(values, towers, num_steps, max_text_tokens):
-    model, task = ModelConfig(**values), "as" if values.get("head") == "linear" else "tal"
-    edges = [0.0, *(float(4 * 2**level) for level in range(model.num_levels - 1)), math.inf]
-    data = DataConfig(num_steps=num_steps, max_text_tokens=max_text_tokens)
-    targets = TargetsConfig(range_edges=edges)
-    return counted_parameters(Recipe(task=task, model=model, towers=towers, data=data, targets=targets))
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_an_official_configuration_has_its_official_number_of_parameters(name):
-    *description, total = CONFIGS[name]
-    assert counts_of(*description)["total"] == total
-
-
-def test_every_part_of_the_official_base_model_has_its_official_number():
-    counts = counts_of(*CONFIGS["TAL-B"][:-1])
-    assert counts.pop("relevance_head") + counts.pop("displacement_head") == 6_305_291
-    towers = {"image_tower": 85_896_960, "video_projection": 393_216}
-    towers |= {"text_tower": 63_134_720, "text_projection": 262_144}
-    assert counts == towers | {"encoder": 18_926_592, "total": 174_918_923}
+def total_with(*towers):
+    """Parameters of the official Base model with other towers."""
+    recipe = load_recipe("scenic/anet_tal_b", ["towers.image=frozen", "towers.text=frozen", *towers])
+    return counted_parameters(recipe)["total"]
 
 
 @pytest.mark.parametrize(("text", "millions"), [("t5-small", 147.1), ("t5-base", 221.5)])
 def test_models_with_unpaired_text_towers_are_as_large_as_in_table_2(text, millions):
     pytest.importorskip("transformers", reason="the extra `t5` is not installed")
-    towers = TowersConfig(name="ViT-B-16", text_name=text, **FROZEN)
-    assert round(counts_of(OFFICIAL | {"num_head_convs": 4}, towers, 128, 16)["total"] / 1e6, 1) == millions
+    assert round(total_with(f"towers.text_name={text}") / 1e6, 1) == millions
 
 
 def test_a_tower_that_cannot_be_counted_is_named():
     for image in ("ViT-B-17", "coca_ViT-B-32"):
         with pytest.raises(TowerError, match=f"tower '{image}'"):
-            counts_of(OFFICIAL, TowersConfig(name=image), 128, 16)
+            total_with(f"towers.name={image}")
     if importlib.util.find_spec("transformers") is None:
         with pytest.raises(TowerError, match=r"unloc\[t5\]"):
-            counts_of(OFFICIAL, TowersConfig(name="ViT-B-16", text_name="t5-base", **FROZEN), 128, 16)
+            total_with("towers.text_name=t5-base")
 
 
 def printed_counts(recipe, *overrides):

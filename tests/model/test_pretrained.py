@@ -77,18 +77,18 @@ def test_a_model_whose_texts_are_not_clips_is_refused_before_anything_is_downloa
 
 @pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("ours", False)])
 def test_tokens_are_those_of_the_activation_of_the_tag_frozen_and_live(tiny, tag, quick):
-    expected, tower = small_clip(quick), load_tower(tiny, tag)
+    expected, tower = small_clip(quick_gelu=quick), load_tower(tiny, tag)
     images = torch.randn(3, 3, 32, 32)
     frames, ids = expected.encode_image(images), open_clip.tokenize(["a cat jumps"], 24)
     torch.testing.assert_close(tower.encode_images(images), frames, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(tower.encode_texts(["a cat jumps"])[0][-1:], expected.encode_text(ids))
-    clip = small_clip(quick)
+    clip = small_clip(quick_gelu=quick)
     live = ImageTower(clip.visual, TowerChoice(), 3)
     torch.testing.assert_close(live(images[None])[0], frames, atol=1e-5, rtol=1e-4)
     texts = TextTower(clip, 24, projected=True)
     ids, mask = texts.tokenize(["a cat jumps"])
     torch.testing.assert_close(texts(ids, mask)[:, -1], expected.encode_text(open_clip.tokenize("a cat jumps", 24)))
-    other = small_clip(not quick).encode_image(images)
+    other = small_clip(quick_gelu=not quick).encode_image(images)
     assert (frames - other).abs().max() > 1e-3, "the two activations are one"
     assert Encoder(EncodeConfig(tower=tiny, pretrained=tag, fps=2.0)).fingerprint["tower.activation"] == (
         "quick_gelu" if quick else "gelu"

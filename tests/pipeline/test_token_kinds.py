@@ -7,7 +7,7 @@ import torch
 from pipeline.extract import ExtractOptions, extract
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import create_or_check, fingerprint_differences
-from unloc.errors import FingerprintError, InputError
+from unloc.errors import FingerprintError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import require_same_cache
 
@@ -66,18 +66,3 @@ def test_a_tower_of_another_dtype_makes_another_cache(tmp_path):
     create_or_check(tmp_path / "cache", fingerprint, {})
     with pytest.raises(FingerprintError, match=r"tower\.dtype"):
         create_or_check(tmp_path / "cache", fingerprint | {"tower.dtype": "bfloat16"}, {})
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"views": ("flip",)}, "--views"),
-        ({"frame_token": "patch"}, "--frame-token"),
-        ({"num_layers": 0}, "--last-k"),
-        ({"tower_dtype": "float16"}, "--dtype"),
-        ({"dtype": "float64"}, "--token-dtype"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(wrong, words):
-    with pytest.raises(InputError, match=words):
-        EncodeConfig(fps=2.0, **wrong)
