@@ -12,11 +12,10 @@ from unloc.annotations.problems import Problems
 from unloc.annotations.subsets import restricted
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import evaluate, score
-from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS, THUMOS_THRESHOLDS
-from unloc.evaluation.queries import align
-from unloc.evaluation.retrieval import moment_retrieval, official_report, tie_spans
+from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS
+from unloc.evaluation.retrieval import moment_retrieval, official_report
 from unloc.evaluation.screening import screen_moments
-from unloc.evaluation.segmentation import FrameScores, VideoFrames, action_segmentation, frame_labels
+from unloc.evaluation.segmentation import action_segmentation
 from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import FramePrediction
 
@@ -76,11 +75,13 @@ def test_detection_equals_the_scorer_of_unloc_to_its_rounding(golden, name):
 @pytest.mark.parametrize("name", TAL)
 def test_average_precision_of_every_class_equals_the_official_one(golden, name):
     detections, manifest, _ = tal_case(golden, name, "noties")
-    result = average_precision(detections, manifest.instances, TAL[name][3])
+    _, split, protocol, thresholds = TAL[name]
+    found = evaluate("tal", detections, manifest, split, protocol=protocol)["per_class"]
     expected = load(golden / name / "set_A" / "expected_per_class_ap.json")["noties"]
-    assert set(expected) == set(result)
-    for label, values in result.items():
-        np.testing.assert_allclose(values, expected[label], rtol=0, atol=1e-9)
+    assert set(expected) == set(found)
+    for label, values in expected.items():
+        for threshold, value in zip(thresholds, values, strict=True):
+            assert same(found[label][f"AP@{threshold:.2f}"], 100 * value), (label, threshold)
 
 
 def test_nine_thresholds_of_thumos_equal_the_official_ones(golden):
@@ -190,11 +191,8 @@ def test_moment_retrieval_equals_unloc(golden, name, protocol):
 @pytest.mark.parametrize("name", MR)
 def test_moment_retrieval_with_ties_goes_by_the_named_rule_and_other_orders_lie_in_its_span(golden, name):
     predictions, manifest, expected = mr_case(golden, name, "ties")
-    found = moment_retrieval(predictions, manifest, "default")
-    official, spans = (
-        by_unloc(expected["unloc_clamped_gt"]),
-        tie_spans(align(predictions, manifest), manifest, found, PROTOCOLS["mr"]["default"]),
-    )
+    report = evaluate("mr", predictions, manifest, "val_2", protocol="default")
+    found, spans, official = report["metrics"], report["tie_spans"], by_unloc(expected["unloc_clamped_gt"])
     for key, (low, high) in by_unloc(expected["unloc_range_over_random_orders"]).items():
         assert same(found[key], by_the_later_first(golden / name / "set_A", manifest, key)), key
         lowest, highest = spans.get(key, (found[key], found[key]))
@@ -285,25 +283,6 @@ def test_qvhighlights_val_of_the_perf_case_equals_the_official_answer(golden, sh
 # -- action segmentation --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", ["1fps_mmpt", "10fps_unloc"])
-def test_coin_accuracy_and_map_equal_the_official_ones(golden, rate):
-    folder = golden / "coin_segmentation" / "set_A"
-    frames, expected = np.load(folder / f"frames_{rate}.npz"), load(folder / "expected.json")[rate]
-    labels = frames["label"].astype(np.int64) - 1  # 0 is background there, -1 here
-    accuracy = (labels == frames["pred"].astype(np.int64) - 1).mean()
-    assert accuracy == pytest.approx(expected["mmpt_frame_acc"], abs=1e-9)
-    videos = []
-    for video_id, start, end in zip(frames["video"], frames["ptr"][:-1], frames["ptr"][1:], strict=True):
-        truth, scores, rows = labels[start:end], scores_of(frames, slice(start, end)), np.arange(end - start)
-        edges = np.arange(end - start + 1.0)
-        videos.append(
-            VideoFrames(video_id=str(video_id), edges=edges, truth=truth, predicted=truth, rows=rows, scores=scores)
-        )
-    found = FrameScores(videos).metrics()
-    assert same(found["mAP"], 100 * expected["unloc_map_present_classes_only"])
-    assert same(found["mAP_all_classes"], 100 * expected["unloc_map_sklearn_as_installed"])
-
-
 def scores_of(frames, rows):
     """(rows, 778) logits of a golden file, which keeps the best of each frame."""
     scores = np.full((len(frames["label"][rows]), 778), float(frames["fill"]), dtype=np.float32)
@@ -313,35 +292,17 @@ def scores_of(frames, rows):
 
 
 @pytest.mark.parametrize(("rate", "protocol", "fps"), [("1fps_mmpt", "coin", 1.0), ("10fps_unloc", "unloc", 10.0)])
-def test_coin_frames_are_painted_and_scored_from_seconds_as_officially(golden, rate, protocol, fps):
+def test_coin_accuracy_and_map_from_segments_in_seconds_equal_the_official_ones(golden, rate, protocol, fps):
     folder = golden / "coin_segmentation" / "set_A"
     frames, expected = np.load(folder / f"frames_{rate}.npz"), load(folder / "expected.json")[rate]
-    manifest = convert("coin", [folder / "ground_truth.json"])
-    database = load(folder / "ground_truth.json")["database"]
-    names = {int(i["id"]): None for entry in database.values() for i in entry["annotation"]}
-    predictions, rule = [], PROTOCOLS["as"][protocol]
-    by_id = ids_to_names(manifest, database, names)
-    for index, video_id in enumerate(map(str, frames["video"])):
-        entry, rows = database[video_id], slice(frames["ptr"][index], frames["ptr"][index + 1])
-        segments = np.asarray([item["segment"] for item in entry["annotation"]], dtype=float).reshape(-1, 2)
-        ids = np.asarray([int(item["id"]) for item in entry["annotation"]])
-        ours = frame_labels(segments * fps, ids, rule.num_frames(entry["duration"] * fps), rule)
-        np.testing.assert_array_equal(np.where(ours == -1, 0, ours), frames["label"][rows])
-        labels = [None if step == 0 else by_id.get(int(step), f"step {step}") for step in frames["pred"][rows]]
-        predictions.append(FramePrediction(video_id=video_id, fps=fps, labels=labels))
-    kept = manifest.videos["video_id"].isin([item.video_id for item in predictions])
-    manifest = type(manifest)(**{**vars(manifest), "videos": manifest.videos[kept]})
+    manifest, predictions = convert("coin", [folder / "ground_truth.json"]), []
+    steps, ends = frames["pred"], frames["ptr"]
+    for video_id, start, end in zip(frames["video"], ends[:-1], ends[1:], strict=True):
+        labels = [manifest.classes[step - 1] if step else None for step in steps[start:end]]  # 0 is background there
+        scores = scores_of(frames, slice(start, end))
+        predictions.append(FramePrediction(video_id=str(video_id), fps=fps, labels=labels, scores=scores))
+    manifest = restricted(manifest, {item.video_id for item in predictions}.__contains__)
     found = action_segmentation(predictions, manifest, protocol)
     assert same(found["frame_accuracy"], 100 * expected["mmpt_frame_acc"])
-
-
-def ids_to_names(manifest, database, ids):
-    """The manifest's name of every step id that has an instance."""
-    found = {}
-    rows = manifest.instances.groupby("video_id", sort=False)
-    for video_id, table in rows:
-        steps = sorted((*map(float, i["segment"]), int(i["id"])) for i in database[video_id]["annotation"])
-        ours = sorted(zip(table["start_seconds"], table["end_seconds"], table["label"], strict=True))
-        found |= {step: label for (_, _, step), (_, _, label) in zip(steps, ours, strict=True)}
-    assert set(found) == set(ids)
-    return found
+    assert same(found["mAP"], 100 * expected["unloc_map_present_classes_only"])
+    assert same(found["mAP_all_classes"], 100 * expected["unloc_map_sklearn_as_installed"])

@@ -1,51 +1,37 @@
 """Our metrics equal plain loops over a small synthetic set that is part of the project; and the loops equal the
 official scorers, where their results are available."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.evaluation.small import average_precision, load, same, tal_detections, tal_manifest
+from tests.evaluation.small import load, same, tal_detections, tal_manifest
+from tests.golden import make_metrics
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
-from unloc.evaluation.detection import detection
-from unloc.evaluation.evaluator import score
-from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS
+from unloc.evaluation.evaluator import evaluate, score
 from unloc.evaluation.segmentation import action_segmentation
 from unloc.predictions.records import FramePrediction, MomentPrediction
-
-FOLDER = Path(__file__).resolve().parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
 def made():
-    return load(FOLDER / "metrics.json")
-
-
-@pytest.fixture(scope="module")
-def loops():
-    """The script that made the set, as a module."""
-    spec = importlib.util.spec_from_file_location("make_metrics", FOLDER / "make_metrics.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(Path(make_metrics.__file__).with_name("metrics.json"))
 
 
 @pytest.mark.parametrize("protocol", ["activitynet", "thumos14"])
 def test_detection_equals_the_loops(made, protocol):
     held = made["detection"]
     manifest, detections = tal_manifest(held["truth"]), tal_detections(held["found"])
-    thresholds = ACTIVITYNET_THRESHOLDS if protocol == "activitynet" else THUMOS_THRESHOLDS
     expected = held["average_precision"][protocol]
-    found = average_precision(detections, manifest.instances, thresholds)
-    for label, values in found.items():
-        np.testing.assert_allclose(values, expected[label], rtol=0, atol=1e-12)
-    metrics = detection(detections, manifest, protocol)
-    assert same(metrics["mAP@avg"], 100 * np.mean(list(expected.values())))
+    report = evaluate("tal", detections, manifest, "test", protocol=protocol)
+    assert set(report["per_class"]) == set(expected)
+    for label, values in expected.items():
+        np.testing.assert_allclose([*report["per_class"][label].values()], 100 * np.array(values), rtol=0, atol=1e-10)
+    assert same(report["metrics"]["mAP@avg"], 100 * np.mean(list(expected.values())))
     for name, value in held["recall"].items() if protocol == "thumos14" else ():
-        assert same(metrics[name], 100 * value), name
+        assert same(report["metrics"][name], 100 * value), name
 
 
 @pytest.mark.parametrize("protocol", ["default", "2d-tan", "moment_detr"])
@@ -81,13 +67,13 @@ def test_frames_at_every_rate_equal_the_loops(made, fps, protocol):
         assert same(found[name], 100 * value), name
 
 
-def test_the_script_still_makes_what_is_stored(loops, made, monkeypatch, tmp_path):
-    monkeypatch.setattr(loops, "__file__", str(tmp_path / "make_metrics.py"))
-    loops.main()
+def test_the_script_still_makes_what_is_stored(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(make_metrics, "__file__", str(tmp_path / "make_metrics.py"))
+    make_metrics.main()
     assert json.loads((tmp_path / "metrics.json").read_text()) == made
 
 
-def test_the_loops_equal_the_official_scorer(loops, golden):
+def test_the_loops_equal_the_official_scorer(golden):
     folder = golden / "thumos14_tal" / "set_A"
     database = load(folder / "ground_truth.json")["database"]
     truth = {
@@ -100,5 +86,5 @@ def test_the_loops_equal_the_official_scorer(loops, golden):
     expected = load(folder / "expected_per_class_ap.json")["noties"]
     for label in ("Diving", "CleanAndJerk", "HighJump"):
         kept = [{v: [i for i in items if i[0] == label] for v, items in rows.items()} for rows in (found, truth)]
-        values = loops.detection(*kept, loops.THUMOS)[label]
+        values = make_metrics.detection(*kept, make_metrics.THUMOS)[label]
         np.testing.assert_allclose(values, expected[label], rtol=0, atol=1e-9)
