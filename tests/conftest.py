@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec import AbstractFileSystem
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -52,6 +54,24 @@ def s3_server() -> Iterator[str]:
     server.start()
     yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> AbstractFileSystem:
+    """The S3 server as fsspec sees it, here and in processes started from here."""
+    words = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
+    for name, value in (words | {"ENDPOINT_URL": s3_server}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
+    return fsspec.filesystem("s3")
+
+
+@pytest.fixture(scope="session")
+def token_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(manifest, cache) of a small learnable world."""
+    from tests.token_world import make_token_world
+
+    return make_token_world(tmp_path_factory.mktemp("token_world"))
 
 
 def render_video(path: Path, *, num_frames: int = 20, fps: int = 10, seed: int = 0) -> Path:

@@ -7,6 +7,11 @@ from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """Videos by id."""
+    return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
+
+
 def token_bytes(cache: Path) -> dict[str, bytes]:
     found = sorted(path for path in cache.glob("*/[0-9]*/*/c/**/*") if path.is_file())
     return {str(path.relative_to(cache)): path.read_bytes() for path in found}

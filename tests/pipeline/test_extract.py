@@ -10,7 +10,7 @@ import torch
 from pipeline import decoding
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
-from tests.pipeline.comparison import token_bytes
+from tests.pipeline.comparison import files_of, token_bytes
 from unloc.cache import shards
 from unloc.cache.opening import describe, open_cache
 from unloc.errors import CacheError, CoverageError
@@ -20,10 +20,6 @@ from unloc.model.towers import Tower
 
 CONFIG = EncodeConfig(fps=5.0)
 IN_PROCESS = ExtractOptions(workers=0, shard_size=3)
-
-
-def files_of(folder):
-    return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.extract import ExtractOptions, extract
 from pipeline.forecast import forecast
+from tests.pipeline.comparison import files_of
 from tests.video.rendered import Kind, render
 from unloc.cache.opening import home_for
 from unloc.errors import CoverageError
@@ -14,10 +15,6 @@ from unloc.inference.encode import EncodeConfig, Encoder
 CONFIG = EncodeConfig(fps=5.0)
 OPTIONS = ExtractOptions(workers=0, shard_size=3)
 TEXTS = ["a red square", "a man walks"]
-
-
-def files_of(folder):
-    return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
 
 
 def size_of(cache):

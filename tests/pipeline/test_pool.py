@@ -20,7 +20,7 @@ from benchmarks.process_tree import processes_below
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from tests.conftest import render_video
-from tests.pipeline.comparison import check_equal
+from tests.pipeline.comparison import check_equal, files_of
 from unloc.inference.encode import EncodeConfig
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -32,7 +32,7 @@ TEXTS = ["a red square", "a man walks"]
 
 @pytest.fixture(scope="module")
 def files(video_folder) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(video_folder.glob("*.mp4"))}
+    return files_of(video_folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pipeline.extract
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from pipeline.repair import Repair
+from tests.pipeline.comparison import files_of
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.mirror import Home
@@ -38,7 +39,7 @@ def folder(video_folder, tmp_path):
 
 @pytest.fixture
 def files(folder):
-    files = {path.stem: path for path in sorted(folder.glob("*.mp4"))}
+    files = files_of(folder)
     return {"e": files["d"], **files}
 
 

@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.decoding import Ended, GuardedDecoder, Job, Limits, Retried
 from pipeline.extract import ExtractOptions, extract
+from tests.pipeline.comparison import token_bytes
 from unloc.annotations.schema import VideoRow, build_manifest, save_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.shards import Failure
@@ -71,14 +72,9 @@ def faulty(tmp_path, monkeypatch):
 
 
 @pytest.fixture(params=["memory://bucket/videos", "s3://videobucket"])
-def url(request, monkeypatch, video_folder):
+def url(request, video_folder):
     if request.param.startswith("s3"):
-        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "DEFAULT_REGION"):
-            monkeypatch.setenv(f"AWS_{name}", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
-        fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
-        if not fsspec.filesystem("s3").exists("videobucket"):
-            fsspec.filesystem("s3").mkdir("videobucket")
+        request.getfixturevalue("s3").makedirs("videobucket", exist_ok=True)
     else:
         MemoryFileSystem.store.clear()
     upload(video_folder, request.param)
@@ -93,12 +89,6 @@ def upload(folder, url, names=("v0", "v1", "v2")):
 
 def manifest(*names):
     return build_manifest(name="m", tasks=("mr",), rows=[VideoRow(name, "t", 1) for name in names])
-
-
-def token_bytes(cache):
-    return {
-        path.relative_to(cache): path.read_bytes() for path in cache.glob("shards/*/frames/c/**/*") if path.is_file()
-    }
 
 
 def decode(url, name="v0", **limits):

@@ -15,6 +15,7 @@ import pipeline.repair
 from pipeline.extract import ExtractOptions, extract
 from pipeline.repair import Repair
 from tests.conftest import render_video
+from tests.pipeline.comparison import files_of
 from unloc.cache.audit import audit_cache
 from unloc.cache.metadata import group_metadata, read_attributes
 from unloc.cache.mirror import Home
@@ -41,7 +42,7 @@ def folder(tmp_path_factory, video_folder):
 
 @pytest.fixture(scope="module")
 def files(folder):
-    files = {path.stem: path for path in sorted(folder.glob("*.mp4"))}
+    files = files_of(folder)
     return files | {"v_v0": files["v0"]}
 
 

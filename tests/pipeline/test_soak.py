@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.process_tree import processes_below
 from pipeline.extract import ExtractOptions, extract
 from tests.conftest import render_video
-from tests.pipeline.comparison import check_equal
+from tests.pipeline.comparison import check_equal, files_of
 from unloc.inference.encode import EncodeConfig
 
 pytestmark = pytest.mark.slow
@@ -146,8 +146,8 @@ def videos(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def clean(videos, tmp_path_factory) -> Path:
-    cache, files = tmp_path_factory.mktemp("clean") / "cache", {path.stem: path for path in sorted(videos[0].iterdir())}
-    extract(cache, EncodeConfig(fps=FPS), ExtractOptions(workers=0, shard_size=SHARD_SIZE), files, [], [])
+    cache, options = tmp_path_factory.mktemp("clean") / "cache", ExtractOptions(workers=0, shard_size=SHARD_SIZE)
+    extract(cache, EncodeConfig(fps=FPS), options, files_of(videos[0]), [], [])
     return cache
 
 

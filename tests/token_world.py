@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
@@ -29,10 +28,8 @@ def rows_of(video_id, split, events):
         )
 
 
-@pytest.fixture(scope="session")
-def token_world(tmp_path_factory) -> tuple[Path, Path]:
+def make_token_world(folder: Path) -> tuple[Path, Path]:
     """(manifest, cache) of 60 videos; the manifest serves all four tasks."""
-    folder = tmp_path_factory.mktemp("token_world")
     rng = np.random.default_rng(0)
     directions = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0][:3] * 3
     create_or_check(folder / "cache", {"tower.name": "made up", "sampling.fps": FPS}, {})
