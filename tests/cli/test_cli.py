@@ -7,17 +7,6 @@ import sys
 import pytest
 
 
-@pytest.fixture
-def fails(unloc):
-    """Runs a command line that must fail with exit code 2 and one line on stderr that has these words."""
-
-    def run(*words, saying):
-        code, _, errors = unloc(*words)
-        assert code == 2 and errors.count("\n") == 1 and saying in errors, errors
-
-    return run
-
-
 def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "unloc", "eval", "--predictions", "gone", "--manifest", "gone.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -33,10 +33,10 @@ def shifted(change):
         ({}, "no predictions in it"),
     ],
 )
-def test_if_no_prediction_matches_the_error_has_a_hint(unloc, folder, found, hint):  # noqa: F811
+def test_if_no_prediction_matches_the_error_has_a_hint(fails, folder, found, hint):  # noqa: F811
     write_tal(folder / "p.json", found)
-    code, _, err = unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")
-    assert code == 2 and err.startswith("error: p.json: nothing matches") and hint in err and err.count("\n") == 1
+    words = (*TAL.split(), "--predictions", "p.json", "--out", "m.json")
+    assert hint in fails(*words, saying="p.json: nothing matches")
     assert not (folder / "m.json").exists()
 
 
@@ -52,16 +52,14 @@ def test_if_no_prediction_matches_the_error_has_a_hint(unloc, folder, found, hin
         (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None, "vid": "x", "qid": "a"}, "none of the 1"),
     ],
 )
-def test_if_no_moment_matches_the_error_has_a_hint(unloc, folder, words, change, hint):  # noqa: F811
+def test_if_no_moment_matches_the_error_has_a_hint(fails, folder, words, change, hint):  # noqa: F811
     write_mr(folder / "p.jsonl", [answer(1, **change)])
-    code, _, err = unloc(*words.split(), "--predictions", "p.jsonl")
-    assert code == 2 and "nothing matches" in err and hint in err and err.count("\n") == 1
+    assert hint in fails(*words.split(), "--predictions", "p.jsonl", saying="nothing matches")
 
 
-def test_frames_with_other_class_names_are_an_error_with_a_hint(unloc, folder):  # noqa: F811
+def test_frames_with_other_class_names_are_an_error_with_a_hint(fails, folder):  # noqa: F811
     (folder / "p.jsonl").write_text((folder / "as.jsonl").read_text().replace("Run", "run").replace("Jump", "JUMP"))
-    code, _, err = unloc(*AS.split(), "--predictions", "p.jsonl")
-    assert code == 2 and "class names match" in err
+    fails(*AS.split(), "--predictions", "p.jsonl", saying="class names match")
 
 
 def test_partial_matches_are_scored_and_another_unit_is_reported(unloc, folder):  # noqa: F811
@@ -99,7 +97,7 @@ def test_metrics_json_states_its_inputs(unloc, folder):  # noqa: F811
 
 @pytest.mark.parametrize("option", ["--out", "--export"])
 @pytest.mark.parametrize("target", ["tal.jsonl", "lists.txt", "notes.json", "linked.json"])
-def test_inputs_and_foreign_files_are_not_overwritten(unloc, folder, option, target):  # noqa: F811
+def test_inputs_and_foreign_files_are_not_overwritten(fails, folder, option, target):  # noqa: F811
     (folder / "lists.txt").write_text("v3\n")
     (folder / "notes.json").write_text('{"task": "tal", "metrics": {}}')
     (folder / "linked.json").symlink_to("tal.json")
@@ -112,8 +110,7 @@ def test_inputs_and_foreign_files_are_not_overwritten(unloc, folder, option, tar
         (folder / "taken" / "metrics.json").symlink_to(folder / target)
         target = "taken"
     words = ("--predictions", "tal.json", "--without", "lists.txt", option, target)
-    code, _, err = unloc(*TAL.split(), *words)
-    assert code == 2 and err.count("\n") == 1 and "name another file" in err
+    fails(*TAL.split(), *words, saying="name another file")
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
