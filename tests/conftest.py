@@ -12,6 +12,8 @@ from fsspec import AbstractFileSystem
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from unloc.annotations.schema import Row, build_manifest, save_manifest
+
 # From here on every tensor shape stated in ops and model is checked at each call.
 install_import_hook(["unloc.ops", "unloc.model"], "beartype.beartype")
 
@@ -88,6 +90,12 @@ def render_video(path: Path, *, num_frames: int = 20, fps: int = 10, seed: int =
             image = np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+    return path
+
+
+def write_manifest(path: Path, *rows: Row) -> Path:
+    """A manifest of moment retrieval with these rows."""
+    save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), path)
     return path
 
 

@@ -1,10 +1,10 @@
 """Whatever is in an annotation file or a manifest: it can be checked, repaired and written, or is one clear error."""
 
-import copy
 import json
 
 import pytest
 
+from tests.mutations import GONE, changed, places
 from unloc.annotations.check import check_manifest
 from unloc.annotations.converters import convert
 from unloc.annotations.schema import load_manifest, save_manifest
@@ -23,31 +23,7 @@ FILES = {
     "qvhighlights": ("highlight_val.jsonl", QUERY),
     "timelens": ("a.json", {"v.mp4": {"duration": 9, "spans": [[1, 2]], "queries": ["q"]}, "v>>>q>>>[1, 2]": {}}),
 }
-GONE = object()
 VALUES = [None, "", -1, 10**400, float("nan"), [], {}, [None, None], "\ud83d", GONE]
-
-
-def places(node, path=()):
-    """Every path of keys and indices into a JSON value."""
-    yield path
-    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in pairs:
-        yield from places(child, (*path, key))
-
-
-def changed(content, path, value):
-    """The content with another value at a path, or without what is there."""
-    if not path:
-        return value
-    content = copy.deepcopy(content)
-    node = content
-    for key in path[:-1]:
-        node = node[key]
-    if value is GONE:
-        del node[path[-1]]
-    else:
-        node[path[-1]] = value
-    return content
 
 
 def mutations(content):

@@ -1,6 +1,5 @@
 """`unloc cache` as a user meets it."""
 
-import json
 import re
 import shutil
 import tarfile
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.extract import ExtractOptions, extract
+from tests.conftest import write_manifest
+from unloc.annotations.schema import QueryRow, VideoRow
 from unloc.cache.opening import open_cache
 from unloc.inference.encode import EncodeConfig
 
@@ -46,12 +47,8 @@ def test_a_lost_table_of_texts_fails_the_repair_until_the_manifest_is_given(told
     for _ in range(2):
         words = ("cache", "verify", cache, "--repair", "--videos", video_folder)
         assert "--manifest" in fails(*words, saying="texts/00000: ", after_others=True)
-    query = {"qid": "q", "text": "a cat", "segments": [[0, 1]]}
-    rows = [{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}]
-    rows += [{"kind": "video", "video_id": "v0", "split": "test", "duration_seconds": None}]
-    rows += [{"kind": "query", "video_id": "v0", "split": "test", **query}]
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    rows = VideoRow("v0", "test", None), QueryRow("v0", "test", "q", "a cat", [[0, 1]])
+    manifest = write_manifest(tmp_path / "m.jsonl", *rows)
     done = told(*words, "--manifest", manifest)
     assert "repaired 1 of 1" in done and "any other manifest" in done and "a cat" in open_cache(cache).text_index
 
@@ -59,10 +56,7 @@ def test_a_lost_table_of_texts_fails_the_repair_until_the_manifest_is_given(told
 def test_a_changed_video_is_told_and_extracted_again_when_asked_for(told, fails, cache, video_folder, tmp_path):
     folder = shutil.copytree(video_folder, tmp_path / "videos")
     shutil.copy(folder / "v5.mp4", folder / "v1.mp4")
-    rows = [{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}]
-    rows += [{"kind": "video", "video_id": f"v{n}", "split": "test", "duration_seconds": None} for n in range(3)]
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    manifest = write_manifest(tmp_path / "m.jsonl", *(VideoRow(f"v{n}", "test", None) for n in range(3)))
     words = ("extract", manifest, "--videos", folder, "--cache", cache, "--workers", 0)
     assert "--refresh changed" in told(*words)
     fails(*words, "--refresh", "v9", saying="--refresh v9", after_others=True)

@@ -1,10 +1,12 @@
 """What a user types: help, errors in one line, exit codes."""
 
-import json
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import write_manifest
+from unloc.annotations.schema import QueryRow, VideoRow
 
 
 def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
@@ -50,14 +52,8 @@ def test_every_verb_explains_itself(unloc, verb):
 
 @pytest.fixture
 def manifest(tmp_path):
-    rows = [
-        {"kind": "manifest", "version": 1, "name": "small", "tasks": ["mr"]},
-        {"kind": "video", "video_id": "v0", "split": "test", "duration_seconds": 1.5},
-        {"kind": "query", "video_id": "v0", "split": "test", "qid": "1", "text": "a cat", "segments": [[0, 1]]},
-    ]
-    path = tmp_path / "m.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return path
+    rows = VideoRow("v0", "test", 1.5), QueryRow("v0", "test", "1", "a cat", [[0, 1]])
+    return write_manifest(tmp_path / "m.jsonl", *rows)
 
 
 def test_bad_input_to_extract_is_one_line(fails, manifest, video_folder, tmp_path):

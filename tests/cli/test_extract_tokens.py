@@ -4,15 +4,14 @@ import json
 
 import pytest
 
-from unloc.annotations.schema import VideoRow, build_manifest, save_manifest
+from tests.conftest import write_manifest
+from unloc.annotations.schema import VideoRow
 from unloc.cache.opening import open_cache
 
 
 @pytest.fixture
 def manifest(tmp_path):
-    rows = [VideoRow(name, "t", 1) for name in ("v0", "v1", "v2")]
-    save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
-    return tmp_path / "m.jsonl"
+    return write_manifest(tmp_path / "m.jsonl", *(VideoRow(name, "t", 1) for name in ("v0", "v1", "v2")))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Any value anywhere in a file of predictions gives metrics from 0 to 100 or one clear error, never a crash."""
 
-import copy
 import json
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.mutations import GONE, changed, places
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.errors import UnlocError
@@ -39,35 +39,14 @@ ODD = [None, True, 0, -1, 1e308, -1e308, 10**30, float("nan"), float("inf"), "",
 ODD += ["1", [None], {"a": 1}, ["Run"], 0.5, "\ud800", "a\nb"]
 
 
-def places(value, path=()):
-    """Paths of all values within a JSON value."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places(item, (*path, key))
-
-
-def mutated(content, path, new, *, remove):
-    changed = copy.deepcopy(content)
-    parent = changed
-    for key in path[:-1]:
-        parent = parent[key]
-    if remove:
-        del parent[path[-1]]
-    else:
-        parent[path[-1]] = new
-    return changed
-
-
 @pytest.mark.parametrize(("task", "content"), [("tal", TAL), ("mr", MR), ("hd", MR), ("as", AS)])
 @given(data=st.data())
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_anywhere_scores_or_is_one_clear_error(task, content, data, tmp_path_factory):
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from([path for path in places(content) if path]))
-        content = mutated(
-            content, path, data.draw(st.sampled_from(ODD)), remove=data.draw(st.booleans()) and len(path) > 1
-        )
+        value = GONE if data.draw(st.booleans()) and len(path) > 1 else data.draw(st.sampled_from(ODD))
+        content = changed(content, path, value)
     file = tmp_path_factory.getbasetemp() / f"{task}.json"
     file.write_text("\n".join(map(json.dumps, content)))
     problems = Problems()

@@ -1,10 +1,22 @@
-"""Two caches of the same videos: nothing lost, nothing twice, no byte that differs."""
+"""Videos to extract, and whether two caches of them are the same."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from tests.conftest import render_video, write_manifest
+from unloc.annotations.schema import VideoRow
 from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
+
+
+def render_videos(folder: Path, num_frames: Iterable[int]) -> tuple[Path, Path]:
+    """The folder with videos of so many frames, and their manifest beside it."""
+    rows = []
+    for number, frames in enumerate(num_frames):
+        render_video(folder / f"v{number:02}.mp4", num_frames=frames, seed=number)
+        rows.append(VideoRow(f"v{number:02}", "test", None))
+    return folder, write_manifest(folder.with_suffix(".jsonl"), *rows)
 
 
 def files_of(folder: Path) -> dict[str, Path]:

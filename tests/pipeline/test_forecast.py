@@ -6,8 +6,10 @@ import pytest
 
 from pipeline.extract import ExtractOptions, extract
 from pipeline.forecast import forecast
+from tests.conftest import write_manifest
 from tests.pipeline.comparison import files_of
 from tests.video.rendered import Kind, render
+from unloc.annotations.schema import VideoRow
 from unloc.cache.opening import home_for
 from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -83,10 +85,7 @@ def test_a_folder_of_broken_files_is_an_error(tmp_path):
 
 
 def test_the_command_prints_a_table_or_json(unloc, video_folder, tmp_path):
-    rows = [{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}]
-    rows += [{"kind": "video", "video_id": f"v{n}", "split": "test", "duration_seconds": 1.5} for n in range(3)]
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    manifest = write_manifest(tmp_path / "m.jsonl", *(VideoRow(f"v{n}", "test", 1.5) for n in range(3)))
     words = ["extract", manifest, "--videos", video_folder, "--cache", tmp_path / "c", "--workers", "0"]
     code, table, _ = unloc(*words, "--plan")
     assert code == 0 and "9 (" in table and "3 to do" in table

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.process_tree import processes_below
+from tests.conftest import write_manifest
+from unloc.annotations.schema import QueryRow, VideoRow
 from unloc.cache.opening import open_cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,12 +66,8 @@ def head(tmp_path):
 
 def test_the_documented_job_submission_extracts_and_its_log_is_readable(head, video_folder, tmp_path):
     address, environment = head
-    manifest = tmp_path / "mr.jsonl"
-    manifest.write_text(
-        '{"kind": "manifest", "version": 1, "name": "m", "tasks": ["mr"]}\n'
-        '{"kind": "video", "video_id": "v0", "split": "test", "duration_seconds": 1.5}\n'
-        '{"kind": "query", "video_id": "v0", "split": "test", "qid": "1", "text": "a cat", "segments": [[0, 1]]}\n'
-    )
+    rows = VideoRow("v0", "test", 1.5), QueryRow("v0", "test", "1", "a cat", [[0, 1]])
+    manifest = write_manifest(tmp_path / "mr.jsonl", *rows)
     pack = ["data", "pack", str(manifest), "--videos", str(video_folder), "--out", str(tmp_path / "shards")]
     subprocess.run([sys.executable, "-m", "unloc", *pack], env=environment, check=True, capture_output=True)
     words = documented_line()

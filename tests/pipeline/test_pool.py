@@ -20,7 +20,7 @@ from benchmarks.process_tree import processes_below
 from pipeline.decoding import Limits
 from pipeline.extract import ExtractOptions, extract
 from tests.conftest import render_video
-from tests.pipeline.comparison import check_equal, files_of
+from tests.pipeline.comparison import check_equal, files_of, render_videos
 from unloc.inference.encode import EncodeConfig
 
 CONFIG = EncodeConfig(fps=5.0)
@@ -172,14 +172,7 @@ class Command:
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory) -> tuple[Path, Path]:
     """A folder of 60 videos and their manifest."""
-    folder = tmp_path_factory.mktemp("sixty")
-    rows = [{"kind": "manifest", "version": 1, "name": "sixty", "tasks": ["mr"]}]
-    for number in range(60):
-        render_video(folder / f"v{number:02}.mp4", num_frames=240, seed=number)
-        rows.append({"kind": "video", "video_id": f"v{number:02}", "split": "test", "duration_seconds": None})
-    manifest = folder.with_suffix(".jsonl")
-    manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return folder, manifest
+    return render_videos(tmp_path_factory.mktemp("sixty"), [240] * 60)
 
 
 @pytest.fixture(scope="module")

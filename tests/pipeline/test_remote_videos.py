@@ -18,8 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.decoding import Ended, GuardedDecoder, Job, Limits, Retried
 from pipeline.extract import ExtractOptions, extract
+from tests.conftest import write_manifest
 from tests.pipeline.comparison import token_bytes
-from unloc.annotations.schema import VideoRow, build_manifest, save_manifest
+from unloc.annotations.schema import VideoRow, build_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.shards import Failure
 from unloc.errors import MissingError
@@ -125,7 +126,7 @@ def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next
 
 def test_the_command_line_takes_urls_for_the_manifest_the_folder_and_single_videos(unloc, url, video_folder, tmp_path):
     rows = [VideoRow("v0", "t", 1), VideoRow("x", "t", 1, f"{url}/v1.mp4"), VideoRow("y", "t", 1, "v2.mp4")]
-    save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
+    write_manifest(tmp_path / "m.jsonl", *rows)
     store, root = fsspec.core.url_to_fs(url)
     store.put_file(str(tmp_path / "m.jsonl"), f"{root}/m.jsonl")
     out = unloc("extract", f"{url}/m.jsonl", "--videos", url, "--cache", tmp_path / "c", "--workers", 0, "--json")

@@ -5,7 +5,6 @@ kills three times at random moments, runs the same command to its end, and compa
 undisturbed run. Rounds alternate between the two layouts: workers that encode themselves, and decoders with an encoder.
 """
 
-import json
 import os
 import random
 import signal
@@ -21,8 +20,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.process_tree import processes_below
 from pipeline.extract import ExtractOptions, extract
-from tests.conftest import render_video
-from tests.pipeline.comparison import check_equal, files_of
+from tests.pipeline.comparison import check_equal, files_of, render_videos
 from unloc.inference.encode import EncodeConfig
 
 pytestmark = pytest.mark.slow
@@ -134,14 +132,7 @@ def kill(target: str, job: Job, rng: random.Random) -> bool:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("videos")
-    rows = [{"kind": "manifest", "version": 1, "name": "soak", "tasks": ["mr"]}]
-    for number in range(NUM_VIDEOS):
-        render_video(folder / f"v{number:02}.mp4", num_frames=40 + 7 * (number % 9), seed=number)
-        rows.append({"kind": "video", "video_id": f"v{number:02}", "split": "test", "duration_seconds": None})
-    manifest = folder.with_suffix(".jsonl")
-    manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return folder, manifest
+    return render_videos(tmp_path_factory.mktemp("videos"), [40 + 7 * (number % 9) for number in range(NUM_VIDEOS)])
 
 
 @pytest.fixture(scope="module")
