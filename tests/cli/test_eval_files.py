@@ -5,9 +5,7 @@ import json
 
 import pytest
 
-from tests.cli.test_eval import MR, TAL, TRUTH, answer, folder, metrics_of, write_mr, write_tal  # noqa: F401
-
-HD, AS = MR.replace("mr --", "hd --"), TAL.replace("tal --", "as --")
+from tests.cli.scored import AS, HD, MR, TAL, TRUTH, answer, metrics_of, write_mr, write_tal
 
 
 def shifted(change):
@@ -33,7 +31,7 @@ def shifted(change):
         ({}, "no predictions in it"),
     ],
 )
-def test_if_no_prediction_matches_the_error_has_a_hint(fails, folder, found, hint):  # noqa: F811
+def test_if_no_prediction_matches_the_error_has_a_hint(fails, folder, found, hint):
     write_tal(folder / "p.json", found)
     words = (*TAL.split(), "--predictions", "p.json", "--out", "m.json")
     assert hint in fails(*words, saying="p.json: nothing matches")
@@ -52,17 +50,17 @@ def test_if_no_prediction_matches_the_error_has_a_hint(fails, folder, found, hin
         (HD, {"pred_relevant_windows": [], "pred_saliency_scores": None, "vid": "x", "qid": "a"}, "none of the 1"),
     ],
 )
-def test_if_no_moment_matches_the_error_has_a_hint(fails, folder, words, change, hint):  # noqa: F811
+def test_if_no_moment_matches_the_error_has_a_hint(fails, folder, words, change, hint):
     write_mr(folder / "p.jsonl", [answer(1, **change)])
     assert hint in fails(*words.split(), "--predictions", "p.jsonl", saying="nothing matches")
 
 
-def test_frames_with_other_class_names_are_an_error_with_a_hint(fails, folder):  # noqa: F811
+def test_frames_with_other_class_names_are_an_error_with_a_hint(fails, folder):
     (folder / "p.jsonl").write_text((folder / "as.jsonl").read_text().replace("Run", "run").replace("Jump", "JUMP"))
     fails(*AS.split(), "--predictions", "p.jsonl", saying="class names match")
 
 
-def test_partial_matches_are_scored_and_another_unit_is_reported(unloc, folder):  # noqa: F811
+def test_partial_matches_are_scored_and_another_unit_is_reported(unloc, folder):
     write_tal(folder / "p.json", {"v1": TRUTH["v1"], "v2": ("Jump", 0, 5000), "v3": ("Run", 3000, 9000)})
     code, out, _ = unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")
     told = json.loads((folder / "m.json").read_text())["bad_predictions"]
@@ -70,7 +68,7 @@ def test_partial_matches_are_scored_and_another_unit_is_reported(unloc, folder):
     assert [count for kind, (count, _) in told.items() if "segments look like" in kind] == [3]
 
 
-def test_misspelled_keys_and_missing_saliency_are_counted(unloc, folder):  # noqa: F811
+def test_misspelled_keys_and_missing_saliency_are_counted(unloc, folder):
     rows = [answer(1), answer(2)]
     rows[1]["pred_saliency_score"] = rows[1].pop("pred_saliency_scores")
     write_mr(folder / "p.jsonl", rows)
@@ -80,7 +78,7 @@ def test_misspelled_keys_and_missing_saliency_are_counted(unloc, folder):  # noq
     assert "bad predictions" not in unloc(*MR.split(), "--predictions", "p.jsonl")[1]  # which scores no saliency
 
 
-def test_metrics_json_states_its_inputs(unloc, folder):  # noqa: F811
+def test_metrics_json_states_its_inputs(unloc, folder):
     write_tal(folder / "p.json", {"v1": TRUTH["v1"], "v2": ("Jump", 0, 40)})
     assert unloc(*TAL.split(), "--predictions", "p.json", "--out", "m.json")[0] == 0
     report = json.loads((folder / "m.json").read_text())
@@ -97,7 +95,7 @@ def test_metrics_json_states_its_inputs(unloc, folder):  # noqa: F811
 
 @pytest.mark.parametrize("option", ["--out", "--export"])
 @pytest.mark.parametrize("target", ["tal.jsonl", "lists.txt", "notes.json", "linked.json"])
-def test_inputs_and_foreign_files_are_not_overwritten(fails, folder, option, target):  # noqa: F811
+def test_inputs_and_foreign_files_are_not_overwritten(fails, folder, option, target):
     (folder / "lists.txt").write_text("v3\n")
     (folder / "notes.json").write_text('{"task": "tal", "metrics": {}}')
     (folder / "linked.json").symlink_to("tal.json")
@@ -114,7 +112,7 @@ def test_inputs_and_foreign_files_are_not_overwritten(fails, folder, option, tar
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
-def test_an_evaluation_replaces_files_of_earlier_evaluations_unless_they_were_changed(unloc, folder):  # noqa: F811
+def test_an_evaluation_replaces_files_of_earlier_evaluations_unless_they_were_changed(unloc, folder):
     words = (*TAL.split(), "--predictions", "tal.json", "--out", "found", "--export", "again.json")
     assert [unloc(*words)[0] for _ in range(2)] == [0, 0]
     assert "is another output" in unloc(*words[:-1], "found/metrics.json")[2]
@@ -126,7 +124,7 @@ def test_an_evaluation_replaces_files_of_earlier_evaluations_unless_they_were_ch
     assert code == 2 and "did not write it" in err and (folder / "again.json").read_text() == changed
 
 
-def test_zero_shot_states_labels_format_and_hash_as_any_evaluation(unloc, folder):  # noqa: F811
+def test_zero_shot_states_labels_format_and_hash_as_any_evaluation(unloc, folder):
     content = json.loads((folder / "tal.json").read_text()) | {"external_data": {"used": True}}
     (folder / "used.json").write_text(json.dumps(content))
     words = (*TAL.split(), "--predictions", "used.json", "--out", "m.json")
@@ -147,7 +145,7 @@ def test_zero_shot_states_labels_format_and_hash_as_any_evaluation(unloc, folder
 @pytest.mark.parametrize(
     "content", ["v_v3\n", '["v3"]', '{"v3": {"reason": "gone"}}', '{"testing": ["v3"], "none": []}']
 )
-def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content):  # noqa: F811
+def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content):
     (folder / ("l.txt" if content[0] == "v" else "l.json")).write_text(content)
     write_tal(folder / "p.json", TRUTH | {"v3": ("Run", 0, 1)})
     scores = {}

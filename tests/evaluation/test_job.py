@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.cli.test_eval import TRUTH, folder, write_tal  # noqa: F401 (a fixture)
+from tests.cli.conftest import folder  # noqa: F401 (a fixture)
+from tests.cli.scored import TRUTH, write_tal
 from unloc.annotations.schema import load_manifest
 from unloc.evaluation import evaluator
 from unloc.evaluation.evaluator import evaluate

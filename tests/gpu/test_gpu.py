@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.test_trainer import recipe_for, weights_of
+from tests.training.test_trainer import Killed, at_step, kill, recipe_for, weights_of
 from unloc.annotations.schema import load_manifest
 from unloc.cache.opening import open_cache
 from unloc.examples.batches import collate
@@ -110,17 +110,10 @@ def test_outputs_are_those_of_the_cpu(token_world, tmp_path, precision):
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_the_device(token_world, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(step, total, values):
-        if step == 5:
-            raise Stop
-
     recipe = recipe_for("mr", *EIGHT_STEPS, "train.checkpoint_minutes=1e-9", "model.dropout=0.1")
     fit_recipe(recipe, *token_world, tmp_path / "whole", device=WANTED, threads=1)
-    with pytest.raises(Stop):
-        fit_recipe(recipe, *token_world, tmp_path / "part", device=WANTED, threads=1, on_step=stop)
+    with pytest.raises(Killed):
+        fit_recipe(recipe, *token_world, tmp_path / "part", device=WANTED, threads=1, on_step=at_step(5, kill))
     fit_recipe(recipe, *token_world, tmp_path / "part", device=WANTED, threads=1, resume=True)
     # Sums on a GPU may differ in their last bits from run to run; dropout draws what it would have drawn.
     assert deviation(losses_of(tmp_path / "part"), losses_of(tmp_path / "whole")) < 1e-2

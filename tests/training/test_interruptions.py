@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_trainer import assert_same_runs, recipe_for, weights_of
+from tests.training.test_trainer import Killed, assert_same_runs, at_step, kill, recipe_for, weights_of
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.errors import CacheError, ConfigError, DivergedError, InputError, StoppedError
 from unloc.recipes import dump_recipe
@@ -35,8 +35,9 @@ def whole(token_world, tmp_path_factory) -> Path:
     return run
 
 
-def at_step(number, action):
-    return lambda step, total, values: action() if step == number else None
+def fit_options(world, run):
+    manifest, cache = world
+    return ("--manifest", manifest, "--cache", cache, "--work-dir", run, "--threads", 1)
 
 
 def terminate() -> None:
@@ -86,13 +87,6 @@ def test_sigterm_ends_a_validation_at_once_and_the_resumed_run_does_it_again(
 
 def test_checkpoints_by_time_change_nothing_and_are_where_a_killed_run_goes_on(token_world, tmp_path, whole):
     recipe, run = recipe_for("mr", *WORDS, "train.checkpoint_minutes=1e-9"), tmp_path / "run"
-
-    class Killed(Exception):
-        pass
-
-    def kill() -> None:
-        raise Killed
-
     for step in (2, 4, 7):
         resumed = (run / "recipe.yaml").is_file()
         with pytest.raises(Killed):
@@ -103,12 +97,10 @@ def test_checkpoints_by_time_change_nothing_and_are_where_a_killed_run_goes_on(t
 
 
 def test_a_folder_that_is_trained_into_is_locked_and_free_again_after_a_sigkill(token_world, tmp_path, whole):
-    manifest, cache = token_world
     recipe, run = recipe_for("mr", *WORDS), tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    words = [tmp_path / "recipe.yaml", "train.checkpoint_minutes=0.001", "--manifest", manifest, "--cache", cache]
-    words = map(str, [sys.executable, "-m", "unloc", "fit", *words, "--work-dir", run, "--threads", "1"])
-    with subprocess.Popen(list(words), stderr=subprocess.PIPE) as process:
+    words = ["fit", tmp_path / "recipe.yaml", "train.checkpoint_minutes=0.001", *fit_options(token_world, run)]
+    with subprocess.Popen([sys.executable, "-m", "unloc", *map(str, words)], stderr=subprocess.PIPE) as process:
         while process.poll() is None and not (run / "metrics.jsonl").is_file():
             time.sleep(0.01)
         with pytest.raises(CacheError, match=f"process {process.pid}"):
@@ -146,11 +138,9 @@ def test_what_is_not_finite_never_reaches_the_weights_and_its_videos_are_named(
 
 
 def test_a_run_that_diverged_goes_on_from_its_last_good_step_with_other_rates_on_record(unloc, token_world, tmp_path):
-    manifest, cache = token_world
     run = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe_for("mr", *WORDS, "data.val_split=''")))
-    words = ("fit", tmp_path / "recipe.yaml", "--manifest", manifest, "--cache", cache, "--work-dir", run)
-    words = (*words, "--threads", 1)
+    words = ("fit", tmp_path / "recipe.yaml", *fit_options(token_world, run))
     lr = ("optim.lr=1e30", "optim.name=sgd", "train.checkpoint_minutes=1e-9")
     code, _, err = unloc(*words, *lr)
     assert code == 2 and err.count("\n") == 1 and "--change-optim" in err and "step 0 is good" in err
@@ -216,11 +206,9 @@ def file_size_limit(num_bytes: int):
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     unloc, token_world, tmp_path, whole, monkeypatch, what
 ):
-    manifest, cache = token_world
     run, limit = tmp_path / "run", {"env.json": 64, "checkpoint": 20_000}.get(what)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe_for("mr", *WORDS)))
-    words = ("fit", tmp_path / "recipe.yaml", "--manifest", manifest, "--cache", cache, "--work-dir", run)
-    words = (*words, "--threads", 1)
+    words = ("fit", tmp_path / "recipe.yaml", *fit_options(token_world, run))
     if limit is not None:
         with file_size_limit(limit):
             code, _, err = unloc(*words)

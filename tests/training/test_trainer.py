@@ -46,6 +46,18 @@ def test_every_task_learns_the_world_of_tokens(token_world, tmp_path, task):
     assert metrics[headline] > 75.0  # of 10 to 20 validation cases, one more or less turns on rounding
 
 
+class Killed(Exception):
+    """Ends a run at once."""
+
+
+def kill():
+    raise Killed
+
+
+def at_step(number, action):
+    return lambda step, total, values: action() if step == number else None
+
+
 def weights_of(run):
     return {key: value.clone() for key, value in load_model(run).model.state_dict().items()}
 
@@ -55,19 +67,8 @@ def test_a_resumed_run_ends_in_the_bits_of_an_uninterrupted_one(token_world, tmp
     manifest, cache = token_world
     recipe = recipe_for("mr", "train.epochs=3", "train.eval_every_epochs=0.4", *extra)
     whole = fit_recipe(recipe, manifest, cache, tmp_path / "whole", threads=1)
-
-    class Stop(Exception):
-        pass
-
-    def stop_at(step):
-        def on_step(done, total, values):
-            if done == step:
-                raise Stop
-
-        return on_step
-
-    with pytest.raises(Stop):
-        fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, on_step=stop_at(19))
+    with pytest.raises(Killed):
+        fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, on_step=at_step(19, kill))
     resumed = fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1, resume=True)
     assert resumed == whole
     assert_same_runs(tmp_path / "whole", tmp_path / "part")
