@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -180,7 +181,7 @@ def test_an_object_that_is_gone_or_broken_is_the_fault_of_the_video(faulty, vide
     with GuardedDecoder(Encoder(CONFIG).read_spec, Limits()) as decoder:
         last = {job.video_id: event for job, event in decoder.events([Job(key, files[key]) for key in files])}
     assert (last["v0"].reason, last["v1"].reason) == ("not_found", "truncated")
-    assert "faulty://bucket/videos/v1.mp4: the file is cut off" in last["v1"].message
+    assert re.search("faulty://bucket/videos/v1.mp4: .*cut off", last["v1"].message)
     assert last["v1"].file_bytes == 3000, "of the object that was tried, not of the one that was listed"
 
 

@@ -88,6 +88,12 @@ def counter_image(number: int) -> np.ndarray:
     return image
 
 
+def read_counters(reader, wanted: np.ndarray) -> list[int]:
+    """The counters of the frames that are shown at these times."""
+    read = {place: read_counter(frame.image) for frame in reader.frames_at(wanted) for place in frame.positions}
+    return [read[place] for place in range(len(wanted))]
+
+
 def read_counter(image: np.ndarray) -> int:
     """The number in a frame."""
     number = 0

@@ -138,7 +138,7 @@ def test_time_zero_is_the_containers_start(files):
 
 def test_auto_records_why_it_did_not_use_decord(files):
     reasons = {name: open_video(files[name]).reason for name in ("h264_b_frames", "h264_interlaced", "mpeg4_avi")}
-    assert reasons["h264_b_frames"] == "decord would be exact; PyAV is faster"
+    assert "PyAV is faster" in reasons["h264_b_frames"]
     assert "interlaced" in reasons["h264_interlaced"]
     assert "may pack B-frames" in reasons["mpeg4_avi"]
 
