@@ -14,6 +14,8 @@ from unloc.annotations.schema import QueryRow, VideoRow
 from unloc.cache.opening import open_cache
 from unloc.inference.encode import EncodeConfig
 
+FRAMES = "shards/00000/frames/c/0/0/0"
+
 
 @pytest.fixture
 def cache(tmp_path, video_folder):
@@ -22,14 +24,18 @@ def cache(tmp_path, video_folder):
     return tmp_path / "cache"
 
 
+def flipped(content):
+    return content[:5] + bytes([content[5] ^ 1]) + content[6:]
+
+
 def test_a_whole_cache_is_called_whole(told, cache):
     assert "3 videos and 1 texts" in told("cache", "verify", cache)
 
 
 def test_bit_rot_is_named_and_mended_from_the_folder_of_videos(told, fails, cache, video_folder):
-    file = cache / "shards/00000/frames/c/0/0/0"
+    file = cache / FRAMES
     before = file.read_bytes()
-    file.write_bytes(before[:5] + bytes([before[5] ^ 1]) + before[6:])
+    file.write_bytes(flipped(before))
     assert "--repair" in fails("cache", "verify", cache, saying="1 places", after_others=True)
     fails("cache", "verify", cache, "--repair", saying="'v0' (v0.mp4)", after_others=True)
     done = told("cache", "verify", cache, "--repair", "--videos", video_folder)
@@ -65,9 +71,9 @@ def test_a_changed_video_is_told_and_extracted_again_when_asked_for(told, fails,
 
 
 def test_bit_rot_is_mended_from_tar_shards(told, fails, cache, video_folder, tmp_path):
-    file = cache / "shards/00000/frames/c/0/0/0"
+    file = cache / FRAMES
     before = file.read_bytes()
-    file.write_bytes(before[:5] + bytes([before[5] ^ 1]) + before[6:])
+    file.write_bytes(flipped(before))
     with tarfile.open(tmp_path / "videos-0.tar", "w") as tar:
         tar.add(video_folder / "v0.mp4", "clips/v0.mp4")
     words = ("cache", "verify", cache, "--repair", "--shards")
@@ -109,9 +115,9 @@ def test_every_verb_works_on_a_cache_in_a_store(told, fails, cache, tmp_path, vi
     assert "3 videos added" in told("cache", "merge", url, cache)
     assert "3 videos and 1 texts" in told("cache", "verify", url)
     store, root = fsspec.core.url_to_fs(url)
-    key = f"{root}/shards/00000/frames/c/0/0/0"
+    key = f"{root}/{FRAMES}"
     whole = store.cat_file(key)
-    store.pipe_file(key, whole[:5] + bytes([whole[5] ^ 1]) + whole[6:])
+    store.pipe_file(key, flipped(whole))
     fails("cache", "verify", url, saying=f"{url}: 1 places", after_others=True)
     assert "repaired 1 of 1" in told("cache", "verify", url, "--repair", "--videos", video_folder)
     assert store.cat_file(key) == whole

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.training.small import small_example
 from unloc.examples.batches import Batch, Example, collate
-from unloc.examples.steps import TimeGrid
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
 from unloc.training.distributed import gathered_texts, process_mean
@@ -24,12 +24,9 @@ SHARES = (slice(0, 3), slice(3, 5))  # uneven, and the second has no text as lon
 
 def example(seed: int, task: str) -> Example:
     rng = np.random.default_rng(seed)
-    return Example(
-        video_id=f"v{seed}",
-        frames=rng.normal(size=(16, 16)).astype(np.float32),
+    return small_example(
+        seed,
         frame_mask=np.arange(16) < 16 - seed,
-        grid=TimeGrid(0.0, 1.0),
-        duration_seconds=16.0,
         text=rng.normal(size=(7 - seed, 16)).astype(np.float32),
         segments_steps=np.array([[1.0, 4.0 + seed]]) if seed != 4 else np.zeros((0, 2)),
         segment_classes=np.array([seed % 3]) if seed != 4 else np.zeros(0, dtype=np.int64),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from unloc.examples.batches import Example, class_pairs, collate
+from tests.training.small import small_example
+from unloc.examples.batches import class_pairs, collate
 from unloc.examples.loader import choose_classes
-from unloc.examples.steps import TimeGrid
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses, saliency_loss
@@ -15,13 +15,8 @@ MODEL = {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 1, "num_lev
 
 
 def example(seed, *, steps=False):
-    rng = np.random.default_rng(seed)
-    return Example(
-        video_id=f"v{seed}",
-        frames=rng.normal(size=(16, 16)).astype(np.float32),
-        frame_mask=np.ones(16, dtype=bool),
-        grid=TimeGrid(0.0, 1.0),
-        duration_seconds=16.0,
+    return small_example(
+        seed,
         segments_steps=np.array([[1.0, 4.0], [6.0, 13.0]]),
         segment_classes=np.array([seed % 3, (seed + 1) % 3]),
         step_classes=np.repeat([seed % 3, -1], 8) if steps else None,

@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from tests.training.recipe_headers import ABLATIONS, NAMES, PAPER, header, loaded, numbers, stated
+from tests.training.small import small_example
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.cli import app
 from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, UnlocError
 from unloc.examples.batches import Example, collate
-from unloc.examples.steps import TimeGrid
 from unloc.inference.load import CheckpointInfo
 from unloc.recipes import dump_recipe, load_recipe, recipe_from_dict, shipped_recipes
 from unloc.tasks import task_named
@@ -99,12 +99,10 @@ def tiny_example(recipe: Recipe, rng: np.random.Generator) -> Example:
         "segment_classes": rng.integers(NUM_CLASSES, size=2) if task.text_kind == "class" else np.zeros(0, np.int64),
     }
     labels = {"step_classes": rng.integers(-1, NUM_CLASSES, size=steps)}
-    return Example(
-        video_id=f"v{rng.integers(1000)}",
-        frames=rng.normal(size=(steps, FRAME_DIM)).astype(np.float32),
-        frame_mask=np.ones(steps, dtype=bool),
-        grid=TimeGrid(0.0, 1.0),
-        duration_seconds=float(steps),
+    return small_example(
+        int(rng.integers(1000)),
+        steps=steps,
+        width=FRAME_DIM,
         saliency=rng.random(steps).astype(np.float32) if recipe.task == "hd" else None,
         text=rng.normal(size=(4, TEXT_DIM)).astype(np.float32) if task.text_kind == "query" else None,
         **(instances if task.localizes else labels),
