@@ -88,11 +88,6 @@ def test_bad_input_to_fit_is_one_line(fails, manifest, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_resolved_recipe_is_printed(unloc):
-    code, out, _ = unloc("fit", "synth_tal", "--print-config", "train.epochs=3")
-    assert code == 0 and "epochs: 3.0" in out and "task: tal" in out
-
-
 def test_eval_says_what_it_needs(fails, manifest, tmp_path):
     fails("eval", saying="--predictions FILE or --baseline")
     fails("eval", tmp_path, "--manifest", manifest, saying="--cache")

@@ -13,8 +13,7 @@ from pipeline.ledger import Ledger
 from tests.pipeline.comparison import files_of, token_bytes
 from unloc.cache import shards
 from unloc.cache.opening import describe, open_cache
-from unloc.errors import CacheError, CoverageError
-from unloc.files import folder_lock
+from unloc.errors import CoverageError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.model.towers import Tower
 
@@ -161,15 +160,6 @@ def test_other_settings_start_a_new_cache_beside_and_leave_the_old_one(video_fol
     assert token_bytes(tmp_path / "cache") == before and len(open_cache(new.cache)) == 2
     again = extract(tmp_path / "cache", EncodeConfig(fps=2.0), IN_PROCESS, files, [], [])
     assert (again.cache, again.cached_before, again.cached_now) == (new.cache, 2, 0)
-
-
-def test_a_second_writer_is_refused_and_a_dead_one_is_taken_over(clean):
-    with folder_lock(clean), pytest.raises(CacheError, match="is writing"), folder_lock(clean):
-        pass
-    (clean / "lock").write_text(f"process {2**22 + 1} on {os.uname().nodename}")
-    with folder_lock(clean):
-        assert str(os.getpid()) in (clean / "lock").read_text()
-    assert not (clean / "lock").exists()
 
 
 def test_shards_are_bounded_by_bytes_and_cut_at_the_same_videos_after_a_kill(

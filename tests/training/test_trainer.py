@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unloc.annotations.schema import VideoRow, load_manifest
+from unloc.annotations.schema import VideoRow
 from unloc.cache.opening import open_cache
 from unloc.errors import ConfigError, CoverageError, FingerprintError, InputError, MissingError
 from unloc.examples.loader import epoch_batches
@@ -149,8 +149,6 @@ def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
     fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
     with pytest.raises(InputError, match="a run already"):
         fit_recipe(recipe, manifest, cache, tmp_path / "run", threads=1)
-    with pytest.raises(ConfigError, match="another recipe"):
-        fit_recipe(recipe_for("mr", "train.epochs=9"), manifest, cache, tmp_path / "run", threads=1, resume=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_text("precious")
     for overwrite in (True, False):
@@ -159,16 +157,12 @@ def test_a_run_folder_is_never_overwritten_by_accident(token_world, tmp_path):
     assert [item.name for item in (tmp_path / "photos").iterdir()] == ["me.jpg"]
 
 
-def test_bad_input_is_named(token_world, tmp_path):
+def test_a_device_that_is_none_and_a_run_that_is_none_are_named(token_world, tmp_path):
     manifest, cache = token_world
-    with pytest.raises(MissingError, match="'no_such'"):
-        fit_recipe(recipe_for("mr", "data.train_split=no_such"), manifest, cache, tmp_path / "a", threads=1)
     with pytest.raises(InputError, match="--device"):
         fit_recipe(recipe_for("mr"), manifest, cache, tmp_path / "b", device="quantum")
     with pytest.raises(InputError, match="nothing to resume"):
         fit_recipe(recipe_for("mr"), manifest, cache, tmp_path / "c", resume=True)
-    with pytest.raises(ConfigError, match="multiple of 4"):
-        fit_recipe(recipe_for("mr", "data.num_steps=30"), manifest, cache, tmp_path / "d", threads=1)
 
 
 def test_a_training_split_that_does_not_fill_a_batch_is_refused(token_world, tmp_path):
@@ -253,15 +247,3 @@ def test_schedules_warm_up_from_zero_and_end_where_they_should():
     assert late_cosine(28) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5 / 73)), abs=1e-12)
     steps = factors(schedule="step", step_epochs=[5.0, 8.0])
     assert [steps(50), steps(51), math.isclose(steps(81), 0.01)] == [1.0, 0.1, True]
-
-
-def test_the_manifest_of_another_task_is_refused(token_world, tmp_path):
-    manifest, cache = token_world
-    import dataclasses
-
-    from unloc.annotations.schema import save_manifest
-
-    only_tal = dataclasses.replace(load_manifest(manifest), tasks=("tal",))
-    save_manifest(only_tal, tmp_path / "tal.jsonl")
-    with pytest.raises(InputError, match="serves tal, not mr"):
-        fit_recipe(recipe_for("mr"), tmp_path / "tal.jsonl", cache, tmp_path / "run", threads=1)
