@@ -52,7 +52,7 @@ def test_the_answer_to_one_qid_never_answers_another_with_the_same_words():
 def test_a_known_qid_with_another_video_is_matched_by_qid_and_reported():
     found = [answer(1, qid="3")]  # video v and its sentence, but the qid of video w
     assert starts(found) == [None, None, 1.0]
-    assert kinds(found)[1][0] == "qid with another video than annotated"
+    assert "qid with another video" in kinds(found)[1][0]
     assert kinds([answer(1, qid="9", query="a dog")]) == (0, ["unknown video or query", "missing query"])
 
 
@@ -68,9 +68,9 @@ def test_a_qid_that_the_annotations_use_twice_needs_its_video():
     ("scores", "said"),
     [
         ([1.0] * 10, None),
-        ([1.0] * 5, "saliency is not one score per 2 s clip"),
-        ([1.0] * 20, "saliency is not one score per 2 s clip"),
-        ([1.0] * 14, "saliency is not one score per 2 s clip"),
+        ([1.0] * 5, "not one score per"),
+        ([1.0] * 20, "not one score per"),
+        ([1.0] * 14, "not one score per"),
         (None, "no pred_saliency_scores"),
     ],
 )
@@ -79,8 +79,8 @@ def test_missing_saliency_or_another_rate_is_reported_if_it_is_scored(scores, sa
     for rated in (True, False):
         problems = Problems()
         screen_moments([item], MANIFEST, problems, rated=rated)
-        found = [kind.split(":")[0] for kind in problems.counts if "saliency" in kind]
-        assert found == ([said] if said and rated else [])
+        found = [kind for kind in problems.counts if "saliency" in kind]
+        assert len(found) == bool(said and rated) and all(said in kind for kind in found)
 
 
 def test_lists_not_by_falling_score_are_counted():

@@ -74,8 +74,7 @@ def test_of_a_zip_the_file_of_the_split_is_read(tmp_path):
             archive.writestr(f"submission/hl_{split}_submission.jsonl", json.dumps(row))
         archive.writestr("__MACOSX/._hl_val_submission.jsonl", b"\x00")
     found = read_predictions(tmp_path / "s.zip", "hd", split="test")
-    assert found.format == "QVHighlights JSON lines in a zip (submission/hl_test_submission.jsonl)"
-    assert found.predictions[0].qid == "2"
+    assert "(submission/hl_test_submission.jsonl)" in found.format and found.predictions[0].qid == "2"
     with pytest.raises(PredictionError, match="split train"):
         read_predictions(tmp_path / "s.zip", "hd", split="train")
 
