@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ from unloc.video.reading import ReadSpec
 PING_SECONDS = 2.0
 GET_SECONDS = 60.0  # for a ready object to reach this process
 CONNECT_SECONDS = 10.0
+ENDED_BY_RAY = (
+    "error: Ray ended this process, as its own process on this machine (raylet) has died, or it was killed; finished "
+    "videos are kept: run the same command again"
+)
 RESULTS_AHEAD = 8  # of one actor that may wait in the object store
 CALLS_AT_ONCE = 256  # of decoders to one encoder, which puts their frames into batches; more wait in Ray
 VIDEO_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1})(VideoWorker)  # answers while it works
@@ -80,10 +85,14 @@ def connected(options: ExtractOptions) -> Iterator[None]:
             ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray's handler would end this process at once
+    # Ray also ends this process at once when its raylet has died and a result arrives: nothing here could say so.
+    print_unless_done = ["sh", "-c", 'read done || echo "$0" >&2', ENDED_BY_RAY]
+    watcher = subprocess.Popen(print_unless_done, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
     finally:
         ray.shutdown()
+        watcher.communicate(b"done\n")
 
 
 def require_answer(address: str) -> None:
@@ -158,19 +167,24 @@ class RayActors:
         self._calls: dict[ray.ObjectRef | ray.ObjectRefGenerator, tuple[ActorHandle, str]] = {}
         self._pinged_at: dict[ActorHandle, float] = {}
         context = ray.get_runtime_context()
-        self._address, self._own_node = context.gcs_address, context.get_node_id()
+        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        # What this process needs to live.
+        self._needed = {
+            f"the Ray cluster at {context.gcs_address} is gone": context.gcs_address,
+            "Ray's process on this machine (raylet) has ended": f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}",
+        }
 
     def nodes(self) -> list[Node]:
         """Machines that are alive. Raises UnlocError where the cluster is gone: Ray itself would end this process."""
+        for lost, address in self._needed.items():
+            try:
+                require_answer(address)
+            except OSError as error:
+                raise UnlocError(f"{lost} ({last_line(error)}); run the same command again") from None
         try:
-            require_answer(self._address)
-            nodes = live_nodes()
-        except (OSError, RayError) as error:
-            what = f"the Ray cluster at {self._address} is gone ({last_line(error)})"
-            raise UnlocError(f"{what}; run the same command again") from None
-        if all(node.node_id != self._own_node for node in nodes):
-            raise UnlocError("Ray's process on this machine (raylet) has ended; run the same command again")
-        return nodes
+            return live_nodes()
+        except RayError as error:
+            raise UnlocError(f"the Ray cluster is gone ({last_line(error)}); run the same command again") from None
 
     def start(self, role: Role, node: Node, *, num_cpus: int, num_gpus: int) -> ActorHandle:
         """Start an actor on a node."""

@@ -208,11 +208,8 @@ def test_a_killed_process_of_ray_is_one_line_and_the_next_run_resumes(sixty, six
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     code, stderr = command.ended()
-    assert pids and "Traceback" not in stderr
-    if code == 0:  # workers that need no encoder outlive their raylet by some 15 s: it may finish the job
-        assert (victim, layout) == ("raylet", "fused")
-    else:
-        assert code == 2 and [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert pids and code in (1, 2) and "Traceback" not in stderr  # 1: Ray ended the process before it noticed
+    assert [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert Command(sixty, tmp_path / "cache", "--workers", 2, *LAYOUTS[layout]).ended()[0] == 0
     check_equal(tmp_path / "cache", sixty_clean)
 
