@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import fsspec
-import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.extract import ExtractOptions, extract
+from tests.flaky_store import FlakyFileSystem
+from tests.pipeline.comparison import files_of, token_bytes
 from unloc.cache.audit import audit_cache
 from unloc.cache.mirror import mirror_folder
 from unloc.cache.opening import exact_copy, open_cache
@@ -25,40 +24,11 @@ CONFIG = EncodeConfig(fps=2.0)
 OPTIONS = ExtractOptions(workers=0, shard_size=2)
 
 
-class FlakyFileSystem(MemoryFileSystem):
-    """One write in ten fails, some after writing half, some after writing all."""
-
-    protocol = "flakyextract"
-    store: ClassVar[dict] = {}
-    rng = np.random.default_rng(1)
-    is_down = False
-    num_failed = 0
-
-    def _write(self, data, write):
-        if not self.is_down and self.rng.random() > 0.1:
-            return write(data)
-        type(self).num_failed += 1
-        if not self.is_down and self.rng.random() < 0.6:
-            write(data[: len(data) // self.rng.integers(1, 3)])
-        raise OSError("503 Slow Down")
-
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
-        self._write(value, lambda data: super(FlakyFileSystem, self).pipe_file(path, data, mode=mode))
-
-    def put_file(self, lpath, rpath, **kwargs):
-        self._write(Path(lpath).read_bytes(), lambda data: super(FlakyFileSystem, self).pipe_file(rpath, data))
-
-
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLOC_MIRRORS", str(tmp_path / "mirrors"))
     monkeypatch.setattr("unloc.cache.object_store.PAUSE_SECONDS", 0)
-    fsspec.register_implementation("flakyextract", FlakyFileSystem, clobber=True)
     monkeypatch.setattr(FlakyFileSystem, "is_down", False)
-
-
-def files_of(folder):
-    return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
 
 
 def run(cache, video_folder, config=CONFIG, on_progress=lambda *counts: None, options=OPTIONS):
@@ -69,17 +39,13 @@ def run(cache, video_folder, config=CONFIG, on_progress=lambda *counts: None, op
 def clean(tmp_path_factory, video_folder):
     cache = tmp_path_factory.mktemp("clean") / "cache"
     run(cache, video_folder)
-    return array_bytes(cache)
-
-
-def array_bytes(cache):
-    return {path.relative_to(cache): path.read_bytes() for path in cache.glob("*/*/*/c/**/*") if path.is_file()}
+    return token_bytes(cache)
 
 
 def require_clean(url, clean):
     """Every object at the URL is right, whatever any mirror holds."""
     with exact_copy(url) as home:
-        assert array_bytes(home.folder) == clean
+        assert token_bytes(home.folder) == clean
         audit = audit_cache(home.folder)
         assert not audit.damages and audit.num_videos == 7
         lines = (home.folder / "ledger.jsonl").read_text().splitlines()
@@ -101,7 +67,7 @@ def test_a_cache_at_a_url_is_that_in_a_folder_and_a_second_run_changes_nothing(c
 
 def test_a_bucket_that_fails_one_write_in_ten_ends_with_the_same_bytes(clean, video_folder):
     for number in range(2):
-        url = f"flakyextract://bucket/{number}"
+        url = f"flaky://extract/{number}"
         run(url, video_folder)
         require_clean(url, clean)
     assert FlakyFileSystem.num_failed > 3
@@ -110,7 +76,7 @@ def test_a_bucket_that_fails_one_write_in_ten_ends_with_the_same_bytes(clean, vi
 def test_a_bucket_that_is_down_for_a_while_costs_nothing_and_one_that_stays_down_is_told(
     clean, video_folder, monkeypatch
 ):
-    url = "flakyextract://bucket/down"
+    url = "flaky://extract/down"
 
     def go_down(done, due, frames, failed):
         monkeypatch.setattr(FlakyFileSystem, "is_down", 2 <= done < 5)
@@ -164,26 +130,13 @@ def test_the_cache_is_there_before_its_first_video(video_folder):
 
 
 @pytest.mark.slow
-def test_killed_with_sigkill_again_and_again_a_bucket_of_s3_ends_with_the_same_bytes(clean, video_folder, monkeypatch):
-    pytest.importorskip("moto", reason="moto serves S3 for tests")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    for key, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
-    }.items():
-        monkeypatch.setenv(key, value)
-    fsspec.filesystem("s3").mkdir("killed")
+def test_killed_with_sigkill_again_and_again_a_bucket_of_s3_ends_with_the_same_bytes(clean, video_folder, s3):
+    s3.mkdir("killed")
     rng, url = random.Random(0), "s3://killed/cache"
     for _ in range(3):
         _run_killed(url, video_folder, rng.randint(0, 2))
     _run_killed(url, video_folder, None)
     require_clean(url, clean)
-    server.stop()
 
 
 SCRIPT = """

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.extract import ExtractOptions, extract
 from pipeline.repair import Repair
-from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
+from tests.conftest import write_manifest
+from unloc.annotations.schema import QueryRow, VideoRow, load_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.opening import home_of, open_cache
@@ -31,8 +32,7 @@ SIZES += ["data.fps=null", "data.num_frames=8"]
 def manifest(tmp_path):
     rows = [VideoRow(name, "train", 2.0) for name in ("v0", "v1")]
     rows += [QueryRow(f"v{n}", "train", f"q{n}", text, [[0.5, 1.5]], [0], [[4]]) for n, text in enumerate(TEXTS)]
-    save_manifest(build_manifest(name="m", tasks=("mr",), rows=rows), tmp_path / "m.jsonl")
-    return tmp_path / "m.jsonl"
+    return write_manifest(tmp_path / "m.jsonl", *rows)
 
 
 def cached(path, video_folder, names=("v0", "v1"), **config):
@@ -100,9 +100,7 @@ def test_tokens_behind_the_projection_are_refused_with_the_key_and_the_way_out(
     tiny, manifest, video_folder, tmp_path, kept, refused, option
 ):
     cache = cached(tmp_path / "cache", video_folder, **kept)
-    with pytest.raises(
-        ConfigError, match=f"{refused}: true .*behind it already.*{option}, or set {refused}=false"
-    ) as told:
+    with pytest.raises(ConfigError, match=f"{refused}: .*{option}.*{refused}=false") as told:
         fit_recipe(scenic(), manifest, cache, tmp_path / "run")
     assert "\n" not in str(told.value) and not (tmp_path / "run").exists()
 
@@ -114,7 +112,7 @@ def test_a_residual_network_an_older_cache_and_other_widths_are_refused(tiny, ma
     with pytest.raises(ConfigError, match=r"model\.project_frames: .*residual network"):
         fit_recipe(scenic(*of_toy), manifest, cache, tmp_path / "run")
     cache = cached(tmp_path / "cache", video_folder, **BEFORE)
-    with pytest.raises(ConfigError, match=r"model\.width: 8, .*to 16 channels; set model\.width=16"):
+    with pytest.raises(ConfigError, match=r"model\.width: 8.*model\.width=16"):
         fit_recipe(scenic("model.width=8"), manifest, cache, tmp_path / "run")
     (cache / "projections.json").unlink()
     with pytest.raises(ConfigError, match=r"projections\.json"):
@@ -154,7 +152,7 @@ def test_a_cache_with_embeddings_has_no_projections_and_the_baseline_wants_just_
     behind, before = cached(tmp_path / "behind", video_folder), cached(tmp_path / "before", video_folder, **BEFORE)
     assert not (behind / "projections.json").exists() and open_cache(behind).projections == {}
     assert len(baseline_predictions("mr", load_manifest(manifest), open_cache(behind))) == len(TEXTS)
-    with pytest.raises(InputError, match=r"tower\.projected False, tower\.texts_projected False"):
+    with pytest.raises(InputError, match=r"tower\.projected.*tower\.texts_projected"):
         baseline_predictions("mr", load_manifest(manifest), open_cache(before))
 
 
