@@ -19,12 +19,11 @@ from unloc.errors import CacheError
 
 logger = logging.getLogger(__name__)
 LOCK = "lock"
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)")
 
 
 def url_of(path: Path | str) -> str | None:
     """The URL that a path stands for, None for a local path. `Path` turns `s3://bucket` into `s3:/bucket`."""
-    match = _SCHEME.match(str(path))
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?=[^/]|$)", str(path))
     if match is None or match[1].lower() == "file":
         return None
     return f"{match[1].lower()}://{str(path)[match.end() :].rstrip('/')}"
@@ -55,9 +54,12 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; its folder is made if need be. Raises OSError naming `path`."""
+    """Write a file whole or not at all; its folder is made if need be. Raises OSError naming `path`.
+
+    Text is UTF-8; a lone surrogate becomes its JSON escape.
+    """
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 def fsync(path: Path) -> None:

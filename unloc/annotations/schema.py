@@ -192,7 +192,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
     header = Header(1, manifest.name, list(manifest.tasks), list(manifest.classes), manifest.source)
     rows = [{"kind": "manifest"} | vars(header), *manifest_rows(manifest)]
     try:
-        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     except UnicodeEncodeError as error:
         text = error.object[max(error.start - 20, 0) : error.end].encode("ascii", "backslashreplace").decode()
         raise InputError(f"manifest {path} cannot be written: a lone surrogate in {text!r}") from None

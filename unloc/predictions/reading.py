@@ -29,7 +29,6 @@ from unloc.predictions.records import (
     detections_table,
 )
 
-UNREADABLE = "unreadable entry: left out"
 _FIRST_KEY = re.compile(
     r'"(?:(results)|(qid|vid|pred_relevant_windows|pred_saliency_scores)|(video_id|times_seconds|fps|labels))"\s*:'
 )
@@ -40,11 +39,9 @@ _LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
 class PredictionFile:
     """The content of a file."""
 
-    format: str
-    """The name of its format, and how it was packed."""
+    format: str  # its name, and how it was packed
     predictions: pd.DataFrame | list[MomentPrediction] | list[FramePrediction]
-    external_labels: bool | None
-    """Whether the file says that external data were used; None where the format does not say."""
+    external_labels: bool | None  # does it say that external data were used? None where the format does not say
 
 
 def read_predictions(
@@ -128,7 +125,7 @@ class _Reader:
     problems: Problems | None
     external_labels: bool | None = None
 
-    def skip(self, message: str, kind: str = UNREADABLE) -> None:
+    def skip(self, message: str, kind: str = "unreadable entry: left out") -> None:
         """Log an entry that cannot be read; without a log, raise PredictionError."""
         if self.problems is None:
             raise PredictionError(message)
@@ -163,9 +160,7 @@ class _Reader:
                 self.problems.add("empty list: nothing predicted", place)
             for index, item in enumerate(items):
                 try:
-                    start, end = segment = item["segment"]
-                    if not isinstance(segment, list):
-                        raise TypeError
+                    start, end = item["segment"] if isinstance(item["segment"], list) else ()
                     numbers = [np.nan if number is None else float(number) for number in (start, end, item["score"])]
                     rows.append((video_id, str(item["label"]), *numbers))
                 except (TypeError, KeyError, ValueError, OverflowError):
@@ -246,9 +241,8 @@ class _Reader:
             if item.video_id not in sidecars[path]:
                 return None
             with sidecars[path].zip.open(f"{item.video_id}.npy") as member:
-                version, header = np.lib.format.read_magic(member), np.lib.format
-                read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
-                shape, _, dtype = read(member)
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)  # the version of arrays of numbers
             if not np.issubdtype(dtype, np.number):
                 raise ValueError(f"{item.video_id} holds {dtype}, expected numbers")
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

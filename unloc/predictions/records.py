@@ -27,10 +27,8 @@ class MomentPrediction:
     query: str
     windows: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     """(N, 3) start, end in seconds and score, in the file's order."""
-    saliency: np.ndarray | None = None
-    """One score per 2 s clip, where there is saliency."""
-    place: str = field(default="", compare=False)
-    """File and line it was read from."""
+    saliency: np.ndarray | None = None  # one score per 2 s clip, where there is saliency
+    place: str = field(default="", compare=False)  # file and line it was read from
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class StoredScores:
     file: np.lib.npyio.NpzFile
     video_id: str
     shape: tuple[int, ...]
-    finite: bool = False
-    """Whether numbers that are not finite are replaced by the lowest of the video."""
+    finite: bool = False  # whether numbers that are not finite are replaced by the lowest of the video
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         scores = self.file[self.video_id]
@@ -55,8 +52,7 @@ class FramePrediction:
     """Labels of one video, with either the time at which each begins or a stated rate. Raises InputError otherwise."""
 
     video_id: str
-    labels: list[str | None]
-    """Class name, or None for background."""
+    labels: list[str | None]  # class name, or None for background
     times_seconds: np.ndarray | None = None
     """(num_labels,) rising: a label lasts from its time until the next; the first from the start, the last to the end.
     """
@@ -64,8 +60,7 @@ class FramePrediction:
     """The rate stated by a file of others: label k lasts from k / fps to (k + 1) / fps."""
     scores: np.ndarray | StoredScores | None = None
     """(num_labels, num_classes) score of each class in the manifest's class order."""
-    place: str = field(default="", compare=False)
-    """File and line it was read from."""
+    place: str = field(default="", compare=False)  # file and line it was read from
 
     def __post_init__(self) -> None:
         where = f"labels of {self.video_id}"

@@ -1,10 +1,4 @@
-"""Predictions into files: the field's own formats, submissions, and csv.
-
-TAL   ActivityNet submission JSON
-MR/HD QVHighlights submission JSON lines, or the zip of them that its server takes
-AS    JSON lines, one video each, with the time of every label, and per-class scores in a sidecar .npz
-csv   one detection or one window a line
-"""
+"""Predictions into files: ActivityNet and QVHighlights submissions, JSON lines with labels of frames, and csv."""
 
 import csv
 import io
@@ -37,14 +31,12 @@ def export_predictions(
         raise InputError(f"--export {path}: predictions of {task} are written as {' or '.join(EXPORTS[task])}")
     if suffix == ".csv":
         write_csv(path, predictions)
-    elif suffix == ".zip":
-        _write_zip(path, predictions, split)
     elif task == "tal":
         write_detections(path, predictions, external_labels=external_labels)
     elif task == "as":
         write_frames(path, predictions)
     else:
-        write_moments(path, predictions)
+        write_moments(path, predictions, split if suffix == ".zip" else None)
 
 
 def write_detections(path: Path, detections: pd.DataFrame, *, external_labels: bool = False) -> None:
@@ -54,40 +46,33 @@ def write_detections(path: Path, detections: pd.DataFrame, *, external_labels: b
         segment = [float(start), float(end)]
         results.setdefault(video_id, []).append({"label": label, "score": float(score), "segment": segment})
     content = {"version": "VERSION 1.3", "results": results, "external_data": {"used": external_labels}}
-    write_file(path, _encoded(json.dumps(content, ensure_ascii=False)))
+    write_file(path, json.dumps(content, ensure_ascii=False))
 
 
-def write_moments(path: Path, predictions: Sequence[MomentPrediction]) -> None:
-    """Write a QVHighlights submission."""
-    write_file(path, _moment_lines(predictions))
+def write_moments(path: Path, predictions: Sequence[MomentPrediction], split: str | None = None) -> None:
+    """Write a QVHighlights submission; numeric qids as numbers, as there.
 
-
-def _moment_lines(predictions: Sequence[MomentPrediction]) -> bytes:
-    """Numeric qids are written as numbers, as in QVHighlights."""
+    With a split (val or test) as a zip, under the name that QVHighlights' server expects. It takes both splits in one
+    zip: files of other splits in an existing zip are kept.
+    """
     rows = []
     for item in predictions:
         qid = int(item.qid) if item.qid.isdecimal() and str(int(item.qid)) == item.qid else item.qid
         row = {"qid": qid, "query": item.query, "vid": item.video_id, "pred_relevant_windows": item.windows.tolist()}
-        if item.saliency is not None:
-            row["pred_saliency_scores"] = np.asarray(item.saliency).tolist()
-        rows.append(row)
-    return _json_lines(rows)
-
-
-def _write_zip(path: Path, predictions: Sequence[MomentPrediction], split: str) -> None:
-    """Write a zip with the lines under the name that QVHighlights' server expects for the split (val or test).
-
-    The server takes both splits in one zip: files of other splits in an existing zip are kept.
-    """
-    members = {f"hl_{split}_submission.jsonl": _moment_lines(predictions)}
-    if path.is_file():
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()} | members
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(members):
-            archive.writestr(name, members[name])
-    write_file(path, content.getvalue())
+        saliency = {} if item.saliency is None else {"pred_saliency_scores": np.asarray(item.saliency).tolist()}
+        rows.append(row | saliency)
+    content = _json_lines(rows)
+    if split is not None:
+        members = {f"hl_{split}_submission.jsonl": content.encode("utf-8", "backslashreplace")}
+        if path.is_file():
+            with zipfile.ZipFile(path) as archive:
+                members = {name: archive.read(name) for name in archive.namelist()} | members
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in sorted(members):
+                archive.writestr(name, members[name])
+        content = buffer.getvalue()
+    write_file(path, content)
 
 
 def missing_submissions(path: Path) -> list[str]:
@@ -123,21 +108,16 @@ def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
 def write_csv(path: Path, predictions: pd.DataFrame | Sequence[MomentPrediction]) -> None:
     """Write one detection or one window a line, numbers in full; a query without windows is a line without numbers."""
     if isinstance(predictions, pd.DataFrame):
-        columns, rows = DETECTION_COLUMNS, predictions[DETECTION_COLUMNS].itertuples(index=False)
+        rows = [DETECTION_COLUMNS, *predictions[DETECTION_COLUMNS].itertuples(index=False)]
     else:
-        columns, rows = WINDOW_COLUMNS, []
+        rows = [WINDOW_COLUMNS]
         for item in predictions:
             query = (item.qid, item.video_id, item.query)
             rows += [(*query, *window) for window in item.windows.tolist()] or [(*query, "", "", "")]
     content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows([columns, *rows])
-    write_file(path, _encoded(content.getvalue()))
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    write_file(path, content.getvalue())
 
 
-def _json_lines(rows: Iterable[dict]) -> bytes:
-    return _encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) or "\n")
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8; a lone surrogate becomes its JSON escape, which is how it was read."""
-    return text.encode("utf-8", "backslashreplace")
+def _json_lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) or "\n"
