@@ -50,7 +50,7 @@ def main() -> None:
 def print_table(cache_path: Path, names: list[str], arguments: argparse.Namespace) -> None:
     """One row per file."""
     cache = open_cache(cache_path)
-    failed = {row["video_id"]: row for rows in cache.table.failed.values() for row in rows}
+    failed = {row["video_id"]: row for table in cache.tables.values() for row in table["failed"]}
     print(f"{len(cache)} of {len(names)} files cached, {len(failed)} in the ledger with a reason; ", end="")
     print(f"`--tower toy --frames {arguments.frames} --timeout {arguments.timeout:g}`.\n")
     print("| file | state | codec, container | shown from – to (s) | decoder: why, or the error | seconds |")

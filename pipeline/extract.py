@@ -18,8 +18,7 @@ from pipeline.decoding import MACHINE, Job
 from pipeline.ledger import CACHED, UNCHANGED, Ledger, Summary
 from pipeline.supervisor import Supervisor
 from pipeline.workers import in_process_results
-from unloc.cache.mirror import Home
-from unloc.cache.opening import home_for, open_for_writing
+from unloc.cache.opening import Home, home_for, open_for_writing
 from unloc.cache.reading import Cache
 from unloc.cache.shards import Failure, Result, ShardWriter, last_failures
 from unloc.cache.writing import write_projections, write_texts
@@ -104,7 +103,8 @@ class _Job:
         """Write every shard of which all videos have a result; extract those that have none."""
         self._plan()
         self._write_complete_shards()
-        jobs = [Job(video_id, self.files[video_id]) for video_id in self.writer.pending]
+        pending = (video_id for video_id in self.writer.planned if video_id not in self.writer.done)
+        jobs = [Job(video_id, self.files[video_id]) for video_id in pending]
         failed_before = self.summary.failed
         on_progress(0, len(jobs), 0, 0)
         with results_of(jobs, self.encoder, self.options, self.summary) as results:
@@ -153,7 +153,7 @@ class _Job:
                     self.ledger.write_cached(result.meta, len(result.tokens))
                 if video_id in self.files:
                     self._count_before(failure)
-        self.writer.release(set(self.writer.pending) - self.files.keys())
+        self.writer.release(set(self.writer.planned) - self.writer.done - self.files.keys())
         planned, failures = set(self.writer.planned), last_failures(self.cache)
         given_up = {video_id for video_id, failure in failures.items() if not self.is_worth_a_try(failure)}
         refreshed, due = self._refreshed(given_up), []

@@ -14,10 +14,11 @@ from pipeline.cluster import ExtractOptions
 from pipeline.decoding import Job
 from pipeline.extract import results_of
 from pipeline.ledger import MISSING, Ledger, Summary
+from unloc.cache import OnProgress
 from unloc.cache.audit import Audit, Damage, audit_cache
 from unloc.cache.metadata import CHECKSUM_KEY, group_metadata, read_attributes, write_checked
-from unloc.cache.mirror import Home
-from unloc.cache.reading import Cache, Table
+from unloc.cache.opening import Home
+from unloc.cache.reading import Cache, read_table
 from unloc.cache.shards import FAILED, Failure, ShardWriter
 from unloc.cache.writing import fingerprint_differences, stored_video, write_projections, write_texts
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
@@ -42,7 +43,7 @@ class Repair:
     before: Audit = field(init=False)
     after: Audit = field(init=False)
 
-    def run(self) -> "Repair":
+    def run(self, on_progress: OnProgress = lambda done, total: None) -> "Repair":
         """Audit the cache and repair what can be repaired, locked for writing all the while; returns itself.
 
         Raises CacheError where another process writes the cache or not even its fingerprint can be read,
@@ -56,7 +57,7 @@ class Repair:
             except CacheError:
                 _copy_metadata(self.path / "shards", self.path)
                 root = [Damage("zarr.json", "is not what was written")]
-            before = audit_cache(self.path)
+            before = audit_cache(self.path, on_progress)
             self.before = replace(before, damages=(*root, *before.damages))
             self._repair(before.damages)
             self.after = audit_cache(self.path)
@@ -85,12 +86,14 @@ class Repair:
         tables = {}
         for folder in sorted((self.path / "shards").glob("[0-9]*")):
             try:
-                tables[folder.name] = Table.read([folder])
+                tables[folder.name] = read_table(folder)
             except CacheError:
                 continue
         if "plan.json" in places:  # which videos a stopped extraction had planned is written nowhere else
-            failed = {name: [row["video_id"] for row in table.failed[name]] for name, table in tables.items()}
-            plan = {name: [*table.number_of, *failed[name]] for name, table in tables.items()}
+            plan = {
+                name: table["videos"]["video_id"] + [row["video_id"] for row in table["failed"]]
+                for name, table in tables.items()
+            }
             write_checked(self.path / "plan.json", plan)
             if any((self.path / "staging").glob("*")):
                 self.left.append("plan.json: the plan of unfinished videos is lost; run `unloc extract`")
@@ -128,18 +131,18 @@ class Repair:
         for damage in damages:
             shutil.rmtree(self.path / damage.place)
 
-    def _repair_shards(self, damages: Sequence[Damage], tables: dict[str, Table]) -> None:
+    def _repair_shards(self, damages: Sequence[Damage], tables: dict[str, dict]) -> None:
         """Write each shard again, if every video that is lost can be extracted."""
         if not damages:
             return
         cache, places = Cache(self.path), {damage.place for damage in damages}
-        cache.table = Table.read([self.path / "shards" / name for name in tables if f"shards/{name}" not in places])
+        cache.tables = {name: table for name, table in tables.items() if f"shards/{name}" not in places}
         writer, jobs = ShardWriter(cache), {}
         for damage in damages:
             name = Path(damage.place).name
             try:
                 rows = self._stage_intact(writer, name, damage.broken, tables)
-                absent = [video_id for video_id in writer.open[name] if video_id in writer.missing[name]]
+                absent = [video_id for video_id in writer.open[name] if video_id not in writer.done]
                 jobs[name] = [Job(video_id, self._file_of(video_id, rows.get(video_id, {}))) for video_id in absent]
             except UnlocError as error:
                 self.left.append(f"{damage.place}: {damage.reason}; {error}")
@@ -150,17 +153,17 @@ class Repair:
                     if not isinstance(result, Failure):
                         writer.put(result)
                         continue
-                    name = next(name for name in jobs if result.video_id in writer.missing[name])
+                    name = next(name for name in jobs if result.video_id in writer.open[name])
                     reason = f"({result.reason}: {result.message})"
                     self.left.append(f"shards/{name}: video {result.video_id!r} cannot be extracted again {reason}")
         for name in jobs:
-            if writer.missing[name]:
-                writer.forget(writer.open[name])
-            else:
+            if name in writer.complete:
                 writer.write(name)
+            else:
+                writer.forget(writer.open[name])
 
     def _stage_intact(
-        self, writer: ShardWriter, name: str, broken: Sequence[str], tables: dict[str, Table]
+        self, writer: ShardWriter, name: str, broken: Sequence[str], tables: dict[str, dict]
     ) -> dict[str, dict]:
         """Reopen a shard and stage what is intact of it; what is known of the broken videos' files.
 
@@ -168,11 +171,11 @@ class Repair:
         """
         known, failures = {}, []
         later = [table for other, table in tables.items() if other > name]
-        replaced = {video_id for table in later for video_id in table.number_of}
+        replaced = {video_id for table in later for video_id in table["videos"]["video_id"]}
         if name in tables:
             shard = Cache(self.path)
-            shard.table = tables[name]  # of this shard alone: others may be damaged, or replace videos of it
-            failures = [Failure.from_row(row) for row in tables[name].failed[name]]
+            shard.tables = {name: tables[name]}  # others may be damaged, or replace videos of it
+            failures = [Failure.from_row(row) for row in tables[name]["failed"]]
             writer.reopen(name, [i for i in (*shard.rows, *(one.video_id for one in failures)) if i not in replaced])
             for video_id in set(writer.open[name]) & shard.rows.keys() - set(broken):
                 writer.put(stored_video(shard, video_id))
@@ -184,7 +187,7 @@ class Repair:
         elif name in writer.plan:  # the ledger knows what failed, but a failure after a refresh is not of this shard
             writer.reopen(name, [video_id for video_id in writer.plan[name] if video_id not in replaced])
             noted = Ledger(self.path).last_rows()
-            refreshed = {row["video_id"] for table in later for rows in table.failed.values() for row in rows}
+            refreshed = {row["video_id"] for table in later for row in table["failed"]}
             for video_id in set(writer.open[name]) - refreshed:
                 row = noted.get(video_id, {})
                 if row.get("status") == FAILED and row["reason"] != MISSING:

@@ -9,7 +9,7 @@ import zarr
 
 from unloc.cache.dtype import from_stored, to_stored
 from unloc.cache.metadata import group_metadata
-from unloc.cache.opening import home_of, open_cache, open_for_writing
+from unloc.cache.opening import Home, open_cache, open_for_writing
 from unloc.cache.writing import (
     VideoTokens,
     create_or_check,
@@ -119,7 +119,7 @@ def test_a_cache_that_is_not_there_is_said_to_be_missing(cache_path):
 def test_a_shard_in_which_all_videos_failed_is_still_settled(cache_path):
     write_video_shard(cache_path, "00000", [], [{"video_id": "v0", "reason": "truncated"}], "float16")
     cache = open_cache(cache_path)
-    assert cache.table.failed["00000"][0]["reason"] == "truncated" and len(cache) == 0
+    assert cache.tables["00000"]["failed"][0]["reason"] == "truncated" and len(cache) == 0
 
 
 def test_a_changed_byte_in_any_table_is_found_on_opening(cache_path):
@@ -240,7 +240,7 @@ def test_of_a_video_in_two_shards_the_later_one_counts(cache_path):
 
 
 def test_of_two_that_create_one_cache_the_later_finds_the_other_fingerprint(tmp_path):
-    home = home_of(tmp_path / "cache")
+    home = Home(tmp_path / "cache")
     with (
         open_for_writing(home, {"tower.name": "one"}, {}),
         pytest.raises(CacheError, match="writing"),

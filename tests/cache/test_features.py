@@ -9,11 +9,11 @@ import pytest
 
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.cache.audit import audit_cache
-from unloc.cache.features import ImportConfig, Timing, import_features, list_features
+from unloc.cache.features import ImportConfig, import_features, list_features
 from unloc.cache.opening import open_cache
 from unloc.errors import FingerprintError, InputError, MissingError
 
-CLIPS = Timing(spacing_seconds=2.0, span_seconds=2.0)
+CLIPS = {"spacing_seconds": 2.0, "span_seconds": 2.0}
 
 
 def features(length, seed=0, dim=6):
@@ -21,7 +21,7 @@ def features(length, seed=0, dim=6):
 
 
 def config(format_name, timing=CLIPS, **settings):
-    return ImportConfig(format=format_name, origin="a test", timing=timing, **settings)
+    return ImportConfig(format=format_name, origin="a test", **timing, **settings)
 
 
 def manifest_of(durations):
@@ -72,7 +72,7 @@ def test_actionformer_npy_is_timed_by_stride_window_and_frame_rate(tmp_path):
     folder = tmp_path / "i3d"
     folder.mkdir()
     np.save(folder / "v_x.npy", features(9).T[:, :, None, None])
-    timing = Timing(spacing_seconds=4 / 30, span_seconds=16 / 30)
+    timing = {"spacing_seconds": 4 / 30, "span_seconds": 16 / 30}
     manifest = manifest_of({"x": (8 * 4 + 16) / 30})
     import_features(tmp_path / "c", folder, config("actionformer", timing, transposed=True), **content_of(manifest))
     cached = open_cache(tmp_path / "c")["x"]
@@ -82,10 +82,10 @@ def test_actionformer_npy_is_timed_by_stride_window_and_frame_rate(tmp_path):
 
 def test_tokens_that_share_a_duration_evenly(tmp_path, npz_folder):
     out = tmp_path / "c"
-    import_features(out, npz_folder, config("univtg", Timing()), **content_of(manifest_of({"a": 100.0, "b": 7.0})))
+    import_features(out, npz_folder, config("univtg", {}), **content_of(manifest_of({"a": 100.0, "b": 7.0})))
     assert open_cache(out)["a"].times_seconds.tolist() == [10.0, 30.0, 50.0, 70.0, 90.0]
     with pytest.raises(InputError, match="evenly need the duration of every video"):
-        import_features(tmp_path / "d", npz_folder, config("univtg", Timing()))
+        import_features(tmp_path / "d", npz_folder, config("univtg", {}))
 
 
 def test_clip_video_encode_tars_are_timed_by_their_frame_rate(tmp_path):
@@ -97,7 +97,7 @@ def test_clip_video_encode_tars_are_timed_by_their_frame_rate(tmp_path):
                 member = tarfile.TarInfo(f"vid_{number}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    import_features(tmp_path / "c", folder, config("clip-video-encode", Timing(spacing_seconds=0.5), dtype="float32"))
+    import_features(tmp_path / "c", folder, config("clip-video-encode", {"spacing_seconds": 0.5}, dtype="float32"))
     cache = open_cache(tmp_path / "c")
     assert list(cache.rows) == ["vid_0", "vid_1"]
     np.testing.assert_array_equal(cache["vid_1"].frames[0], features(4, 1))
@@ -125,7 +125,7 @@ def test_hdf5_datasets_and_groups(tmp_path, grouped):
 
 
 def test_a_frame_rate_that_contradicts_the_durations_is_refused(tmp_path, npz_folder):
-    wrong = Timing(spacing_seconds=1.0, span_seconds=1.0)
+    wrong = {"spacing_seconds": 1.0, "span_seconds": 1.0}
     with pytest.raises(InputError, match="cover 50% of the manifest's durations"):
         import_features(
             tmp_path / "c", npz_folder, config("univtg", wrong), **content_of(manifest_of({"a": 10, "b": 14}))
@@ -165,10 +165,10 @@ def test_broken_files_are_failures_and_the_rest_is_there(tmp_path, npz_folder):
 def test_another_origin_or_timing_is_another_cache(tmp_path, npz_folder):
     import_features(tmp_path / "c", npz_folder, config("univtg"))
     with pytest.raises(FingerprintError, match="origin"):
-        other = ImportConfig(format="univtg", origin="someone else", timing=CLIPS)
+        other = ImportConfig(format="univtg", origin="someone else", **CLIPS)
         import_features(tmp_path / "c", npz_folder, other)
     with pytest.raises(InputError, match="--origin"):
-        ImportConfig(format="univtg", origin=" ", timing=CLIPS)
+        ImportConfig(format="univtg", origin=" ", **CLIPS)
 
 
 def test_unknown_formats_and_empty_folders_are_errors(tmp_path):
@@ -177,7 +177,7 @@ def test_unknown_formats_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(MissingError, match="no features of format univtg"):
         list_features("univtg", tmp_path)
     with pytest.raises(InputError, match="spacing_seconds is -1"):
-        Timing(spacing_seconds=-1)
+        config("univtg", {"spacing_seconds": -1})
 
 
 def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):

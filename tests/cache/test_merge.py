@@ -36,7 +36,7 @@ def parts(tmp_path_factory, video_folder):
 
 def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts, tmp_path):
     done = merge(tmp_path / "out", [parts / "a", parts / "b"], shard_size=3)
-    assert (done.videos, done.cached_before, done.failed, done.texts) == (4, 0, 1, 3)
+    assert (done.videos, done.cached_before, len(done.failures), done.texts) == (4, 0, 1, 3)
     joined = open_cache(tmp_path / "out")
     assert list(joined.rows) == ["v0", "v1", "v2", "v3"] and not audit_cache(tmp_path / "out").damages
     for part in (open_cache(parts / "a"), open_cache(parts / "b")):
@@ -46,13 +46,13 @@ def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts
             np.testing.assert_array_equal(joined[video_id].times_seconds, part[video_id].times_seconds)
         for text in part.text_index:
             np.testing.assert_array_equal(joined.texts([text])[0], part.texts([text])[0])
-    assert joined.table.failed["00001"][0]["video_id"] == "bad"
+    assert joined.tables["00001"]["failed"][0]["video_id"] == "bad"
 
 
 def test_merging_again_adds_nothing(parts, tmp_path):
     merge(tmp_path / "out", [parts / "a", parts / "b"])
     again = merge(tmp_path / "out", [parts / "b", parts / "a"])
-    assert (again.videos, again.cached_before, again.failed, again.texts) == (0, 4, 0, 0)
+    assert (again.videos, again.cached_before, len(again.failures), again.texts) == (0, 4, 0, 0)
 
 
 def test_a_merge_that_was_killed_between_shards_is_finished_by_the_next(parts, tmp_path, monkeypatch):

@@ -16,8 +16,7 @@ import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from unloc.cache.audit import audit_cache
-from unloc.cache.mirror import Mirror, mirror_folder
-from unloc.cache.opening import exact_copy, home_of, local_copy, open_cache, open_for_writing
+from unloc.cache.opening import Home, exact_copy, mirror_folder, open_cache, open_for_writing
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.errors import CacheError, InputError, MissingError
 from unloc.files import url_of
@@ -27,7 +26,7 @@ FINGERPRINT = {"dtype": "float16", "sampling.fps": 2.0}
 
 @contextmanager
 def writable(url):
-    with open_for_writing(home_of(url), FINGERPRINT, {}) as home:
+    with open_for_writing(Home(url), FINGERPRINT, {}) as home:
         yield home.folder
 
 
@@ -142,7 +141,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(u
     with (
         writable(url) as folder,
         pytest.raises(CacheError, match="is writing this cache"),
-        Mirror(url, folder.with_name("other")).lock(),
+        Home(url, folder.with_name("other")).lock(),
     ):
         pass
     assert not store.exists(f"{root}/lock")
@@ -156,7 +155,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(u
 
 
 def test_a_reader_beside_a_writer_of_this_machine_sees_whole_shards_and_takes_nothing_away(url):
-    home = home_of(url)
+    home = Home(url)
     with home.lock():
         write_some(home.folder, [0])
         home.publish()
@@ -170,14 +169,14 @@ def test_a_writer_waits_for_a_reader_that_pulls_and_is_not_refused(url):
 
     def write() -> None:
         try:
-            with Mirror(url).lock():
+            with Home(url).lock():
                 pass
         except CacheError as error:
             errors.append(error)
 
     writer = threading.Thread(target=write)
 
-    class Slow(Mirror):
+    class Slow(Home):
         def _synchronise(self) -> None:
             writer.start()
             writer.join(timeout=0.1)  # it is refused at once, or waits for this to end
@@ -203,7 +202,7 @@ def test_damage_at_the_url_is_found_by_an_audit_though_the_mirror_is_whole_and_m
     key = f"{root}/shards/00001/frames/c/0/0/0"
     whole = store.cat_file(key)
     store.pipe_file(key, whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    assert not audit_cache(local_copy(url)).damages
+    assert not audit_cache(mirror_folder(url)).damages
     with exact_copy(url) as home, home.lock():
         (damage,) = audit_cache(home.folder).damages
         assert damage.broken == ("v3",)

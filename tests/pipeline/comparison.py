@@ -34,9 +34,11 @@ def check_equal(cache: Path, clean: Path) -> None:
     assert token_bytes(cache) == token_bytes(clean)
     ours, theirs = open_cache(cache), open_cache(clean)
     assert list(ours.rows) == list(theirs.rows)
-    assert ours.table.starts == theirs.table.starts
-    failed = [[row["reason"] for row in rows] for rows in ours.table.failed.values()]
-    assert failed == [[row["reason"] for row in rows] for rows in theirs.table.failed.values()]
+    assert [table["videos"]["video_id"] for table in ours.tables.values()] == [
+        table["videos"]["video_id"] for table in theirs.tables.values()
+    ]
+    failed = [[row["reason"] for row in table["failed"]] for table in ours.tables.values()]
+    assert failed == [[row["reason"] for row in table["failed"]] for table in theirs.tables.values()]
     assert not audit_cache(cache).damages
     assert not [item for item in cache.rglob("*") if item.name.endswith(".part") or item.parent.name == "staging"]
     rows = [json.loads(line) for line in (cache / "ledger.jsonl").read_text().splitlines()]

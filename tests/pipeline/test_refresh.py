@@ -13,8 +13,7 @@ from pipeline.repair import Repair
 from tests.pipeline.comparison import files_of
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
-from unloc.cache.mirror import Home
-from unloc.cache.opening import open_cache
+from unloc.cache.opening import Home, open_cache
 from unloc.cache.shards import ShardWriter
 from unloc.errors import InputError
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -92,7 +91,7 @@ def test_a_file_of_the_same_size_is_compared_by_its_hash_and_only_once(cache, fi
 
 def test_a_video_is_refreshed_by_its_id_though_its_file_is_the_same(cache, files):
     assert extract(cache, CONFIG, options("c"), files, [], []).cached_now == 1
-    assert len(open_cache(cache).table.shards) == 3 and len(open_cache(cache)) == 4
+    assert len(open_cache(cache).tables) == 3 and len(open_cache(cache)) == 4
     with pytest.raises(InputError, match="--refresh nothing"):
         extract(cache, CONFIG, options("nothing"), files, [], [])
 
@@ -159,7 +158,7 @@ def test_replaced_tokens_are_left_out_by_a_merge_and_by_a_repair(cache, files, v
     extract(cache, CONFIG, options("changed"), files, [], [])
     new = tokens(cache, "b").copy()
     merge(tmp_path / "merged", [cache])
-    assert len(open_cache(tmp_path / "merged").table.columns["first_row"]) == 4
+    assert sum(len(table["videos"]["first_row"]) for table in open_cache(tmp_path / "merged").tables.values()) == 4
     np.testing.assert_array_equal(tokens(tmp_path / "merged", "b"), new)
     damaged = cache / "shards/00000/videos.jsonl"
     damaged.write_bytes(b"x" + damaged.read_bytes()[1:])

@@ -15,8 +15,7 @@ from pipeline.extract import ExtractOptions, extract
 from tests.flaky_store import FlakyFileSystem
 from tests.pipeline.comparison import files_of, token_bytes
 from unloc.cache.audit import audit_cache
-from unloc.cache.mirror import mirror_folder
-from unloc.cache.opening import exact_copy, open_cache
+from unloc.cache.opening import exact_copy, mirror_folder, open_cache
 from unloc.errors import CacheError
 from unloc.inference.encode import EncodeConfig
 

@@ -18,8 +18,7 @@ from tests.conftest import render_video
 from tests.pipeline.comparison import files_of
 from unloc.cache.audit import audit_cache
 from unloc.cache.metadata import group_metadata, read_attributes
-from unloc.cache.mirror import Home
-from unloc.cache.opening import open_cache
+from unloc.cache.opening import Home, open_cache
 from unloc.cache.shards import ShardWriter
 from unloc.cache.writing import VideoTokens
 from unloc.errors import CacheError, FingerprintError, MissingError
@@ -67,7 +66,7 @@ def content(path):
     }
     known = {video_id: row["content_sha256"] for video_id, row in cache.rows.items()}
     texts = {text: tokens.tobytes() for text, tokens in zip(TEXTS, cache.texts(TEXTS), strict=True)}
-    failed = {row["video_id"]: row["reason"] for rows in cache.table.failed.values() for row in rows}
+    failed = {row["video_id"]: row["reason"] for table in cache.tables.values() for row in table["failed"]}
     return cache.fingerprint, tokens, known, texts, failed
 
 

@@ -13,7 +13,7 @@ from tests.conftest import write_manifest
 from unloc.annotations.schema import QueryRow, VideoRow, load_manifest
 from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
-from unloc.cache.opening import home_of, open_cache
+from unloc.cache.opening import Home, open_cache
 from unloc.cache.writing import write_projections
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
@@ -140,7 +140,7 @@ def test_projections_are_merged_published_audited_and_mended(tiny, video_folder,
         _ = open_cache(one).projections
     damages = audit_cache(one)
     assert [damage.place for damage in damages.damages] == ["projections.json"]
-    Repair(home_of(one), lambda video_id, file: None, ExtractOptions(workers=0)).run()
+    Repair(Home(one), lambda video_id, file: None, ExtractOptions(workers=0)).run()
     assert (one / "projections.json").read_bytes() == raw and not audit_cache(one).damages
 
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from unloc.cache import OnProgress
 from unloc.cache.metadata import read_attributes, read_checked
 from unloc.cache.reading import ROWS, Cache, ShardMap
 from unloc.cache.writing import token_checksum
@@ -16,11 +17,9 @@ from unloc.files import file_crc32c
 class Damage:
     """One folder or file of a cache that is not what was written."""
 
-    place: str
-    """Relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `plan.json`."""
+    place: str  # relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `plan.json`
     reason: str
-    broken: tuple[str, ...] = ()
-    """Videos whose tokens or row are lost; unknown where the shard's table is damaged."""
+    broken: tuple[str, ...] = ()  # videos whose tokens or row are lost; unknown where the shard's table is damaged
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,11 @@ class Audit:
     damages: tuple[Damage, ...]
 
 
-def audit_cache(path: Path) -> Audit:
-    """Read every byte and compare. Raises MissingError, or CacheError where not even the fingerprint can be read."""
+def audit_cache(path: Path, on_progress: OnProgress = lambda done, total: None) -> Audit:
+    """Read every byte and compare; `on_progress` gets the shards done and all shards.
+
+    Raises MissingError, or CacheError where not even the fingerprint can be read.
+    """
     Cache(path)
     damages, video_ids, num_texts = [], set(), 0
     for name in ("shards/zarr.json", "texts/zarr.json", "aliases.json", "plan.json", "projections.json"):
@@ -41,19 +43,20 @@ def audit_cache(path: Path) -> Audit:
             read_attributes((path / name).parent) if "/" in name else read_checked(path / name)
         except CacheError:
             damages.append(Damage(name, "is not what was written"))
-    for folder in [*sorted(path.glob("shards/[0-9]*")), *sorted(path.glob("texts/[0-9]*"))]:
+    folders = [*sorted(path.glob("shards/[0-9]*")), *sorted(path.glob("texts/[0-9]*"))]
+    for number, folder in enumerate(folders):
+        on_progress(number, len(folders))
         place = f"{folder.parent.name}/{folder.name}"
         try:
             table = read_attributes(folder)
         except CacheError:
             damages.append(Damage(place, "its table is damaged: the names of what it holds cannot be read"))
             continue
-        if "videos" in table:
-            video_ids |= set(table["videos"]["video_id"])
-        else:
-            num_texts += len(table["texts"])
+        num_texts += len(table.get("texts", ()))
+        video_ids.update(table.get("videos", {}).get("video_id", ()))
         if reason := _damaged_file(folder, table["files"]):
             damages.append(Damage(place, reason, tuple(_broken_videos(folder, table)) if "videos" in table else ()))
+    on_progress(len(folders), len(folders))
     return Audit(len(video_ids), num_texts, tuple(damages))
 
 
@@ -72,13 +75,10 @@ def _damaged_file(folder: Path, checksums: dict[str, str]) -> str | None:
 
 def _broken_videos(folder: Path, table: dict) -> list[str]:
     """Videos of a shard with an intact table whose tokens or row are not what was written."""
-    rows = folder / ROWS
-    with suppress(CacheError):
-        if rows.is_file() and file_crc32c(rows) == table["files"].get(ROWS):
+    with suppress(CacheError, FileNotFoundError):
+        if file_crc32c(folder / ROWS) == table["files"].get(ROWS):
             frames = ShardMap(folder / "frames")
-            return [
-                row["video_id"]
-                for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines())
-                if token_checksum(frames.rows(row["first_row"], row["num_tokens"])) != row["tokens_sha256"]
-            ]
+            rows = map(json.loads, (folder / ROWS).read_bytes().splitlines())
+            spans = ((row, frames.rows(row["first_row"], row["num_tokens"])) for row in rows)
+            return [row["video_id"] for row, tokens in spans if token_checksum(tokens) != row["tokens_sha256"]]
     return table["videos"]["video_id"]

@@ -1,12 +1,4 @@
-"""Feature files of other projects imported into a cache, with the times that the user states for their tokens.
-
-| format                | reads                                                                    |
-|-----------------------|--------------------------------------------------------------------------|
-| moment-detr, univtg   | a folder of VIDEO.npz with `features` (T, D), one token per clip         |
-| actionformer, opentad | a folder of VIDEO.npy (T, D), one token per window of frames             |
-| hdf5                  | one HDF5 file, a dataset (or group with one) per video, (T, D)           |
-| clip-video-encode     | a folder of WebDataset tars with KEY.npy (T, D), one token per frame     |
-"""
+"""Feature files of other projects (docs/cache.md) imported into a cache, with times that the user states."""
 
 import hashlib
 import io
@@ -14,17 +6,19 @@ import math
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
+from unloc.cache import OnProgress
 from unloc.cache.dtype import require_token_dtype, to_stored
-from unloc.cache.opening import home_of, open_for_writing
+from unloc.cache.opening import Home, open_for_writing
 from unloc.cache.reading import Cache
-from unloc.cache.shards import Failure, Result, ShardWriter, failures_of
+from unloc.cache.shards import Added, Failure, Result, ShardWriter, failures_of
 from unloc.cache.writing import VideoTokens, token_checksum, write_texts
 from unloc.errors import InputError, MissingError, VideoError, one_line
 
@@ -32,44 +26,13 @@ SHARD_SIZE = 512
 MAX_DRIFT = 0.1  # typical share by which tokens may cover more or less than the given durations
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timing:
-    """When a token is shown: token k at span / 2 + k * spacing, or evenly over the video."""
-
-    spacing_seconds: float | None = None
-    """Distance of neighbouring tokens; None: T tokens share the video's duration evenly."""
-    span_seconds: float = 0.0
-    """What one token looks at; it is shown at the middle of that. 0: a single frame."""
-
-    def __post_init__(self) -> None:
-        if self.spacing_seconds is not None and not 0 < self.spacing_seconds < math.inf:
-            raise InputError(f"timing: spacing_seconds is {self.spacing_seconds}, expected more than 0")
-        if not 0 <= self.span_seconds < math.inf:
-            raise InputError(f"timing: span_seconds is {self.span_seconds}, expected 0 or more")
-
-    def times(self, num_tokens: int, duration_seconds: float) -> np.ndarray:
-        """(T,) seconds; the video's duration counts only where its tokens share it."""
-        if self.spacing_seconds is not None:
-            return self.span_seconds / 2 + np.arange(num_tokens) * self.spacing_seconds
-        return (np.arange(num_tokens) + 0.5) * duration_seconds / num_tokens
-
-    def covered_seconds(self, num_tokens: int) -> float | None:
-        """Seconds of video that T tokens look at; None where they share the video's duration."""
-        if self.spacing_seconds is None:
-            return None
-        return (num_tokens - 1) * self.spacing_seconds + (self.span_seconds or self.spacing_seconds)
-
-
 @dataclass(frozen=True)
 class FeatureFile:
     """One video's tokens in a file of another project."""
 
-    name: str
-    """What the file calls the video."""
-    path: Path
-    """The file, or the container that holds it."""
-    read: Callable[[], np.ndarray]
-    """Reads the stored array."""
+    name: str  # what the file calls the video
+    path: Path  # the file, or the container that holds it
+    read: Callable[[], np.ndarray]  # reads the stored array
 
     def tokens(self, *, transposed: bool) -> np.ndarray:
         """(T, D) float32 without axes of length 1; `transposed` turns (D, T). Raises VideoError with a reason."""
@@ -105,19 +68,18 @@ def list_features(format_name: str, source: Path, dataset: str | None = None) ->
     return found
 
 
-def _npz_files(folder: Path, dataset: str | None) -> Iterator[FeatureFile]:
+def _numpy_files(suffix: str, folder: Path, dataset: str | None) -> Iterator[FeatureFile]:
     def read(path: Path) -> np.ndarray:
-        key = dataset or "features"
-        with np.load(path, allow_pickle=False) as stored:
-            if key not in stored and len(stored.files) != 1:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored
+        with stored:
+            key = stored.files[0] if len(stored.files) == 1 else dataset or "features"
+            if key not in stored:
                 raise ValueError(f"holds {', '.join(stored.files)}, but no {key!r}; name one with --dataset")
-            return stored[key if key in stored else stored.files[0]]
+            return stored[key]
 
-    return (FeatureFile(path.stem, path, partial(read, path)) for path in sorted(folder.rglob("*.npz")))
-
-
-def _npy_files(folder: Path, dataset: str | None) -> Iterator[FeatureFile]:
-    return (FeatureFile(path.stem, path, partial(np.load, path)) for path in sorted(folder.rglob("*.npy")))
+    return (FeatureFile(path.stem, path, partial(read, path)) for path in sorted(folder.rglob(f"*{suffix}")))
 
 
 def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureFile]:
@@ -132,7 +94,7 @@ def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureFile]:
             if isinstance(item, h5py.Dataset):
                 return item[...]
             key = next(iter(item)) if dataset is None and len(item) == 1 else dataset
-            if key is None or key not in item:
+            if not key or key not in item:
                 raise ValueError(f"group holds {', '.join(item)}; name the dataset with --dataset")
             return item[key][...]
 
@@ -161,10 +123,10 @@ def _tar_members(source: Path, dataset: str | None) -> Iterator[FeatureFile]:
 
 
 FORMATS: dict[str, Callable[[Path, str | None], Iterator[FeatureFile]]] = {
-    "moment-detr": _npz_files,
-    "univtg": _npz_files,
-    "actionformer": _npy_files,
-    "opentad": _npy_files,
+    "moment-detr": partial(_numpy_files, ".npz"),
+    "univtg": partial(_numpy_files, ".npz"),
+    "actionformer": partial(_numpy_files, ".npy"),
+    "opentad": partial(_numpy_files, ".npy"),
     "hdf5": _hdf5_datasets,
     "clip-video-encode": _tar_members,
 }
@@ -172,25 +134,30 @@ FORMATS: dict[str, Callable[[Path, str | None], Iterator[FeatureFile]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What is imported and what is known about it; all of it is in the fingerprint."""
+    """What is imported and what is known about it; all of it but `transposed` is in the fingerprint.
 
-    format: str
-    """One of `FORMATS`."""
-    origin: str
-    """Who made the features with which tower, in words."""
-    timing: Timing
-    """When each token is shown."""
-    dtype: str = "float16"
-    """How tokens are stored."""
-    dataset: str | None = None
-    """Name of the array inside a file."""
-    transposed: bool = False
-    """Files hold (D, T)."""
+    Token k is shown at span / 2 + k * spacing, or, without a spacing, T tokens share the video's duration evenly.
+    """
+
+    format: str  # one of `FORMATS`
+    origin: str  # who made the features with which tower, in words
+    spacing_seconds: float | None = None  # from one token to the next
+    span_seconds: float = 0.0  # what one token looks at; 0: a single frame
+    dtype: str = "float16"  # how tokens are stored
+    dataset: str | None = None  # name of the array inside a file
+    transposed: bool = False  # files hold (D, T)
 
     def __post_init__(self) -> None:
         require_token_dtype(self.dtype, "--token-dtype")
         if not self.origin.strip():
             raise InputError("--origin: say who made the features with which tower; it identifies the cache")
+        if self.spacing_seconds is not None and not 0 < self.spacing_seconds < math.inf:
+            raise InputError(f"timing: spacing_seconds is {self.spacing_seconds}, expected more than 0")
+
+    def covered_seconds(self, num_tokens: int) -> float:
+        """Seconds of video that T tokens look at; NaN where they share the video's duration."""
+        spacing = math.nan if self.spacing_seconds is None else self.spacing_seconds
+        return (num_tokens - 1) * spacing + (self.span_seconds or spacing)
 
     def fingerprint(self, frame_dim: int) -> dict:
         """What identifies the tokens, flat; no `tower.` key, as none of our towers made them."""
@@ -199,22 +166,11 @@ class ImportConfig:
             "import.format": self.format,
             "import.dataset": self.dataset,
             "import.frame_dim": frame_dim,
-            **{f"timing.{key}": value for key, value in asdict(self.timing).items()},
+            "timing.spacing_seconds": self.spacing_seconds,
+            "timing.span_seconds": self.span_seconds,
             "dtype": self.dtype,
             "views": ["centre"],
         }
-
-
-@dataclass(kw_only=True)
-class ImportSummary:
-    """What an import did."""
-
-    videos: int = 0
-    cached_before: int = 0
-    texts: int = 0
-    missing: list[str] = field(default_factory=list)
-    """Videos of the manifest that the source does not hold."""
-    failures: list[dict] = field(default_factory=list)
 
 
 def import_features(
@@ -225,7 +181,8 @@ def import_features(
     durations: Mapping[str, float] | None = None,
     queries: Iterable[tuple[str, str]] = (),
     texts: Path | None = None,
-) -> ImportSummary:
+    on_progress: OnProgress = lambda done, total: None,
+) -> Added:
     """Import the features of a source into the cache at a path or URL.
 
     `durations` names a manifest's videos, with seconds or NaN; None imports all of the source. `texts` is a folder of
@@ -241,56 +198,47 @@ def import_features(
     if not files:
         raise InputError(f"{source}: holds none of the manifest's {len(durations)} videos")
     frame_dim = _check_timing(files, config, durations)
-    summary = ImportSummary(missing=[video_id for video_id in durations if video_id not in files])
-    with open_for_writing(home_of(out), config.fingerprint(frame_dim), {}) as home:
+    results = {
+        video_id: partial(_imported, video_id, file, config, frame_dim, durations[video_id])
+        for video_id, file in files.items()
+    }
+    with open_for_writing(Home(out), config.fingerprint(frame_dim), {}) as home:
         cache = Cache(home.folder)
-        writer = ShardWriter(cache)
         failed = {  # before, and the file has not changed since
-            video_id: failure
+            video_id: failure.to_row()
             for video_id, failure in failures_of(cache).items()
             if video_id in files and failure.file_identity == _identity(files[video_id].path)
         }
-        summary.cached_before = sum(video_id in cache.rows for video_id in files)
-        summary.failures = [failure.to_row() for failure in failed.values()]
-        known = {*writer.planned, *failed, *cache.rows}
-        writer.add([video_id for video_id in files if video_id not in known], SHARD_SIZE)
-
-        def result_of(video_id: str) -> Result:
-            return _imported(video_id, files[video_id], config, frame_dim, durations[video_id])
-
-        for result in writer.fill(files.keys(), result_of):
-            if isinstance(result, Failure):
-                summary.failures.append(result.to_row())
-            else:
-                summary.videos += 1
+        new = [video_id for video_id in files if video_id not in failed]
+        added = ShardWriter(cache).fill(new, results, SHARD_SIZE, on_progress)
+        added.cached_before = sum(video_id in cache.rows for video_id in files)
+        added.failures = [*failed.values(), *added.failures]
+        added.missing = [video_id for video_id in durations if video_id not in files]
         if texts is not None:
-            wanted: dict[str, str] = {}
+            qids: dict[str, str] = {}
             for qid, text in queries:
-                if text not in cache.text_index:
-                    wanted.setdefault(text, qid)
-            tokens = ((text, to_stored(_text_tokens(texts, qid), config.dtype)) for text, qid in wanted.items())
-            summary.texts = write_texts(cache.path, tokens, config.dtype)
-    return summary
+                qids.setdefault(text, qid)
+            new_texts = ((text, qid) for text, qid in qids.items() if text not in cache.text_index)
+            tokens = ((text, to_stored(_text_tokens(texts, qid), config.dtype)) for text, qid in new_texts)
+            added.texts = write_texts(cache.path, tokens, config.dtype)
+    return added
 
 
 def _check_timing(files: dict[str, FeatureFile], config: ImportConfig, durations: Mapping[str, float]) -> int:
     """Channels of the features, after the times of a sample of them were compared with the durations."""
     unknown = [video_id for video_id in files if not np.isfinite(durations[video_id])]
-    if config.timing.spacing_seconds is None and unknown:
+    if config.spacing_seconds is None and unknown:
         lacking = f"{len(unknown)} have none, first: {unknown[0]!r}"
         raise InputError(f"timing: tokens spread evenly need the duration of every video in a --manifest ({lacking})")
     ratios, dims = [], []
     for video_id, file in list(files.items())[:200]:
-        try:
+        with suppress(VideoError):
             num_tokens, dim = file.tokens(transposed=config.transposed).shape
-        except VideoError:
-            continue
-        dims.append(dim)
-        covered, duration = config.timing.covered_seconds(num_tokens), durations[video_id]
-        if covered is not None and np.isfinite(duration) and duration > 0:
-            ratios.append(covered / duration)
+            dims.append(dim)
+            ratios.append(config.covered_seconds(num_tokens) / (durations[video_id] or np.nan))
     if not dims:
         raise InputError(f"{next(iter(files.values())).path}: none of the first {len(files)} files can be read")
+    ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
     typical = float(np.median(ratios)) if ratios else 1.0
     if abs(typical - 1) > MAX_DRIFT:
         problem = f"with it the tokens cover {typical:.0%} of the manifest's durations (median of {len(ratios)} videos)"
@@ -310,15 +258,18 @@ def _imported(video_id: str, file: FeatureFile, config: ImportConfig, frame_dim:
         return Failure(video_id, error.reason, str(error), **identity)
     except InputError as error:
         return Failure(video_id, "does_not_fit", f"{file.path}: {error}", **identity)
-    covered = config.timing.covered_seconds(len(tokens))
+    if config.spacing_seconds is None:
+        times = (np.arange(len(tokens)) + 0.5) * duration / len(tokens)
+    else:
+        times = config.span_seconds / 2 + np.arange(len(tokens)) * config.spacing_seconds
     row = {
         "video_id": video_id,
         "file": file.path.name,
         **identity,
         "content_sha256": hashlib.sha256(f"{tokens.shape}".encode() + tokens.tobytes()).hexdigest(),
         "tokens_sha256": token_checksum(stored),
-        "duration_seconds": float(duration) if np.isfinite(duration) else covered,
-        "times_seconds": [round(float(value), 6) for value in config.timing.times(len(tokens), duration)],
+        "duration_seconds": float(duration) if np.isfinite(duration) else config.covered_seconds(len(tokens)),
+        "times_seconds": [round(value, 6) for value in times.tolist()],
         "decoder": f"imported from {config.format}",
     }
     return VideoTokens(row, stored)

@@ -41,12 +41,11 @@ class ObjectStore:
 
     def infos(self) -> dict[str, dict]:
         """Every object with what the store says of it."""
-        try:
+        found, start = {}, f"{self.root.lstrip('/')}/"
+        with suppress(FileNotFoundError):
             found = self._try(lambda: self.store.find(self.root, detail=True), "")
-        except FileNotFoundError:
-            return {}
-        start, found = f"{self.root.lstrip('/')}/", {name.lstrip("/"): info for name, info in found.items()}
-        return {name.removeprefix(start): info for name, info in found.items() if name.startswith(start)}
+        named = ((key.lstrip("/"), info) for key, info in found.items())
+        return {key.removeprefix(start): info for key, info in named if key.startswith(start)}
 
     def info(self, name: str) -> dict:
         """What the store says of an object now. Raises FileNotFoundError where it is not there."""
@@ -96,18 +95,18 @@ class ObjectStore:
 
         self._try(put, name)
 
-    def create(self, name: str, content: dict) -> bool:
-        """Write a JSON object; False where there is another one. Raises MissingError where there is no such bucket."""
+    def create(self, name: str, content: dict) -> dict:
+        """Write a JSON object where there is none; what is there now. Raises MissingError where there is no bucket."""
         raw = json.dumps(content).encode()
         try:
             self._try(lambda: self.store.pipe_file(self._key(name), raw, mode="create"), name)
-        except FileExistsError:
-            with suppress(FileNotFoundError):
-                return self.read(name) == raw  # a first attempt may have arrived though it was reported as failed
-            return False
+        except FileExistsError:  # or this one: a first attempt may have arrived though it was reported as failed
+            with suppress(FileNotFoundError, ValueError):
+                return json.loads(self.read(name))
+            return {}
         except FileNotFoundError as error:
             raise MissingError(f"{self.url}: there is no such bucket ({one_line(error)}); make it first") from None
-        return True
+        return content
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
@@ -116,36 +115,22 @@ class ObjectStore:
 
     def _try(self, action: Callable[[], Result], name: str) -> Result:
         """The result of an action, repeated while the store fails. Raises CacheError after the last attempt."""
-        temporary, final = _store_errors()
         for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             try:
                 self.store.invalidate_cache()
                 return action()
             except (FileNotFoundError, FileExistsError):
                 raise
-            except final as error:
-                raise CacheError(f"{self.url}/{name}: not allowed ({one_line(error)}); check credentials") from None
-            except temporary as error:
-                message = one_line(error)
+            except Exception as error:  # the clients of S3 and of the web have their own classes
+                client, message = type(error).__module__.partition(".")[0], one_line(error)
+                if not isinstance(error, OSError) and client not in ("botocore", "aiohttp"):
+                    raise
+                if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+                    raise CacheError(f"{self.url}/{name}: not allowed ({message}); check credentials") from None
                 logger.info("%s/%s: %s (attempt %d)", self.url, name, message, attempt + 1)
-                if attempt + 1 < ATTEMPTS:
-                    time.sleep(PAUSE_SECONDS * 2**attempt)
         raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({message}); run the same command again")
-
-
-def _store_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
-    """Errors of stores that may pass, and those that will not; clients of S3 and of the web have their own classes."""
-    temporary, final = [OSError], [PermissionError]
-    with suppress(ImportError):
-        from botocore import exceptions as s3
-
-        temporary += [s3.BotoCoreError, s3.ClientError]
-        final += [s3.NoCredentialsError, s3.PartialCredentialsError]
-    with suppress(ImportError):
-        import aiohttp
-
-        temporary.append(aiohttp.ClientError)
-    return tuple(temporary), tuple(final)
 
 
 def read_url(url: str) -> bytes:

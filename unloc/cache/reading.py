@@ -18,7 +18,6 @@ import json
 import mmap
 import resource
 from base64 import b64decode
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -94,96 +93,70 @@ class CachedVideo:
         return self._read_row()
 
 
-@dataclass(frozen=True)
-class Table:
-    """The tables of all shards, joined: position i of every column is the same video."""
+def read_table(shard: Path) -> dict:
+    """The table of a shard of videos, with `COLUMNS` as arrays. Raises CacheError where it is damaged.
 
-    number_of: dict[str, int]
-    """Position of each video id in the columns; a video in two shards has the one in the later shard."""
-    columns: dict[str, np.ndarray]
-    """(N,) int64 each: `COLUMNS` without the id, -1 where a row has no such value; durations float64, and NaN."""
-    shards: list[str]
-    """Names of the shards, in order."""
-    starts: list[int]
-    """Position of the first video of each shard."""
-    failed: dict[str, list[dict]]
-    """Rows of the videos that failed, by shard."""
-
-    @classmethod
-    def read(cls, folders: list[Path]) -> "Table":
-        """From the tables of shards, in order. Raises CacheError where one is damaged."""
-        number_of, starts, failed, parts, count = {}, [], {}, {name: [] for name in COLUMNS[1:]}, 0
-        for folder in folders:
-            stored = read_attributes(folder)
-            ids, failed[folder.name] = stored["videos"]["video_id"], stored["failed"]
-            starts.append(count)
-            number_of.update(zip(ids, range(count, count + len(ids)), strict=True))
-            for name, part in parts.items():
-                dtype, unknown = (np.float64, np.nan) if name == "duration_seconds" else (np.int64, -1)
-                values = [unknown if value is None else value for value in stored["videos"][name]]
-                part.append(np.asarray(values, dtype=dtype))
-            count += len(ids)
-        columns = {name: np.concatenate(part) if part else np.zeros(0, np.int64) for name, part in parts.items()}
-        return cls(number_of, columns, [folder.name for folder in folders], starts, failed)
+    int64, -1 where a row has no such value; durations float64, NaN; ids a list.
+    """
+    table = read_attributes(shard)
+    for name in COLUMNS[1:]:
+        dtype, unknown = (np.float64, np.nan) if name == "duration_seconds" else (np.int64, -1)
+        values = (unknown if value is None else value for value in table["videos"][name])
+        table["videos"][name] = np.fromiter(values, dtype=dtype)
+    return table
 
 
 class Rows(Mapping[str, dict]):
     """The row of every cached video by id, read each time it is asked for. Raises CacheError where it is damaged."""
 
     def __init__(self, cache: "Cache") -> None:
-        self._cache = cache
+        self._cache, self._places = cache, cache.places
 
     def __getitem__(self, video_id: str) -> dict:
-        cache, (shard, position) = self._cache, self._cache._place(video_id)
-        ends = cache._line_ends(shard)
+        shard, position = self._places[video_id]
+        ends = self._cache._line_ends(shard)
         start = int(ends[position - 1]) if position else 0
-        with (cache.path / "shards" / shard / ROWS).open("rb") as handle:
+        with (self._cache.path / "shards" / shard / ROWS).open("rb") as handle:
             handle.seek(start)
             return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
 
     def __contains__(self, video_id: object) -> bool:
-        return video_id in self._cache.table.number_of
+        return video_id in self._places
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._cache.table.number_of)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._cache.table.number_of)
+        return len(self._places)
 
 
 class Cache:
     """Read access by video id and by text. Shards written after opening are not seen."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises MissingError where there is no cache, CacheError where it is of another format or damaged."""
+    def __init__(self, path: Path, download: Callable[[str], None] | None = None) -> None:
+        """`download` brings a file or array that is about to be read into the folder, where it is not there yet.
+
+        Raises MissingError where there is no cache, CacheError where it is of another format or damaged.
+        """
         if not (path / "zarr.json").is_file():
             problem = "has no zarr.json" if path.exists() else "does not exist"
             raise MissingError(f"cache {path} {problem}; name a folder that `unloc extract … --cache` wrote")
         attributes = read_attributes(path)
-        self.path = path
+        self.path, self._download = path, download
         self.fingerprint: dict = attributes["fingerprint"]
         self.versions: dict = attributes["versions"]
         self.dtype: str = self.fingerprint.get("dtype", "float16")
         """How tokens are stored: float16, float32 or bfloat16."""
         self._finite: set[str] = set()  # videos whose tokens were checked
-        self._remember()
-
-    def _remember(self) -> None:
         # A map holds an open file: at most half of those that the process may open.
         num_maps = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, MOST_MAPS)
-        self._map = lru_cache(maxsize=num_maps)(lambda name: ShardMap(self.fetch(name)))
+        self._map = lru_cache(maxsize=num_maps)(lambda place: ShardMap(self.fetch(place)))
         self._line_ends = lru_cache(maxsize=None)(self._find_line_ends)
-        self.times_seconds = lru_cache(maxsize=MOST_TIMES)(self._read_times)
-        """(T,) of one of `rows`, read only: when each frame is shown from, in seconds."""
+        self._times = lru_cache(maxsize=MOST_TIMES)(self._read_times)
 
-    def __getstate__(self) -> dict:
-        # Maps would be pickled as the data they show; another process maps the shards itself.
-        per_process = ("_map", "_line_ends", "times_seconds")
-        return {key: value for key, value in self.__dict__.items() if key not in per_process}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state
-        self._remember()
+    def __reduce__(self) -> tuple:
+        # Maps would be pickled as the data they show: another process opens the cache itself.
+        return type(self), (self.path, self._download)
 
     @property
     def note(self) -> str:
@@ -194,9 +167,19 @@ class Cache:
         return f"{self.path}: tokens of {name} with random weights (--pretrained none), for smoke tests only"
 
     @cached_property
-    def table(self) -> Table:
-        """The tables of every committed shard."""
-        return Table.read(sorted(file.parent for file in (self.path / "shards").glob("[0-9]*/zarr.json")))
+    def tables(self) -> dict[str, dict]:
+        """The table (`read_table`) of every committed shard by its name, in order."""
+        files = sorted((self.path / "shards").glob("[0-9]*/zarr.json"))
+        return {file.parent.name: read_table(file.parent) for file in files}
+
+    @cached_property
+    def places(self) -> dict[str, tuple[str, int]]:
+        """The shard of every video and its position there; of one in two shards those in the later."""
+        return {
+            video_id: (shard, position)
+            for shard, table in self.tables.items()
+            for position, video_id in enumerate(table["videos"]["video_id"])
+        }
 
     @property
     def rows(self) -> Rows:
@@ -229,12 +212,12 @@ class Cache:
         return self.own_id(video_id) is not None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
 
     def own_id(self, video_id: str) -> str | None:
         """The id under which a video's tokens are stored: its own, or the one it is an alias of; None: not cached."""
-        own = video_id if video_id in self.rows else self.aliases.get(video_id)
-        return own if own in self.rows else None
+        own = video_id if video_id in self.places else self.aliases.get(video_id)
+        return own if own in self.places else None
 
     def _require_id(self, video_id: str) -> str:
         own = self.own_id(video_id)
@@ -243,29 +226,24 @@ class Cache:
         return own
 
     def column(self, name: str, video_id: str) -> int | float:
-        """One of `COLUMNS` of one of `rows`, without parsing the row (`Table.columns`)."""
-        return self.table.columns[name][self.table.number_of[video_id]].item()
+        """One of `COLUMNS` of one of `rows`, without parsing the row (`read_table`)."""
+        shard, position = self.places[video_id]
+        return self.tables[shard]["videos"][name][position].item()
 
     def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
         """Measured seconds of those videos that are cached, by any of their ids; NaN where a row does not know it."""
-        own = {video_id: self.own_id(video_id) for video_id in video_ids}
-        return {video_id: self.column("duration_seconds", name) for video_id, name in own.items() if name is not None}
+        cached = (video_id for video_id in video_ids if video_id in self)
+        return {video_id: self.column("duration_seconds", self.own_id(video_id)) for video_id in cached}
 
     def row(self, video_id: str) -> dict:
         """The row of a video by any of its ids. Raises MissingError where it is not cached."""
         return self.rows[self._require_id(video_id)]
 
-    def _place(self, video_id: str) -> tuple[str, int]:
-        """The shard of a video and its position there."""
-        number = self.table.number_of[video_id]
-        shard = bisect_right(self.table.starts, number) - 1  # the last one where empty shards start there too
-        return self.table.shards[shard], number - self.table.starts[shard]
-
     def _find_line_ends(self, shard: str) -> np.ndarray:
         """Where each line of a shard's `videos.jsonl` ends; the file is compared with its checksum."""
         file = self.fetch(f"shards/{shard}/{ROWS}")
         raw = file.read_bytes() if file.is_file() else b""
-        if f"{google_crc32c.value(raw):08x}" != read_attributes(self.path / "shards" / shard)["files"].get(ROWS):
+        if f"{google_crc32c.value(raw):08x}" != self.tables[shard]["files"].get(ROWS):
             raise CacheError(damaged(file))
         return np.flatnonzero(np.frombuffer(raw, dtype=np.uint8) == ord("\n")) + 1
 
@@ -280,7 +258,7 @@ class Cache:
         if own not in self._finite:
             self._require_finite(f"video {video_id!r}", frames)
             self._finite.add(own)
-        return CachedVideo(frames.swapaxes(0, 1), self.times_seconds(own), partial(self.rows.__getitem__, own))
+        return CachedVideo(frames.swapaxes(0, 1), self._times(own), partial(self.rows.__getitem__, own))
 
     def _require_finite(self, what: str, tokens: np.ndarray) -> None:
         if not np.isfinite(tokens).all():
@@ -289,12 +267,12 @@ class Cache:
     def stored_tokens(self, video_id: str) -> np.ndarray:
         """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
         first, count = self.column("first_row", video_id), self.column("num_tokens", video_id)
-        return self._map(f"shards/{self._place(video_id)[0]}/frames").rows(first, count)
+        return self._map(f"shards/{self.places[video_id][0]}/frames").rows(first, count)
 
     def stored_text(self, text: str) -> np.ndarray:
         """(K, D) of one text as its bytes are stored (bfloat16: as uint16)."""
-        name, first, count = self.text_index[text]
-        return self._map(name).rows(first, count)
+        place, first, count = self.text_index[text]
+        return self._map(place).rows(first, count)
 
     def texts(self, texts: list[str]) -> list[np.ndarray]:
         """(K, D) tokens of each text, BOS to EOS. Raises MissingError naming the first text that is not here."""
@@ -306,6 +284,8 @@ class Cache:
             self._require_finite(f"text {text!r}", tokens)
         return found
 
-    def fetch(self, name: str) -> Path:
-        """The path of a file or array that is about to be read; a remote cache downloads it first."""
-        return self.path / name
+    def fetch(self, place: str) -> Path:
+        """The path of a file, an array or a shard that is about to be read; a remote cache downloads it first."""
+        if self._download:
+            self._download(place)
+        return self.path / place

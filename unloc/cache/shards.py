@@ -10,13 +10,15 @@ interrupted and started again writes the same bytes as one that was not.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
+from unloc.cache import OnProgress
 from unloc.cache.metadata import SHARD_NAME, read_checked, write_checked
 from unloc.cache.reading import Cache
 from unloc.cache.writing import VideoTokens, write_video_shard
@@ -25,8 +27,7 @@ from unloc.files import replacing
 
 logger = logging.getLogger(__name__)
 FAILED = "failed"
-SHARD_BYTES = 256_000_000
-"""Of tokens: a shard that would be larger is split."""
+SHARD_BYTES = 256_000_000  # of tokens: a shard that would be larger is split
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,12 @@ class Failure:
     """Why a video has no tokens."""
 
     video_id: str
-    reason: str
-    """One word: not_found, truncated, decode_error, timeout, signal, out_of_memory, …"""
+    reason: str  # one word: not_found, truncated, decode_error, timeout, signal, out_of_memory, …
     message: str
     attempts: int = 1
     file_bytes: int | None = None
     file_mtime_ns: int | None = None
-    partial_allowed: bool = False
-    """Was it tried with --allow-partial?"""
+    partial_allowed: bool = False  # was it tried with --allow-partial?
 
     def __post_init__(self) -> None:
         # A path may hold bytes that are no text; JSON cannot.
@@ -65,10 +64,20 @@ class Failure:
 Result = VideoTokens | Failure
 
 
+@dataclass(kw_only=True)
+class Added:
+    """What a merge or an import added to a cache."""
+
+    videos: int = 0
+    cached_before: int = 0
+    texts: int = 0
+    failures: list[dict] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # videos of the manifest that the source of an import lacks
+
+
 def last_failures(cache: Cache) -> dict[str, Failure]:
     """The last failure of every video that ever failed."""
-    rows = (row for shard in cache.table.failed.values() for row in shard)
-    return {row["video_id"]: Failure.from_row(row) for row in rows}
+    return {row["video_id"]: Failure.from_row(row) for table in cache.tables.values() for row in table["failed"]}
 
 
 def failures_of(cache: Cache) -> dict[str, Failure]:
@@ -78,8 +87,7 @@ def failures_of(cache: Cache) -> dict[str, Failure]:
 
 def open_shards(cache: Cache) -> dict[str, list[str]]:
     """Ids of the videos of every shard that is planned and not written."""
-    plan = read_checked(cache.path / "plan.json")
-    return {name: ids for name, ids in plan.items() if name not in cache.table.failed}
+    return {name: ids for name, ids in read_checked(cache.path / "plan.json").items() if name not in cache.tables}
 
 
 class ShardWriter:
@@ -88,16 +96,13 @@ class ShardWriter:
     def __init__(self, cache: Cache) -> None:
         self.cache, self.path = cache, cache.path
         self.plan = read_checked(self.path / "plan.json")
-        self.open = open_shards(cache)
-        """Ids of the videos of every shard to be written."""
+        self.open = open_shards(cache)  # ids of the videos of every shard to be written
         self.staging = self.path / "staging"
         self.staging.mkdir(exist_ok=True)
-        known = {self._staged_file(video_id).name for ids in self.open.values() for video_id in ids}
-        for item in self.staging.iterdir():
-            if item.name not in known:
-                item.unlink()
-        self.missing = {name: {i for i in ids if self.staged(i) is None} for name, ids in self.open.items()}
-        """Ids without a result, by open shard."""
+        files = {self._staged_file(video_id) for video_id in self.planned}
+        for item in set(self.staging.iterdir()) - files:
+            item.unlink()
+        self.done = {video_id for video_id in self.planned if self.staged(video_id) is not None}  # with a result
 
     @property
     def planned(self) -> list[str]:
@@ -105,55 +110,56 @@ class ShardWriter:
         return [video_id for ids in self.open.values() for video_id in ids]
 
     @property
-    def pending(self) -> list[str]:
-        """Ids without a result, in order."""
-        return [video_id for name, ids in self.open.items() for video_id in ids if video_id in self.missing[name]]
-
-    @property
     def complete(self) -> list[str]:
         """Names of open shards of which every video has a result."""
-        return [name for name, missing in self.missing.items() if not missing]
+        return [name for name, ids in self.open.items() if all(video_id in self.done for video_id in ids)]
 
     def add(self, video_ids: list[str], shard_size: int) -> None:
         """Give videos places in new shards; places in the plan are kept from then on."""
         written = {item.name for item in (self.path / "shards").glob("[0-9]*")}
         first = 1 + max((int(name.partition("-")[0]) for name in self.plan.keys() | written), default=-1)
         for number, start in enumerate(range(0, len(video_ids), shard_size)):
-            self._open(SHARD_NAME.format(first + number), video_ids[start : start + shard_size])
+            name = SHARD_NAME.format(first + number)
+            self.plan[name] = self.open[name] = video_ids[start : start + shard_size]
         if video_ids:
             write_checked(self.path / "plan.json", self.plan)
 
     def reopen(self, name: str, video_ids: list[str]) -> None:
         """Write an existing shard again, of these videos; it stays as it is until then."""
-        self._open(name, video_ids)
-        write_checked(self.path / "plan.json", self.plan)
-
-    def _open(self, name: str, video_ids: list[str]) -> None:
         self.plan[name] = self.open[name] = video_ids
-        self.missing[name] = set(video_ids)
-
-    def fill(self, video_ids: Collection[str], result_of: Callable[[str], Result]) -> Iterator[Result]:
-        """Write every open shard that `video_ids` complete; yields the results of its videos."""
-        for name, ids in list(self.open.items()):
-            if any(video_id not in video_ids for video_id in self.missing[name]):
-                logger.warning("shard %s waits for videos of another job", name)
-                continue
-            for video_id in ids:
-                if video_id in self.missing[name]:
-                    self.put(result_of(video_id))
-                yield self._whole(video_id)
-            self.write(name)
+        write_checked(self.path / "plan.json", self.plan)
 
     def release(self, video_ids: Collection[str]) -> None:
         """Take videos that will get no result now out of the open shards, so that these can be written."""
         for name, ids in list(self.open.items()):
-            kept = [video_id for video_id in ids if video_id not in video_ids]
-            if len(kept) < len(ids):
-                self.plan[name] = self.open[name] = kept
-                self.missing[name] &= set(kept)
-                if not kept:
-                    del self.plan[name], self.open[name], self.missing[name]
-                write_checked(self.path / "plan.json", self.plan)
+            self.plan[name] = self.open[name] = [video_id for video_id in ids if video_id not in video_ids]
+            if not self.open[name]:
+                del self.plan[name], self.open[name]
+        if video_ids:
+            write_checked(self.path / "plan.json", self.plan)
+
+    def fill(
+        self, video_ids: list[str], results: dict[str, Callable[[], Result]], shard_size: int, on_progress: OnProgress
+    ) -> Added:
+        """Add videos that are not here yet, and write every open shard whose videos all have `results`."""
+        known, added = {*self.planned, *self.cache.rows, *self.cache.aliases}, Added()
+        self.add([video_id for video_id in video_ids if video_id not in known], shard_size)
+        num_planned = len(self.planned)
+        for name, ids in list(self.open.items()):
+            if any(video_id not in self.done and video_id not in results for video_id in ids):
+                logger.warning("shard %s waits for videos of another job", name)
+                continue
+            for video_id in ids:
+                if video_id not in self.done:
+                    self.put(results[video_id]())
+                result = self._whole(video_id)
+                if isinstance(result, Failure):
+                    added.failures.append(result.to_row())
+                else:
+                    added.videos += 1
+                on_progress(added.videos + len(added.failures), num_planned)
+            self.write(name)
+        return added
 
     def put(self, result: Result) -> None:
         """Stage a result: a line of JSON, the bytes of its tokens, and a crc32c over both.
@@ -171,8 +177,7 @@ class ShardWriter:
                 checksum.update(part)
                 handle.write(part)
             handle.write(checksum.digest())
-        for missing in self.missing.values():
-            missing.discard(result.video_id)
+        self.done.add(result.video_id)
 
     def staged(self, video_id: str) -> Result | None:
         """The staged result of a video; None where there is none, or it is damaged."""
@@ -190,45 +195,43 @@ class ShardWriter:
         """Remove staged results."""
         for video_id in video_ids:
             self._staged_file(video_id).unlink(missing_ok=True)
-            for name, ids in self.open.items():
-                if video_id in ids:
-                    self.missing[name].add(video_id)
+            self.done.discard(video_id)
 
     def replaced(self, name: str) -> list[str]:
         """Videos of a complete shard that get new tokens: an earlier shard has tokens of them."""
-        return [i for i in self.open[name] if i in self.cache.rows and self._staged_shape(i)[0]]
+        return [i for i in self.open[name] if i in self.cache.rows and self._staged_size(i)[0]]
 
     def _staged_file(self, video_id: str) -> Path:
         return self.staging / hashlib.sha256(video_id.encode()).hexdigest()[:24]
 
-    def _staged_shape(self, video_id: str) -> tuple[tuple[int, ...], int]:
-        """Shape and bytes of staged tokens, without reading them; of a failure ((), 0)."""
+    def _staged_size(self, video_id: str) -> tuple[int, int]:
+        """Number and bytes of staged tokens, without reading them; of a failure (0, 0)."""
         with self._staged_file(video_id).open("rb") as handle:
             stored = json.loads(handle.readline())
-        shape = tuple(stored.get("shape", ()))
-        return shape, int(np.prod(shape)) * np.dtype(stored["dtype"]).itemsize if shape else 0
+        if "failure" in stored:
+            return 0, 0
+        return stored["shape"][0], math.prod(stored["shape"]) * np.dtype(stored["dtype"]).itemsize
 
     def write(self, name: str) -> None:
         """Write a complete shard, above SHARD_BYTES as `00003`, `00003-1`, … Raises CacheError for a damaged result."""
         ids = self.open.pop(name)
-        del self.missing[name]
-        shapes = {video_id: self._staged_shape(video_id) for video_id in ids}
+        sizes = {video_id: self._staged_size(video_id) for video_id in ids}
         parts, room = [[]], SHARD_BYTES
         for video_id in ids:
-            if parts[-1] and shapes[video_id][1] > room:
+            if parts[-1] and sizes[video_id][1] > room:
                 parts.append([])
                 room = SHARD_BYTES
             parts[-1].append(video_id)
-            room -= shapes[video_id][1]
+            room -= sizes[video_id][1]
         names = [name, *(f"{name}-{number}" for number in range(1, len(parts)))]
         if len(parts) > 1:
             self.plan |= dict(zip(names, parts, strict=True))
             write_checked(self.path / "plan.json", self.plan)
         for part, part_ids in zip(names, parts, strict=True):
-            with_tokens = [video_id for video_id in part_ids if shapes[video_id][0]]
-            failed = [self._whole(video_id).to_row() for video_id in part_ids if not shapes[video_id][0]]
-            lengths = [shapes[video_id][0][0] for video_id in with_tokens]
-            write_video_shard(self.path, part, map(self._whole, with_tokens), failed, self.cache.dtype, lengths)
+            lengths = {video_id: sizes[video_id][0] for video_id in part_ids if sizes[video_id][0]}
+            failed = [self._whole(video_id).to_row() for video_id in part_ids if video_id not in lengths]
+            videos = map(self._whole, lengths)
+            write_video_shard(self.path, part, videos, failed, self.cache.dtype, [*lengths.values()])
             self.forget(part_ids)
 
     def _whole(self, video_id: str) -> Result:

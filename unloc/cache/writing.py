@@ -5,6 +5,7 @@ import json
 import shutil
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -26,10 +27,8 @@ TEXTS_PER_SHARD = 20_000
 class VideoTokens:
     """What one video adds to a shard."""
 
-    meta: dict
-    """Its row: video_id, times_seconds, sha256, …"""
-    tokens: np.ndarray
-    """(T, views, D) as they are stored (`dtype.to_stored`)."""
+    meta: dict  # its row: video_id, times_seconds, sha256, …
+    tokens: np.ndarray  # (T, views, D) as they are stored (`dtype.to_stored`)
 
     @property
     def video_id(self) -> str:
@@ -82,12 +81,7 @@ def write_projections(path: Path, projections: Mapping[str, np.ndarray]) -> None
 
 
 def write_video_shard(
-    path: Path,
-    name: str,
-    videos: Iterable[VideoTokens],
-    failed: list[dict],
-    dtype: str,
-    lengths: Sequence[int] = (),
+    path: Path, name: str, videos: Iterable[VideoTokens], failed: list[dict], dtype: str, lengths: Sequence[int] = ()
 ) -> None:
     """Write a shard of videos (in this order) and the rows of those that failed; an existing shard is replaced.
 
@@ -96,11 +90,10 @@ def write_video_shard(
     lengths = lengths or [len(video.tokens) for video in videos]
     chunk = lengths[0] if len(set(lengths)) == 1 else CHUNK_ROWS
     firsts = np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist()
-    folder = _new_folder(path / "shards", name)
     columns = {column: [] for column in COLUMNS}
 
-    def tokens_of_videos() -> Iterator[np.ndarray]:
-        with (folder / ROWS).open("w", encoding="utf-8") as handle:
+    def tokens_of_videos(rows: Path) -> Iterator[np.ndarray]:
+        with rows.open("w", encoding="utf-8") as handle:
             for video, first, length in zip(videos, firsts, lengths, strict=False):
                 assert video.tokens.dtype == STORED_DTYPES[dtype], "convert tokens by dtype.to_stored"
                 row = video.meta | {"first_row": first, "num_tokens": length}
@@ -109,9 +102,9 @@ def write_video_shard(
                     values.append(row.get(column))
                 yield video.tokens
 
-    if lengths:
-        _write_array(folder / "frames", tokens_of_videos(), firsts, chunk, dtype)
-    _commit(folder, path / "shards" / name, {"videos": columns, "failed": failed})
+    with _new_shard(path / "shards" / name, {"videos": columns, "failed": failed}) as folder:
+        if lengths:
+            _write_array(folder / "frames", tokens_of_videos(folder / ROWS), firsts, chunk, dtype)
 
 
 def write_texts(path: Path, texts: Iterable[tuple[str, np.ndarray]], dtype: str) -> int:
@@ -119,25 +112,23 @@ def write_texts(path: Path, texts: Iterable[tuple[str, np.ndarray]], dtype: str)
     texts, count = iter(texts), 0
     while part := list(islice(texts, TEXTS_PER_SHARD)):
         existing = [int(item.name) for item in (path / "texts").glob("[0-9]*")]
-        name = SHARD_NAME.format(max(existing, default=-1) + 1)
-        firsts = np.cumsum([0, *(len(tokens) for _, tokens in part)]).tolist()
-        table = [[text, first, len(tokens)] for (text, tokens), first in zip(part, firsts, strict=False)]
-        folder, data = _new_folder(path / "texts", name), np.concatenate([tokens for _, tokens in part])
-        _write_array(folder / "tokens", [data], [0, -(-firsts[-1] // CHUNK_ROWS) * CHUNK_ROWS], CHUNK_ROWS, dtype)
-        _commit(folder, path / "texts" / name, {"texts": table})
+        target = path / "texts" / SHARD_NAME.format(max(existing, default=-1) + 1)
+        *firsts, end = np.cumsum([0, *(len(tokens) for _, tokens in part)]).tolist()
+        table = [[text, first, len(tokens)] for (text, tokens), first in zip(part, firsts, strict=True)]
+        data = np.concatenate([tokens for _, tokens in part])
+        with _new_shard(target, {"texts": table}) as folder:
+            _write_array(folder / "tokens", [data], [0, -(-end // CHUNK_ROWS) * CHUNK_ROWS], CHUNK_ROWS, dtype)
         count += len(part)
     return count
 
 
-def _new_folder(parent: Path, name: str) -> Path:
-    folder = parent / f".{name}.part"
+@contextmanager
+def _new_shard(target: Path, table: dict) -> Iterator[Path]:
+    """A folder to be filled; at the end it gets its table, with the checksums of its files, and its name."""
+    folder = target.with_name(f".{target.name}.part")
     shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     folder.mkdir(parents=True)
-    return folder
-
-
-def _commit(folder: Path, target: Path, table: dict) -> None:
-    """Give a written folder its table with the checksums of its files, and its name."""
+    yield folder
     files = sorted(item for item in folder.rglob("*") if item.is_file())
     checksums = {item.relative_to(folder).as_posix(): file_crc32c(item) for item in files}
     (folder / "zarr.json").write_bytes(group_metadata({**table, "files": checksums}))
@@ -155,8 +146,7 @@ def _write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int],
 
     parts = iter(parts)
     part = next(parts)
-    shape = (firsts[-1], *part.shape[1:])
-    row_bytes = part[:1].nbytes
+    shape, row_bytes = (firsts[-1], *part.shape[1:]), part[:1].nbytes
     bits = {"bits_of": "bfloat16", "value": "the uint16 shifted left by 16 bits, read as float32"}
     zarr.create_array(
         store=str(path),

@@ -8,16 +8,15 @@ import typer
 from typer import Argument, Option
 
 from unloc.cli import app
+from unloc.cli.progress import progress
 from unloc.errors import CacheError, InputError
 
 if TYPE_CHECKING:
     from pipeline.repair import Repair
-    from unloc.cache.mirror import Home
+    from unloc.cache.opening import Home
     from unloc.video.video_file import VideoFile
 
 Format = Literal["moment-detr", "univtg", "actionformer", "opentad", "hdf5", "clip-video-encode"]
-CLIP_SECONDS = {"moment-detr": 2.0, "univtg": 2.0}  # their feature files have one token per clip of QVHighlights
-WINDOWED = ("actionformer", "opentad")
 SHOWN_FAILURES = 20
 CacheFolder = Annotated[str, Argument(help="Cache folder, or URL: s3://bucket/cache.")]
 
@@ -67,17 +66,20 @@ def verify(
     from unloc.cache.reading import Cache
     from unloc.cache.shards import open_shards
 
-    with exact_copy(cache) as home:
-        done = _repair(home, videos, shards, manifest, pretrained, workers) if repair else None
-        audit = done.after if done else audit_cache(home.folder)
+    left, notes = [], []
+    with exact_copy(cache) as home, progress("verifying", "shards") as on_progress:
+        if repair:
+            done = _repair_of(home, videos, shards, manifest, pretrained, workers).run(on_progress)
+            found, audit, left, notes = done.before, done.after, done.left, done.notes
+        else:
+            found = audit = audit_cache(home.folder, on_progress)
         num_planned = 0 if audit.damages else sum(map(len, open_shards(Cache(home.folder)).values()))
-    found, left, notes = (done.before, done.left, done.notes) if done else (audit, (), ())
     for damage in found.damages:
         for reason in (damage.reason, *(f"video {one}" for one in damage.broken)):
             typer.echo(f"damaged: {damage.place}: {reason}", err=True)
     for note in notes:
         typer.echo(note)
-    if done and (count := len(found.damages)):
+    if repair and (count := len(found.damages)):
         typer.echo(f"repaired {count - len(audit.damages)} of {count} places")
     for message in left[1:]:
         typer.echo(f"not repaired: {message}", err=True)
@@ -89,7 +91,7 @@ def verify(
         typer.echo(f"{cache}: {num_planned} videos are planned and not written; `unloc extract` continues with them")
 
 
-def _repair(
+def _repair_of(
     home: "Home", videos: Path | None, shards: str | None, manifest: Path | None, pretrained: str | None, workers: int
 ) -> "Repair":
     from pipeline.extract import ExtractOptions
@@ -103,12 +105,11 @@ def _repair(
     if manifest:
         loaded = load_manifest(manifest)
         files, texts = index.locate(loaded.videos)[0], manifest_texts(loaded, prompts=True)
-    named = files or {}
 
     def find_file(video_id: str, file: str | None) -> "VideoFile | None":
-        return named.get(video_id) or index.find(video_id, file)
+        return (files or {}).get(video_id) or index.find(video_id, file)
 
-    return Repair(home, find_file, ExtractOptions(workers=workers), files, texts, pretrained).run()
+    return Repair(home, find_file, ExtractOptions(workers=workers), files, texts, pretrained)
 
 
 @cache_app.command()
@@ -123,10 +124,11 @@ def merge(
     """
     from unloc.cache.merge import merge as join
 
-    done = join(out, sources, shard_size=shard_size)
+    with progress("merging", "videos") as on_progress:
+        done = join(out, sources, shard_size=shard_size, on_progress=on_progress)
     typer.echo(
-        f"{out}: {done.videos} videos added, {done.cached_before} were cached before, {done.failed} failed in all "
-        f"sources, {done.texts} texts added"
+        f"{out}: {done.videos} videos added, {done.cached_before} were cached before, {len(done.failures)} failed in "
+        f"all sources, {done.texts} texts added"
     )
 
 
@@ -152,22 +154,24 @@ def import_command(
     Example: unloc cache import actionformer i3d/ --cache data/i3d --origin "I3D" --fps 30 --stride 4 --window 16
     """
     from unloc.annotations.schema import load_manifest
-    from unloc.cache.features import ImportConfig, Timing, import_features
+    from unloc.cache.features import ImportConfig, import_features
 
     if (clip_seconds is not None) + (fps is not None) + even > 1:
         raise InputError("timing: give one of --clip-seconds, --fps (with --stride and --window) and --even")
+    if clip_seconds is None and format_name in ("moment-detr", "univtg"):
+        clip_seconds = 2.0  # their feature files have one token per clip of QVHighlights
     if fps is not None:
-        spacing, span = (stride or 1) / fps, (window or 0) / fps
-        if format_name in WINDOWED and not (stride and window):
+        if format_name in ("actionformer", "opentad") and not (stride and window):
             raise InputError(f"--fps: {format_name} features need --stride and --window too, in frames")
+        timing = {"spacing_seconds": (stride or 1) / fps, "span_seconds": (window or 0) / fps}
+    elif clip_seconds is not None and not even:
+        timing = {"spacing_seconds": clip_seconds, "span_seconds": clip_seconds}
+    elif even:
+        timing = {}
     else:
-        spacing = span = clip_seconds or (None if even else CLIP_SECONDS.get(format_name))
-        if spacing is None and not even:
-            raise InputError(f"timing: {format_name} files state no times; give --clip-seconds, --fps or --even")
-    timing = Timing(spacing_seconds=spacing, span_seconds=span or 0.0)
-    config = ImportConfig(
-        format=format_name, origin=origin, timing=timing, dtype=token_dtype, dataset=dataset, transposed=transposed
-    )
+        raise InputError(f"timing: {format_name} files state no times; give --clip-seconds, --fps or --even")
+    arrays = {"dtype": token_dtype, "dataset": dataset, "transposed": transposed}
+    config = ImportConfig(format=format_name, origin=origin, **timing, **arrays)
     if texts and not manifest:
         raise InputError("--texts: needs --manifest, which says which sentence each query id is")
     durations, queries = None, ()
@@ -176,7 +180,9 @@ def import_command(
         videos = loaded.videos.drop_duplicates("video_id")
         queries = zip(loaded.queries["qid"].astype(str), loaded.queries["text"], strict=True)
         durations = dict(zip(videos["video_id"], videos["duration_seconds"].astype(float), strict=True))
-    done = import_features(cache, source, config, durations=durations, queries=queries, texts=texts)
+    given = {"durations": durations, "queries": queries, "texts": texts}
+    with progress("importing", "videos") as on_progress:
+        done = import_features(cache, source, config, **given, on_progress=on_progress)
     typer.echo(
         f"{cache}: {done.videos} videos imported, {done.cached_before} were cached before, "
         f"{len(done.failures)} failed, {len(done.missing)} of the manifest are not in the source, {done.texts} texts"
