@@ -14,8 +14,7 @@ from unloc.annotations.subsets import (
     read_class_splits,
     read_video_list,
     restricted,
-    seen_manifest,
-    unseen_manifest,
+    zero_shot_sides,
 )
 
 
@@ -164,7 +163,7 @@ def test_the_ten_class_splits_divide_the_classes_and_two_sources_agree(converted
     for split, other in zip(splits, others, strict=True):
         assert len(split.seen) == len(manifest.classes) * share // 100
         assert (set(split.seen), set(split.unseen)) == (set(other.seen), set(other.unseen))
-    seen, unseen = seen_manifest(manifest, splits[0]), unseen_manifest(manifest, splits[0], test_split)
+    seen, unseen = zero_shot_sides(manifest, splits[0], test_split)
     assert set(seen.instances["label"]) == set(splits[0].seen) and set(unseen.instances["label"]) == set(
         splits[0].unseen
     )

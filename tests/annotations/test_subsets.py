@@ -11,8 +11,7 @@ from unloc.annotations.subsets import (
     read_class_splits,
     read_video_list,
     restricted,
-    seen_manifest,
-    unseen_manifest,
+    zero_shot_sides,
 )
 from unloc.errors import InputError, ManifestError, MissingError
 
@@ -121,18 +120,17 @@ def manifest():
 
 def test_training_sees_no_video_with_an_unseen_class_and_the_test_keeps_all_videos(manifest):
     split = ClassSplit(name="s", seen=("a",), unseen=("b",))
-    seen, unseen = seen_manifest(manifest, split), unseen_manifest(manifest, split, "test")
+    seen, unseen = zero_shot_sides(manifest, split, "test")
     assert list(seen.videos["video_id"]) == ["one"] and seen.classes == ("a",)
     assert list(unseen.videos["video_id"]) == ["last", "none"] and unseen.classes == ("b",)
     assert list(unseen.instances["video_id"]) == ["last"]
     with pytest.raises(MissingError, match="split 'val'"):
-        unseen_manifest(manifest, split, "val")
+        zero_shot_sides(manifest, split, "val")
 
 
 def test_listed_classes_that_a_part_of_a_dataset_lacks_are_left_out(manifest):
     split = ClassSplit(name="s", seen=("more", "a"), unseen=("b", "others"))
-    assert seen_manifest(manifest, split).classes == ("a",)
-    assert unseen_manifest(manifest, split, "test").classes == ("b",)
+    assert [side.classes for side in zero_shot_sides(manifest, split, "test")] == [("a",), ("b",)]
 
 
 @pytest.mark.parametrize(
@@ -145,4 +143,4 @@ def test_listed_classes_that_a_part_of_a_dataset_lacks_are_left_out(manifest):
 )
 def test_every_class_of_the_manifest_is_on_a_side_and_both_sides_have_some(manifest, seen, unseen, words):
     with pytest.raises(ManifestError, match=words):
-        seen_manifest(manifest, ClassSplit(name="s", seen=seen, unseen=unseen))
+        zero_shot_sides(manifest, ClassSplit(name="s", seen=seen, unseen=unseen), "test")

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
-from unloc.annotations.subsets import nonsense_names
+from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
+from unloc.annotations.subsets import nonsense_manifest
 from unloc.errors import InputError
 
 TAL = "eval --manifest tal.jsonl --task tal --split test"
@@ -272,10 +272,10 @@ def test_zero_shot_scores_one_file_or_a_file_a_split(unloc, folder):
     share = report["zero_shot"]["1_seen_1_unseen"]
     assert code == 0 and share["mean"]["mAP@avg"] == 100.0 and share["std"]["mAP@avg"] == 0.0
     assert report["metrics"]["mAP@avg"] == 100.0 and "standard deviation over 2 splits" in out
-    made = nonsense_names(("Run", "Jump"))
+    _, jump = nonsense_manifest(load_manifest(folder / "tal.jsonl")).classes
     write_tal(folder / "preds/split_0.json", {"v2": TRUTH["v2"]})
     write_tal(folder / "preds/split_1/predictions.json", {"v1": TRUTH["v1"]})
-    write_tal(folder / "control.json", {"v2": (made["Jump"], 0, 50)})
+    write_tal(folder / "control.json", {"v2": (jump, 0, 50)})
     (folder / "k.txt").write_text("jump\nswim\n")
     words = "--predictions preds --zero-shot lists --vocabulary k.txt --control control.json --out m.json"
     code, out, err = unloc(*TAL.split(), *words.split())

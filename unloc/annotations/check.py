@@ -5,13 +5,12 @@
     drop    removes segments, ratings, rows and videos with an error
 
 Under `repair` and `drop` the first of duplicates is kept, and a query is dropped only when none of its windows is left.
-A finding is an *error* (the row cannot mean what it says) or a *note* (common in official files, and harmless).
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,22 +19,14 @@ import pandas as pd
 
 from unloc.annotations.durations import measured_durations
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import CLIP_SECONDS, Manifest, load_manifest, numbered
+from unloc.annotations.schema import CLIP_SECONDS, Manifest, load_manifest
 from unloc.errors import InputError, ManifestError
 from unloc.video.locate import Coverage, folder_coverage
 
 RULES = ("keep", "repair", "drop")
-NOTES = frozenset(
-    {
-        "segment past the video by rounding",
-        "unknown duration",
-        "class without instances",
-        "two ids with one file",
-        "windows and clips differ",
-        "segment of at most 0.1 s",
-        "duration contradicts the name",
-    }
-)
+NOTES = {"segment past the video by rounding", "segment of at most 0.1 s", "windows and clips differ"}
+NOTES |= {"unknown duration", "duration contradicts the name", "class without instances", "two ids with one file"}
+_CUT = "cut to the video"
 _ROUNDING = 1e-6  # seconds; sums of decimals in double precision may be off by this
 _CUT_NAME = re.compile(r"_(\d+\.\d+)_(\d+\.\d+)$")  # QVHighlights: <youtube>_<start>_<end>
 
@@ -51,7 +42,7 @@ class Finding:
 
     @property
     def is_note(self) -> bool:
-        """True where the row is not bad."""
+        """True for what is common in official files and harmless; else the row cannot mean what it says."""
         return self.kind in NOTES
 
 
@@ -67,9 +58,15 @@ class CheckedFile:
 
 
 def check_file(
-    path: Path, *, videos: Path | None = None, rule: str = "keep", drop_unreadable: bool = False
+    path: Path,
+    *,
+    videos: Path | None = None,
+    rule: str = "keep",
+    drop_unreadable: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckedFile:
-    """Check a manifest file; with a folder of videos also its coverage, and unknown durations are measured from files.
+    """Check a manifest file; with a folder of videos also its coverage, and unknown durations are measured from files
+    (`on_progress`: videos measured and all to measure).
 
     Raises as `load_manifest` and `check_manifest`, MissingError where the folder is absent.
     """
@@ -78,25 +75,25 @@ def check_file(
     if videos is not None:
         coverage = folder_coverage(manifest.videos, videos)
         whole = {video_id: file for video_id, file in coverage.found.items() if video_id not in coverage.empty}
-        manifest, num_measured, broken = measured_durations(manifest, whole)
+        manifest, num_measured, broken = measured_durations(manifest, whole, on_progress)
     result, found = check_manifest(manifest, rule)
     action = "dropped" if drop_unreadable or rule != "keep" else ""
     found += [Finding("unreadable row", line, reason, action) for line, reason in unreadable.items()]
     if coverage is not None:
-        lines = dict(reversed(list(zip(manifest.videos["video_id"], manifest.videos["line"], strict=True))))
         messages = {
             "missing video": dict.fromkeys(coverage.missing, "no file in the folder"),
             "empty video file": {name: f"{coverage.found[name]} has no bytes" for name in coverage.empty},
             "unreadable video file": broken,
             "two ids with one file": {name: str(coverage.found[name]) for name in coverage.shared},
         }
+        lines = manifest.videos.groupby("video_id")["line"].first()
         for kind, of_video in messages.items():
-            found += [Finding(kind, lines[name], f"{name}: {text}") for name, text in of_video.items()]
+            found += [Finding(kind, int(lines[name]), f"{name}: {text}") for name, text in of_video.items()]
     return CheckedFile(manifest, result, sorted(found, key=lambda item: item.line), coverage, num_measured)
 
 
 def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:
-    """The manifest after the rule, and every finding with its action, in the order of the lines.
+    """The manifest after the rule, and every finding with its action: of classes, videos, queries, instances.
 
     Raises InputError for an unknown rule, ManifestError where no video is left.
     """
@@ -107,24 +104,21 @@ def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, li
     if not len(tables["videos"]):
         raise ManifestError(f"--bad-rows {rule}: no video of {manifest.name!r} is left")
     tables |= {key: check.annotations(getattr(manifest, key)) for key in ("queries", "instances")}
-    found = sorted(check.found, key=lambda item: item.line)
-    return (manifest if rule == "keep" else numbered(replace(manifest, **tables))), found
+    return (manifest if rule == "keep" else replace(manifest, **tables)), check.found
 
 
 def counted_findings(found: Iterable[Finding], path: Path) -> Problems:
     """How often each kind was found, and where."""
     problems = Problems()
     for item in found:
-        note = " [note]" if item.is_note else ""
-        problems.add(f"{item.kind}{note}", f"{path}:{item.line}: {item.message}")
+        problems.add(item.kind + " [note]" * item.is_note, f"{path}:{item.line}: {item.message}")
     return problems
 
 
 def add_actions(found: Iterable[Finding], problems: Problems) -> None:
     """Log what the rule changed."""
     for item in found:
-        if item.action:
-            problems.add(f"{item.kind}: {item.action}", item.message)
+        problems.add(f"{item.kind}: {item.action}", item.message, count=bool(item.action))
 
 
 def shared_between_splits(manifest: Manifest) -> dict[tuple[str, str], int]:
@@ -134,24 +128,19 @@ def shared_between_splits(manifest: Manifest) -> dict[tuple[str, str], int]:
     return {pair: count for pair, count in pairs.items() if count}
 
 
-# -- one value ------------------------------------------------------------------------------------------------------
-
-
 def segment_problem(start: float, end: float, duration: float) -> str | None:
     """The kind of problem of a segment in a video of `duration` seconds (NaN: unknown), or None."""
-    if not (math.isfinite(start) and math.isfinite(end)):
-        return "segment not finite"
-    if end <= start:
-        return "zero-length segment" if end == start else "reversed segment"
-    if start < 0:
-        return "segment before the video"
-    if not duration > 0:
-        return None  # the video's own row is bad or unknown
-    if start >= duration:
-        return "segment wholly past the video"
-    if end > duration + 0.01 + _ROUNDING:  # official durations are rounded to 10 ms
-        return "segment past the video"
-    return "segment past the video by rounding" if end > duration + _ROUNDING else None
+    limit = duration if duration > 0 else math.inf
+    problems = {
+        "segment not finite": not (math.isfinite(start) and math.isfinite(end)),
+        "zero-length segment": end == start,
+        "reversed segment": end < start,
+        "segment before the video": start < 0,
+        "segment wholly past the video": start >= limit,
+        "segment past the video": end > limit + 0.01 + _ROUNDING,  # official durations are rounded to 10 ms
+        "segment past the video by rounding": end > limit + _ROUNDING,
+    }
+    return next((problem for problem, is_true in problems.items() if is_true), None)
 
 
 def ratings_problem(clips: list | None, scores: list | None, segments: list, duration: float) -> str | None:
@@ -181,41 +170,35 @@ def ratings_problem(clips: list | None, scores: list | None, segments: list, dur
     return "windows and clips differ"
 
 
-def contradicts_name(video_id: str, duration: float) -> bool:
-    """Whether a name that states where the video was cut (`<youtube>_60.0_210.0`) states another length.
-
-    By more than half a second, as QVHighlights states whole seconds; never for other names or an unknown duration.
-    """
-    found = _CUT_NAME.search(video_id)
-    return found is not None and abs(float(found[2]) - float(found[1]) - duration) > 0.5
-
-
-# -- the pass -------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Pass:
-    """One walk over a manifest: videos first, since their durations and splits are needed to check annotations."""
+    """One walk over a manifest: videos first, since their durations are needed to check annotations."""
 
     manifest: Manifest
     rule: str
     found: list[Finding] = field(default_factory=list)
     durations: dict[tuple[str, str], float] = field(default_factory=dict)
     """Seconds of each kept (video_id, split), NaN where unknown."""
-    splits: set[str] = field(default_factory=set)
 
-    def add(self, kind: str, line: int, message: str, action: str = "") -> bool:
-        """Log a finding; returns whether the rule acts on it."""
-        self.found.append(Finding(kind, line, message, "" if self.rule == "keep" else action))
-        return self.rule != "keep"
+    def add(self, kind: str, line: int, message: str, action: str = "dropped") -> bool:
+        """Log a finding; returns whether the rule acts on it. Notes change nothing, but segments may be cut."""
+        acts = self.rule != "keep" and (kind not in NOTES or action == _CUT)
+        self.found.append(Finding(kind, line, message, action if acts else ""))
+        return acts
+
+    def compare_name(self, video_id: str, duration: float, line: int, message: str) -> None:
+        """Note a name that states another length (`<youtube>_60.0_210.0`); durations are rounded to whole seconds."""
+        found = _CUT_NAME.search(video_id)
+        if found and abs(float(found[2]) - float(found[1]) - duration) > 0.5:
+            self.add("duration contradicts the name", line, message)
 
     def classes(self) -> tuple[str, ...]:
         used, names = set(self.manifest.instances["label"]), self.manifest.classes
         for name, count in Counter(names).items():
             if count > 1:
-                self.add("duplicate class", 1, f"{name!r} occurs {count} times among the classes", "dropped")
+                self.add("duplicate class", 1, f"{name!r} occurs {count} times among the classes")
             if not name.strip():
-                self.add("empty class", 1, "a class name is blank", "dropped")
+                self.add("empty class", 1, "a class name is blank")
         unused = [name for name in names if name not in used]
         if unused and used:
             self.add("class without instances", 1, f"{len(unused)} of the classes, first {unused[0]!r}")
@@ -226,22 +209,20 @@ class _Pass:
         kept = []
         for row in self.manifest.videos.to_dict("records"):
             key, duration, dropped = (row["video_id"], row["split"]), row["duration_seconds"], False
-            message = f"{row['video_id']}: duration {duration} s"
+            line, message = row["line"], f"{row['video_id']}: duration {duration} s"
             if key in self.durations:
-                dropped = self.add("duplicate video", row["line"], f"{key[0]} is in split {key[1]} twice", "dropped")
+                dropped = self.add("duplicate video", line, f"{key[0]} is in split {key[1]} twice")
             if math.isnan(duration):
-                self.add("unknown duration", row["line"], message)
+                self.add("unknown duration", line, message)
             elif not 0 < duration < math.inf:
-                repaired = self.rule == "repair"
-                changed = self.add("bad duration", row["line"], message, "made unknown" if repaired else "dropped")
-                row["duration_seconds"] = math.nan if repaired else duration
-                dropped |= changed and not repaired
-            if contradicts_name(row["video_id"], duration) and key not in queried:
-                self.add("duration contradicts the name", row["line"], message)
+                action = "made unknown" if self.rule == "repair" else "dropped"
+                if self.add("bad duration", line, message, action):
+                    row["duration_seconds"], dropped = math.nan, dropped or action == "dropped"
+            if key not in queried:
+                self.compare_name(key[0], duration, line, message)
             if not dropped:
                 kept.append(row)
                 self.durations.setdefault(key, row["duration_seconds"])
-                self.splits.add(row["split"])
         videos = self.manifest.videos
         return pd.DataFrame(kept, columns=videos.columns).astype(videos.dtypes.to_dict())
 
@@ -254,29 +235,25 @@ class _Pass:
         problem = segment_problem(start, end, duration)
         if problem is None:
             return [start, end]
-        if self.rule == "drop" and problem in NOTES:
-            self.add(problem, line, message)
-            return [start, end]
         cut = [max(start, 0.0), min(end, duration if duration > 0 else math.inf)]
-        cut = cut if self.rule == "repair" and problem != "segment not finite" and cut[1] > cut[0] else None
-        changed = self.add(problem, line, message, "cut to the video" if cut else "segment dropped")
-        return cut if changed else [start, end]
+        can_cut = self.rule == "repair" and problem != "segment not finite" and cut[1] > cut[0]
+        acts = self.add(problem, line, message, _CUT if can_cut else "segment dropped")
+        return (cut if can_cut else None) if acts else [start, end]
 
     def annotations(self, table: pd.DataFrame) -> pd.DataFrame:
         """What the rule leaves of the queries, or of the instances."""
-        kept, seen, classes = [], set(), frozenset(self.manifest.classes)
+        kept, seen, classes, splits = [], set(), set(self.manifest.classes), {split for _, split in self.durations}
         for row in table.to_dict("records"):
             key, line, is_query = (row["video_id"], row["split"]), row["line"], "qid" in row
             name = f"query {row['qid']}" if is_query else row["label"]
             message, duration = f"{key[0]} of {key[1]}: {name}", self.durations.get(key, math.nan)
-            problems = []
-            if key not in self.durations:
-                problems.append("video not described" if key[1] in self.splits else "unknown split")
-            if is_query and not row["text"].strip():
-                problems.append("empty text")
-            if not is_query and name not in classes:
-                problems.append("unknown label")
-            dropped = any([self.add(problem, line, message, "dropped") for problem in problems])
+            problems = {
+                "video not described": key not in self.durations and key[1] in splits,
+                "unknown split": key not in self.durations and key[1] not in splits,
+                "empty text": is_query and not row["text"].strip(),
+                "unknown label": not is_query and name not in classes,
+            }
+            dropped = any([self.add(problem, line, message) for problem, is_true in problems.items() if is_true])
             segments, windows = row["segments"] if is_query else [[row["start_seconds"], row["end_seconds"]]], []
             for start, end in segments:
                 window = self.segment(start, end, duration, line, message)
@@ -287,20 +264,18 @@ class _Pass:
             if segments and not windows:
                 dropped = True
                 if is_query:
-                    self.add("query without a window left", line, message, "dropped")
+                    self.add("query without a window left", line, message)
             identities = {"duplicate qid": (key[1], row["qid"])} if is_query else {}
             identities["duplicate row"] = (*key, row["text"] if is_query else name, *map(tuple, windows))
             for kind, identity in identities.items():
                 if identity in seen:
-                    dropped |= self.add(kind, line, f"{message} {windows}", "dropped")
+                    dropped |= self.add(kind, line, f"{message} {windows}")
             if is_query:
                 ratings = {column: row[column] for column in ("relevant_clip_ids", "saliency_scores")}
                 problem = ratings_problem(*ratings.values(), segments, duration)
-                action = "" if problem in NOTES else "ratings removed"
-                if problem and self.add(problem, line, message, action) and action:
+                if problem and self.add(problem, line, message, "ratings removed"):
                     row |= dict.fromkeys(ratings)
-                if contradicts_name(key[0], duration):
-                    self.add("duration contradicts the name", line, message)
+                self.compare_name(key[0], duration, line, message)
             if not dropped:
                 seen.update(identities.values())
                 if not is_query:

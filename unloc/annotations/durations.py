@@ -4,7 +4,7 @@ Nothing guesses a length: what needs one calls `required_durations`, which refus
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from unloc.video.facts import scan
 
 def stated_durations(manifest: Manifest) -> dict[str, float]:
     """Seconds of every video as the manifest states them; NaN where it does not."""
-    videos = manifest.videos.drop_duplicates("video_id")
-    return dict(zip(videos["video_id"].tolist(), videos["duration_seconds"].tolist(), strict=True))
+    return manifest.videos.drop_duplicates("video_id").set_index("video_id")["duration_seconds"].to_dict()
 
 
 def required_durations(manifest: Manifest) -> dict[str, float]:
@@ -39,18 +38,21 @@ def cached_durations(manifest: Manifest, cache: Cache) -> Manifest:
     return _filled(manifest, cache.durations_of(manifest.videos["video_id"][~_known(manifest)].unique().tolist()))
 
 
-def measured_durations(manifest: Manifest, files: Mapping[str, Path]) -> tuple[Manifest, int, dict[str, str]]:
+def measured_durations(
+    manifest: Manifest, files: Mapping[str, Path], on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Manifest, int, dict[str, str]]:
     """The manifest with durations measured from the files where it states none, their number, and failures by video.
 
     As in `unloc extract`, a video lasts until its last frame is no longer shown.
     """
-    measured, failed = {}, {}
-    for video_id in manifest.videos["video_id"][manifest.videos["duration_seconds"].isna()].unique():
-        if video_id in files:
-            try:
-                measured[video_id] = scan(files[video_id]).end_seconds
-            except VideoError as error:
-                failed[video_id] = str(error)
+    unknown = manifest.videos["video_id"][manifest.videos["duration_seconds"].isna()]
+    measured, failed, to_measure = {}, {}, [video_id for video_id in unknown.unique() if video_id in files]
+    for done, video_id in enumerate(to_measure, start=1):
+        try:
+            measured[video_id] = scan(files[video_id]).end_seconds
+        except VideoError as error:
+            failed[video_id] = str(error)
+        on_progress(done, len(to_measure))
     return _filled(manifest, measured), len(measured), failed
 
 

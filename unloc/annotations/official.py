@@ -1,14 +1,16 @@
-"""Official annotation files: which files a folder holds, and the split of each."""
+"""Official annotation files: which files a folder holds, the split of each, and what a converter makes of them."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from unloc.annotations.problems import Problems
+from unloc.annotations.schema import Row
 from unloc.errors import ManifestError, MissingError
 
+Rows = tuple[Sequence[Row], Sequence[str]]
+"""Rows of a manifest, and its classes."""
 _SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|validation|test|testing)(_\d)?(?=[_.-]|$)")
 
 
@@ -17,14 +19,6 @@ def sentence(text: str, place: str, problems: Problems) -> str:
     cleaned = " ".join(text.split())
     problems.add("sentence with surplus blanks or line breaks: cleaned", place, cleaned != text)
     return cleaned
-
-
-def require_split(split: str | None, subsets: Iterable[str], path: Path) -> None:
-    """Raise ManifestError where a split is asked for that no video is in; `subsets`: the split of each video."""
-    found = Counter(subsets)
-    if split is not None and split not in found:
-        known = ", ".join(f"{name} ({count} videos)" for name, count in found.items()) or "no video"
-        raise ManifestError(f"{path}: no video of split {split!r}; these annotations have {known}")
 
 
 def splits_in_name(path: Path) -> list[str]:

@@ -13,41 +13,19 @@ Captions val_1 and val_2): videos are keyed by (video_id, split), and annotation
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from unloc.annotations.values import Name, Segment, brief, parse_json, read_lines, typed
+from unloc.annotations.values import Name, Segment, brief, parse_json, read_as, read_lines
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.files import url_of, write_file
-from unloc.tasks import TASKS
+from unloc.tasks import task_named
 
 CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
-
-
-# -- rows: reading, the checks of types and their messages follow from these classes ---------------------------------
-
-
-@dataclass(frozen=True)
-class Header:
-    """The first line of a manifest. Raises ValueError for an unknown task or version."""
-
-    version: float
-    name: str
-    tasks: list[str]
-    classes: list[str] | None = None
-    source: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.version != 1:
-            raise ValueError(f"not a manifest of version 1, got version {self.version}")
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown:
-            raise ValueError(f"unknown task {unknown[0]!r}; expected some of {', '.join(TASKS)}")
+HEADER = {"version": float, "name": str, "tasks": list[str], "classes": list[str] | None, "source": str | None}
 
 
 @dataclass(frozen=True)
@@ -89,13 +67,9 @@ class InstanceRow:
 
 
 Row = VideoRow | QueryRow | InstanceRow
-ROWS = {"manifest": Header, "video": VideoRow, "query": QueryRow, "instance": InstanceRow}
+ROWS = {"manifest": HEADER, "video": VideoRow, "query": QueryRow, "instance": InstanceRow}
 INSTANCE_COLUMNS = ["video_id", "split", "label", "start_seconds", "end_seconds", "line"]
 _TABLES = {"video": "videos", "query": "queries", "instance": "instances"}
-_NUMBERS = {"duration_seconds": float, "start_seconds": float, "end_seconds": float, "line": int}
-
-
-# -- the manifest ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,51 +120,40 @@ def build_manifest(
     lines: Sequence[int] | None = None,
 ) -> Manifest:
     """A manifest from rows and the line of each in its file; without `lines`, those that `save_manifest` gives them."""
-    records: dict[type, list[dict]] = {VideoRow: [], QueryRow: [], InstanceRow: []}
-    for index, row in enumerate(rows):
-        record = vars(row) | {"line": lines[index] if lines else 0}
+    order = [ROWS[kind] for kind in _TABLES]
+    if lines is None:
+        rows = sorted(rows, key=lambda row: order.index(type(row)))
+        lines = range(2, 2 + len(rows))
+    records: dict[type, list[dict]] = {kind: [] for kind in order}
+    for row, line in zip(rows, lines, strict=True):
+        record = vars(row) | {"line": line}
         if isinstance(row, InstanceRow):
             record["start_seconds"], record["end_seconds"] = row.segment
         records[type(row)].append(record)
     tables = {}
     for kind, key in _TABLES.items():
         columns = INSTANCE_COLUMNS if kind == "instance" else [*(item.name for item in fields(ROWS[kind])), "line"]
-        table = pd.DataFrame(records[ROWS[kind]], columns=columns)
-        tables[key] = table.astype({column: _NUMBERS[column] for column in columns if column in _NUMBERS})
-    manifest = Manifest(name=name, tasks=tuple(tasks), classes=tuple(classes), source=source, **tables)
-    return manifest if lines else numbered(manifest)
-
-
-def numbered(manifest: Manifest) -> Manifest:
-    """The manifest with `line` as `save_manifest` writes it: header, videos, queries, instances."""
-    line, tables = 2, {}
-    for key in _TABLES.values():
-        table = getattr(manifest, key)
-        tables[key] = table.assign(line=np.arange(line, line + len(table)))
-        line += len(table)
-    return replace(manifest, **tables)
+        types = {"line": int} | {column: float for column in columns if column.endswith("_seconds")}
+        tables[key] = pd.DataFrame(records[ROWS[kind]], columns=columns).astype(types)
+    return Manifest(name=name, tasks=tuple(tasks), classes=tuple(classes), source=source, **tables)
 
 
 def manifest_rows(manifest: Manifest) -> Iterator[dict]:
-    """All rows as JSON objects: videos, then queries, then instances."""
-    optional = ("file", "relevant_clip_ids", "saliency_scores")
+    """All rows as JSON objects: videos, then queries, then instances; of unknown values only a duration is stated."""
     for kind, key in _TABLES.items():
         for row in getattr(manifest, key).drop(columns="line").to_dict("records"):
-            if kind == "video" and math.isnan(row["duration_seconds"]):
-                row["duration_seconds"] = None
             if kind == "instance":
                 row["segment"] = [row.pop("start_seconds"), row.pop("end_seconds")]
-            absent = [name for name in optional if name in row and not isinstance(row[name], str | list)]
-            yield {"kind": kind} | {name: value for name, value in row.items() if name not in absent}
-
-
-# -- files ----------------------------------------------------------------------------------------------------------
+            row = {name: None if value != value else value for name, value in row.items()}  # NaN is unknown
+            known = {name: value for name, value in row.items() if value is not None or name == "duration_seconds"}
+            yield {"kind": kind} | known
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
     """Write the manifest, whole or not at all. Raises OSError, or InputError where a text cannot be encoded."""
-    header = Header(1, manifest.name, list(manifest.tasks), list(manifest.classes), manifest.source)
-    rows = [{"kind": "manifest"} | vars(header), *manifest_rows(manifest)]
+    header = {"kind": "manifest", "version": 1, "name": manifest.name, "tasks": list(manifest.tasks)}
+    header |= {"classes": list(manifest.classes), "source": manifest.source}
+    rows = [header, *manifest_rows(manifest)]
     try:
         write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     except UnicodeEncodeError as error:
@@ -205,29 +168,33 @@ def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) ->
     """
     if url_of(path) is None and not Path(path).exists():
         raise MissingError(f"manifest {path} does not exist; `unloc data convert` or `unloc data synth` makes one")
-    rows: dict[int, Header | Row] = {}
+    rows: dict[int, dict | Row] = {}
     for number, line in read_lines(path):
         place = f"{path}:{number}"
         try:
             content = parse_json(line, place)
             kind = content.get("kind") if isinstance(content, dict) else None
             if not isinstance(kind, str) or kind not in ROWS:
-                raise ManifestError(
-                    f"{place}: expected an object with a kind ({', '.join(ROWS)}), got {brief(content)}"
-                )
+                raise ValueError(f"expected an object with a kind ({', '.join(ROWS)}), got {brief(content)}")
             if (kind == "manifest") != (not rows):
-                raise ManifestError(f"{place}: expected one row of kind 'manifest', the first; got {kind!r}")
-            rows[number] = typed(ROWS[kind], content, place)
-        except ManifestError as error:
+                raise ValueError(f"expected one row of kind 'manifest', the first; got {kind!r}")
+            row = read_as(ROWS[kind], content)
+            if kind == "manifest" and row["version"] != 1:
+                raise ValueError(f"not a manifest of version 1, got version {row['version']}")
+            for task in row["tasks"] if kind == "manifest" else ():
+                task_named(task)
+            rows[number] = row
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{place}: ")
             if not rows:
-                raise ManifestError(f"{error}; convert official files with `unloc data convert`") from None
+                raise ManifestError(f"{place}: {reason}; convert official files with `unloc data convert`") from None
             if unreadable is None:
-                raise
-            unreadable[number] = str(error).removeprefix(f"{place}: ")
+                raise ManifestError(f"{place}: {reason}") from None
+            unreadable[number] = reason
     if not any(isinstance(row, VideoRow) for row in rows.values()):
         problem = "describes no video that can be read" if rows else "is empty"
         first = "".join(f"; line {number}: {reason}" for number, reason in [*(unreadable or {}).items()][:1])
         raise ManifestError(f"{path} {problem}; expected a manifest with rows of kind 'video'{first}")
     header, *body = rows.values()
-    classes, source, lines = header.classes or (), header.source or "", list(rows)[1:]
-    return build_manifest(name=header.name, tasks=header.tasks, rows=body, classes=classes, source=source, lines=lines)
+    described = {"classes": header["classes"] or (), "source": header["source"] or ""}
+    return build_manifest(name=header["name"], tasks=header["tasks"], rows=body, lines=list(rows)[1:], **described)

@@ -21,10 +21,6 @@ from unloc.errors import InputError, ManifestError, MissingError
 _ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name")
 _PREFIXES = re.compile(r"^(v_)+")  # ActivityNet's; some YouTube ids begin with `v_` themselves
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_CONSONANTS, _VOWELS = tuple("bdfgklmnprstvz"), tuple("aeiou")
-
-
-# -- lists of videos ------------------------------------------------------------------------------------------------
 
 
 def read_video_list(path: Path) -> frozenset[str]:
@@ -41,23 +37,33 @@ def read_video_list(path: Path) -> frozenset[str]:
             ids = [video_id for one in content.values() for video_id in one] or ids
         if not all(isinstance(video_id, str) for video_id in ids) or not ids:
             raise ManifestError(f"{path}: expected a list of video ids or an object keyed by them")
-    elif path.suffix.lower() == ".csv":
-        ids = _csv_column(path, *_ID_COLUMNS)
     else:
-        ids = [line.split()[0] for _, line in read_lines(path)]
-    found = frozenset(_PREFIXES.sub("", video_id.strip()) for video_id in ids)
-    if not found:
-        raise ManifestError(f"{path}: no video id in this list")
-    return found
+        ids = [line if path.suffix.lower() == ".csv" else line.split()[0] for line in _read_names(path, *_ID_COLUMNS)]
+    return frozenset(_PREFIXES.sub("", video_id.strip()) for video_id in ids)
 
 
-def _csv_column(path: Path, *names: str) -> list[str]:
-    """The values of the first of these columns that the csv has, without empty ones."""
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    column = next((name for name in names if name in (reader.fieldnames or ())), None)
-    if column is None:
-        raise ManifestError(f"{path}:1: no column `{'` or `'.join(names)}`; it has {reader.fieldnames}")
-    return [row[column] for row in reader if row[column]]
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """The names a tower was pretrained on: a csv with a column `name`, or text with one name a line.
+
+    Raises MissingError where the file is absent, ManifestError where it holds no name.
+    """
+    return tuple(dict.fromkeys(_read_names(path, "name")))
+
+
+def _read_names(path: Path, *columns: str) -> list[str]:
+    """The first of these columns that a csv has, or the lines of another file, without empty ones."""
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(io.StringIO(read_text(path)))
+        column = next((name for name in columns if name in (reader.fieldnames or ())), None)
+        if column is None:
+            raise ManifestError(f"{path}:1: no column `{'` or `'.join(columns)}`; it has {reader.fieldnames}")
+        names = [row[column] or "" for row in reader]
+    else:
+        names = read_text(path).split("\n")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise ManifestError(f"{path}: no {'video id' if 'video_id' in columns else 'name'} in this list")
+    return names
 
 
 def restricted(manifest: Manifest, keep: Callable[[str], bool], split: str | None = None) -> Manifest:
@@ -93,9 +99,6 @@ def apply_lists(manifest: Manifest, without: Iterable[Path], only: Iterable[Path
     return manifest
 
 
-# -- class splits ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClassSplit:
     """One division of a dataset's classes. Raises ManifestError where both sides share a class (a leak)."""
@@ -127,21 +130,18 @@ def read_class_splits(folder: Path) -> list[ClassSplit]:
 
     Raises MissingError where there is none or a side is missing, ManifestError for a leak.
     """
-
-    def order(path: Path) -> tuple:
-        return str(path.parent), int("0" + "".join(filter(str.isdigit, path.stem))), path.name
-
-    found = []
-    for path in sorted(folder.rglob("train/*.list"), key=order):
+    found = {}
+    for path in folder.rglob("train/*.list"):
         other = path.parent.parent / "test" / path.name
         if not other.is_file():
             raise MissingError(f"{path}: its unseen side {other} does not exist")
         name = (path.parent.parent.relative_to(folder) / path.stem).as_posix()
-        found.append(ClassSplit(name=name, seen=read_class_list(path), unseen=read_class_list(other)))
+        order = (str(path.parent), int("0" + "".join(filter(str.isdigit, path.stem))), path.name)
+        found[order] = ClassSplit(name=name, seen=read_class_list(path), unseen=read_class_list(other))
     if not found:
         reason = f"no train/*.list below {folder}" if folder.is_dir() else f"folder {folder} does not exist"
         raise MissingError(f"class lists: {reason}")
-    return found
+    return [found[order] for order in sorted(found)]
 
 
 def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
@@ -165,74 +165,42 @@ def restrict_to_classes(manifest: Manifest, names: tuple[str, ...]) -> Manifest:
     return replace(manifest, classes=classes, instances=instances)
 
 
-def seen_manifest(manifest: Manifest, split: ClassSplit) -> Manifest:
-    """The training side: videos that show seen classes only. Raises ManifestError where there is none.
+def zero_shot_sides(manifest: Manifest, split: ClassSplit, test_split: str) -> tuple[Manifest, Manifest]:
+    """Training on videos that show seen classes only, and testing unseen classes in the whole test split.
 
-    Videos that also show an unseen class are left out: training would treat their unseen actions as background.
+    Videos that also show an unseen class are not trained on: their unseen actions would count as background. Videos
+    of the test split without an unseen class stay: predictions on them count as wrong, as in the AP of all classes.
+    Raises ManifestError where the split does not fit or leaves no training video, MissingError for an unknown split.
     """
     check_class_split(split, manifest)
     instances = manifest.instances
     seen, unseen = (set(instances["video_id"][instances["label"].isin(names)]) for names in (split.seen, split.unseen))
     if not seen - unseen:
         raise ManifestError(f"{split.name}: no video of manifest {manifest.name!r} shows seen classes only")
-    return restrict_to_classes(restricted(manifest, (seen - unseen).__contains__), split.seen)
+    train = restricted(manifest, (seen - unseen).__contains__)
+    return restrict_to_classes(train, split.seen), restrict_to_classes(manifest.select(test_split), split.unseen)
 
 
-def unseen_manifest(manifest: Manifest, split: ClassSplit, test_split: str) -> Manifest:
-    """The test side: unseen classes in the whole test split.
-
-    Videos without an unseen class stay, so that predictions on them count as wrong, as in the per-class AP of the full
-    evaluation. Raises MissingError for a split that does not exist.
-    """
-    check_class_split(split, manifest)
-    return restrict_to_classes(manifest.select(test_split), split.unseen)
-
-
-# -- class names ----------------------------------------------------------------------------------------------------
-
-
-def nonsense_manifest(manifest: Manifest, seed: int = 0) -> Manifest:
+def nonsense_manifest(manifest: Manifest) -> Manifest:
     """The manifest with its classes renamed to made-up words, in the same order: a control for zero-shot scores.
 
     A model asked for meaningless names can localise, but cannot know which class is which; what it still scores does
-    not come from reading the names.
+    not come from reading the names. A made-up name has as many words of the same lengths; it depends on the name alone,
+    except for a rare clash.
     """
-    made = nonsense_names(manifest.classes, seed)
+    made: dict[str, str] = {}
+    letters = tuple("bdfgklmnprstvz"), tuple("aeiou")
+    for name in manifest.classes:
+        rng = np.random.default_rng([0, *name.encode()])
+        lengths, new = [len(word) for word in name.split() or ["word"]], ""
+        while not new or new in made.values() or new in manifest.classes:
+            # Words of one letter get two, as one could be an article.
+            words = ("".join(rng.choice(letters[index % 2]) for index in range(max(2, length))) for length in lengths)
+            new, lengths = f"{new} {' '.join(words)}".strip(), [4]
+        made[name] = new
     instances = manifest.instances.assign(label=manifest.instances["label"].map(made))
     classes = tuple(made[name] for name in manifest.classes)
     return replace(manifest, name=f"{manifest.name}_nonsense", classes=classes, instances=instances)
-
-
-def nonsense_names(names: tuple[str, ...], seed: int = 0) -> dict[str, str]:
-    """A made-up name for every name, with as many words of the same lengths; all different.
-
-    Each depends on its name and the seed only, except for a rare clash.
-    """
-
-    def made_up(length: int) -> str:
-        return "".join(rng.choice(_VOWELS if index % 2 else _CONSONANTS) for index in range(length))
-
-    made: dict[str, str] = {}
-    for name in names:
-        rng = np.random.default_rng([seed, *name.encode()])
-        # Words of one letter get two, as one could be an article.
-        new = " ".join(made_up(max(2, len(word))) for word in name.split() or ["word"])
-        while new in made.values() or new in names:
-            new = f"{new} {made_up(4)}"
-        made[name] = new
-    return made
-
-
-def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """The names a tower was pretrained on: a csv with a column `name`, or text with one name a line.
-
-    Raises MissingError where the file is absent, ManifestError where it holds no name.
-    """
-    names = _csv_column(path, "name") if path.suffix.lower() == ".csv" else read_text(path).split("\n")
-    kept = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not kept:
-        raise ManifestError(f"{path}: no name in this vocabulary")
-    return kept
 
 
 def words_of(name: str) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Text, JSON and values of annotation files, read as a type: the one check of manifests and of official annotations.
 
 A type is `str`, `float` (any number, as written), `object`, `list[T]`, `dict[str, T]`, `T | None`, a dataclass (one
-field a key; the field of a key that is a Python keyword ends with `_`), or one of
+field a key), a dict of keys and their types (those that admit None may be absent), or one of
 
     Name     a string that is not blank; a whole number becomes a string (QVHighlights writes qids as numbers)
     Segment  [start, end] in seconds, in the order written
@@ -64,11 +64,8 @@ def parse_json(text: str, place: str, problems: Problems | None = None) -> objec
 
     try:
         return json.loads(text, object_pairs_hook=None if problems is None else unique)
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if "\n" in text else ""
-        raise ManifestError(f"{place}{line}: not JSON ({error.msg}); is the file cut off?") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits, lists nested too deeply
-        raise ManifestError(f"{place}: not JSON that can be read ({error})") from None
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, lists nested too deeply
+        raise ManifestError(f"{place}: not JSON that can be read ({error}); is the file cut off?") from None
 
 
 def read_json(kind: Any, path: Path, problems: Problems | None = None) -> Any:
@@ -86,37 +83,34 @@ def typed(kind: Any, value: object, place: str) -> Any:
 
 def read_as(kind: Any, value: object, name: str = "") -> Any:
     """The value as that type; `name` says where it is. Raises ValueError with the name, what was expected and got."""
-    parts = get_args(kind)
+    parts, origin = get_args(kind), get_origin(kind)
+    if kind is object or (value is None and type(None) in parts):
+        return value
     if type(None) in parts:
-        return None if value is None else read_as(parts[0], value, name)
-    if is_dataclass(kind) and isinstance(value, dict):
-        types = [(field, field.rstrip("_"), part) for field, part in _types_of(kind).items()]
-        missing = [key for field, key, _ in types if key not in value and not hasattr(kind, field)]
+        return read_as(parts[0], value, name)
+    if isinstance(value, dict) and (isinstance(kind, dict) or is_dataclass(kind)):
+        is_row, types = is_dataclass(kind), kind if isinstance(kind, dict) else _types_of(kind)
+        absent = [key for key in types if key not in value]
+        missing = [key for key in absent if not (hasattr(kind, key) if is_row else type(None) in get_args(types[key]))]
         if missing:
             has = ", ".join(list(value)[:8]) or "nothing"
             raise ValueError(f"{name}: lacks {', '.join(missing)}; it has {has}".removeprefix(": "))
-        read = {
-            field: read_as(part, value[key], f"{name}.{key}".lstrip(".")) for field, key, part in types if key in value
-        }
-        try:
-            return kind(**read)
-        except ValueError as error:  # a check of its own
-            raise ValueError(f"{name}: {error}".removeprefix(": ")) from None
-    if get_origin(kind) is dict and isinstance(value, dict):
+        read = {key: read_as(types[key], value[key], f"{name}.{key}".lstrip(".")) for key in types if key in value}
+        return kind(**read) if is_row else dict.fromkeys(absent) | read
+    if origin is dict and isinstance(value, dict):
         return {key: read_as(parts[1], item, f"{name}[{key[:60]!r}]") for key, item in value.items()}
-    if get_origin(kind) is list and isinstance(value, list):
+    if origin is list and isinstance(value, list):
         return [read_as(parts[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
-    if kind is object:
-        return value
     if kind is Segment and isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
         return [float(bound) for bound in value]
-    if kind is Name and isinstance(value, int) and not isinstance(value, bool):
+    if kind is Name and type(value) is int:
         return str(value)
-    if (kind is Name and isinstance(value, str) and value.strip()) or (kind is str and isinstance(value, str)):
+    if isinstance(value, str) and (kind is str or (kind is Name and value.strip())):
         return value
     if kind is float and is_number(value):
         return value
-    expected = _DESCRIPTIONS.get(kind, "a list" if get_origin(kind) is list else "a JSON object")
+    structure = "a list" if origin is list else "a JSON object"
+    expected = next((text for simple, text in _DESCRIPTIONS.items() if kind is simple), structure)
     raise ValueError(f"{name or 'value'} must be {expected}, got {brief(value)}")
 
 

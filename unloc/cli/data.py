@@ -59,7 +59,7 @@ def convert(
     from unloc.annotations.check import add_actions, check_manifest, counted_findings
     from unloc.annotations.converters import convert as convert_files
     from unloc.annotations.problems import Problems
-    from unloc.annotations.schema import save_manifest
+    from unloc.annotations.schema import load_manifest, save_manifest
     from unloc.annotations.subsets import apply_lists
 
     paths, problems = [*annotations, *map(Path, context.args)], Problems()
@@ -71,7 +71,8 @@ def convert(
     if changes:
         problems.save(changes)
     _print_counts(manifest)
-    for line in [*problems.lines(), *counted_findings(check_manifest(manifest)[1], out).lines()]:
+    left = check_manifest(load_manifest(out))[1]  # at the lines of the file
+    for line in [*problems.lines(), *counted_findings(left, out).lines()]:
         typer.echo(f"  {line}")
     typer.echo(f"wrote {out}; bad rows: {bad_rows}")
 
@@ -94,11 +95,14 @@ def check(
     from unloc.annotations.check import add_actions, check_file, counted_findings
     from unloc.annotations.problems import Problems
     from unloc.annotations.schema import save_manifest
+    from unloc.cli.progress import progress
 
     if out and bad_rows == "keep" and videos is None:
         raise InputError("--out: nothing changes without --bad-rows repair or drop, or --videos to measure durations")
     _refuse_overwriting([], out)
-    checked, changes = check_file(manifest, videos=videos, rule=bad_rows, drop_unreadable=out is not None), Problems()
+    with progress("measuring", "videos") as on_progress:
+        options = {"rule": bad_rows, "drop_unreadable": out is not None, "on_progress": on_progress}
+        checked, changes = check_file(manifest, videos=videos, **options), Problems()
     errors = [item for item in checked.findings if not item.is_note]
     if as_json:
         rows = [{"file": str(manifest), **vars(item), "note": item.is_note} for item in checked.findings]
@@ -113,10 +117,9 @@ def check(
         typer.echo(f"{len(errors)} bad rows, {num_notes} notes" if checked.findings else "no bad rows")
         if coverage := checked.coverage:
             found, missing, extra = len(coverage.found), len(coverage.missing), coverage.extra
-            typer.echo(
-                f"{videos}: {found} of {found + missing} videos found, {missing} missing, {len(coverage.empty)} empty; "
-                f"{len(extra)} video files that no row names" + (f" (first: {extra[0]})" if extra else "")
-            )
+            counts = f"{found} of {found + missing} videos found, {missing} missing, {len(coverage.empty)} empty"
+            first = f" (first: {extra[0]})" if extra else ""
+            typer.echo(f"{videos}: {counts}; {len(extra)} video files that no row names{first}")
     if checked.num_measured:
         hint = "" if out else " (--out writes them)"
         typer.echo(f"  {checked.num_measured} unknown durations measured from the files{hint}", err=as_json)
@@ -144,17 +147,18 @@ def zero_shot(
     Example: unloc data zero-shot anet.jsonl --lists train_50_test_50/ActivityNet --split validation --out data/zs50
     """
     from unloc.annotations.schema import load_manifest, save_manifest
-    from unloc.annotations.subsets import nonsense_manifest, read_class_splits, seen_manifest, unseen_manifest
+    from unloc.annotations.subsets import nonsense_manifest, read_class_splits, zero_shot_sides
 
     loaded = load_manifest(manifest)
     for split in read_class_splits(lists):
-        sides = {"seen": seen_manifest(loaded, split), "unseen": unseen_manifest(loaded, split, test_split)}
-        for side, part in {**sides, "nonsense": nonsense_manifest(sides["unseen"])}.items():
+        seen, unseen = zero_shot_sides(loaded, split, test_split)
+        for side, part in {"seen": seen, "unseen": unseen, "nonsense": nonsense_manifest(unseen)}.items():
             save_manifest(part, out / split.name / f"{side}.jsonl")
-        counts = []
-        for side, part in sides.items():
-            listed = f"{side} {len(part.classes)} of {len(getattr(split, side))} listed classes"
-            counts.append(f"{listed}, {len(part.videos)} videos, {len(part.instances)} instances")
+        counts = [
+            f"{side} {len(part.classes)} of {listed} listed classes, {len(part.videos)} videos, {len(part.instances)} "
+            "instances"
+            for side, part, listed in (("seen", seen, len(split.seen)), ("unseen", unseen, len(split.unseen)))
+        ]
         typer.echo(f"{out / split.name}: {'; '.join(counts)}")
 
 

@@ -7,10 +7,9 @@ before and after their event, and distractors stand still, so neither presence n
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from operator import attrgetter
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,11 +21,7 @@ FRAME_SIZES = ((160, 128), (176, 144), (144, 192), (192, 128), (224, 128), (144,
 FRAME_RATES = tuple(map(Fraction, ("8", "10", "12", "25/2", "15", "12000/1001", "15000/1001")))
 MIN_SECONDS, MAX_SECONDS = 20.0, 90.0
 MIN_EVENT_SECONDS = 2.0
-FOREGROUND = (0.40, 0.60)
-"""Share of a video that is covered by events."""
-TRAVEL = 0.52  # short sides that a rising, falling or sideways object covers in one pass
-SWING = 0.2  # half width of a swing
-GROWTH = (0.6, 1.55)  # factors of the radius between which objects grow and shrink
+FOREGROUND = (0.40, 0.60)  # share of a video that is covered by events
 FADE_SECONDS = 0.25  # a pass fades out and the next one in
 MOVES = {"rising": (0, -1), "falling": (0, 1), "moving left": (-1, 0), "moving right": (1, 0)}  # x and y of a pass
 STILL = "still"  # the motion of distractors
@@ -39,18 +34,18 @@ class Event:
     action: Action
     start_seconds: float
     end_seconds: float
-    is_step: bool
+    is_step: bool = False
     """True for a step of the video's task, False for a side event."""
-    x: float
-    y: float
+    x: float = 0.0
+    y: float = 0.0
     """Centre of the path, short sides from the frame's centre."""
-    radius: float
-    pass_seconds: float
+    radius: float = 0.0
+    pass_seconds: float = 0.0
     """Length of one pass (of one period for blinking and swinging)."""
-    peak_start_seconds: float
-    peak_end_seconds: float
+    peak_start_seconds: float = 0.0
+    peak_end_seconds: float = 0.0
     """While it glows: the highlight."""
-    tilt: float
+    tilt: float = 0.0
     still_before_seconds: float = 0.0
     still_after_seconds: float = 0.0
     """How long the object stands still in view before and after."""
@@ -70,29 +65,17 @@ class Event:
         return max(0.0, min(self.end_seconds, end_seconds) - max(self.start_seconds, start_seconds))
 
     def sprite_at(self, seconds: float) -> Sprite | None:
-        """The object at a time, or None when it is out of view."""
+        """The object at a time, None when it is out of view. It fades between two passes, not at the event's ends."""
         first, last = self.visible_seconds
         if not first <= seconds < last:
             return None
-        x, y, scale, alpha = self._pose(seconds)
-        if self.action.motion == STILL:
-            alpha = _ramp(seconds, first, last, 0.5)
-        else:
-            alpha *= min(1.0, (seconds - first) / FADE_SECONDS + 0.2, (last - seconds) / FADE_SECONDS + 0.2)
-        wobble = 0.006 * math.sin(2.1 * seconds + 9 * self.x)
-        glow = _ramp(seconds, self.peak_start_seconds, self.peak_end_seconds, 0.3)
-        return Sprite(*self.action.look, x + wobble, y - wobble, self.radius * scale, alpha, glow, self.tilt)
-
-    def _pose(self, seconds: float) -> tuple[float, float, float, float]:
-        """x, y, size factor and opacity at a time: faded between two passes, not at the event's own ends."""
-        motion, length = self.action.motion, self.length_seconds
+        motion, length, x, y, scale, alpha = self.action.motion, self.length_seconds, self.x, self.y, 1.0, 1.0
         elapsed = min(max(seconds - self.start_seconds, 0.0), length)
         during = self.start_seconds <= seconds < self.end_seconds
-        x, y, scale, alpha = self.x, self.y, 1.0, 1.0
         if motion == "blinking":
             alpha = 0.0 if during and (elapsed / self.pass_seconds) % 1.0 >= 0.55 else 1.0
         elif motion == "swinging":
-            x += SWING * math.sin(2 * math.pi * elapsed / self.pass_seconds)
+            x += 0.2 * math.sin(2 * math.pi * elapsed / self.pass_seconds)
         elif motion != STILL:
             num_passes = max(1, round(length / self.pass_seconds))
             pass_seconds = length / num_passes
@@ -102,12 +85,18 @@ class Event:
             if during and index != num_passes - 1:
                 alpha = min(alpha, (1.0 - share) * pass_seconds / FADE_SECONDS)
             if motion in MOVES:
-                offset = TRAVEL * (share - 0.5)
+                offset = 0.52 * (share - 0.5)  # in short sides
                 x, y = (at + direction * offset for at, direction in zip((x, y), MOVES[motion], strict=True))
             else:
-                small, large = GROWTH
+                small, large = 0.6, 1.55
                 scale = small + (share if motion == "growing" else 1.0 - share) * (large - small)
-        return x, y, scale, alpha
+        if motion == STILL:
+            alpha = _ramp(seconds, first, last, 0.5)
+        else:
+            alpha *= min(1.0, (seconds - first) / FADE_SECONDS + 0.2, (last - seconds) / FADE_SECONDS + 0.2)
+        wobble = 0.006 * math.sin(2.1 * seconds + 9 * self.x)
+        glow = _ramp(seconds, self.peak_start_seconds, self.peak_end_seconds, 0.3)
+        return Sprite(*self.action.look, x + wobble, y - wobble, self.radius * scale, alpha, glow, self.tilt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +131,21 @@ def video_generator(seed: int, index: int, purpose: int) -> np.random.Generator:
 
 
 def plan_video(seed: int, index: int) -> VideoPlan:
-    """The plan of video `index` of the world `seed`."""
+    """The plan of video `index` of the world `seed`; steps and side events together cover 40-60 % of it."""
     rng = video_generator(seed, index, 0)
     fps = FRAME_RATES[rng.integers(len(FRAME_RATES))]
     num_frames = int((MIN_SECONDS + (MAX_SECONDS - MIN_SECONDS) * rng.beta(1.2, 2.6)) * fps)
     duration = float(num_frames / fps)
     width, height = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     task = list(TASKS)[rng.integers(len(TASKS))]
-    events = _plan_events(rng, TASKS[task], duration)
+    timed, events = [], []
+    while not FOREGROUND[0] <= covered_share(timed, duration) <= FOREGROUND[1]:
+        timed = _time_steps(rng, TASKS[task], duration)
+        _add_side_events(rng, timed, duration)
+        bounds = ((round(float(event.start_seconds), 2), round(float(event.end_seconds), 2)) for event in timed)
+        timed = [replace(event, start_seconds=a, end_seconds=b) for event, (a, b) in zip(timed, bounds, strict=True)]
+    for event in sorted(timed, key=attrgetter("start_seconds")):
+        events.append(_place_event(rng, event, events, duration))
     return VideoPlan(
         video_id=f"v_synth{seed}_{index:05d}",
         index=index,
@@ -161,21 +157,12 @@ def plan_video(seed: int, index: int) -> VideoPlan:
         height=height,
         gop=int(rng.choice([12, 25, 50, 120, 250])),
         num_b_frames=int(rng.integers(0, 4)),
-        events=events,
+        events=tuple(events),
         distractors=_plan_distractors(rng, events, duration),
     )
 
 
-class _Timed(NamedTuple):
-    """An action and when it happens."""
-
-    action: Action
-    start_seconds: float
-    end_seconds: float
-    is_step: bool
-
-
-def covered_share(events: Sequence[Event | _Timed], duration_seconds: float) -> float:
+def covered_share(events: Sequence[Event], duration_seconds: float) -> float:
     """Share of the video during which at least one event is going on."""
     covered, reached = 0.0, 0.0
     for event in sorted(events, key=attrgetter("start_seconds")):
@@ -184,21 +171,7 @@ def covered_share(events: Sequence[Event | _Timed], duration_seconds: float) -> 
     return covered / duration_seconds
 
 
-def _plan_events(rng: np.random.Generator, steps: tuple[Action, ...], duration: float) -> tuple[Event, ...]:
-    """Steps and side events whose union covers 40-60 % of the video."""
-    while True:
-        timed = _time_steps(rng, steps, duration)
-        _add_side_events(rng, timed, duration)
-        timed = [_Timed(a, round(float(start), 2), round(float(end), 2), step) for a, start, end, step in timed]
-        if FOREGROUND[0] <= covered_share(timed, duration) <= FOREGROUND[1]:
-            break
-    placed: list[Event] = []
-    for item in sorted(timed, key=attrgetter("start_seconds")):
-        placed.append(_place_event(rng, item, placed, duration))
-    return tuple(placed)
-
-
-def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: float) -> list[_Timed]:
+def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: float) -> list[Event]:
     """Steps in task order: some left out, some done twice or three times, of very different lengths, with gaps."""
     chosen = [step for step in steps if rng.random() < 0.85]
     if len(chosen) < 2 or rng.random() < 0.1:  # few steps: one of them may take most of the foreground
@@ -210,10 +183,11 @@ def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: f
     lengths = shortest + spare * rng.dirichlet(np.full(len(repeated), 1.5))
     gaps = (duration - lengths.sum()) * rng.dirichlet(np.full(len(repeated) + 1, 1.2))
     starts = np.cumsum(gaps[:-1]) + np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
-    return [_Timed(*item, True) for item in zip(repeated, starts, starts + lengths, strict=True)]
+    times = zip(repeated, starts, starts + lengths, strict=True)
+    return [Event(action=step, start_seconds=start, end_seconds=end, is_step=True) for step, start, end in times]
 
 
-def _add_side_events(rng: np.random.Generator, events: list[_Timed], duration: float) -> None:
+def _add_side_events(rng: np.random.Generator, events: list[Event], duration: float) -> None:
     """Add up to two further actions to the steps, each perhaps twice, never during an event of the same look.
 
     Half are classes that are no step, half no class; half of those look like a step of this video.
@@ -231,48 +205,43 @@ def _add_side_events(rng: np.random.Generator, events: list[_Timed], duration: f
             start = rng.uniform(0.0, duration - length)
             same_look = [event for event in events if event.action.look == action.look]
             if all(start > e.end_seconds + 1.0 or start + length < e.start_seconds - 1.0 for e in same_look):
-                events.append(_Timed(action, start, start + length, False))
+                events.append(Event(action=action, start_seconds=start, end_seconds=start + length))
 
 
-def _place_event(rng: np.random.Generator, timed: _Timed, others: list[Event], duration: float) -> Event:
+def _place_event(rng: np.random.Generator, event: Event, others: list[Event], duration: float) -> Event:
     """The event with size, speed, highlight and, of twelve places, the one farthest from the other objects."""
-    motion, start, end = timed.action.motion, timed.start_seconds, timed.end_seconds
-    length = end - start
+    motion, start, end, length = event.action.motion, event.start_seconds, event.end_seconds, event.length_seconds
     period = {"blinking": (1.5, 2.4), "swinging": (2.2, 3.6)}.get(motion, (2.4, 6.5))
     still = [rng.uniform(0.5, 4.0) if rng.random() < 0.5 else 0.0 for _ in range(2)]
     peak = length * rng.uniform(0.35, 0.6)
     peak_start = start + rng.uniform(0.0, 1.0) * (length - peak)
-    common = {
-        "radius": float(rng.uniform(0.095, 0.15)),
-        "pass_seconds": min(float(rng.uniform(*period)), length / 2 if motion == "blinking" else length),
-        "still_before_seconds": min(still[0], start),
-        "still_after_seconds": min(still[1], duration - end),
-        "peak_start_seconds": peak_start,
-        "peak_end_seconds": peak_start + peak,
-        "tilt": float(rng.uniform(-0.2, 0.2)),
-    }
+    event = replace(
+        event,
+        radius=float(rng.uniform(0.095, 0.15)),
+        pass_seconds=min(float(rng.uniform(*period)), length / 2 if motion == "blinking" else length),
+        still_before_seconds=min(still[0], start),
+        still_after_seconds=min(still[1], duration - end),
+        peak_start_seconds=peak_start,
+        peak_end_seconds=peak_start + peak,
+        tilt=float(rng.uniform(-0.2, 0.2)),
+    )
     # Path centres: anywhere across the path, near the middle along it.
     along_x = 0.05 if motion in ("moving left", "moving right") else 0.12 if motion == "swinging" else 0.3
     along_y = 0.05 if motion in ("rising", "falling") else 0.3
-    centres = rng.uniform(-1.0, 1.0, (12, 2)) * [along_x, along_y]
-    places = [Event(**timed._asdict(), **common, x=x, y=y) for x, y in centres]
-    return max(places, key=lambda place: _clearance(place, others))
-
-
-def _clearance(event: Event, others: list[Event]) -> float:
-    """Smallest distance to objects in view at the same time, at half-second steps, at most 0.35."""
-    nearest = 0.35
     first, last = event.visible_seconds
     near = [other for other in others if other.visible_seconds[0] < last and other.visible_seconds[1] > first]
-    for seconds in np.arange(first, last, 0.5) if near else ():
-        here = event.sprite_at(seconds)
-        for there in (other.sprite_at(seconds) for other in near):
-            if here and there:
-                nearest = min(nearest, float(np.hypot(here.x - there.x, here.y - there.y)))
-    return nearest
+
+    def clearance(place: Event) -> float:
+        """Smallest distance to objects in view at the same time, at half-second steps, at most 0.35."""
+        times = np.arange(first, last, 0.5) if near else ()
+        pairs = ((place.sprite_at(seconds), other.sprite_at(seconds)) for seconds in times for other in near)
+        return min((float(np.hypot(a.x - b.x, a.y - b.y)) for a, b in pairs if a and b), default=0.35)
+
+    centres = rng.uniform(-1.0, 1.0, (12, 2)) * [along_x, along_y]
+    return max((replace(event, x=x, y=y) for x, y in centres), key=lambda place: min(0.35, clearance(place)))
 
 
-def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], duration: float) -> tuple[Event, ...]:
+def _plan_distractors(rng: np.random.Generator, events: Sequence[Event], duration: float) -> tuple[Event, ...]:
     """Still objects, half of them with the look of an event of this video."""
     own = [event.action.look for event in events]
     distractors = []
@@ -285,7 +254,7 @@ def _plan_distractors(rng: np.random.Generator, events: tuple[Event, ...], durat
         size = {"radius": float(rng.uniform(0.075, 0.16)), "tilt": float(rng.uniform(-0.2, 0.2))}
         glowing = {"peak_start_seconds": glow_start, "peak_end_seconds": glow_start + glow}
         times = {"start_seconds": start, "end_seconds": min(duration, start + length), "pass_seconds": length}
-        distractors.append(Event(action=Action(*look, STILL), is_step=False, x=x, y=y, **size, **glowing, **times))
+        distractors.append(Event(action=Action(*look, STILL), x=x, y=y, **size, **glowing, **times))
     return tuple(distractors)
 
 

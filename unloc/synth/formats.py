@@ -1,8 +1,8 @@
 """The world's annotations in the official formats of six datasets, exactly as those are released.
 
-Every function takes the plans and returns files: relative path to text. Deviations: the test splits have annotations,
-COIN has a validation subset, the Charades csv has only the columns `id` and `length`, and `version` says that the world
-is synthetic (files without such a key show it by the ids of their videos, `v_synth…`).
+Deviations: the test splits have annotations, COIN has a validation subset, the Charades csv has only the columns `id`
+and `length`, and `version` says that the world is synthetic (files without such a key show it by the ids of their
+videos, `v_synth…`).
 """
 
 import json
@@ -17,93 +17,78 @@ from unloc.synth.vocabulary import CLASS_ACTIONS, MOTIONS, STEP_ACTIONS, TASKS
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
 SYNTHETIC = "synthetic world rendered by unloc"
 CLIP_SECONDS = 2
-NUM_RATERS = 3
-CLASS_SPLIT_SEED = 20  # class splits are part of the benchmark: the same for every world
-NUM_CLASS_SPLITS = 10
-CLASS_SPLITS = {"train_50_test_50": 0.5, "train_75_test_25": 0.75}
-Files = dict[str, str]
 
 
-def all_annotations(plans: Sequence[VideoPlan], seed: int) -> Files:
-    """Every annotation file of a world: path below `annotations/` to text."""
-    files = activitynet(plans) | activitynet_captions(plans, seed) | charades_sta(plans, seed)
-    return files | qvhighlights(plans, seed) | coin(plans) | class_splits()
+def all_annotations(plans: Sequence[VideoPlan], seed: int) -> dict[str, str]:
+    """Every annotation file of a world: path below `annotations/` to text.
 
-
-def activitynet(plans: Sequence[VideoPlan]) -> Files:
-    """`activitynet.json`, the schema of ActivityNet 1.3: every event whose action is a class."""
-    database = {
-        plan.video_id: {
-            "duration": round(plan.duration_seconds, 3),
+    ActivityNet has the events whose actions are classes, COIN the steps of each video's task in order, ActivityNet
+    Captions and Charades-STA a sentence per event, QVHighlights a query per action of a video with all its moments.
+    """
+    anet, coin, captions, num_queries = {}, {}, {split: {} for split in SUBSETS}, 0
+    texts = {"charades_sta_{}.txt": "", "Charades_v1_{}.csv": "id,length\n"}
+    files = {f"charades_sta/{name.format(split)}": text for split in SUBSETS for name, text in texts.items()}
+    files |= {f"qvhighlights/highlight_{split}_release.jsonl": "" for split in SUBSETS}
+    step_ids = {action: str(number) for number, action in enumerate(STEP_ACTIONS, start=1)}
+    for plan in plans:
+        duration, url = round(plan.duration_seconds, 3), f"videos/{plan.video_id}.mp4"
+        segments = [[event.start_seconds, event.end_seconds] for event in plan.events]
+        labelled = [(event, {"segment": segment}) for event, segment in zip(plan.events, segments, strict=True)]
+        anet[plan.video_id] = {
+            "duration": duration,
             "subset": SUBSETS[plan.split],
             "resolution": f"{plan.width}x{plan.height}",
-            "url": f"videos/{plan.video_id}.mp4",
-            "annotations": [
-                {"segment": [event.start_seconds, event.end_seconds], "label": event.action.name}
-                for event in plan.events
-                if event.action in CLASS_ACTIONS
-            ],
+            "url": url,
+            "annotations": [s | {"label": e.action.name} for e, s in labelled if e.action in CLASS_ACTIONS],
         }
-        for plan in plans
-    }
-    nodes = [(None, None, "Root"), *((0, "Root", motion.capitalize()) for motion in MOTIONS)]
-    nodes += [(1 + MOTIONS.index(a.motion), a.motion.capitalize(), a.name) for a in CLASS_ACTIONS]
-    taxonomy = [
-        {"parentId": parent, "parentName": parent_name, "nodeName": name, "nodeId": number}
-        for number, (parent, parent_name, name) in enumerate(nodes)
-    ]
-    return {"activitynet.json": _json({"database": database, "taxonomy": taxonomy, "version": SYNTHETIC})}
-
-
-def activitynet_captions(plans: Sequence[VideoPlan], seed: int) -> Files:
-    """`activitynet_captions/{train,val,test}.json`: one sentence per event."""
-    contents: dict[str, dict] = {split: {} for split in SUBSETS}
-    for plan in plans:
+        steps = [{"id": step_ids[e.action], **s, "label": e.action.name} for e, s in labelled if e.is_step]
+        coin[plan.video_id] = {
+            "recipe_type": list(TASKS).index(plan.task),
+            "annotation": steps,
+            "video_url": url,
+            "start": 0,
+            "end": duration,
+            "duration": duration,
+            "class": plan.task,
+            "subset": SUBSETS[plan.split],
+        }
         rng = video_generator(seed, plan.index, 2)
-        contents[plan.split][plan.video_id] = {
+        captions[plan.split][plan.video_id] = {
             "duration": round(plan.duration_seconds, 2),
-            "timestamps": [[event.start_seconds, event.end_seconds] for event in plan.events],
+            "timestamps": segments,
             "sentences": [event_query(event, plan, rng) for event in plan.events],
         }
-    return {f"activitynet_captions/{split}.json": _json(content) for split, content in contents.items()}
-
-
-def charades_sta(plans: Sequence[VideoPlan], seed: int) -> Files:
-    """`charades_sta/charades_sta_{split}.txt`, one line per event, and `Charades_v1_{split}.csv` with the lengths."""
-    files = {f"charades_sta/charades_sta_{split}.txt": "" for split in SUBSETS}
-    files |= {f"charades_sta/Charades_v1_{split}.csv": "id,length\n" for split in SUBSETS}
-    for plan in plans:
         rng = video_generator(seed, plan.index, 4)
         files[f"charades_sta/Charades_v1_{plan.split}.csv"] += f"{plan.video_id},{plan.duration_seconds:.2f}\n"
         for event in plan.events:
-            place = f"{plan.video_id} {event.start_seconds:.1f} {event.end_seconds:.1f}"
-            line = f"{place}##{event_query(event, plan, rng).lower()}\n"
+            line = f"{plan.video_id} {event.start_seconds:.1f} {event.end_seconds:.1f}"
+            line += f"##{event_query(event, plan, rng).lower()}\n"
             files[f"charades_sta/charades_sta_{plan.split}.txt"] += line
-    return files
-
-
-def qvhighlights(plans: Sequence[VideoPlan], seed: int) -> Files:
-    """`qvhighlights/highlight_{split}_release.jsonl`: one query per action of a video, with all its moments."""
-    files, qid = {f"qvhighlights/highlight_{split}_release.jsonl": "" for split in SUBSETS}, 0
-    for plan in plans:
-        sentences, raters = video_generator(seed, plan.index, 5), video_generator(seed, plan.index, 3)
+        rng, raters = video_generator(seed, plan.index, 5), video_generator(seed, plan.index, 3)
         for action in dict.fromkeys(event.action for event in plan.events):
             events = [event for event in plan.events if event.action == action]
             grades = relevant_clips(events, int(plan.duration_seconds // CLIP_SECONDS))
-            clips = list(grades)
-            windows = np.split(clips, np.flatnonzero(np.diff(clips) > 1) + 1)
+            runs = np.split(list(grades), np.flatnonzero(np.diff(list(grades)) > 1) + 1)
             row = {
-                "qid": qid,
-                "query": class_query(events[0], sentences),
+                "qid": num_queries,
+                "query": class_query(events[0], rng),
                 "duration": int(plan.duration_seconds),
                 "vid": plan.video_id,
-                "relevant_windows": [[CLIP_SECONDS * int(run[0]), CLIP_SECONDS * int(run[-1] + 1)] for run in windows],
-                "relevant_clip_ids": clips,
+                "relevant_windows": [[CLIP_SECONDS * int(run[0]), CLIP_SECONDS * int(run[-1] + 1)] for run in runs],
+                "relevant_clip_ids": list(grades),
                 "saliency_scores": rate_clips(grades, raters),
             }
             files[f"qvhighlights/highlight_{plan.split}_release.jsonl"] += json.dumps(row) + "\n"
-            qid += 1
-    return files
+            num_queries += 1
+    nodes = [(None, None, "Root"), *((0, "Root", motion.capitalize()) for motion in MOTIONS)]
+    nodes += [(1 + MOTIONS.index(a.motion), a.motion.capitalize(), a.name) for a in CLASS_ACTIONS]
+    keys = ("parentId", "parentName", "nodeName", "nodeId")
+    taxonomy = [dict(zip(keys, (*node, number), strict=True)) for number, node in enumerate(nodes)]
+    contents = {f"activitynet_captions/{split}.json": content for split, content in captions.items()}
+    contents["activitynet.json"] = {"database": anet, "taxonomy": taxonomy, "version": SYNTHETIC}
+    contents["coin.json"] = {"database": coin, "version": SYNTHETIC}
+    jsons = {path: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for path, content in contents.items()}
+    return files | jsons | class_splits()
 
 
 def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:
@@ -126,39 +111,19 @@ def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:
 
 def rate_clips(grades: dict[int, int], rng: np.random.Generator) -> list[list[int]]:
     """Three raters' scores (0-4) per clip: the grade, sometimes one lower or higher."""
-    moods = rng.choice([-1, 0, 1], size=(len(grades), NUM_RATERS), p=[0.15, 0.75, 0.1])
+    moods = rng.choice([-1, 0, 1], size=(len(grades), 3), p=[0.15, 0.75, 0.1])
     return np.clip(np.array(list(grades.values()))[:, None] + moods, 0, 4).tolist()
 
 
-def coin(plans: Sequence[VideoPlan]) -> Files:
-    """`coin.json`, the schema of COIN: the steps of each video's task, in order."""
-    step_ids = {action: str(number) for number, action in enumerate(STEP_ACTIONS, start=1)}
-    database = {}
-    for plan in plans:
-        steps = [(e.action, [e.start_seconds, e.end_seconds]) for e in plan.events if e.is_step]
-        database[plan.video_id] = {
-            "recipe_type": list(TASKS).index(plan.task),
-            "annotation": [{"id": step_ids[a], "segment": segment, "label": a.name} for a, segment in steps],
-            "video_url": f"videos/{plan.video_id}.mp4",
-            "start": 0,
-            "end": round(plan.duration_seconds, 3),
-            "duration": round(plan.duration_seconds, 3),
-            "class": plan.task,
-            "subset": SUBSETS[plan.split],
-        }
-    return {"coin.json": _json({"database": database, "version": SYNTHETIC})}
-
-
-def class_splits() -> Files:
+def class_splits() -> dict[str, str]:
     """`zero_shot/{train_50_test_50,train_75_test_25}/{train,test}/split_{0..9}.list`, one class name per line.
 
     Every word of an unseen class (its colour, its shape, its motion) occurs in seen classes; the class itself does not.
     """
-    files: Files = {}
-    rng = np.random.default_rng(CLASS_SPLIT_SEED)
-    for folder, share in CLASS_SPLITS.items():
+    files, rng = {}, np.random.default_rng(20)  # they are part of the benchmark: the same for every world
+    for folder, share in {"train_50_test_50": 0.5, "train_75_test_25": 0.75}.items():
         num_seen = round(share * len(CLASS_ACTIONS))
-        for number in range(NUM_CLASS_SPLITS):
+        for number in range(10):
             while True:
                 order = [CLASS_ACTIONS[index].name for index in rng.permutation(len(CLASS_ACTIONS))]
                 seen, unseen = order[:num_seen], order[num_seen:]
@@ -167,7 +132,3 @@ def class_splits() -> Files:
             for side, names in {"train": seen, "test": unseen}.items():
                 files[f"zero_shot/{folder}/{side}/split_{number}.list"] = "\n".join(sorted(names)) + "\n"
     return files
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"

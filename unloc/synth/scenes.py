@@ -14,10 +14,8 @@ from unloc.synth.vocabulary import COLOURS
 GLOW_COLOUR = np.array([255.0, 250.0, 225.0], dtype=np.float32)
 GLOW_WIDTH = 0.35  # of the radius
 TEXTURE_SIZE = 256
-SCENE_SECONDS = 25.0  # mean time between cuts to another background
-GRAIN_LEVEL = 2.5  # standard deviation of the sensor noise, of 255
 _NOISE = np.random.default_rng(0).standard_normal((2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE))
-_GRAIN = GRAIN_LEVEL * _NOISE.astype(np.float32)  # for all videos; each frame takes another part of it
+_GRAIN = 2.5 * _NOISE.astype(np.float32)  # of 255, for all videos; each frame takes another part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Scene:
 
     def __init__(self, rng: np.random.Generator, width: int, height: int, duration_seconds: float) -> None:
         self.width, self.height, self.side = width, height, min(width, height)
-        num_cuts = min(4, int(rng.poisson(duration_seconds / SCENE_SECONDS)))
+        num_cuts = min(4, int(rng.poisson(duration_seconds / 25.0)))  # to another background
         self.cuts = np.sort(rng.uniform(0, duration_seconds, num_cuts))
         self.textures = [_make_texture(rng) for _ in range(num_cuts + 1)]
         self.pans = rng.uniform(-0.12, 0.12, (num_cuts + 1, 2))  # short sides per second
@@ -177,8 +175,18 @@ def _make_texture(rng: np.random.Generator) -> np.ndarray:
     """
     palette = np.stack([_muted_colour(rng) for _ in range(3)])
     noise, second = _fractal_noise(rng), _fractal_noise(rng)
+    kind = rng.choice(["plain", "stripes", "checks", "dots"])
+    cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
+    grid = 2 * np.pi * np.arange(TEXTURE_SIZE, dtype=np.float32) / TEXTURE_SIZE
+    x, y = grid[None] * cycles_x, grid[:, None] * cycles_y
+    pattern = {
+        "plain": np.full_like(x + y, 0.5),
+        "stripes": 0.5 + 0.5 * np.sin(x + y),
+        "checks": 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y)),
+        "dots": np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0),
+    }[kind]
     image = palette[0] + noise[..., None] * (palette[1] - palette[0])
-    image += (0.7 * second * _pattern(rng))[..., None] * (palette[2] - image)
+    image += (0.7 * second * pattern)[..., None] * (palette[2] - image)
     return np.tile(np.clip(image, 0, 255).astype(np.uint8), (2, 2, 1))
 
 
@@ -197,17 +205,3 @@ def _fractal_noise(rng: np.random.Generator) -> np.ndarray:
     spectrum = np.fft.rfft2(rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))) / frequency**exponent
     noise = np.fft.irfft2(spectrum, s=(TEXTURE_SIZE, TEXTURE_SIZE)).astype(np.float32)
     return 0.5 + 0.5 * np.tanh((noise - noise.mean()) / noise.std())
-
-
-def _pattern(rng: np.random.Generator) -> np.ndarray:
-    """A periodic pattern (TEXTURE_SIZE, TEXTURE_SIZE) in 0-1: plain, stripes, checks or dots."""
-    kind = rng.choice(["plain", "stripes", "checks", "dots"])
-    cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
-    grid = 2 * np.pi * np.arange(TEXTURE_SIZE, dtype=np.float32) / TEXTURE_SIZE
-    x, y = grid[None] * cycles_x, grid[:, None] * cycles_y
-    return {
-        "plain": np.full_like(x + y, 0.5),
-        "stripes": 0.5 + 0.5 * np.sin(x + y),
-        "checks": 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y)),
-        "dots": np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0),
-    }[kind]

@@ -47,18 +47,12 @@ def leaves_view(event: Event, plan: VideoPlan) -> bool:
     return event.still_after_seconds == 0.0 and not _has_look_alike(event, plan, event.end_seconds)
 
 
-def _look(event: Event, rng: np.random.Generator, article: str) -> str:
-    """'the red disc'."""
-    colour, shape = event.action.look
-    words = SHAPE_WORDS[shape]
-    return f"{article} {colour} {words[rng.integers(len(words))]}"
-
-
-def _clause(event: Event, rng: np.random.Generator, article: str = "") -> str:
-    """'a red disc climbs upward'; a random article where none is given."""
-    phrases = MOTION_PHRASES[event.action.motion]
+def _clause(event: Event, rng: np.random.Generator, article: str = "", verb: str = "") -> str:
+    """'a red disc climbs upward'; a random article or verb where none is given."""
+    words, phrases = SHAPE_WORDS[event.action.shape], MOTION_PHRASES[event.action.motion]
     article = article or ("a" if rng.random() < 0.6 else "the")
-    return f"{_look(event, rng, article)} {phrases[rng.integers(len(phrases))]}"
+    noun = words[rng.integers(len(words))]
+    return f"{article} {event.action.colour} {noun} {verb or phrases[rng.integers(len(phrases))]}"
 
 
 def _finish(body: str, rng: np.random.Generator) -> str:
@@ -79,13 +73,12 @@ def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.ran
             continue
         for relation, holds in RELATIONS.items():
             if holds(event, other) and not any(holds(third, other) for third in same if third is not event):
-                enters = other.still_before_seconds == 0.0 and not _has_look_alike(other, plan, other.start_seconds)
+                verb = ""
                 if relation == "after" and leaves_view(other, plan):
-                    phrases.append(f"after {_look(other, rng, 'the')} leaves")
-                elif relation == "before" and enters:
-                    phrases.append(f"before {_look(other, rng, 'the')} appears")
-                else:
-                    phrases.append(f"{relation} {_clause(other, rng, 'the')}")
+                    verb = "leaves"
+                elif relation == "before" and other.still_before_seconds == 0.0:
+                    verb = "" if _has_look_alike(other, plan, other.start_seconds) else "appears"
+                phrases.append(f"{relation} {_clause(other, rng, 'the', verb)}")
     return phrases
 
 

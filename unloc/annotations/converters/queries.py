@@ -1,40 +1,41 @@
-"""ActivityNet Captions and Charades-STA (MR), QVHighlights (MR and HD): sentences, and when each is true."""
+"""ActivityNet Captions, Charades-STA, TimeLens (MR), QVHighlights (MR and HD): sentences, and when each is true."""
 
 import csv
 import io
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
-from unloc.annotations.official import files_below, files_with_splits, sentence
+from unloc.annotations.official import Rows, files_below, files_with_splits, sentence, splits_in_name
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest
-from unloc.annotations.values import Name, Segment, parse_json, read_json, read_lines, read_text, typed
+from unloc.annotations.schema import QueryRow, VideoRow
+from unloc.annotations.values import Name, Segment, is_number, parse_json, read_json, read_lines, read_text, typed
 from unloc.errors import ManifestError
 
+CAPTIONS = {"duration": float, "timestamps": list[Segment], "sentences": list[str]}
+HIGHLIGHTS = {"qid": Name, "query": str, "vid": Name, "duration": float, "relevant_windows": list[Segment] | None}
+HIGHLIGHTS |= {"relevant_clip_ids": list[float] | None, "saliency_scores": list[list[float]] | None}
+TIMELENS_VIDEO = {"duration": float, "spans": list[object], "queries": list[str]}
+TIMELENS_LINE = {"video_path": str, "duration": float, "events": list[{"query": str, "span": object}]}
+MARK = ">>>"
 
-@dataclass(frozen=True)
-class _Captions:
-    duration: float
-    timestamps: list[Segment]
-    sentences: list[str]
 
-
-def activitynet_captions(paths: list[Path], split: str | None, problems: Problems) -> Manifest:
+def activitynet_captions(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     """An object keyed by `v_<id>`; the split of a file is in its name (train, val_1, val_2). Segments as written."""
-    rows: list[VideoRow | QueryRow] = []
+    rows = []
     for path, name in files_with_splits(files_below(paths, "*.json", but="*_ids.json"), split, problems):
-        for video_id, video in read_json(dict[str, _Captions], path, problems).items():
-            place = f"{path}: {video_id!r}"
-            if len(video.timestamps) != len(video.sentences):
-                raise ManifestError(f"{place}: {len(video.timestamps)} timestamps, {len(video.sentences)} sentences")
-            rows.append(VideoRow(video_id, name, video.duration))
-            for number, (segment, text) in enumerate(zip(video.timestamps, video.sentences, strict=True)):
+        for video_id, video in read_json(dict[str, CAPTIONS], path, problems).items():
+            place, segments, texts = f"{path}: {video_id!r}", video["timestamps"], video["sentences"]
+            if len(segments) != len(texts):
+                raise ManifestError(f"{place}: {len(segments)} timestamps, {len(texts)} sentences")
+            rows.append(VideoRow(video_id, name, video["duration"]))
+            for number, (segment, text) in enumerate(zip(segments, texts, strict=True)):
                 text = sentence(text, f"{place}.sentences[{number}]", problems)
                 rows.append(QueryRow(video_id, name, f"{name}:{video_id}:{number}", text, [segment]))
-    return build_manifest(name="activitynet_captions", tasks=("mr",), source="ActivityNet Captions", rows=rows)
+    return rows, ()
 
 
-def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Manifest:
+def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     """`ID START END##SENTENCE` lines of txt files; lengths from the csv files given with them (columns id, length).
 
     Segments as written: 2,367 official ends are past the video's length; the protocol says whether they are clamped.
@@ -44,7 +45,17 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ma
     texts = [path for path in files if path.suffix.lower() != ".csv"]
     if not texts:
         raise ManifestError(f"{paths[0]}: no charades_sta_*.txt among the annotations")
-    lengths = _lengths([path for path in files if path not in texts], problems)
+    lengths: dict[str, float] = {}
+    for path in [path for path in files if path not in texts]:
+        reader = csv.DictReader(io.StringIO(read_text(path)))
+        try:
+            for row in reader:
+                place, other = f"{path}:{reader.line_num}: {row['id']!r}", float(row["length"])
+                length = lengths.setdefault(row["id"], other)
+                problems.add("video with several lengths: the first is used", place, length != other)
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            where = f"{path}:{reader.line_num}"
+            raise ManifestError(f"{where}: expected columns id and length in seconds; wrong: {error}") from None
     videos, queries = {}, []
     for path, name in files_with_splits(texts, split, problems):
         for number, line in read_lines(path):
@@ -58,54 +69,25 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ma
             if video_id not in lengths:
                 raise ManifestError(f"{place}: no length for video {video_id!r}; give the Charades csv too")
             videos[video_id, name] = VideoRow(video_id, name, lengths[video_id])
-            text = sentence(text, place, problems)
-            queries.append(QueryRow(video_id, name, f"{name}:{number}", text, [segment]))
-    rows = [*videos.values(), *queries]
-    return build_manifest(name="charades_sta", tasks=("mr",), source="Charades-STA", rows=rows)
+            queries.append(QueryRow(video_id, name, f"{name}:{number}", sentence(text, place, problems), [segment]))
+    return [*videos.values(), *queries], ()
 
 
-def _lengths(paths: list[Path], problems: Problems) -> dict[str, float]:
-    lengths: dict[str, float] = {}
-    for path in paths:
-        reader = csv.DictReader(io.StringIO(read_text(path)))
-        try:
-            for row in reader:
-                place, other = f"{path}:{reader.line_num}: {row['id']!r}", float(row["length"])
-                length = lengths.setdefault(row["id"], other)
-                problems.add("video with several lengths: the first is used", place, length != other)
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            where = f"{path}:{reader.line_num}"
-            raise ManifestError(f"{where}: expected columns id and length in seconds; wrong: {error}") from None
-    return lengths
-
-
-@dataclass(frozen=True)
-class _Query:
-    qid: Name
-    query: str
-    vid: Name
-    duration: float
-    relevant_windows: list[Segment] | None = None
-    relevant_clip_ids: list[float] | None = None
-    saliency_scores: list[list[float]] | None = None
-
-
-def qvhighlights(paths: list[Path], split: str | None, problems: Problems) -> Manifest:
+def qvhighlights(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     """JSON lines: queries with their windows and the three raters' saliency per relevant clip.
 
     Where two files of a split hold the same query, one of them without windows (the test file as first released), the
     one with windows is used.
     """
-    videos: dict[tuple[str, str], VideoRow] = {}
-    queries: dict[tuple[str, str], QueryRow] = {}
-    repeats: list[QueryRow] = []
+    videos, queries, repeats = {}, {}, []
     for path, name in files_with_splits(files_below(paths, "highlight_*.jsonl", "*.jsonl"), split, problems):
         for number, line in read_lines(path):
             place = f"{path}:{number}"
-            entry = typed(_Query, parse_json(line, place), place)
-            text, windows = sentence(entry.query, place, problems), entry.relevant_windows or []
-            row = QueryRow(entry.vid, name, entry.qid, text, windows, entry.relevant_clip_ids, entry.saliency_scores)
-            videos.setdefault((name, entry.vid), VideoRow(entry.vid, name, entry.duration))
+            entry = typed(HIGHLIGHTS, parse_json(line, place), place)
+            text, windows = sentence(entry["query"], place, problems), entry["relevant_windows"] or []
+            ratings = {key: entry[key] for key in ("relevant_clip_ids", "saliency_scores")}
+            row = QueryRow(entry["vid"], name, entry["qid"], text, windows, **ratings)
+            videos.setdefault((name, row.video_id), VideoRow(row.video_id, name, entry["duration"]))
             first = queries.setdefault((name, row.qid), row)
             same = (first.video_id, first.text) == (row.video_id, row.text)
             if first is not row and same and not (first.segments and windows):
@@ -113,5 +95,74 @@ def qvhighlights(paths: list[Path], split: str | None, problems: Problems) -> Ma
                 queries[name, row.qid] = row if windows else first
             elif first is not row:
                 repeats.append(row)
-    rows = [*videos.values(), *queries.values(), *repeats]
-    return build_manifest(name="qvhighlights", tasks=("mr", "hd"), source="QVHighlights", rows=rows)
+    return [*videos.values(), *queries.values(), *repeats], ()
+
+
+def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
+    """Re-annotated queries of Charades, ActivityNet and QVHighlights, and the training set of TimeLens.
+
+    Three forms are read: the benchmark's object `{video: {duration, spans, queries}}`; the training set's lines
+    `{video_path, duration, events: [{query, span}]}`; and `"{video}>>>{query}>>>{span}"`, as keys of its result files,
+    in a list or one a line: the ground truth without the benchmark's file. Results in the values are not read.
+    The split is what --split or the file's name says, else test, or train for the training set's form. Lengths come
+    from `duration` where a file gives it; otherwise they stay unknown until extraction measures them.
+    """
+    videos: dict[tuple[str, str], VideoRow] = {}
+    queries = []
+    for path in files_below(paths, "*timelens*.json*", "*.json*", "*.txt"):
+        stated = splits_in_name(path)
+        if not split and len(stated) > 1:
+            raise ManifestError(f"{path}: its name states {' and '.join(stated)}; give --split")
+        name = split or (stated[0] if stated else "train" if '"events"' in read_text(path) else "test")
+        if path.suffix.lower() in (".jsonl", ".txt"):
+            contents = {f"{path}:{number}": line.strip() for number, line in read_lines(path)}
+            for place, line in contents.items():
+                if MARK not in line or line[0] in '{["':
+                    contents[place] = parse_json(line, place)
+        else:
+            contents = {str(path): read_json(object, path, problems)}
+        entries = (entry for place, content in contents.items() for entry in _timelens_entries(content, place))
+        for video, duration, text, spans, place in entries:
+            # `v_x.mp4` and `folder/v_x.mp4` are the video v_x; ids with dots of their own keep them.
+            file = PurePosixPath(video)
+            video_id = file.stem if file.suffix.lower() in (".mp4", ".mkv", ".webm", ".avi", ".mov") else file.name
+            known = videos.get((video, name))
+            if known is None or known.duration_seconds is None:
+                videos[video, name] = VideoRow(video_id, name, duration, video if video != video_id else None)
+            several = isinstance(spans, list) and not (spans and all(map(is_number, spans)))
+            segments = typed(list[Segment], spans if several else [spans], f"{place}: span")
+            text = sentence(text, place, problems)
+            queries.append(QueryRow(video_id, name, f"{name}:{len(queries)}", text, segments))
+    return [*videos.values(), *queries], ()
+
+
+def _timelens_entries(content: object, place: str) -> Iterator[tuple]:
+    """Every (video, duration or None, sentence, span or spans, place) of a JSON value in any of the three forms."""
+    if isinstance(content, list):
+        for number, item in enumerate(content):
+            yield from _timelens_entries(item, f"{place}[{number}]")
+        return
+    if isinstance(content, dict) and "events" in content:
+        line = typed(TIMELENS_LINE, content, place)
+        for number, event in enumerate(line["events"]):
+            yield line["video_path"], line["duration"], event["query"], event["span"], f"{place}: events[{number}]"
+        return
+    content = {content: None} if isinstance(content, str) else typed(dict[str, object], content, place)
+    for key, value in content.items():
+        where = f"{place}: {key[:60]!r}"
+        if MARK in key or value is None:
+            # The sentence may hold the mark, the video and the span may not.
+            try:
+                video, rest = key.split(MARK, 1)
+                query, span = rest.rsplit(MARK, 1)
+                bounds = json.loads(span.replace("(", "[").replace(")", "]"))
+            except ValueError:
+                raise ManifestError(f'{where}: expected "{{video}}>>>{{query}}>>>[start, end]"') from None
+            duration = value.get("duration") if isinstance(value, dict) else None
+            yield video, float(duration) if is_number(duration) else None, query, bounds, where
+            continue
+        entry = typed(TIMELENS_VIDEO, value, where)
+        if len(entry["spans"]) != len(entry["queries"]):
+            raise ManifestError(f"{where}: {len(entry['spans'])} spans for {len(entry['queries'])} queries")
+        for number, (span, query) in enumerate(zip(entry["spans"], entry["queries"], strict=True)):
+            yield key, entry["duration"], query, span, f"{where}.queries[{number}]"
