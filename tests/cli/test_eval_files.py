@@ -165,18 +165,15 @@ def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content)
         (lambda real: ([real / "blocked_api_a2net.json"], []), 4680, 35.17429277060223),
     ],
 )
-def test_blocked_videos_leave_both_sides_as_in_the_official_code(shared, lists, num_videos, expected):
+def test_blocked_videos_leave_both_sides_as_in_the_official_code(shared, tmp_path, lists, num_videos, expected):
     from unloc.annotations.converters import convert
-    from unloc.annotations.subsets import listed_filter, restricted
-    from unloc.evaluation.evaluator import evaluate
-    from unloc.evaluation.files import PredictionFiles
+    from unloc.annotations.schema import save_manifest
+    from unloc.evaluation.job import Evaluation, evaluate_file
 
-    real = shared / "annotations" / "activitynet_1.3"
-    manifest = convert("activitynet", [real / "activity_net.v1-3.rebuilt.json"], "validation")
-    keep = listed_filter(*lists(real))
-    manifest = restricted(manifest, keep, "validation")
-    files = PredictionFiles(task="tal", manifest=manifest, split="validation", keep=keep)
+    real, manifest = shared / "annotations" / "activitynet_1.3", tmp_path / "activitynet.jsonl"
+    save_manifest(convert("activitynet", [real / "activity_net.v1-3.rebuilt.json"], "validation"), manifest)
+    without, only = lists(real)
+    evaluation = Evaluation(manifest_path=manifest, split="validation", task="tal", without=without, only=only)
     perf = shared / "golden" / "metrics" / "perf" / "activitynet13_val_4926x100_predictions.json.gz"
-    _, screened = files.read(perf)
-    report = evaluate("tal", screened, manifest, "validation")
+    report = evaluate_file(evaluation, perf)
     assert report["num_videos"] == num_videos and report["metrics"]["mAP@avg"] == pytest.approx(expected, abs=1e-9)

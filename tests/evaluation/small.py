@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
-from unloc.evaluation.detection import class_average_precision, match_detections
+from unloc.evaluation.detection import Matches, class_average_precision
 from unloc.predictions.records import MomentPrediction, detections_table
 
 
@@ -49,5 +49,5 @@ def same(found, expected):
 
 def average_precision(detections, instances, thresholds):
     """{class: (thresholds,) average precision as a fraction}."""
-    matches = match_detections(detections, instances, thresholds)
+    matches = Matches(detections, instances, thresholds)
     return dict(zip(matches.classes, class_average_precision(matches), strict=True))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.evaluation.small import average_precision, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
-from unloc.evaluation.bootstrap import bootstrap_intervals, percentiles, video_weights, weighted_precision
-from unloc.evaluation.detection import detection, found_at_multiple, match_detections, mean_recall
+from unloc.evaluation.bootstrap import bootstrap_intervals, percentiles, video_weights
+from unloc.evaluation.detection import Matches, detection, found_at_multiple, mean_recall, weighted_precision
 from unloc.evaluation.evaluator import evaluate, score, split_scores
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
 from unloc.evaluation.queries import QueryScores
@@ -47,7 +47,7 @@ def copies(rows):
 
 
 def test_weighted_average_precision_is_that_of_the_copied_videos():
-    matches = match_detections(tal_detections(FOUND), tal_manifest(TRUTH).instances, ACTIVITYNET_THRESHOLDS)
+    matches = Matches(tal_detections(FOUND), tal_manifest(TRUTH).instances, ACTIVITYNET_THRESHOLDS)
     ((values, present),) = weighted_precision(matches, np.append(WEIGHTS, 1).astype(float)[None])
     copied = average_precision(
         tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)).instances, ACTIVITYNET_THRESHOLDS
@@ -60,7 +60,7 @@ def test_weighted_average_precision_is_that_of_the_copied_videos():
 
 def test_videos_drawn_once_each_give_the_score_itself():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
-    matches = match_detections(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
+    matches = Matches(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
     ((values, _),) = weighted_precision(matches, np.ones((1, len(VIDEOS) + 1)))
     expected = average_precision(detections, manifest.instances, ACTIVITYNET_THRESHOLDS)
     np.testing.assert_allclose(values, [*expected.values()])
@@ -69,7 +69,7 @@ def test_videos_drawn_once_each_give_the_score_itself():
 def test_weighted_recall_is_that_of_the_copied_videos():
     results = []
     for truth, found, weights in ((TRUTH, FOUND, WEIGHTS), (copies(TRUTH), copies(FOUND), None)):
-        matches = match_detections(tal_detections(found), tal_manifest(truth).instances, ACTIVITYNET_THRESHOLDS)
+        matches = Matches(tal_detections(found), tal_manifest(truth).instances, ACTIVITYNET_THRESHOLDS)
         weights = np.ones(len(matches.videos)) if weights is None else weights
         results.append(mean_recall(found_at_multiple(matches, 1), matches, 1, weights[matches.truth_video]))
     assert results[0] == pytest.approx(results[1])

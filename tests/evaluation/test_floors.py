@@ -8,7 +8,7 @@ from unloc.annotations.converters import convert
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.annotations.subsets import listed_filter, restricted
 from unloc.evaluation.detection import detection
-from unloc.evaluation.evaluator import evaluate, floor_scores
+from unloc.evaluation.evaluator import evaluate
 from unloc.evaluation.floors import best_boxes, detection_floors
 
 # What a survey of this field measured, and ours: R1@0.5, R5@0.5, R1@0.7 and R5@0.7 fitted at 0.7.
@@ -21,7 +21,8 @@ MEASURED = {
 @pytest.mark.parametrize("folder", ["charades_sta", pytest.param("activitynet_captions", marks=pytest.mark.slow)])
 def test_five_constant_boxes_score_what_the_survey_measured(shared, folder):
     converter, split, survey, ours = MEASURED[folder]
-    floors = floor_scores("mr", convert(converter, [shared / "annotations" / folder]), split, "train", "default")
+    manifest = convert(converter, [shared / "annotations" / folder])
+    floors = evaluate("mr", None, manifest, split, train_split="train", protocol="default")["floors"]
     plain, strict = floors["blind_constant"], floors["blind_constant_at_0.7"]
     found = [plain["R1@0.5"], plain["R5@0.5"], strict["R1@0.7"], strict["R5@0.7"]]
     assert found == pytest.approx(ours, abs=0.005)
@@ -31,7 +32,7 @@ def test_five_constant_boxes_score_what_the_survey_measured(shared, folder):
 @pytest.mark.slow
 def test_one_constant_box_scores_14_on_qvhighlights(shared):
     manifest = convert("qvhighlights", [shared / "annotations" / "qvhighlights"])
-    floors = floor_scores("mr", manifest, "val", "train", "moment_detr")
+    floors = evaluate("mr", None, manifest, "val", train_split="train", protocol="moment_detr")["floors"]
     assert floors["blind_constant"]["MR-full-R1@0.5"] == pytest.approx(14.13, abs=0.005)  # survey: 14.1
     assert floors["blind_constant_at_0.7"]["MR-full-R1@0.7"] == pytest.approx(6.52, abs=0.005)  # survey: 6.5
 
@@ -40,7 +41,7 @@ def test_one_constant_box_scores_14_on_qvhighlights(shared):
 def test_true_labels_with_constant_boxes_score_47_on_activitynet(shared):
     folder = shared / "annotations" / "activitynet_1.3"
     manifest = convert("activitynet", [folder / "activity_net.v1-3.rebuilt.json"])
-    found = floor_scores("tal", manifest, "validation", "training", "activitynet")
+    found = evaluate("tal", None, manifest, "validation", train_split="training")["floors"]
     assert found["constant_true_label"]["mAP@0.50"] == pytest.approx(46.83, abs=0.005)
     assert found["whole_video_true_label"]["mAP@0.50"] == pytest.approx(34.72, abs=0.005)
     # The survey's 47.6 and 14.6: the 4,728 videos of BMN's list, and equal scores in an order left to chance.
@@ -71,7 +72,7 @@ def test_each_box_reaches_the_most_segments_that_are_left():
 def test_without_a_training_split_the_names_of_floors_state_the_split_they_are_fitted_on():
     rows = [VideoRow("v", "test", 100.0), QueryRow("v", "test", "0", "a cat", [[0, 50]])]
     manifest = build_manifest(name="small", tasks=("mr",), rows=rows)
-    floors = floor_scores("mr", manifest, "test", None, "default")
+    floors = evaluate("mr", None, manifest, "test")["floors"]
     assert set(floors) == {"blind_constant_fitted_on_test", "blind_constant_at_0.7_fitted_on_test", "whole_video"}
     assert floors["blind_constant_fitted_on_test"]["mIoU"] == 100.0
     assert floors["whole_video"]["mIoU"] == 50.0
@@ -79,6 +80,6 @@ def test_without_a_training_split_the_names_of_floors_state_the_split_they_are_f
 
 def test_floors_with_true_label_in_their_name_use_it():
     manifest = tal_manifest({"v": [("Run", 0, 1000)], "w": [("Swim", 0, 1000)]})
-    floors = floor_scores("tal", manifest, "test", None, "activitynet")
+    floors = evaluate("tal", None, manifest, "test")["floors"]
     assert floors["whole_video_true_label"]["mAP@avg"] == 100.0
     assert floors["blind_constant_fitted_on_test"]["mAP@avg"] < 100.0

@@ -18,9 +18,7 @@ SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-f
 def evaluate_command(
     run: Annotated[Path | None, typer.Argument(help="Run folder or checkpoint; leave out with --predictions.")] = None,
     manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the annotations.")] = None,
-    cache: Annotated[
-        Path | None, Option("--cache", "-c", help="Tokens for RUN and --baseline, durations for all.")
-    ] = None,
+    cache: Annotated[Path | None, Option("--cache", "-c", help="Tokens for a model, durations for all.")] = None,
     split: Annotated[str, Option(help="Split to evaluate.")] = "test",
     train_split: Annotated[str | None, Option(help="Split that blind floors are fitted on (train, …).")] = None,
     predictions: Annotated[Path | None, Option(help="File to score; no model, no torch.")] = None,
@@ -46,26 +44,11 @@ def evaluate_command(
 
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
-    if (run is not None) + (predictions is not None) + baseline + floors_only != 1:
-        raise InputError("unloc eval: give one of RUN, --predictions FILE or --baseline, or --floors-only")
-    if cache is None and (run is not None or baseline):
-        raise InputError("unloc eval: --cache is needed with RUN and with --baseline")
-    if manifest is None:
-        raise InputError("unloc eval: --manifest is needed: it holds the annotations")
-    if export is not None and (floors_only or zero_shot is not None):
-        raise InputError("unloc eval: --export writes predictions; with --floors-only and --zero-shot there are none")
-    if task is None and (predictions is not None or floors_only):
-        raise InputError("unloc eval: --task is needed without RUN: mr, tal, as or hd")
-    if zero_shot is not None and (predictions is None or task != "tal"):
-        raise InputError("unloc eval --zero-shot: it scores --predictions of --task tal")
-    if zero_shot is None and (vocabulary or control):
-        raise InputError("unloc eval: --vocabulary and --control belong to --zero-shot")
+    _check_options({name for name, value in locals().items() if value}, task)
     from unloc.evaluation.job import Evaluation, evaluate_file, evaluate_floors
 
-    if run is not None or baseline:
+    if run or baseline:
         from unloc.inference.evaluate_run import evaluate_baseline, evaluate_run, run_folder
-    if run is not None:
-        out = out or run_folder(run) / "eval" / split
     evaluation = Evaluation(
         manifest_path=manifest,
         split=split,
@@ -78,34 +61,53 @@ def evaluate_command(
         analyse=analyse,
         without=without or [],
         only=only or [],
-        out=out,
+        out=run_folder(run) / "eval" / split if run and not out else out,
         export=export,
         inputs=[path for path in (predictions, control, *(vocabulary or [])) if path],
     )
-    if predictions is not None:
+    if predictions:
         report = evaluate_file(evaluation, predictions, strict, zero_shot, vocabulary, control)
-    elif floors_only:
-        report = evaluate_floors(evaluation)
-    elif baseline:
-        report = evaluate_baseline(evaluation)
-    else:
+    elif run:
         with progress("predicting", "examples") as on_progress:
             report = evaluate_run(evaluation, run, device, on_progress)
-    for message in evaluation.warnings:
+    else:
+        report = (evaluate_baseline if baseline else evaluate_floors)(evaluation)
+    print_report(report, evaluation.messages, evaluation.warnings)
+
+
+def _check_options(given: set[str], task: str | None) -> None:
+    """Raise InputError if options are missing or do not go together."""
+    source, is_zero_shot = given & {"run", "predictions", "baseline", "floors_only"}, "zero_shot" in given
+    mistakes = {
+        "give one of RUN, --predictions FILE or --baseline, or --floors-only": len(source) != 1,
+        "--cache is needed with RUN and with --baseline": source & {"run", "baseline"} and "cache" not in given,
+        "--manifest is needed: it holds the annotations": "manifest" not in given,
+        "--export needs RUN, --baseline or --predictions without --zero-shot": (
+            "export" in given and (is_zero_shot or "floors_only" in source)
+        ),
+        "--task is needed without RUN: mr, tal, as or hd": source & {"predictions", "floors_only"} and task is None,
+        "--zero-shot scores --predictions of --task tal": is_zero_shot
+        and not ("predictions" in source and task == "tal"),
+        "--vocabulary and --control belong to --zero-shot": given & {"vocabulary", "control"} and not is_zero_shot,
+    }
+    for message, is_made in mistakes.items():
+        if is_made:
+            raise InputError(f"unloc eval: {message}")
+
+
+def print_report(report: dict | None, messages: list[str], warnings: list[str]) -> None:
+    """What happened, and the metrics next to every blind floor with what is needed to compare them."""
+    for message in warnings:
         typer.echo(f"note: {message}", err=True)
-    for message in evaluation.messages:
+    for message in messages:
         typer.echo(message)
-    if report is not None:
-        print_report(report)
-
-
-def print_report(report: dict) -> None:
-    """The metrics next to every blind floor, with what is needed to compare them."""
+    if report is None:
+        return
     typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
-    if "recipe" in report:
-        recipe, towers, tokens = report["recipe"], report["recipe"]["towers"], report["recipe"]["tokens"]
-        line = f"  recipe {recipe['name']}: image {towers['image']}, text {towers['text']}, tokens of "
-        line += f"{tokens['tower.name'] or 'another project'} {tokens['tower.pretrained'] or ''}".rstrip()
+    if recipe := report.get("recipe"):
+        towers, tokens = recipe["towers"], recipe["tokens"]
+        weights = f"{tokens['tower.name'] or 'another project'} {tokens['tower.pretrained'] or ''}".rstrip()
+        line = f"  recipe {recipe['name']}: image {towers['image']}, text {towers['text']}, tokens of {weights}"
         if recipe["checkpoint_selected_on"] == report["split"]:
             line += f"; {report['split']} selected the checkpoint, so these figures are too optimistic"
         typer.echo(line)
@@ -115,16 +117,15 @@ def print_report(report: dict) -> None:
     for name, (low, high) in report.get("tie_spans", {}).items():
         typer.echo(f"    {name} would be between {low:.2f} and {high:.2f} in other orders of equal scores")
     columns = {"ours": report["metrics"]} if "metrics" in report else {}
-    if "coverage" in report:
-        coverage, external = report["coverage"], "used" if report["external_labels"] else "none"
-        line = f"{coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
+    if coverage := report.get("coverage"):
+        line = f"  {coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
         if "queries_annotated" in coverage:
             line += f", {coverage['queries_predicted']} of {coverage['queries_annotated']} queries"
         if "metrics_without_missing" in coverage:
             line += "; `answered` leaves out the others"
             columns["answered"] = coverage["metrics_without_missing"]
         stated = f", stated {report['external_labels_stated']}" if "external_labels_stated" in report else ""
-        typer.echo(f"  {line}\n  external labels: {external}{stated}")
+        typer.echo(f"{line}\n  external labels: {'used' if report['external_labels'] else 'none'}{stated}")
     if "classes_seen_in_training" in report:
         seen = report["classes_seen_in_training"]
         line = f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}"
@@ -169,6 +170,6 @@ def _print_analysis(analysis: dict) -> None:
     for name, rows in analysis["recall"].items():
         bins = []
         for row in rows:
-            bounds = f"{row['from']:g}+" if math.isinf(row["below"]) else f"{row['from']:g}-{row['below']:g}"
+            bounds = f"{row['from']:g}-{row['below']:g}".replace("-inf", "+")
             bins.append(f"[{bounds}] " + (f"{row['recall']:.1f} % of {row['segments']}" if row["segments"] else "none"))
         typer.echo(f"recall by {name.replace('_', ' ')}: {', '.join(bins)}")

@@ -11,7 +11,6 @@ own; in action segmentation runs of equal labels are the segments.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,13 +20,7 @@ import pandas as pd
 from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
 from unloc.errors import InputError
-from unloc.evaluation.detection import (
-    Matches,
-    class_average_precision,
-    found_at_multiple,
-    match_detections,
-    overlap_over_union,
-)
+from unloc.evaluation.detection import Matches, class_average_precision, found_at_multiple, overlap_over_union
 from unloc.evaluation.queries import align, ground_truth_windows
 from unloc.evaluation.segmentation import label_runs
 from unloc.predictions.records import detections_table
@@ -54,18 +47,16 @@ def analyse(task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest)
     `recall_at_1x` uses only the n best.
     """
     detections, instances = as_detections(task, predictions, manifest)
-    matches, durations = match_detections(detections, instances, np.array([REACHED])), required_durations(manifest)
+    matches, durations = Matches(detections, instances, np.array([REACHED])), required_durations(manifest)
     kinds, counts = kinds_of(matches), np.bincount(matches.truth_class, minlength=len(matches.classes))
-    rank = np.zeros(len(kinds), dtype=np.int64)  # 0 for the G best detections of each label, 1 for the next G, …
-    for code, rows in enumerate(matches.by_class()):
-        rank[rows] = np.arange(rows.stop - rows.start) // counts[code]
+    # 0 for the G best detections of each label, 1 for the next G, …
+    rank = (np.arange(len(kinds)) - matches.starts[matches.class_code]) // counts[matches.class_code]
 
     def count(chosen: np.ndarray) -> dict[str, int]:
         return dict(zip(KINDS, np.bincount(chosen, minlength=len(KINDS)).tolist(), strict=True))
 
     def precision_of(kept: np.ndarray) -> float:  # mAP@0.50, the mean over labels
-        part = replace(matches, hits=matches.hits[kept], class_code=matches.class_code[kept])
-        return 100.0 * float(class_average_precision(part).mean()) if matches.classes else 0.0
+        return 100.0 * float(class_average_precision(matches, kept).mean()) if matches.classes else 0.0
 
     lengths = matches.truth[:, 1] - matches.truth[:, 0]
     durations_seconds = np.array([durations.get(matches.videos[code], np.nan) for code in matches.truth_video])
@@ -164,12 +155,11 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
             axis.spines[["top", "right"]].set_visible(False)
 
         # Shares of the kinds among the G best detections of each label, the next G, and so on.
-        rows = analysis["counts_by_rank"]
-        ranks, bottom = range(1, len(rows) + 1), np.zeros(len(rows))
-        for kind, colour in COLOURS.items():
-            shares = np.array([100.0 * row[kind] / max(1, sum(row.values())) for row in rows])
-            by_rank.bar(ranks, shares, bottom=bottom, color=colour, label=kind, width=0.85)
-            bottom = bottom + shares
+        counts = np.array([list(row.values()) for row in analysis["counts_by_rank"]])
+        shares = 100.0 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+        ranks, bottoms = range(1, len(shares) + 1), shares.cumsum(axis=1) - shares
+        for number, (kind, colour) in enumerate(COLOURS.items()):
+            by_rank.bar(ranks, shares[:, number], bottom=bottoms[:, number], color=colour, label=kind, width=0.85)
         by_rank.set(xlabel="rank, in multiples of G segments of the label", ylabel="% of detections", ylim=(0, 100))
         by_rank.set_xticks(ranks)
         by_rank.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -7,9 +7,7 @@ scores the later entry of the file goes first, as the official sort does with fe
 IoU the later is tried first.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -26,66 +24,35 @@ def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "act
     Where the protocol has them also recall@kx@t, and mAP_present_classes if mAP counts absent classes as 0. Without any
     ground truth the figures are NaN: there is nothing to find. Raises InputError for an unknown protocol.
     """
-    return detection_scores(detections, manifest, protocol_for("tal", protocol, manifest)).metrics()
+    return DetectionScores(detections, manifest, protocol_for("tal", protocol, manifest)).metrics()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Matches:
-    """Detections, sorted by class and then by falling score, and whether each takes a ground truth."""
+    """Detections, sorted by class and then by falling score, and whether each takes a ground truth.
 
-    classes: list[str]
-    videos: list[str]
-    """Videos with ground truth; detections in other videos have the code len(videos)."""
-    thresholds: np.ndarray
-    hits: np.ndarray
-    """(n, thresholds) True where a detection takes a ground truth."""
-    class_code: np.ndarray
-    video_code: np.ndarray
-    segments: np.ndarray
-    """(n, 2) of the detections."""
-    truth_class: np.ndarray
-    truth_video: np.ndarray
-    truth: np.ndarray
-    """(N, 2) ground truth, in the order of the annotations."""
-    keys: np.ndarray
-    """(n,) one number per pair of class and video, for the detections."""
-    truth_keys: np.ndarray
-    """(N,) the same for the ground truth."""
+    Detections of classes without ground truth are left out.
+    """
 
-    def by_class(self) -> list[slice]:
-        """The detections of each class, class by class."""
-        bounds = np.searchsorted(self.class_code, np.arange(len(self.classes) + 1)).tolist()
-        return [slice(first, after) for first, after in pairwise(bounds)]
-
-
-def match_detections(detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> Matches:
-    """Detections matched with the instances of their class at every threshold; those of other classes are left out."""
-    classes, videos = pd.Index(instances["label"].unique()), pd.Index(instances["video_id"].unique())
-    label = classes.get_indexer(detections["label"])
-    known = np.flatnonzero(label >= 0)
-    scores = detections["score"].to_numpy(dtype=np.float64)[known]
-    order = known[np.argsort(scores, kind="stable")[::-1]]
-    order = order[np.argsort(label[order], kind="stable")]
-    video = videos.get_indexer(detections["video_id"])[order]
-    video = np.where(video >= 0, video, len(videos))
-    segments = detections[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)[order]
-    truth = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
-    truth_class, truth_video = classes.get_indexer(instances["label"]), videos.get_indexer(instances["video_id"])
-    keys, truth_keys = label[order] * (len(videos) + 1) + video, truth_class * (len(videos) + 1) + truth_video
-    return Matches(
-        classes=list(classes),
-        videos=list(videos),
-        thresholds=thresholds,
-        hits=match(keys, segments, truth_keys, truth, thresholds),
-        class_code=label[order],
-        video_code=video,
-        segments=segments,
-        truth_class=truth_class,
-        truth_video=truth_video,
-        truth=truth,
-        keys=keys,
-        truth_keys=truth_keys,
-    )
+    def __init__(self, detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> None:
+        classes, videos = pd.Index(instances["label"].unique()), pd.Index(instances["video_id"].unique())
+        self.classes, self.videos, self.thresholds = list(classes), list(videos), thresholds
+        # The ground truth in the order of the annotations: segments (N, 2), and (N,) codes.
+        self.truth = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+        self.truth_class = classes.get_indexer(instances["label"])
+        self.truth_video = videos.get_indexer(instances["video_id"])
+        self.truth_keys = self.truth_class * (len(videos) + 1) + self.truth_video  # one number per class and video
+        # The same of the (n,) detections; those in videos without ground truth have the video code len(videos).
+        label = classes.get_indexer(detections["label"])
+        known = np.flatnonzero(label >= 0)
+        scores = detections["score"].to_numpy(dtype=np.float64)[known]
+        order = known[np.argsort(scores, kind="stable")[::-1]]
+        order = order[np.argsort(label[order], kind="stable")]
+        video = videos.get_indexer(detections["video_id"])[order]
+        self.segments = detections[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)[order]
+        self.class_code, self.video_code = label[order], np.where(video >= 0, video, len(videos))
+        self.keys = self.class_code * (len(videos) + 1) + self.video_code
+        self.starts = np.searchsorted(self.class_code, np.arange(len(classes)))  # first detection of each class
+        self.hits = match(self.keys, self.segments, self.truth_keys, self.truth, thresholds)  # (n, thresholds)
 
 
 def overlap_over_union(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -129,93 +96,85 @@ def match(
     return matched
 
 
-@dataclass(frozen=True)
 class DetectionScores:
-    """Detections of a split, matched with its ground truth by one protocol."""
+    """Detections of a split, matched with the ground truth of the (selected) manifest by one protocol."""
 
-    matches: Matches
-    rules: DetectionProtocol
-    num_videos: int
-    num_absent: int
-    """Classes without ground truth that the mean counts as 0."""
-
-    @cached_property
-    def precision(self) -> np.ndarray:
-        """(classes, thresholds) average precision of every class with ground truth, as a fraction."""
-        return class_average_precision(self.matches, single_precision=self.rules.as_unloc)
+    def __init__(self, detections: pd.DataFrame, manifest: Manifest, rules: DetectionProtocol) -> None:
+        self.rules, self.num_absent = rules, 0
+        self.matches = matches = Matches(detections, kept_truth(manifest.instances, rules), rules.thresholds)
+        self.num_videos = max(manifest.videos["video_id"].nunique(), len(matches.videos)) if matches.videos else 0
+        if rules.as_unloc:  # absent classes count as 0; one with predictions is NaN in UnLoc's scorer and skipped
+            self.num_absent = len({*manifest.classes} - {*matches.classes, *detections["label"]})
+        self.precision = class_average_precision(matches, single_precision=rules.as_unloc)
+        self.found = {multiple: found_at_multiple(matches, multiple) for multiple in rules.recall_multiples}
 
     def metrics(self) -> dict[str, float]:
         """The metrics of `detection`."""
-        metrics = self.mean_precision(self.precision)
-        for multiple in self.rules.recall_multiples:
-            found = found_at_multiple(self.matches, multiple)
-            metrics |= mean_recall(found, self.matches, multiple, np.ones(len(self.matches.truth)))
-        return metrics
+        return self._means(self.precision, np.ones(len(self.matches.truth)))
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP@t and AP@avg of every class in percent."""
         names = [*(f"AP@{threshold:.2f}" for threshold in self.rules.thresholds), "AP@avg"]
-        rows = ([*values, values[self.rules.averaged].mean()] for values in 100.0 * self.precision)
-        return {
-            label: dict(zip(names, map(float, row), strict=True))
-            for label, row in zip(self.matches.classes, rows, strict=True)
-        }
+        values = 100.0 * self.precision
+        values = np.column_stack([values, values[:, self.rules.averaged].mean(axis=1)])
+        return pd.DataFrame(values, self.matches.classes, names).to_dict("index")
 
-    def mean_precision(self, values: np.ndarray) -> dict[str, float]:
-        """mAP@t and mAP@avg in percent from values (classes, thresholds) of the present classes; NaN without classes.
+    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The metrics with each video counted once, and (draws,) of each for weights (draws, videos).
 
-        If the protocol counts absent classes as 0, mAP_present_classes is added.
+        Detections in videos without ground truth count once in every draw.
         """
-        counts = {"mAP": len(values) + self.num_absent}
+        num_videos = len(self.matches.videos)
+        draws = np.ones((len(weights) + 1, num_videos + 1))
+        draws[1:, :-1] = weights[:, :num_videos]
+        centre, *rest = (
+            self._means(values[present], draw[self.matches.truth_video])
+            for draw, (values, present) in zip(draws, weighted_precision(self.matches, draws), strict=True)
+        )
+        return centre, {name: np.array([metrics[name] for metrics in rest]) for name in centre}
+
+    def _means(self, precision: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+        """Metrics from the precision (classes, thresholds) of the present classes, and weights of the ground truth."""
+        counts = {"mAP": len(precision) + self.num_absent}
         if self.rules.as_unloc:
-            counts["mAP_present_classes"] = len(values)
+            counts["mAP_present_classes"] = len(precision)
         metrics, thresholds = {}, self.rules.thresholds
         for name, count in counts.items():
-            mean = 100.0 * values.sum(axis=0) / count if count else np.full(len(thresholds), np.nan)
+            mean = 100.0 * precision.sum(axis=0) / count if count else np.full(len(thresholds), np.nan)
             metrics |= {f"{name}@{threshold:.2f}": float(at) for threshold, at in zip(thresholds, mean, strict=True)}
             metrics[f"{name}@avg"] = float(mean[self.rules.averaged].mean())
+        for multiple, found in self.found.items():
+            metrics |= mean_recall(found, self.matches, multiple, weights)
         return metrics
-
-
-def detection_scores(detections: pd.DataFrame, manifest: Manifest, rules: DetectionProtocol) -> DetectionScores:
-    """Detections matched with the ground truth of the (selected) manifest."""
-    matches = match_detections(detections, kept_truth(manifest.instances, rules), rules.thresholds)
-    num_absent = 0
-    if rules.as_unloc:  # one with predictions but no ground truth is NaN in UnLoc's scorer and skipped
-        num_absent = len({*manifest.classes} - {*matches.classes, *detections["label"]})
-    num_videos = max(manifest.videos["video_id"].nunique(), len(matches.videos))
-    return DetectionScores(matches, rules, num_videos, num_absent)
 
 
 def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFrame:
     """The instances that the protocol counts: without too short ones and repeats if it drops them."""
-    segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
-    lengths = segments[:, 1] - segments[:, 0]
-    shortest, keep = rules.shortest_seconds, np.ones(len(instances), dtype=bool)
-    if shortest is not None:
-        keep = lengths >= shortest if shortest else lengths > 0.0
+    lengths = instances["end_seconds"] - instances["start_seconds"]
+    instances = instances[(lengths >= rules.shortest_seconds).to_numpy()]
+    keep = np.ones(len(instances), dtype=bool)
     if rules.drops_repeats:
-        rows = instances.assign(row=np.arange(len(instances)))[keep].groupby(["video_id", "label"], sort=False)["row"]
-        for group in rows.agg(list):
-            kept: list[int] = []
-            for row in group:
-                if any((abs(segments[row] - segments[one]) <= SAME_SEGMENT_SECONDS).all() for one in kept):
-                    keep[row] = False
-                else:
-                    kept.append(row)
+        segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+        for rows in instances.groupby(["video_id", "label"]).indices.values():
+            for number, row in enumerate(rows):
+                earlier = segments[rows[:number][keep[rows[:number]]]]
+                keep[row] = not (abs(segments[row] - earlier) <= SAME_SEGMENT_SECONDS).all(axis=1).any()
     return instances[keep]
 
 
-def class_average_precision(matches: Matches, *, single_precision: bool = False) -> np.ndarray:
+def class_average_precision(
+    matches: Matches, kept: np.ndarray | slice = slice(None), *, single_precision: bool = False
+) -> np.ndarray:
     """(classes, thresholds) average precision of every class with ground truth, 0 for one without detections.
 
-    `single_precision`: precision and recall are rounded to float32 as in UnLoc's scorer (differs by 1e-8).
+    Of the detections only those `kept`. `single_precision`: precision and recall are rounded to float32 as in UnLoc's
+    scorer (differs by 1e-8).
     """
     counts = np.bincount(matches.truth_class, minlength=len(matches.classes))
     values = np.zeros((len(matches.classes), len(matches.thresholds)))
     kind = np.float32 if single_precision else np.float64
-    for code, rows in enumerate(matches.by_class()):
-        hits = matches.hits[rows]
+    starts = np.searchsorted(matches.class_code[kept], np.arange(1, len(counts)))
+    for code, hits in zip(range(len(counts)), np.split(matches.hits[kept], starts), strict=False):
         true = np.cumsum(hits, axis=0).astype(kind)
         precision = (true / np.arange(1, len(hits) + 1, dtype=kind)[:, None]).astype(np.float64)
         precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
@@ -225,6 +184,31 @@ def class_average_precision(matches: Matches, *, single_precision: bool = False)
         else:
             values[code] = (precision * hits).sum(axis=0) / counts[code]
     return values
+
+
+def weighted_precision(matches: Matches, draws: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Average precision (classes, thresholds), and which (classes,) have ground truth, for each row of weights.
+
+    `draws` (draws, videos + 1); the last weight is that of detections in videos without ground truth.
+    """
+    num_classes = len(matches.classes)
+    columns = [np.flatnonzero(column) for column in matches.hits.T]
+    for draw in draws:
+        weight = draw[matches.video_code]
+        truth = np.bincount(matches.truth_class, draw[matches.truth_video], minlength=num_classes)
+        before = np.concatenate([[0.0], np.cumsum(weight)])
+        values = np.zeros((num_classes, len(columns)))
+        for column, hits in enumerate(columns):
+            code = matches.class_code[hits]
+            true = np.concatenate([[0.0], np.cumsum(weight[hits])])
+            true_in_class = true[1:] - true[np.searchsorted(code, code)]
+            seen_in_class = before[hits + 1] - before[matches.starts[code]]
+            precision = np.divide(true_in_class, seen_in_class, out=np.zeros(len(hits)), where=seen_in_class > 0)
+            # Monotone from the right within each class: each class is shifted above all later ones.
+            lift = 2.0 * (num_classes - code)
+            precision = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
+            values[:, column] = np.bincount(code, precision * weight[hits], minlength=num_classes)
+        yield values / np.maximum(truth, 1e-300)[:, None], truth > 0
 
 
 def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:

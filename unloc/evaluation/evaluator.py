@@ -11,15 +11,14 @@ from unloc.annotations.durations import stated_durations
 from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.bootstrap import bootstrap_intervals
-from unloc.evaluation.detection import DetectionScores, detection_scores
-from unloc.evaluation.floors import detection_floors, frame_floors, moment_floors
+from unloc.evaluation.detection import DetectionScores
+from unloc.evaluation.floors import annotated_segments, detection_floors, frame_floors, moment_floors
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
 from unloc.evaluation.queries import Aligned, QueryScores, align, is_answered
-from unloc.evaluation.retrieval import highlight_scores, official_report, retrieval_scores, tie_spans
+from unloc.evaluation.retrieval import official_report, query_scores, tie_spans
 from unloc.evaluation.screening import other_unit
 from unloc.evaluation.segmentation import FrameScores, frame_scores
 from unloc.predictions.records import FramePrediction, MomentPrediction
-from unloc.tasks import task_named
 
 logger = logging.getLogger(__name__)
 Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
@@ -65,23 +64,20 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
 
     `durations` are in seconds (NaN or no entry: unknown). Fewer segments outside are logged as a warning.
     """
-    if task_named(task).text_kind == "query":
-        table = selected.queries.explode("segments").dropna(subset=["segments"])
-        segments = np.asarray(table["segments"].tolist(), dtype=np.float64).reshape(-1, 2)
-    else:
-        table = selected.instances
-        segments = table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
+    table = annotated_segments(selected)
+    table = table[(table["label"] == "") == (task in QUERY_TASKS)]
+    segments = table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
     lengths = table["video_id"].map(durations).to_numpy(dtype=np.float64)
     unit = other_unit(segments, lengths)
     outside = ~((segments[:, 0] < np.where(np.isnan(lengths), np.inf, lengths)) & (segments[:, 1] > 0))
     if not unit and not outside.any():
         return
     first = int(np.argmax(outside))
-    start, end = segments[first]
+    row = table.iloc[first]
     found = (
         f"split {split!r} of manifest {selected.name!r}: {int(outside.sum())} of {len(outside)} segments lie wholly "
-        f"outside their videos (line {table['line'].iloc[first]}: [{start:g}, {end:g}] in {lengths[first]:g} s of "
-        f"{table['video_id'].iloc[first]})"
+        f"outside their videos (line {row['line']}: [{row['start_seconds']:g}, {row['end_seconds']:g}] in "
+        f"{lengths[first]:g} s of {row['video_id']})"
     )
     if unit or outside.mean() > MOST_OUTSIDE:
         guess = f"; segments look like {unit}" if unit else ""
@@ -101,13 +97,10 @@ def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str
 def split_scores(task: str, predictions: Predictions | Aligned, manifest: Manifest, rules: Protocol) -> Scores:
     """What all metrics and intervals are computed from; predictions of mr and hd are aligned with the queries."""
     if task == "tal":
-        return detection_scores(predictions, manifest, rules)
+        return DetectionScores(predictions, manifest, rules)
     if task == "as":
         return frame_scores(predictions, manifest, rules)
-    scores = retrieval_scores(predictions, manifest, rules)
-    if task == "hd":
-        scores = replace(scores, values=scores.values | highlight_scores(predictions, manifest).values)
-    return scores
+    return query_scores(predictions, manifest, rules, rated=task == "hd")
 
 
 def evaluate(
@@ -129,23 +122,30 @@ def evaluate(
     """
     selected = manifest.select(split)
     rules = protocol_for(task, protocol, selected)
-    floors = floor_scores(task, manifest, split, train_split, rules.name, predictions)
+    report = header(task, selected, split, rules)
+    train = manifest.select(train_split) if train_split in manifest.splits else None
+    if task == "as":
+        floors = frame_floors(selected, predictions)
+    else:
+        floors = (detection_floors if task == "tal" else moment_floors)(selected, train or selected)
+    if train is None:
+        fitted = {name: f"{name}_fitted_on_{split}" for name in floors if name.startswith(("blind", "constant"))}
+        floors = {fitted.get(name, name): constant for name, constant in floors.items()}
+    floors = {name: split_scores(task, constant, selected, rules).metrics() for name, constant in floors.items()}
     if predictions is None:
-        return header(task, selected, split, rules) | {"floors": floors}
+        return report | {"floors": floors}
     aligned = align(predictions, selected) if task in QUERY_TASKS else predictions
     scores = split_scores(task, aligned, selected, rules)
     metrics = scores.metrics()
-    official = {"official": official_report(metrics)} if task in QUERY_TASKS and rules.ranges else {}
-    return {
-        **header(task, selected, split, rules),
+    report |= {
         "metrics": metrics,
         "per_class": {} if task in QUERY_TASKS else scores.per_class(),
         "tie_spans": tie_spans(aligned, selected, metrics, rules) if task == "mr" else {},
         "floors": floors,
         "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
-        "coverage": coverage(task, aligned, selected, scores),
-        **official,
+        "coverage": coverage(task, aligned, selected, rules),
     }
+    return report | ({"official": official_report(metrics)} if task in QUERY_TASKS and rules.ranges else {})
 
 
 def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
@@ -163,50 +163,26 @@ def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
     }
 
 
-def coverage(task: str, predictions: Predictions | Aligned, selected: Manifest, scores: Scores) -> dict:
+def coverage(task: str, predictions: Predictions | Aligned, selected: Manifest, rules: Protocol) -> dict:
     """Counts of annotated and predicted videos (and queries), the missing videos, and the metrics without them."""
     counts: dict[str, int] = {}
     if task in QUERY_TASKS:
-        annotated = list(dict.fromkeys(selected.queries["video_id"]))
         answered = np.array([is_answered(item, task) for item in predictions], dtype=bool)
-        predicted = set(selected.queries["video_id"][answered])
         counts = {"queries_annotated": len(answered), "queries_predicted": int(answered.sum())}
+        annotated, predicted = selected.queries["video_id"], selected.queries["video_id"][answered]
     else:
-        annotated = list(dict.fromkeys([*selected.instances["video_id"], *selected.videos["video_id"]]))
-        ids = predictions["video_id"] if task == "tal" else (item.video_id for item in predictions if len(item.labels))
-        predicted = set(ids)
+        annotated = [*selected.instances["video_id"], *selected.videos["video_id"]]
+        predicted = (
+            predictions["video_id"] if task == "tal" else [item.video_id for item in predictions if len(item.labels)]
+        )
+    annotated, predicted = dict.fromkeys(annotated), set(predicted)
     missing = [video_id for video_id in annotated if video_id not in predicted]
     num_predicted = len(annotated) - len(missing)
     report = {"videos_annotated": len(annotated), "videos_predicted": num_predicted, "missing": missing, **counts}
     if not missing and len(set(counts.values())) < 2:
         return report
-    if task == "tal":
-        present = selected.filter(lambda table: table["video_id"].isin(predicted))
-        scores = detection_scores(predictions, present, scores.rules)
-    elif task == "as":
-        scores = replace(scores, frames=[video for video in scores.frames if video.video_id in predicted])
-    else:
-        values = {name: values[answered] for name, values in scores.values.items()}
-        scores = QueryScores(scores.video_ids[answered], values)
-    return report | {"metrics_without_missing": scores.metrics()}
-
-
-def floor_scores(
-    task: str,
-    manifest: Manifest,
-    split: str,
-    train_split: str | None,
-    protocol: str | None,
-    predictions: Predictions | None = None,
-) -> dict[str, dict[str, float]]:
-    """Metrics of every blind floor; of action segmentation on the frames of the predictions, else at usual rates."""
-    selected, train = manifest.select(split), manifest.select(train_split) if train_split in manifest.splits else None
-    rules = protocol_for(task, protocol, selected)
-    if task == "as":
-        floors = frame_floors(selected, predictions)
-    else:
-        floors = (detection_floors if task == "tal" else moment_floors)(selected, train or selected)
-    if train is None:
-        fitted = [name for name in floors if name.startswith(("blind", "constant"))]
-        floors = {f"{name}_fitted_on_{split}" if name in fitted else name: one for name, one in floors.items()}
-    return {name: split_scores(task, constant, selected, rules).metrics() for name, constant in floors.items()}
+    present = selected.filter(lambda table: table["video_id"].isin(predicted))
+    if task in QUERY_TASKS:
+        present = replace(selected, queries=selected.queries[answered])
+        predictions = [item for item in predictions if is_answered(item, task)]
+    return report | {"metrics_without_missing": split_scores(task, predictions, present, rules).metrics()}

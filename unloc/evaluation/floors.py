@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from unloc.annotations.durations import required_durations
-from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.annotations.schema import CLIP_SECONDS, INSTANCE_COLUMNS, Manifest
 from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.retrieval import ratings_of
 from unloc.predictions.records import FramePrediction, MomentPrediction
@@ -20,8 +20,6 @@ from unloc.predictions.records import FramePrediction, MomentPrediction
 GRID = np.linspace(0.0, 1.0, 51)
 BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all candidates of a floor
 PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit into the processor's cache; all would take gigabytes
-USUAL_FPS = (1.0, 2.0, 10.0)  # at which COIN is scored
-FIT_OVERLAPS = {"blind_constant": 0.5, "blind_constant_at_0.7": 0.7}
 
 
 def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.ndarray:
@@ -45,20 +43,24 @@ def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.nda
     return np.asarray(boxes)
 
 
+def annotated_segments(manifest: Manifest) -> pd.DataFrame:
+    """Every annotated segment as a row like those of `instances`; those of queries first, with the label ""."""
+    queries = manifest.queries.explode("segments").dropna(subset=["segments"])
+    ends = np.array(queries["segments"].tolist(), dtype=np.float64).reshape(-1, 2)
+    queries = queries.assign(label="", start_seconds=ends[:, 0], end_seconds=ends[:, 1])
+    return pd.concat([table[INSTANCE_COLUMNS] for table in (queries, manifest.instances)], ignore_index=True)
+
+
 def relative_segments(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     """(N, 2) annotated segments in shares of their video's duration, clamped to it, and (N,) labels ("" of queries).
 
     Segments of videos that no row describes are left out.
     """
-    queries = manifest.queries.explode("segments").dropna(subset=["segments"])
-    windows = np.array(queries["segments"].tolist(), dtype=np.float64).reshape(-1, 2)
-    instances = manifest.instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
-    segments = np.concatenate([windows, instances])
-    labels = np.array([*[""] * len(windows), *manifest.instances["label"]], dtype=object)
-    videos = pd.concat([queries["video_id"], manifest.instances["video_id"]])
-    lengths = videos.map(required_durations(manifest)).to_numpy(dtype=np.float64)
-    known = ~np.isnan(lengths)
-    return np.clip(segments[known] / lengths[known, None], 0.0, 1.0), labels[known]
+    table = annotated_segments(manifest)
+    lengths = table["video_id"].map(required_durations(manifest)).to_numpy(dtype=np.float64)[:, None]
+    relative = np.clip(table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64) / lengths, 0.0, 1.0)
+    known = ~np.isnan(lengths[:, 0])
+    return relative[known], table["label"].to_numpy(dtype=object)[known]
 
 
 def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentPrediction]]:
@@ -67,22 +69,24 @@ def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentP
     Saliency: the mean curve of the ratings on train over the relative time of the video.
     """
     relative, _ = relative_segments(train)
-    boxes = {name: best_boxes(relative, 5, overlap) for name, overlap in FIT_OVERLAPS.items()}
-    boxes["whole_video"] = np.array([[0.0, 1.0]])
+    boxes = {
+        "blind_constant": best_boxes(relative, 5, 0.5),
+        "blind_constant_at_0.7": best_boxes(relative, 5, 0.7),
+        "whole_video": np.array([[0.0, 1.0]]),
+    }
     rated = [ratings.mean(axis=1) for ratings in ratings_of(train) if ratings is not None and len(ratings)]
     places = np.linspace(0, 1, 20)
     curve = np.mean([np.interp(places, np.linspace(0, 1, len(one)), one) for one in rated], axis=0) if rated else None
     durations, floors = required_durations(manifest), {name: [] for name in boxes}
-    columns = (manifest.queries[name].tolist() for name in ("qid", "video_id", "text"))
-    for qid, video_id, text in zip(*columns, strict=True):
+    for qid, video_id, text in manifest.queries[["qid", "video_id", "text"]].itertuples(index=False):
         duration, saliency = durations.get(video_id, 0.0), None
         if curve is not None:
             middles = (np.arange(int(duration / CLIP_SECONDS)) + 0.5) * CLIP_SECONDS / max(duration, 1e-9)
             saliency = np.interp(middles, places, curve)
         for name, constant in boxes.items():
-            scores = np.linspace(1.0, 0.5, len(constant))[:, None]
-            named = {"qid": qid, "video_id": video_id, "query": text, "saliency": saliency}
-            floors[name].append(MomentPrediction(**named, windows=np.hstack([constant * duration, scores])))
+            windows = np.column_stack([constant * duration, np.linspace(1.0, 0.5, len(constant))])
+            item = MomentPrediction(qid=qid, video_id=video_id, query=text, windows=windows, saliency=saliency)
+            floors[name].append(item)
     return floors
 
 
@@ -98,21 +102,20 @@ def detection_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFr
     every = pd.DataFrame(product(durations, manifest.classes), columns=truth.columns)
     own_box = {name: best_boxes(relative[labels == name], 1)[0] for name in dict.fromkeys(labels)}
     per_class = np.array([own_box.get(name, boxes[0]) for name in every["label"]]).reshape(-1, 2)
+
+    def constant(rows: pd.DataFrame, boxes: Sequence[np.ndarray]) -> pd.DataFrame:
+        """Each box, one for all rows (2,) or one per row (n, 2), as a detection of every row; the first scores best."""
+        tables, lengths = [], rows["video_id"].map(durations).to_numpy(dtype=np.float64)[:, None]
+        for rank, box in enumerate(boxes):
+            start, end = (box * lengths).T
+            tables.append(rows.assign(score=1.0 - 0.05 * rank, start_seconds=start, end_seconds=end))
+        return pd.concat(tables, ignore_index=True)
+
     return {
-        "blind_constant": _constant_detections(every, [per_class], durations),
-        "constant_true_label": _constant_detections(truth, boxes, durations),
-        "whole_video_true_label": _constant_detections(truth, [np.array([0.0, 1.0])], durations),
+        "blind_constant": constant(every, [per_class]),
+        "constant_true_label": constant(truth, boxes),
+        "whole_video_true_label": constant(truth, [np.array([0.0, 1.0])]),
     }
-
-
-def _constant_detections(rows: pd.DataFrame, boxes: Sequence[np.ndarray], durations: dict[str, float]) -> pd.DataFrame:
-    """Each box, one for all rows (2,) or one per row (n, 2), as a detection of every row; the first box scores best."""
-    lengths = rows["video_id"].map(durations).to_numpy(dtype=np.float64)
-    tables = []
-    for rank, box in enumerate(boxes):
-        start, end = (box * lengths[:, None]).T
-        tables.append(rows.assign(score=1.0 - 0.05 * rank, start_seconds=start, end_seconds=end))
-    return pd.concat(tables, ignore_index=True)
 
 
 def frame_floors(manifest: Manifest, predictions: Sequence[FramePrediction] | None) -> dict[str, list[FramePrediction]]:
@@ -120,8 +123,8 @@ def frame_floors(manifest: Manifest, predictions: Sequence[FramePrediction] | No
     if predictions:
         blank = [replace(item, labels=[None] * len(item.labels), scores=None) for item in predictions]
         return {"all_background": blank}
-    videos = manifest.videos["video_id"].tolist()  # frames without label are background
+    videos = manifest.videos["video_id"].tolist()
     return {
-        f"all_background_{fps:g}_fps": [FramePrediction(video_id=video, fps=fps, labels=[]) for video in videos]
-        for fps in USUAL_FPS
+        f"all_background_{fps}_fps": [FramePrediction(video_id=video, fps=float(fps), labels=[]) for video in videos]
+        for fps in (1, 2, 10)  # at which COIN is scored
     }

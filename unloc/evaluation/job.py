@@ -1,5 +1,6 @@
 """Evaluations from files to files, as `unloc eval` runs them; those that run a model are in `unloc.inference`."""
 
+import json
 import platform
 import sys
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import pandas as pd
 
 from unloc import __version__
 from unloc.annotations.durations import cached_durations
+from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, load_manifest
 from unloc.annotations.subsets import (
     ClassSplit,
@@ -22,12 +24,15 @@ from unloc.annotations.subsets import (
 )
 from unloc.cache.opening import open_cache
 from unloc.errors import InputError, MissingError, PredictionError
-from unloc.evaluation.analysis import PLOTS, analyse
+from unloc.evaluation.analysis import PLOTS, analyse, write_plots
 from unloc.evaluation.evaluator import Predictions, evaluate, has_annotations, header, require_annotations
-from unloc.evaluation.files import Outputs, PredictionFiles, write_report
+from unloc.evaluation.files import Outputs
 from unloc.evaluation.protocols import protocol_for
-from unloc.evaluation.zero_shot import PredictionsOf, zero_shot
-from unloc.files import file_sha256
+from unloc.evaluation.screening import require_match, screen_predictions
+from unloc.evaluation.zero_shot import zero_shot
+from unloc.files import file_sha256, write_file
+from unloc.predictions.reading import PredictionFile, read_predictions
+from unloc.predictions.records import StoredScores
 from unloc.predictions.writing import export_predictions, missing_submissions
 from unloc.tasks import task_named
 
@@ -39,7 +44,8 @@ VERSIONED = {"numpy": "numpy", "pandas": "pandas", "torch": "torch", "open_clip"
 class Evaluation:
     """One evaluation of a split: its annotations, the options of scoring, and the files it writes.
 
-    Raises as `load_manifest`; InputError if an output would replace an input or a file that no evaluation wrote.
+    `manifest` is without the videos left out of the split, `selected` that split of it. Raises as `load_manifest`;
+    InputError if an output would replace an input or a file that no evaluation wrote.
     """
 
     manifest_path: Path
@@ -64,8 +70,6 @@ class Evaluation:
     messages: list[str] = field(default_factory=list, init=False)
     """What happened, for the user."""
     warnings: list[str] = field(default_factory=list, init=False)
-    manifest: Manifest = field(init=False)
-    """Without the videos left out of the split; `selected` is that split, `report_path` the file of the report."""
 
     def __post_init__(self) -> None:
         lists, self.report_path = [*self.without, *self.only], None
@@ -83,12 +87,10 @@ class Evaluation:
         self.keep = listed_filter(self.without, self.only)
         if lists:
             manifest = restricted(manifest, self.keep, self.split)
-            if self.split not in manifest.splits:
-                raise InputError(
-                    f"--without, --only: no video of split {self.split!r} is left of {before}; are these its ids?"
-                )
-            left_out = before - len(manifest.select(self.split).videos)
-            self.messages.append(f"{left_out} of {before} videos are left out of annotations and predictions")
+            left = int((manifest.videos["split"] == self.split).sum())
+            if not left:
+                raise InputError(f"--without, --only: no video of split {self.split!r} is left of {before}")
+            self.messages.append(f"{before - left} of {before} videos are left out of annotations and predictions")
         self.manifest, self.selected = manifest, manifest.select(self.split)
         names = (name for name in TRAIN_SPLITS if name in manifest.splits and name != self.split)
         self.floor_split = self.train_split or next(names, None)
@@ -98,9 +100,9 @@ class Evaluation:
 
         Raises InputError if it can be neither scored nor exported, and as `Outputs.add`.
         """
+        paths = []
         if self.export is None:
             require_annotations(task, self.selected, self.split)
-        paths = []
         if self.report_path is not None and with_report:
             name = "predictions.json" if task == "tal" else "predictions.jsonl"
             paths.append(self.outputs.add(self.report_path.with_name(name), "--out"))
@@ -130,7 +132,7 @@ class Evaluation:
     def finish(self, task: str, report: dict | None, predictions: Predictions | None) -> dict | None:
         """Complete the report with all that its figures depend on besides predictions, and write it.
 
-        None: the split has no annotations.
+        None: the split has no annotations. Undefined figures and the open end of a bin are written as null.
         """
         if report is None:
             self.messages.append(f"split {self.split!r} has no annotations for {task}: nothing is scored")
@@ -146,9 +148,77 @@ class Evaluation:
         if self.analyse:
             report["analysis"] = analyse(task, predictions, self.selected)
         if self.report_path is not None:
+            folder = self.report_path.parent
             with self.outputs.writing():
-                write_report(report, self.report_path)
+                if self.analyse:
+                    plots = write_plots(report["analysis"], folder / "analysis")
+                    report["analysis"]["plots"] = [str(plot.relative_to(folder)) for plot in plots]
+                without_nan = json.loads(json.dumps(report), parse_constant=lambda _: None)
+                text = json.dumps(without_nan, indent=1, ensure_ascii=False)
+                write_file(self.report_path, f"{text}\n".encode("utf-8", "backslashreplace"))
         return report
+
+
+class PredictionFiles:
+    """One file of predictions or a folder with one for each class split, and what metrics.json states about them."""
+
+    def __init__(self, evaluation: Evaluation, path: Path, manifest: Manifest, problems: Problems) -> None:
+        self.evaluation, self.path, self.manifest, self.problems = evaluation, path, manifest, problems
+        self.files: dict[Path, PredictionFile] = {}  # without their predictions
+        self.score_files: set[Path] = set()  # .npz files of class scores that the predictions refer to
+        self.read = lru_cache(maxsize=1)(self._read)  # of the many files of a folder only the last
+
+    def _read(self, path: Path) -> tuple[Predictions, Predictions]:
+        """The predictions of a file for the videos that are not left out, and those of them that can be scored.
+
+        Raises PredictionError if none belongs to the split, and as `read_predictions`.
+        """
+        task, split, keep = self.evaluation.task, self.evaluation.split, self.evaluation.keep
+        file = read_predictions(path, task, split=split, problems=self.problems)
+        predictions = file.predictions
+        if isinstance(predictions, pd.DataFrame):
+            predictions = predictions[predictions["video_id"].map(keep).astype(bool)].reset_index(drop=True)
+        else:
+            predictions = [item for item in predictions if keep(item.video_id)]
+            stored = (getattr(item, "scores", None) for item in predictions)
+            self.score_files.update(Path(one.file.fid.name) for one in stored if isinstance(one, StoredScores))
+        screened = screen_predictions(task, predictions, self.manifest.select(split), self.problems)
+        require_match(path, task, predictions, screened, self.manifest, split)
+        self.files[path] = replace(file, predictions=[])
+        return predictions, screened
+
+    def of_split(self, split: ClassSplit) -> pd.DataFrame:
+        """Detections of one file for every class split, or of each split's own file below a folder.
+
+        NAME.json or NAME/predictions.json, NAME being that of the split or its last part. Raises MissingError if a
+        split has no file.
+        """
+        path, names = self.path, (split.name, split.name.rsplit("/", 1)[-1])
+        candidates = [path / name / "predictions.json" for name in names] + [path / f"{name}.json" for name in names]
+        file = next(filter(Path.is_file, candidates), None) if path.is_dir() else path
+        if file is None:
+            expected = f"{split.name}/predictions.json"
+            raise MissingError(f"{path}: no predictions for class split {split.name!r}; expected {expected}")
+        return self.read(file)[1]
+
+    def hashes(self) -> dict[str, str] | str | None:
+        """sha256 of the file that was read, or of each by its name."""
+        found = {str(path): file_sha256(path) for path in self.files}
+        return found if len(found) > 1 else next(iter(found.values()), None)
+
+    def description(self) -> dict:
+        """Formats, hashes and problems of the files, and who states that labels of another model were used."""
+        stated = [file.external_labels for file in self.files.values() if file.external_labels is not None]
+        by_command, first = self.evaluation.external_labels, self.problems.first
+        by_file = "by the file" if stated else "nowhere"
+        return {
+            "predictions_format": ", ".join(dict.fromkeys(file.format for file in self.files.values())),
+            "predictions_sha256": self.hashes(),
+            "scores_sha256": {path.name: file_sha256(path) for path in sorted(self.score_files)},
+            "external_labels": by_command or any(stated),
+            "external_labels_stated": "by the command" if by_command and not any(stated) else by_file,
+            "bad_predictions": {kind: [number, first[kind]] for kind, number in self.problems.counts.items()},
+        }
 
 
 def evaluate_floors(evaluation: Evaluation) -> dict:
@@ -173,7 +243,7 @@ def evaluate_file(
     PredictionError. Raises as `PredictionFiles.read`.
     """
     task, manifest, selected = task_named(evaluation.task).name, evaluation.manifest, evaluation.selected
-    files = PredictionFiles(task=task, manifest=manifest, split=evaluation.split, keep=evaluation.keep)
+    files = PredictionFiles(evaluation, path, manifest, Problems())
     is_scored, paths = evaluation.prepare(task, with_report=False)
     given = screened = report = None
     if class_splits is None or not path.is_dir():
@@ -181,13 +251,13 @@ def evaluate_file(
         report = evaluation.report(task, screened) if is_scored else None
     if class_splits is not None and is_scored:
         rules = protocol_for("tal", evaluation.protocol, selected)
-        controls = replace(files, manifest=nonsense_manifest(manifest), files={})
+        controls = PredictionFiles(evaluation, control, nonsense_manifest(manifest), files.problems)
         shares = zero_shot(
-            _predictions_of(path, files) if screened is None else lambda _: screened,
+            files.of_split,
             selected,
             read_class_splits(class_splits),
             rules.name,
-            control_of=_predictions_of(control, controls) if control else None,
+            control_of=controls.of_split if control else None,
             train=manifest.select(evaluation.floor_split) if evaluation.floor_split else None,
             vocabularies={vocabulary.stem: read_vocabulary(vocabulary) for vocabulary in vocabularies or []},
         )
@@ -200,8 +270,8 @@ def evaluate_file(
             report |= {"metrics": share["mean"], "floors": share.get("floors", {})}
         report["zero_shot"] = shares
         if control:
-            report["control_sha256"] = controls.description(by_command=False)["predictions_sha256"]
-    stated, problems = files.description(evaluation.external_labels), list(files.problems.lines())
+            report["control_sha256"] = controls.hashes()
+    stated, problems = files.description(), files.problems.lines()
     if report is not None:
         if not any(value > 0 for name, value in report["metrics"].items() if name != "mIoU"):
             none = "no prediction reaches an annotated segment, every metric is 0.00"
@@ -209,31 +279,9 @@ def evaluate_file(
         report |= stated
     if strict and problems:
         raise PredictionError(f"{path}: bad predictions (--strict): {'; '.join(problems)}")
-    evaluation.messages += [
-        f"{path}: {stated['predictions_format']}",
-        *(f"  bad predictions: {line}" for line in problems),
-    ]
+    evaluation.messages.append(f"{path}: {stated['predictions_format']}")
+    evaluation.messages += [f"  bad predictions: {line}" for line in problems]
     if paths:
         evaluation.external_labels = stated["external_labels"]
         evaluation.write_predictions(paths, task, given, evaluation.split)
     return evaluation.finish(task, report, screened)
-
-
-def _predictions_of(path: Path, files: PredictionFiles) -> PredictionsOf:
-    """Detections of one file for every class split, or of each split's own file below a folder.
-
-    NAME.json or NAME/predictions.json, NAME being that of the split or its last part. Raises MissingError if a split
-    has no file.
-    """
-    read = lru_cache(maxsize=1)(lambda file: files.read(file)[1])  # of the many files of a folder only the last
-
-    def predictions_of(split: ClassSplit) -> pd.DataFrame:
-        names = (split.name, split.name.rsplit("/", 1)[-1])
-        candidates = [path / name / "predictions.json" for name in names] + [path / f"{name}.json" for name in names]
-        file = next(filter(Path.is_file, candidates), None) if path.is_dir() else path
-        if file is None:
-            expected = f"{split.name}/predictions.json"
-            raise MissingError(f"{path}: no predictions for class split {split.name!r}; expected {expected}")
-        return read(file)
-
-    return predictions_of

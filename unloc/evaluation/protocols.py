@@ -10,9 +10,7 @@ from unloc.errors import InputError
 
 ACTIVITYNET_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 THUMOS_THRESHOLDS = np.linspace(0.3, 0.7, 5)
-UNLOC_THRESHOLDS = np.linspace(0.05, 0.95, 19)
 LATER_FIRST = "of equal scores the later entry of the file goes first"
-FILE_ORDER = "the order of the file counts, not the score"
 QVHIGHLIGHTS_TIES = (
     "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the earlier "
     "entry goes first; HL-: of equal clips the first is the best, AP takes ties as one"
@@ -25,7 +23,6 @@ class Protocol:
     """What all protocols state."""
 
     name: str
-    tasks: tuple[str, ...]
     tie_rule: str = LATER_FIRST
 
 
@@ -33,12 +30,11 @@ class Protocol:
 class DetectionProtocol(Protocol):
     """How one official code computes average precision of detections."""
 
-    tasks: tuple[str, ...] = ("tal",)
     thresholds: np.ndarray
     averaged: slice = field(default_factory=lambda: slice(None))
     """Which of the thresholds mAP@avg averages."""
-    shortest_seconds: float | None = None
-    """Ground truth must be longer than 0 (0.0) or at least this long (ActionFormer, 1 ms); None keeps all of it."""
+    shortest_seconds: float = -np.inf
+    """Ground truth must be at least this long (ActionFormer: 1 ms)."""
     drops_repeats: bool = False
     """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
     recall_multiples: tuple[int, ...] = ()
@@ -52,7 +48,6 @@ class DetectionProtocol(Protocol):
 class RetrievalProtocol(Protocol):
     """How one official code compares windows with the ground truth of a query."""
 
-    tasks: tuple[str, ...] = ("mr",)
     clamps_truth: bool = True
     """Whether ground truth is clamped to [0, duration]."""
     by_score: bool = True
@@ -69,7 +64,6 @@ class RetrievalProtocol(Protocol):
 class FrameProtocol(Protocol):
     """How one official code turns seconds into frames; each function takes a position in frames."""
 
-    tasks: tuple[str, ...] = ("as",)
     tie_rule: str = "mAP takes frames of equal score as one step; accuracy takes the labels of the file"
     num_frames: Callable[[float], int]
     first: Callable[[float], int]
@@ -78,45 +72,47 @@ class FrameProtocol(Protocol):
     """Frame after the last one of a segment that ends here."""
 
 
+def _floor(frames: float) -> int:
+    return int(np.floor(frames + ROUNDING))
+
+
+def _ceil(frames: float) -> int:
+    return int(np.ceil(frames - ROUNDING))
+
+
 QVHIGHLIGHTS_RANGES = {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
 MOMENT_DETR = {"by_score": False, "ranges": QVHIGHLIGHTS_RANGES, "tie_rule": QVHIGHLIGHTS_TIES}
 LIGHTHOUSE = MOMENT_DETR | {"ranges": {"full": (0.0, 1500.0)}}
-TWO_D_TAN = {"by_score": False, "tie_rule": FILE_ORDER}
-OPENTAD = {"shortest_seconds": 0.0, "drops_repeats": True, "recall_multiples": (1, 5)}
-UNLOC = {"thresholds": UNLOC_THRESHOLDS, "as_unloc": True}
+TWO_D_TAN = {"by_score": False, "tie_rule": "the order of the file counts, not the score"}
+OPENTAD = {"shortest_seconds": np.nextafter(0.0, 1.0), "drops_repeats": True, "recall_multiples": (1, 5)}  # above 0 s
+UNLOC = {"thresholds": np.linspace(0.05, 0.95, 19), "as_unloc": True}
 
-ALL_PROTOCOLS: tuple[Protocol, ...] = (  # of each task the first is the default
-    DetectionProtocol(name="activitynet", thresholds=ACTIVITYNET_THRESHOLDS),
-    DetectionProtocol(name="thumos14", thresholds=THUMOS_THRESHOLDS, **(OPENTAD | {"shortest_seconds": 1e-3})),
-    DetectionProtocol(name="opentad", thresholds=ACTIVITYNET_THRESHOLDS, **OPENTAD),
-    DetectionProtocol(name="opentad-thumos14", thresholds=THUMOS_THRESHOLDS, **OPENTAD),
-    DetectionProtocol(name="unloc", averaged=slice(9, 19), **UNLOC),
-    DetectionProtocol(name="unloc-thumos14", averaged=slice(5, 14, 2), **UNLOC),
-    RetrievalProtocol(name="default"),  # UnLoc
-    RetrievalProtocol(name="raw", clamps_truth=False),
-    RetrievalProtocol(name="2d-tan", nms_overlap=0.5, **TWO_D_TAN),
-    RetrievalProtocol(name="2d-tan-nms-0.45", nms_overlap=0.45, **TWO_D_TAN),  # its Charades-STA pooling model
-    RetrievalProtocol(name="2d-tan-no-nms", nms_overlap=1.0, **TWO_D_TAN),
-    RetrievalProtocol(name="moment_detr", tasks=("mr", "hd"), clamps_truth=False, **MOMENT_DETR),  # R1: MR-full-R1
-    RetrievalProtocol(name="lighthouse", **LIGHTHOUSE),
-    RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, **LIGHTHOUSE),
-    FrameProtocol(
-        name="coin",
-        num_frames=lambda frames: int(np.ceil(frames - ROUNDING)),
-        first=lambda frames: int(np.floor(frames + ROUNDING)),
-        after=lambda frames: int(np.ceil(frames - ROUNDING)),
+_BY_TASK: dict[str, tuple[Protocol, ...]] = {  # the first is the default
+    "tal": (
+        DetectionProtocol(name="activitynet", thresholds=ACTIVITYNET_THRESHOLDS),
+        DetectionProtocol(name="thumos14", thresholds=THUMOS_THRESHOLDS, **(OPENTAD | {"shortest_seconds": 1e-3})),
+        DetectionProtocol(name="opentad", thresholds=ACTIVITYNET_THRESHOLDS, **OPENTAD),
+        DetectionProtocol(name="opentad-thumos14", thresholds=THUMOS_THRESHOLDS, **OPENTAD),
+        DetectionProtocol(name="unloc", averaged=slice(9, 19), **UNLOC),
+        DetectionProtocol(name="unloc-thumos14", averaged=slice(5, 14, 2), **UNLOC),
     ),
-    FrameProtocol(
-        name="unloc",
-        num_frames=lambda frames: int(np.floor(frames + ROUNDING)),
-        first=round,
-        after=lambda frames: round(frames) + 1,
+    "mr": (
+        RetrievalProtocol(name="default"),  # UnLoc
+        RetrievalProtocol(name="raw", clamps_truth=False),
+        RetrievalProtocol(name="2d-tan", nms_overlap=0.5, **TWO_D_TAN),
+        RetrievalProtocol(name="2d-tan-nms-0.45", nms_overlap=0.45, **TWO_D_TAN),  # its Charades-STA pooling model
+        RetrievalProtocol(name="2d-tan-no-nms", nms_overlap=1.0, **TWO_D_TAN),
+        RetrievalProtocol(name="moment_detr", clamps_truth=False, **MOMENT_DETR),  # R1: MR-full-R1
+        RetrievalProtocol(name="lighthouse", **LIGHTHOUSE),
+        RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, **LIGHTHOUSE),
     ),
-)
-PROTOCOLS = {
-    task: {protocol.name: protocol for protocol in ALL_PROTOCOLS if task in protocol.tasks}
-    for task in ("tal", "mr", "hd", "as")
+    "hd": (RetrievalProtocol(name="moment_detr", clamps_truth=False, **MOMENT_DETR),),
+    "as": (
+        FrameProtocol(name="coin", num_frames=_ceil, first=_floor, after=_ceil),
+        FrameProtocol(name="unloc", num_frames=_floor, first=round, after=lambda frames: round(frames) + 1),
+    ),
 }
+PROTOCOLS = {task: {protocol.name: protocol for protocol in found} for task, found in _BY_TASK.items()}
 
 
 def is_rated(manifest: Manifest) -> bool:

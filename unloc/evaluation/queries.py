@@ -22,26 +22,21 @@ class QueryKeys:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        columns = (manifest.queries[name].tolist() for name in ("qid", "video_id", "text"))
-        self.queries = list(zip(*columns, strict=True))
-        """(qid, video, sentence) of every query."""
+        columns = manifest.queries[["qid", "video_id", "text"]]
+        self.queries: list[tuple[str, str, str]] = list(columns.itertuples(index=False, name=None))
+        num_videos = columns.groupby("qid")["video_id"].nunique()
+        self._repeated = set(num_videos.index[num_videos > 1])
+        self.annotated = {self.by_qid(qid, video): (video, text) for qid, video, text in self.queries}
         self.counts = Counter(text_key(video_id, text) for _, video_id, text in self.queries)
-        """Number of queries per (video, sentence)."""
-        self._videos: dict[str, set[str]] = defaultdict(set)
-        for qid, video_id, _ in self.queries:
-            self._videos[qid].add(video_id)
 
-    def by_qid(self, qid: str, video_id: str) -> tuple[str, ...] | None:
-        """The key of a known qid, None for an unknown one."""
-        videos = self._videos.get(qid, ())
-        if len(videos) == 1:
-            return (qid,)
-        return (qid, video_id, "") if video_id in videos else None
+    def by_qid(self, qid: str, video_id: str) -> tuple[str, ...]:
+        """The key of a qid."""
+        return (qid, video_id, "") if qid in self._repeated else (qid,)
 
     def of(self, item: MomentPrediction) -> tuple[str, ...] | None:
         """The key of the query that a prediction answers; None if there is no such query."""
-        key = text_key(item.video_id, item.query)
-        return self.by_qid(item.qid, item.video_id) or (key if key in self.counts else None)
+        by_qid, by_text = self.by_qid(item.qid, item.video_id), text_key(item.video_id, item.query)
+        return by_qid if by_qid in self.annotated else by_text if by_text in self.counts else None
 
 
 def text_key(video_id: str, text: str) -> tuple[str, str]:
@@ -50,10 +45,9 @@ def text_key(video_id: str, text: str) -> tuple[str, str]:
 
 
 def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
-    """The prediction of every query of the manifest, None where there is none.
+    """The prediction of every query of the manifest by `QueryKeys`, None where there is none.
 
-    By `QueryKeys`; repeats of a sentence are answered in file order. Of several predictions for one query the last
-    counts.
+    Repeats of a sentence are answered in file order. Of several predictions for one query the last counts.
     """
     keys = QueryKeys(manifest)
     answers: dict[tuple[str, ...] | None, list[MomentPrediction]] = defaultdict(list)
@@ -96,16 +90,22 @@ class QueryScores:
     values: dict[str, np.ndarray]
     """(queries,) fractions for each metric; NaN where the query does not count."""
 
+    @property
+    def num_videos(self) -> int:
+        """Number of videos with queries."""
+        return len(set(self.video_ids))
+
     def metrics(self) -> dict[str, float]:
         """Each metric in percent: the mean over the queries that count; NaN if none does."""
         counted = {name: values[~np.isnan(values)] for name, values in self.values.items()}
         return {name: 100.0 * float(kept.mean()) if len(kept) else np.nan for name, kept in counted.items()}
 
-    def weighted_metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """(draws,) of each metric in percent for weights (draws, queries)."""
-        results = {}
+    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """`metrics`, and (draws,) of each in percent for weights (draws, videos)."""
+        index, results = np.unique(self.video_ids, return_inverse=True)[1], {}
+        weights = weights[:, index]
         for name, values in self.values.items():
             counts = ~np.isnan(values)
             with np.errstate(invalid="ignore"):
                 results[name] = 100.0 * (weights @ np.where(counts, values, 0.0)) / (weights @ counts)
-        return results
+        return self.metrics(), results

@@ -4,6 +4,7 @@ Ties by score: of equal scores the later entry goes first, which is UnLoc's reve
 lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,18 +32,33 @@ def moment_retrieval(
     several ground-truth windows the best counts. Raises InputError for an unknown protocol.
     """
     rules = protocol_for("mr", protocol, manifest)
-    return retrieval_scores(align(predictions, manifest), manifest, rules).metrics()
+    return query_scores(align(predictions, manifest), manifest, rules).metrics()
 
 
-def retrieval_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol) -> QueryScores:
-    """The same for every query: 1 or 0 for R@n, the IoU of the first window for mIoU."""
+def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manifest) -> dict[str, float]:
+    """HL-min-{Fair,Good,VeryGood}-{mAP,Hit1} in percent over the rated queries.
+
+    The three raters are scored separately: Hit1 is 1 if the best clip is good for any of them, mAP is the mean over
+    queries and raters. Of equally good clips the first is the best. A query without prediction misses Hit1 and is
+    ranked as if all its clips were equal: officially a missing score is 0.
+    """
+    rules = protocol_for("hd", None, manifest)
+    metrics = query_scores(align(predictions, manifest), manifest, rules, rated=True).metrics()
+    return {name: value for name, value in metrics.items() if name.startswith("HL-")}
+
+
+def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol, *, rated: bool = False) -> QueryScores:
+    """The metrics of `moment_retrieval`, if `rated` also of `highlight_detection`, for every query.
+
+    1 or 0 for R@n, the IoU of the first window for mIoU.
+    """
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
+    kept, counted = truth, np.ones(len(truth), dtype=bool)
     if rules.ranges:
         kept = [_of_length(windows, *rules.ranges["full"]) for windows in truth]
         counted = np.array([len(windows) > 0 for windows in kept], dtype=bool)
-    else:  # 2D-TAN's reader leaves out queries whose window is reversed after clamping
-        kept, drops_reversed = truth, rules.nms_overlap is not None
-        counted = np.array([not (drops_reversed and (w[:, 1] < w[:, 0]).any()) for w in truth], dtype=bool)
+    elif rules.nms_overlap is not None:  # 2D-TAN's reader leaves out queries whose window is reversed after clamping
+        counted = np.array([not (windows[:, 1] < windows[:, 0]).any() for windows in truth], dtype=bool)
     best = np.zeros((len(truth), max(RANKS)))  # IoU of each of the first windows with the ground truth it fits best
     for row, (windows, prediction) in enumerate(zip(kept, aligned, strict=True)):
         if prediction is None or not len(prediction.windows) or not len(windows):
@@ -72,6 +88,8 @@ def retrieval_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProto
     values = {name: np.where(counted, column, np.nan) for name, column in values.items()}
     if rules.ranges:
         values |= _qvhighlights_values(aligned, truth, rules)
+    if rated:
+        values |= _highlight_values(aligned, manifest)
     return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
 
 
@@ -126,10 +144,10 @@ def _qvhighlights_values(
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = (precision * hits).sum(axis=1) / np.maximum(counts, 1)[:, None]
         first = [
-            float(np.fmax.reduce(hull_ratio(entries[0, :2][None], one))) if len(entries) and len(one) else 0.0
-            for entries, one in zip(lists, kept, strict=True)
+            np.fmax.reduce(hull_ratio(windows[:1, None, :2], one), axis=None, initial=0.0)
+            for windows, one in zip(lists, kept, strict=True)
         ]
-        reached = np.asarray(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
+        reached = np.array(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
         precision, reached = (np.where(counts[:, None] > 0, table, np.nan) for table in (precision, reached))
         values[f"MR-{name}-mAP"] = precision.mean(axis=1)
         for kind, table in (("mAP", precision), ("R1", reached)):
@@ -142,7 +160,7 @@ def official_report(metrics: dict[str, float]) -> dict[str, dict]:
     """The metrics as moment_detr prints them: percent rounded to two decimals, in its keys and order."""
     rounded = {key: float(f"{value:.2f}") for key, value in metrics.items() if key.startswith(("MR-", "HL-"))}
     brief = [f"MR-full-{key}" for key in ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")]
-    brief += [f"MR-{name}-mAP" for name in ("long", "middle", "short")]
+    brief += ["MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"]
     levels = [f"HL-min-{level}" for level in LEVELS]
     brief += [f"{level}-{key}" for level in levels for key in ("mAP", "Hit1")]
     report: dict[str, dict] = {"brief": {key: rounded[key] for key in brief if key in rounded}}
@@ -165,41 +183,28 @@ def tie_spans(
     """
     if not rules.by_score:
         return {}
-    moved: dict[str, np.ndarray] = {}  # how far the sum over queries can fall and rise from our order
+    moved: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # how far the sum can fall and rise from our order
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
     for item, windows in zip(aligned, truth, strict=True):
         if item is None or not len(windows) or len(set(item.windows[:, 2].tolist())) == len(item.windows):
             continue
         scores = np.sort(item.windows[:, 2])[::-1]
         ratios = finite_ratio(best_first(item.windows)[:, None], windows[None]).max(axis=1)
-        top = ratios[scores == scores[0]]
-        moved["mIoU"] = moved.get("mIoU", 0.0) + (np.array([top.min(), top.max()]) - ratios[0])
+        reached, top = ratios[:, None] >= THRESHOLDS, ratios[scores == scores[0]]
+        moved["mIoU"] += np.array([top.min(), top.max()]) - ratios[0]
         for rank in RANKS:
             last = scores[min(rank, len(scores)) - 1]
-            certain, tied = scores > last, scores == last
-            left_out = int(tied.sum()) - (min(rank, len(scores)) - int(certain.sum()))
-            for threshold in THRESHOLDS:
-                reached, name = ratios >= threshold, f"R{rank}@{threshold}"
-                lowest = reached[certain].any() or reached[tied].sum() > left_out
-                highest = reached[certain].any() or reached[tied].any()
-                ours = float(reached[:rank].any())
-                moved[name] = moved.get(name, 0.0) + (np.array([lowest, highest], dtype=float) - ours)
+            left_out = int((scores >= last).sum()) - min(rank, len(scores))
+            certain, tied = reached[scores > last].any(axis=0), reached[scores == last].sum(axis=0)
+            ends = np.array([certain | (tied > left_out), certain | (tied > 0)], dtype=float)
+            for threshold, change in zip(THRESHOLDS, (ends - reached[:rank].any(axis=0)).T, strict=True):
+                moved[f"R{rank}@{threshold}"] += change
     share = 100.0 / max(1, len(truth))
     return {name: (metrics[name] + share * ends).tolist() for name, ends in moved.items() if ends.any()}
 
 
-def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manifest) -> dict[str, float]:
-    """HL-min-{Fair,Good,VeryGood}-{mAP,Hit1} in percent over the rated queries.
-
-    The three raters are scored separately: Hit1 is 1 if the best clip is good for any of them, mAP is the mean over
-    queries and raters. Of equally good clips the first is the best. A query without prediction misses Hit1 and is
-    ranked as if all its clips were equal: officially a missing score is 0.
-    """
-    return highlight_scores(align(predictions, manifest), manifest).metrics()
-
-
-def highlight_scores(aligned: Aligned, manifest: Manifest) -> QueryScores:
-    """The same for every query, NaN if it is not rated."""
+def _highlight_values(aligned: Aligned, manifest: Manifest) -> dict[str, np.ndarray]:
+    """HL-mAP and Hit1 of every query, NaN if it is not rated."""
     precisions, hits = np.full((2, len(aligned), len(LEVELS)), np.nan)
     minimums = np.array([*LEVELS.values()])
     for row, (ratings, prediction) in enumerate(zip(ratings_of(manifest), aligned, strict=True)):
@@ -227,8 +232,7 @@ def highlight_scores(aligned: Aligned, manifest: Manifest) -> QueryScores:
         best = int(np.argmax(saliency)) if len(saliency) else len(ratings)
         hits[row] = positive[best].any(axis=1) if best < len(ratings) else False
     tables = {"mAP": precisions, "Hit1": hits}
-    values = {f"HL-min-{n}-{kind}": table[:, i] for i, n in enumerate(LEVELS) for kind, table in tables.items()}
-    return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
+    return {f"HL-min-{n}-{kind}": table[:, i] for i, n in enumerate(LEVELS) for kind, table in tables.items()}
 
 
 def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:

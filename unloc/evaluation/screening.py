@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -22,7 +21,7 @@ from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.annotations.subsets import words_of
 from unloc.errors import PredictionError
 from unloc.evaluation.queries import QueryKeys, align, is_answered, text_key
-from unloc.predictions.records import FramePrediction, MomentPrediction, StoredScores
+from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction
 
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"
@@ -59,10 +58,7 @@ def screen_predictions(
 
 
 def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
-    """The unit that segments (n, 2) seem to have in videos of `durations` (n,) seconds, None for seconds.
-
-    Unknown durations are NaN.
-    """
+    """The unit that segments (n, 2) seem to have in videos of `durations` (n,) seconds (NaN: unknown); None: none."""
     known = np.isfinite(durations) & (durations > 0)
     ends, durations = segments[known, 1], durations[known]
     if not len(ends):
@@ -87,27 +83,27 @@ def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Pr
     numbers = detections[["start_seconds", "end_seconds", "score"]].to_numpy(dtype=np.float64)
     bad = ~np.isfinite(numbers).all(axis=1)
     unknown = ~detections["label"].isin(manifest.classes).to_numpy()
-    without_truth = ~detections["label"].isin(manifest.instances["label"]).to_numpy()
     found = {
         NOT_FINITE: bad,
         REVERSED: ~bad & (numbers[:, 1] < numbers[:, 0]),
         "unknown video: its detections count as wrong": ~detections["video_id"].isin(manifest.videos["video_id"]),
         UNKNOWN_LABEL: unknown,
-        "label without ground truth in this split: not scored": ~unknown & without_truth,
+        "label without ground truth in this split: not scored": (
+            ~unknown & ~detections["label"].isin(manifest.instances["label"])
+        ),
     }
     for kind, rows in found.items():
-        indices = np.flatnonzero(rows)
-        if len(indices):
-            row = detections.iloc[indices[0]]
-            number = int((detections["video_id"].iloc[: indices[0]] == row["video_id"]).sum())
-            segment = f"[{row['start_seconds']:g}, {row['end_seconds']:g}]"
-            place = f"results[{row['video_id']!r}][{number}]: {row['label']!r} {segment} score {row['score']:g}"
-            problems.add(kind, place, len(indices))
+        if np.any(rows):
+            first = int(np.argmax(rows))
+            video_id, label, start, end, score = detections.iloc[first][DETECTION_COLUMNS]
+            number = int((detections["video_id"].iloc[:first] == video_id).sum())
+            place = f"results[{video_id!r}][{number}]: {label!r} [{start:g}, {end:g}] score {score:g}"
+            problems.add(kind, place, int(np.sum(rows)))
     lengths = detections["video_id"].map(stated_durations(manifest)).to_numpy(dtype=np.float64)
     _add_unit(problems, numbers[~bad, :2], lengths[~bad])
     predicted = set(detections["video_id"])
-    missing = [name for name in manifest.videos["video_id"] if name not in predicted]
-    problems.add("missing video: counts as missed", next(iter(missing), ""), len(missing))
+    for video_id in manifest.videos["video_id"]:
+        problems.add("missing video: counts as missed", video_id, video_id not in predicted)
     return detections[~(bad | unknown)].reset_index(drop=True)
 
 
@@ -119,7 +115,6 @@ def screen_moments(
     `rated`: saliency is scored too, so its problems are recorded.
     """
     keys, durations = QueryKeys(manifest), stated_durations(manifest)
-    annotated = {keys.by_qid(qid, video): (video, text) for qid, video, text in keys.queries}
     kept, seen, lengths = [], Counter(), []
     for item in predictions:
         place = f"{item.place}: qid {item.qid or 'not given'}, video {item.video_id}, query {item.query!r}"
@@ -127,7 +122,7 @@ def screen_moments(
         if key is None:
             problems.add("unknown video or query: left out", place)
             continue
-        video_id, text = annotated.get(key, (item.video_id, item.query))
+        video_id, text = keys.annotated.get(key, (item.video_id, item.query))
         if video_id != item.video_id:
             kind = "qid with another video than annotated: matched by its qid"
             problems.add(kind, f"{place}, annotated {video_id}")
@@ -148,17 +143,16 @@ def screen_moments(
         kept.append(replace(item, windows=item.windows[finite], saliency=saliency))
         duration = durations.get(video_id, np.nan)
         lengths.append(np.full(len(kept[-1].windows), duration))
-        num_scores, num_clips = 0 if item.saliency is None else len(item.saliency), duration / CLIP_SECONDS
-        if rated and item.saliency is None:
+        num_clips = duration / CLIP_SECONDS
+        if rated and saliency is None:
             problems.add("no pred_saliency_scores: all clips rank alike", place)
-        elif rated and not np.isnan(duration) and not int(num_clips) <= num_scores <= np.ceil(num_clips):
+        elif rated and not np.isnan(duration) and not int(num_clips) <= len(saliency) <= np.ceil(num_clips):
             kind = "saliency is not one score per 2 s clip: cut, or padded with zeros, as officially"
-            problems.add(kind, f"{place}: {num_scores} scores in {duration:g} s")
+            problems.add(kind, f"{place}: {len(saliency)} scores in {duration:g} s")
     if kept:
         _add_unit(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
-    answers = zip(keys.queries, align(kept, manifest), strict=True)
-    missing = [f"{video}: {text!r}" for (_, video, text), item in answers if item is None]
-    problems.add("missing query: counts as missed", next(iter(missing), ""), len(missing))
+    for (_, video_id, text), item in zip(keys.queries, align(kept, manifest), strict=True):
+        problems.add("missing query: counts as missed", f"{video_id}: {text!r}", item is None)
     return kept
 
 
@@ -204,13 +198,9 @@ def screen_frames(
             raise PredictionError(f"{place}: scores cannot be read ({error})") from None
         if not finite.all():
             problems.add("NaN or infinite score: counts as the lowest of its video", item.place, int((~finite).sum()))
-            if isinstance(item.scores, StoredScores):
-                scores = replace(item.scores, finite=True)
-            else:
-                scores = np.where(finite, item.scores, item.scores[finite].min() if finite.any() else 0.0)
-            kept[item.video_id] = replace(item, scores=scores)
-    missing = [video_id for video_id in durations if video_id not in kept]
-    problems.add("missing video: counts as background", next(iter(missing), ""), len(missing))
+            kept[item.video_id] = replace(item, scores=replace(item.scores, finite=True))
+    for video_id in durations:
+        problems.add("missing video: counts as background", video_id, video_id not in kept)
     return list(kept.values())
 
 
@@ -235,8 +225,7 @@ def require_match(
         videos, names = set(predictions["video_id"]), set(predictions["label"])
     else:
         videos = {item.video_id for item in predictions}
-        found = ([item.query] if of_queries else filter(None, item.labels) for item in predictions)
-        names = set(chain.from_iterable(found))
+        names = {name for item in predictions for name in ([item.query] if of_queries else item.labels)} - {None}
     what, given, known = "video ids", videos, set(selected.videos["video_id"])
     if videos & known:
         what = "queries" if of_queries else "class names"

@@ -13,19 +13,20 @@ VideoCLIP. So neither an omitted nor a repeated label improves a score.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
 
 import numpy as np
 
 from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import Manifest
 from unloc.evaluation.protocols import FrameProtocol, protocol_for
+from unloc.evaluation.retrieval import hull_ratio
 from unloc.predictions.records import FramePrediction, StoredScores
 
 BACKGROUND = -1
 LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips still are frames
 OVERLAPS = (0.10, 0.25, 0.50)  # IoU of segmental F1
 CELLS = 20_000_000  # of average precision: steps times draws that are counted in one pass
+MAP_DRAWS = 100  # bootstrap draws of mAP, which counts all frames for every class in every draw
 ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, despite rounding errors
 
 
@@ -69,23 +70,32 @@ class FrameScores:
     frames: Sequence[VideoFrames]
     classes: tuple[str, ...] = ()
 
+    @property
+    def num_videos(self) -> int:
+        """Number of videos, also without frames."""
+        return len(self.frames)
+
     @cached_property
     def precision(self) -> np.ndarray:
         """(classes,) average precision as a fraction: NaN for absent classes, empty without scores."""
-        if all(video.scores is None for video in self.frames):
-            return np.zeros(0)
         return frame_precision(self.frames, np.ones((1, len(self.frames))))[:, 0]
 
     def metrics(self) -> dict[str, float]:
         """The metrics of `action_segmentation`."""
         metrics = weighted_counts(frame_counts(self.frames), np.ones(len(self.frames)))
-        mean = frame_map(self.precision[:, None]) if len(self.precision) else {}
-        return metrics | {name: float(value[0]) for name, value in mean.items()}
+        return metrics | {name: float(value[0]) for name, value in frame_map(self.precision[:, None]).items()}
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP of every class that occurs in percent; empty without scores."""
         named = zip(self.classes, self.precision, strict=False)
         return {name: {"AP": 100.0 * float(value)} for name, value in named if np.isfinite(value)}
+
+    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """`metrics`, and (draws,) of each in percent for weights (draws, videos); of mAP for the first of them."""
+        counts, centre = frame_counts(self.frames), self.metrics()
+        drawn = [weighted_counts(counts, row) for row in weights]
+        draws = {name: np.array([metrics[name] for metrics in drawn]) for name in drawn[0]}
+        return centre, draws | frame_map(frame_precision(self.frames, weights[:MAP_DRAWS]))
 
 
 def frame_scores(predictions: Sequence[FramePrediction], manifest: Manifest, rules: FrameProtocol) -> FrameScores:
@@ -138,15 +148,13 @@ def frame_labels(places: np.ndarray, labels: np.ndarray, num_frames: int, rules:
 
 def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
     """What all metrics but mAP are computed from, per video: correct seconds, seconds, edit score, counts of runs."""
-    counts = {
+    runs = np.array([_run_counts(video) for video in frames]).reshape(-1, len(OVERLAPS), 3)
+    return {
         "right": np.array([video.seconds[video.truth == video.predicted].sum() for video in frames]),
         "seconds": np.array([video.seconds.sum() for video in frames]),
         "edit": np.array([_edit_score(video.truth, video.predicted) for video in frames]),
+        **{f"F1@{round(100 * overlap)}": runs[:, number] for number, overlap in enumerate(OVERLAPS)},
     }
-    for overlap in OVERLAPS:
-        rows = [_run_counts(video, overlap) for video in frames]
-        counts[f"F1@{round(100 * overlap)}"] = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
-    return counts
 
 
 def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, float]:
@@ -161,49 +169,37 @@ def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[
     return metrics | {"edit": 100.0 * float(weights @ counts["edit"]) / num_videos if num_videos else np.nan}
 
 
-def label_runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """(class, first frame, frame after) of every run of equal labels that is not background."""
-    edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]).tolist() if len(labels) else []
-    return [(int(labels[first]), first, after) for first, after in pairwise(edges) if labels[first] != BACKGROUND]
+def label_runs(labels: np.ndarray) -> np.ndarray:
+    """(runs, 3) class, first frame and frame after of every run of equal labels that is not background."""
+    edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]) if len(labels) else np.zeros(1, dtype=np.int64)
+    runs = np.column_stack([labels[edges[:-1]], edges[:-1], edges[1:]])
+    return runs[runs[:, 0] != BACKGROUND]
 
 
-def _run_counts(video: VideoFrames, overlap: float) -> tuple[int, int, int]:
-    """(right, wrong, missed) predicted runs of one video.
+def _run_counts(video: VideoFrames) -> list[tuple[int, int, int]]:
+    """(right, wrong, missed) predicted runs of one video for each of OVERLAPS.
 
-    A run is right if the run of its class with the best IoU is free and reaches `overlap`.
+    A run is right if the true run of its class with the best IoU reaches that overlap and no earlier one has taken it.
     """
-    wanted, found = (
-        [(label, float(video.edges[first]), float(video.edges[after])) for label, first, after in label_runs(labels)]
-        for labels in (video.truth, video.predicted)
-    )
-    free, right = [True] * len(wanted), 0
-    for label, start, end in found:
-        best, best_ratio = -1, -1.0
-        for number, (other, other_start, other_end) in enumerate(wanted):
-            covered, hull = min(end, other_end) - max(start, other_start), max(end, other_end) - min(start, other_start)
-            ratio = max(covered, 0.0) / hull if label == other and hull > 0 else 0.0
-            if ratio > best_ratio:
-                best, best_ratio = number, ratio
-        if best >= 0 and best_ratio >= overlap - ROUNDING and free[best]:
-            free[best] = False
-            right += 1
-    return right, len(found) - right, sum(free)
+    wanted, found = label_runs(video.truth), label_runs(video.predicted)
+    ratio = hull_ratio(video.edges[found[:, None, 1:]], video.edges[wanted[None, :, 1:]])
+    ratio = np.where(found[:, None, 0] == wanted[None, :, 0], ratio, 0.0)
+    ratio = np.pad(ratio, [(0, 0), (0, 1)])  # a last column of zeros: there may be nothing wanted
+    best, reached = ratio.argmax(axis=1), ratio.max(axis=1)
+    right = [len(np.unique(best[reached >= overlap - ROUNDING])) for overlap in OVERLAPS]
+    return [(number, len(found) - number, len(wanted) - number) for number in right]
 
 
 def _edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
     """1 - Levenshtein distance of the two sequences of classes over the longer one; 1 if both are empty."""
-    wanted, found = [run[0] for run in label_runs(truth)], [run[0] for run in label_runs(predicted)]
-    if not wanted and not found:
+    wanted, found = label_runs(truth)[:, 0], label_runs(predicted)[:, 0]
+    if not len(wanted) and not len(found):
         return 1.0
-    previous = np.arange(len(found) + 1)
+    distance = steps = np.arange(len(found) + 1)
     for row, label in enumerate(wanted, start=1):
-        current = np.empty_like(previous)
-        current[0] = row
-        for column, other in enumerate(found, start=1):
-            replaced = previous[column - 1] + (label != other)
-            current[column] = min(previous[column] + 1, current[column - 1] + 1, replaced)
-        previous = current
-    return 1.0 - previous[-1] / max(len(wanted), len(found))
+        changed = np.minimum(distance[1:] + 1, distance[:-1] + (found != label))
+        distance = np.minimum.accumulate(np.append(row, changed) - steps) + steps
+    return 1.0 - distance[-1] / max(len(wanted), len(found))
 
 
 def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.ndarray:
@@ -216,6 +212,8 @@ def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.nd
     frames, not with frames times classes (12 GB for COIN at 10 fps).
     """
     num_classes = next((video.scores.shape[1] for video in frames if video.scores is not None), 0)
+    if not num_classes:
+        return np.zeros((0, len(weights)))
     # Class, its score, seconds and video of every labelled frame, by class and then by rising score.
     columns, lowest = [], np.inf
     for number, video in enumerate(frames):
@@ -264,19 +262,15 @@ def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.nd
 def frame_map(precision: np.ndarray) -> dict[str, np.ndarray]:
     """(draws,) mAP in percent of precision (classes, draws): over the classes that occur, and over all.
 
-    Absent classes count 0 in the latter, as in new versions of scikit-learn.
+    Absent classes count 0 in the latter, as in new versions of scikit-learn. Nothing without scores.
     """
     total, present = 100.0 * np.nansum(precision, axis=0), np.isfinite(precision).sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return {"mAP": total / present, "mAP_all_classes": total / np.float64(len(precision))}
+        means = {"mAP": total / present, "mAP_all_classes": total / np.float64(len(precision))}
+    return means if len(precision) else {}
 
 
 def _score_rows(video: VideoFrames, num_classes: int) -> np.ndarray:
     """(frames, classes) scores of one video, NaN for frames without scores."""
-    if video.scores is None:
-        return np.broadcast_to(np.nan, (len(video.rows), num_classes))
-    given = np.asarray(video.scores)
-    known = video.rows < len(given)
-    if known.all():
-        return given[video.rows]
-    return np.where(known[:, None], given[np.where(known, video.rows, 0)], np.nan)
+    given = np.zeros((0, num_classes)) if video.scores is None else np.asarray(video.scores)
+    return np.vstack([given, np.full(num_classes, np.nan)])[np.minimum(video.rows, len(given))]

@@ -50,8 +50,8 @@ def zero_shot(
         seen = {words_of(name): name for name in split.seen}
         leaked = [(name, seen[words_of(name)]) for name in split.unseen if words_of(name) in seen]
         if leaked:
-            unseen, twin = leaked[0]
-            raise InputError(f"{split.name}: {len(leaked)} unseen classes are seen ones, first {unseen!r} is {twin!r}")
+            first = "{!r} is {!r}".format(*leaked[0])
+            raise InputError(f"{split.name}: {len(leaked)} unseen classes are seen ones, first {first}")
         folder = str(PurePosixPath(split.name).parent)
         share = f"{len(split.seen)}_seen_{len(split.unseen)}_unseen" if folder == "." else folder
         groups.setdefault(share, []).append(split)
