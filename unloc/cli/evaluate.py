@@ -1,6 +1,5 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -149,16 +148,16 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
 
 
 def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list[float]]) -> None:
-    widths = [max(9, len(name) + 2) for name in columns]
-    header = "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
-    typer.echo(f"{'metric':26}{header}{'  95 % of draws' if intervals else ''}")
-    for key in next(iter(columns.values()), {}):
-        if key.startswith("MR-") and not key.endswith(SHOWN_OFFICIAL):
-            continue
-        values = (column.get(key, math.nan) for column in columns.values())
-        cells = "".join(f"{value:{width}.2f}" for value, width in zip(values, widths, strict=True))
-        ends = "  {:.2f} to {:.2f}".format(*intervals[key]) if key in intervals else ""
-        typer.echo(f"{key:26}{cells}{ends}")
+    import pandas as pd
+
+    names = [
+        key for key in next(iter(columns.values()), {}) if not key.startswith("MR-") or key.endswith(SHOWN_OFFICIAL)
+    ]
+    table = pd.DataFrame(columns).reindex(names).rename_axis(columns="metric")
+    if intervals:
+        ends = {name: f"{low:.2f} to {high:.2f}" for name, (low, high) in intervals.items()}
+        table["95 % of draws"] = [ends.get(name, "") for name in names]
+    typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="nan"))
 
 
 def _print_analysis(analysis: dict) -> None:
