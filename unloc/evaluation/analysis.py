@@ -10,7 +10,6 @@ The 10·G best of every label are counted, G its number of segments. In moment r
 own; in action segmentation runs of equal labels are the segments.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
 from unloc.errors import InputError
 from unloc.evaluation.detection import Matches, class_average_precision, found_at_multiple, overlap_over_union
 from unloc.evaluation.queries import align, ground_truth_windows
+from unloc.evaluation.screening import Predictions
 from unloc.evaluation.segmentation import label_runs
 from unloc.predictions.records import detections_table
 
@@ -39,7 +39,7 @@ PLOTS = ("false_positives.svg", "gains.svg", "recall.svg")
 MULTIPLES = 10
 
 
-def analyse(task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest) -> dict:
+def analyse(task: str, predictions: Predictions, manifest: Manifest) -> dict:
     """The `analysis` of metrics.json, for a (selected) manifest.
 
     Recall at IoU 0.5 is that of the segments in bins of length, share of the video, position and number in the video. A
@@ -91,9 +91,7 @@ def analyse(task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest)
     }
 
 
-def as_detections(
-    task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def as_detections(task: str, predictions: Predictions, manifest: Manifest) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(detections, instances) of any task with a label each: the class, or the number of the query.
 
     Runs of equal labels become detections with equal scores. Of windows with equal scores the first of the list is
@@ -105,10 +103,9 @@ def as_detections(
     if task == "as":
         durations = required_durations(manifest)
         for item in predictions:
-            names = list(dict.fromkeys(name for name in item.labels if name is not None))
-            code = {None: -1} | {name: number for number, name in enumerate(names)}
+            codes, names = pd.factorize(np.array(item.labels, dtype=object))  # -1 is background
             edges = item.edges(durations.get(item.video_id, 0.0))
-            for label, first, after in label_runs(np.array([code[name] for name in item.labels], dtype=np.int64)):
+            for label, first, after in label_runs(codes):
                 found.append((item.video_id, names[label], edges[first], edges[after], 1.0))
         return detections_table(found), manifest.instances
     rows, videos = [], manifest.queries["video_id"].tolist()

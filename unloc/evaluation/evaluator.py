@@ -1,7 +1,7 @@
 """One call for all tasks: metrics, floors, intervals and coverage as in metrics.json."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +16,10 @@ from unloc.evaluation.floors import annotated_segments, detection_floors, frame_
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
 from unloc.evaluation.queries import Aligned, QueryScores, align, is_answered
 from unloc.evaluation.retrieval import official_report, query_scores, tie_spans
-from unloc.evaluation.screening import other_unit
+from unloc.evaluation.screening import Predictions, other_unit
 from unloc.evaluation.segmentation import FrameScores, frame_scores
-from unloc.predictions.records import FramePrediction, MomentPrediction
 
 logger = logging.getLogger(__name__)
-Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
 Scores = DetectionScores | QueryScores | FrameScores
 QUERY_TASKS = ("mr", "hd")
 MOST_OUTSIDE = 0.1  # share of segments; official files have a few of videos that were cut since

@@ -17,8 +17,7 @@ from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.retrieval import ratings_of
 from unloc.predictions.records import FramePrediction, MomentPrediction
 
-GRID = np.linspace(0.0, 1.0, 51)
-BOXES = np.array([(start, end) for start in GRID for end in GRID if end > start])  # all candidates of a floor
+BOXES = np.linspace(0.0, 1.0, 51)[np.column_stack(np.triu_indices(51, k=1))]  # (start, end) of all candidates
 PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit into the processor's cache; all would take gigabytes
 
 

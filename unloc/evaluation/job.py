@@ -27,9 +27,9 @@ from unloc.annotations.subsets import (
 from unloc.cache.opening import open_cache
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.evaluation.analysis import PLOTS, analyse, write_plots
-from unloc.evaluation.evaluator import Predictions, evaluate, has_annotations, header, require_annotations
+from unloc.evaluation.evaluator import evaluate, has_annotations, header, require_annotations
 from unloc.evaluation.protocols import protocol_for
-from unloc.evaluation.screening import require_match, screen_predictions
+from unloc.evaluation.screening import Predictions, require_match, screen_predictions
 from unloc.evaluation.zero_shot import zero_shot
 from unloc.files import file_sha256, write_file
 from unloc.predictions.reading import PredictionFile, read_predictions

@@ -33,8 +33,8 @@ class DetectionProtocol(Protocol):
     thresholds: np.ndarray
     averaged: slice = field(default_factory=lambda: slice(None))
     """Which of the thresholds mAP@avg averages."""
-    shortest_seconds: float = -np.inf
-    """Ground truth must be at least this long (ActionFormer: 1 ms)."""
+    shortest_seconds: float | None = None
+    """Ground truth must be at least this long (ActionFormer: 1 ms); None keeps all of it."""
     drops_repeats: bool = False
     """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
     recall_multiples: tuple[int, ...] = ()

@@ -118,9 +118,7 @@ def _of_length(windows: np.ndarray, shortest: float, longest: float) -> np.ndarr
     return windows[(lengths > shortest) & (lengths <= longest)]
 
 
-def _qvhighlights_values(
-    aligned: Aligned, truth: Sequence[np.ndarray], rules: RetrievalProtocol
-) -> dict[str, np.ndarray]:
+def _qvhighlights_values(aligned: Aligned, truth: list[np.ndarray], rules: RetrievalProtocol) -> dict[str, np.ndarray]:
     """moment_detr's own metrics for every query, also as Lighthouse applies them to other datasets.
 
     mAP: the first ten entries of a list, then by score (of equal scores the earlier first), matched as for detection;
@@ -144,8 +142,8 @@ def _qvhighlights_values(
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = (precision * hits).sum(axis=1) / np.maximum(counts, 1)[:, None]
         first = [
-            np.fmax.reduce(hull_ratio(windows[:1, None, :2], one), axis=None, initial=0.0)
-            for windows, one in zip(lists, kept, strict=True)
+            np.fmax.reduce(hull_ratio(given[:1, None, :2], one), axis=None, initial=0.0)
+            for given, one in zip(lists, kept, strict=True)
         ]
         reached = np.array(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
         precision, reached = (np.where(counts[:, None] > 0, table, np.nan) for table in (precision, reached))
@@ -244,13 +242,12 @@ def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
     rated: list[np.ndarray | None] = []
     columns = ["video_id", "relevant_clip_ids", "saliency_scores"]
     for video_id, clip_ids, scores in manifest.queries[columns].itertuples(index=False):
-        if not isinstance(scores, list):
-            rated.append(None)
-            continue
-        num_clips = int(durations.get(video_id, 0.0) / CLIP_SECONDS)  # 0: a query of a video that no row describes
-        ratings = np.zeros((num_clips, len(scores[0]) if scores else 3))
-        for clip, row in zip(clip_ids, scores, strict=True):
-            if clip < len(ratings):
-                ratings[clip] = row
+        ratings = None
+        if isinstance(scores, list):
+            num_clips = int(durations.get(video_id, 0.0) / CLIP_SECONDS)  # 0: a query of a video that no row describes
+            ratings = np.zeros((num_clips, len(scores[0]) if scores else 3))
+            for clip, row in zip(clip_ids, scores, strict=True):
+                if clip < num_clips:
+                    ratings[clip] = row
         rated.append(ratings)
     return rated

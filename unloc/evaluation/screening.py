@@ -23,6 +23,7 @@ from unloc.errors import PredictionError
 from unloc.evaluation.queries import QueryKeys, align, is_answered, text_key
 from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction
 
+Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"
 REPEATED = "duplicate id: of several predictions the last counts"
@@ -43,9 +44,7 @@ SHORTEST_VIDEO = 5.0  # seconds; in shorter videos segments of less than a secon
 MOST_FPS = 100.0  # a video of s seconds has fewer than 100·s frames, but 1000·s milliseconds
 
 
-def screen_predictions(
-    task: str, predictions: pd.DataFrame | Sequence, manifest: Manifest, problems: Problems
-) -> pd.DataFrame | list:
+def screen_predictions(task: str, predictions: Predictions, manifest: Manifest, problems: Problems) -> Predictions:
     """The predictions of a task that can be scored on the (selected) manifest; `problems` gets what is wrong.
 
     Raises PredictionError if class scores cannot be read or do not fit the manifest.
@@ -205,12 +204,7 @@ def screen_frames(
 
 
 def require_match(
-    path: Path,
-    task: str,
-    predictions: pd.DataFrame | Sequence,
-    screened: pd.DataFrame | Sequence,
-    manifest: Manifest,
-    split: str,
+    path: Path, task: str, predictions: Predictions, screened: Predictions, manifest: Manifest, split: str
 ) -> None:
     """Raise PredictionError, with a hint, if no prediction of a file has a video, a query or a class of the split."""
     if not len(predictions):
