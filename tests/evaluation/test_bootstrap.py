@@ -13,7 +13,7 @@ from tests.evaluation.small import average_precision, tal_detections, tal_manife
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
 from unloc.evaluation.bootstrap import bootstrap_intervals, percentiles, video_weights
-from unloc.evaluation.detection import Matches, detection, found_at_multiple, mean_recall, weighted_precision
+from unloc.evaluation.detection import Matches, detection, weighted_precision
 from unloc.evaluation.evaluator import evaluate, score, split_scores
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
 from unloc.evaluation.queries import QueryScores
@@ -67,12 +67,11 @@ def test_videos_drawn_once_each_give_the_score_itself():
 
 
 def test_weighted_recall_is_that_of_the_copied_videos():
-    results = []
-    for truth, found, weights in ((TRUTH, FOUND, WEIGHTS), (copies(TRUTH), copies(FOUND), None)):
-        matches = Matches(tal_detections(found), tal_manifest(truth).instances, ACTIVITYNET_THRESHOLDS)
-        weights = np.ones(len(matches.videos)) if weights is None else weights
-        results.append(mean_recall(found_at_multiple(matches, 1), matches, 1, weights[matches.truth_video]))
-    assert results[0] == pytest.approx(results[1])
+    rules = PROTOCOLS["tal"]["thumos14"]
+    _, draws = split_scores("tal", tal_detections(FOUND), tal_manifest(TRUTH), rules).drawn(WEIGHTS[None])
+    copied = split_scores("tal", tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)), rules).metrics()
+    recall = {name: values[0] for name, values in draws.items() if name.startswith("recall@")}
+    assert recall == pytest.approx({name: copied[name] for name in recall}) and recall
 
 
 def test_draws_take_as_many_videos_as_there_are_and_follow_the_seed():

@@ -15,8 +15,6 @@ import pandas as pd
 from unloc.annotations.schema import Manifest
 from unloc.evaluation.protocols import DetectionProtocol, protocol_for
 
-SAME_SEGMENT_SECONDS = 1e-3  # OpenTAD and ActionFormer: ground truth this close is a repeat
-
 
 def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "activitynet") -> dict[str, float]:
     """mAP@t for each threshold and mAP@avg in percent, over the classes that occur in the (selected) manifest.
@@ -143,13 +141,17 @@ class DetectionScores:
             mean = 100.0 * precision.sum(axis=0) / count if count else np.full(len(thresholds), np.nan)
             metrics |= {f"{name}@{threshold:.2f}": float(at) for threshold, at in zip(thresholds, mean, strict=True)}
             metrics[f"{name}@avg"] = float(mean[self.rules.averaged].mean())
-        for multiple, found in self.found.items():
-            metrics |= mean_recall(found, self.matches, multiple, weights)
+        codes, num_classes = self.matches.truth_class, len(self.matches.classes)
+        present = np.bincount(codes, weights, minlength=num_classes)
+        for multiple, found in self.found.items():  # recall: the mean over classes of the share found
+            for threshold, column in zip(thresholds, found.T, strict=True):
+                share = np.bincount(codes, weights * column, minlength=num_classes)[present > 0] / present[present > 0]
+                metrics[f"recall@{multiple}x@{threshold:.2f}"] = 100.0 * float(share.mean()) if len(share) else np.nan
         return metrics
 
 
 def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFrame:
-    """The instances that the protocol counts: without too short ones and repeats if it drops them."""
+    """The instances that the protocol counts: without too short ones and repeats within 1 ms if it drops them."""
     if rules.shortest_seconds is not None:
         instances = instances[instances["end_seconds"] - instances["start_seconds"] >= rules.shortest_seconds]
     keep = np.ones(len(instances), dtype=bool)
@@ -158,7 +160,7 @@ def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFram
         for rows in instances.groupby(["video_id", "label"]).indices.values():
             for number, row in enumerate(rows):
                 earlier = segments[rows[:number][keep[rows[:number]]]]
-                keep[row] = not (abs(segments[row] - earlier) <= SAME_SEGMENT_SECONDS).all(axis=1).any()
+                keep[row] = not (abs(segments[row] - earlier) <= 1e-3).all(axis=1).any()
     return instances[keep]
 
 
@@ -226,14 +228,3 @@ def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:
         if len(chosen):
             best[rows] = overlap_over_union(matches.segments[chosen][:, None], matches.truth[rows][None]).max(axis=0)
     return best[:, None] >= matches.thresholds
-
-
-def mean_recall(found: np.ndarray, matches: Matches, multiple: int, weights: np.ndarray) -> dict[str, float]:
-    """recall@kx@t in percent: the mean over classes of the share found, each ground truth counted `weights` times."""
-    counts = np.bincount(matches.truth_class, weights, minlength=len(matches.classes))
-    metrics = {}
-    for threshold, column in zip(matches.thresholds, found.T, strict=True):
-        share = np.bincount(matches.truth_class, weights * column, minlength=len(counts))[counts > 0]
-        share = share / counts[counts > 0]
-        metrics[f"recall@{multiple}x@{threshold:.2f}"] = 100.0 * float(share.mean()) if len(share) else np.nan
-    return metrics

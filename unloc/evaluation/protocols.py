@@ -10,7 +10,6 @@ from unloc.errors import InputError
 
 ACTIVITYNET_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 THUMOS_THRESHOLDS = np.linspace(0.3, 0.7, 5)
-LATER_FIRST = "of equal scores the later entry of the file goes first"
 QVHIGHLIGHTS_TIES = (
     "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the earlier "
     "entry goes first; HL-: of equal clips the first is the best, AP takes ties as one"
@@ -23,7 +22,7 @@ class Protocol:
     """What all protocols state."""
 
     name: str
-    tie_rule: str = LATER_FIRST
+    tie_rule: str = "of equal scores the later entry of the file goes first"
 
 
 @dataclass(frozen=True, kw_only=True)

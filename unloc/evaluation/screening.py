@@ -40,8 +40,6 @@ REWRITES: dict[str, Callable[[str], object]] = {
     "comparing only their words": lambda name: words_of(name) or name,
 }
 """Changes of names on both sides that may make them equal, smallest first."""
-SHORTEST_VIDEO = 5.0  # seconds; in shorter videos segments of less than a second are plausible
-MOST_FPS = 100.0  # a video of s seconds has fewer than 100·s frames, but 1000·s milliseconds
 
 
 def screen_predictions(task: str, predictions: Predictions, manifest: Manifest, problems: Problems) -> Predictions:
@@ -62,12 +60,12 @@ def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
     ends, durations = segments[known, 1], durations[known]
     if not len(ends):
         return None
-    if 0 < ends.max() <= 1.0 and np.median(durations) > SHORTEST_VIDEO:
+    if 0 < ends.max() <= 1.0 and np.median(durations) > 5.0:  # in shorter videos such segments are plausible
         return "fractions of the video"
     shares = ends / durations
     if (shares > 1.05).mean() <= 0.5:
         return None
-    return "milliseconds" if np.quantile(shares, 0.9) > MOST_FPS else "frames"
+    return "milliseconds" if np.quantile(shares, 0.9) > 100.0 else "frames"  # there are 1000 in a second, or fewer
 
 
 def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
