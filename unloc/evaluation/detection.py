@@ -218,13 +218,10 @@ def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:
 
     n is the number of ground truths there; one detection may find several (ActionFormer, OpenTAD).
     """
-    order, truth_order = np.argsort(matches.keys, kind="stable"), np.argsort(matches.truth_keys, kind="stable")
-    sorted_keys, best = matches.keys[order], np.full(len(matches.truth), -1.0)
-    unique, first, count = np.unique(matches.truth_keys[truth_order], return_index=True, return_counts=True)
-    starts, ends = np.searchsorted(sorted_keys, unique), np.searchsorted(sorted_keys, unique, side="right")
-    for begin, num_truth, start, end in zip(first, count, starts, ends, strict=True):
-        rows = truth_order[begin : begin + num_truth]
-        chosen = order[start : min(end, start + multiple * num_truth)]
-        if len(chosen):
-            best[rows] = overlap_over_union(matches.segments[chosen][:, None], matches.truth[rows][None]).max(axis=0)
-    return best[:, None] >= matches.thresholds
+    order = np.argsort(matches.keys, kind="stable")
+    ranked, keys = matches.segments[order], matches.keys[order]
+    _, group, counts = np.unique(matches.truth_keys, return_inverse=True, return_counts=True)
+    starts, ends = (np.searchsorted(keys, matches.truth_keys, side=side) for side in ("left", "right"))
+    rows = zip(starts, np.minimum(ends, starts + multiple * counts[group]), matches.truth, strict=True)
+    best = [overlap_over_union(ranked[start:end], truth).max(initial=-1.0) for start, end, truth in rows]
+    return np.array(best)[:, None] >= matches.thresholds

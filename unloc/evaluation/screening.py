@@ -65,7 +65,8 @@ def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
     shares = ends / durations
     if (shares > 1.05).mean() <= 0.5:
         return None
-    return "milliseconds" if np.quantile(shares, 0.9) > 100.0 else "frames"  # there are 1000 in a second, or fewer
+    # A second has 1000 milliseconds, but less than 100 frames.
+    return "milliseconds" if np.quantile(shares, 0.9) > 100.0 else "frames"
 
 
 def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
