@@ -32,12 +32,11 @@ class Matches:
     """
 
     def __init__(self, detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> None:
-        classes, videos = pd.Index(instances["label"].unique()), pd.Index(instances["video_id"].unique())
-        self.classes, self.videos, self.thresholds = list(classes), list(videos), thresholds
-        # The ground truth in the order of the annotations: segments (N, 2), and (N,) codes.
+        # The ground truth in the order of the annotations: (N,) codes and segments (N, 2).
+        self.truth_class, classes = pd.factorize(instances["label"])
+        self.truth_video, videos = pd.factorize(instances["video_id"])
         self.truth = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
-        self.truth_class = classes.get_indexer(instances["label"])
-        self.truth_video = videos.get_indexer(instances["video_id"])
+        self.classes, self.videos, self.thresholds = list(classes), list(videos), thresholds
         self.truth_keys = self.truth_class * (len(videos) + 1) + self.truth_video  # one number per class and video
         # The same of the (n,) detections; those in videos without ground truth have the video code len(videos).
         label = classes.get_indexer(detections["label"])
