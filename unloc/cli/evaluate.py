@@ -85,8 +85,7 @@ def _check_options(given: set[str], task: str | None) -> None:
             "export" in given and (is_zero_shot or "floors_only" in source)
         ),
         "--task is needed without RUN: mr, tal, as or hd": source & {"predictions", "floors_only"} and task is None,
-        "--zero-shot scores --predictions of --task tal": is_zero_shot
-        and not ("predictions" in source and task == "tal"),
+        "--zero-shot scores --predictions of --task tal": is_zero_shot and (source != {"predictions"} or task != "tal"),
         "--vocabulary and --control belong to --zero-shot": given & {"vocabulary", "control"} and not is_zero_shot,
     }
     for message, is_made in mistakes.items():

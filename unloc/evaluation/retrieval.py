@@ -53,9 +53,9 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
     1 or 0 for R@n, the IoU of the first window for mIoU.
     """
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
-    kept, counted = truth, np.ones(len(truth), dtype=bool)
+    in_range = {name: [_of_length(windows, *ends) for windows in truth] for name, ends in rules.ranges.items()}
+    kept, counted = in_range.get("full", truth), np.ones(len(truth), dtype=bool)
     if rules.ranges:
-        kept = [_of_length(windows, *rules.ranges["full"]) for windows in truth]
         counted = np.array([len(windows) > 0 for windows in kept], dtype=bool)
     elif rules.nms_overlap is not None:  # 2D-TAN's reader leaves out queries whose window is reversed after clamping
         counted = np.array([not (windows[:, 1] < windows[:, 0]).any() for windows in truth], dtype=bool)
@@ -87,7 +87,7 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
     values["mIoU"] = best[:, 0]
     values = {name: np.where(counted, column, np.nan) for name, column in values.items()}
     if rules.ranges:
-        values |= _qvhighlights_values(aligned, truth, rules)
+        values |= _qvhighlights_values(aligned, in_range)
     if rated:
         values |= _highlight_values(aligned, manifest)
     return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
@@ -118,7 +118,7 @@ def _of_length(windows: np.ndarray, shortest: float, longest: float) -> np.ndarr
     return windows[(lengths > shortest) & (lengths <= longest)]
 
 
-def _qvhighlights_values(aligned: Aligned, truth: list[np.ndarray], rules: RetrievalProtocol) -> dict[str, np.ndarray]:
+def _qvhighlights_values(aligned: Aligned, in_range: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     """moment_detr's own metrics for every query, also as Lighthouse applies them to other datasets.
 
     mAP: the first ten entries of a list, then by score (of equal scores the earlier first), matched as for detection;
@@ -132,8 +132,7 @@ def _qvhighlights_values(aligned: Aligned, truth: list[np.ndarray], rules: Retri
     owner, windows = owner[order], entries[order, :2]
     place = np.arange(len(owner)) - np.searchsorted(owner, owner)
     values: dict[str, np.ndarray] = {}
-    for name, (shortest, longest) in rules.ranges.items():
-        kept = [_of_length(one, shortest, longest) for one in truth]
+    for name, kept in in_range.items():
         counts = np.array([len(one) for one in kept], dtype=np.int64)
         truth_owner, truth_windows = np.repeat(np.arange(len(kept)), counts), np.concatenate([*kept, np.zeros((0, 2))])
         hits = np.zeros((len(kept), MAX_WINDOWS, len(QVHIGHLIGHTS_THRESHOLDS)))

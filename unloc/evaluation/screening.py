@@ -34,9 +34,7 @@ REWRITES: dict[str, Callable[[str], object]] = {
     "removing the folder and the file ending": lambda name: PurePath(name).stem,
     "folding case": lambda name: name.casefold().strip(),
     "reading _ as a blank": lambda name: name.replace("_", " "),
-    "removing v_, folder and file ending and folding case": lambda name: (
-        PurePath(name).stem.removeprefix("v_").casefold()
-    ),
+    "removing v_, folder, file ending and case": lambda name: PurePath(name).stem.removeprefix("v_").casefold(),
     "comparing only their words": lambda name: words_of(name) or name,
 }
 """Changes of names on both sides that may make them equal, smallest first."""
