@@ -124,10 +124,10 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
             columns["answered"] = coverage["metrics_without_missing"]
         stated = f", stated {report['external_labels_stated']}" if "external_labels_stated" in report else ""
         typer.echo(f"{line}\n  external labels: {'used' if report['external_labels'] else 'none'}{stated}")
-    if "classes_seen_in_training" in report:
-        seen = report["classes_seen_in_training"]
-        line = f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}"
-        typer.echo(line.rstrip())
+    if (seen := report.get("classes_seen_in_training")) is not None:
+        typer.echo(
+            f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}".rstrip()
+        )
     _print_table(columns | report.get("floors", {}), report.get("intervals", {}))
     for share, found in report.get("zero_shot", {}).items():
         typer.echo(f"zero-shot {share}: mean and standard deviation over {found['num_splits']} splits of classes")

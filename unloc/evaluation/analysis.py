@@ -145,9 +145,7 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
     # The same analysis gives the same bytes: no date, fixed ids; text is kept as text.
     with matplotlib.rc_context({"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}):
         figures = [Figure(figsize=size, layout="constrained") for size in ((6.4, 3.2), (5.6, 2.6), (8.4, 5.6))]
-        (by_rank,), (gains,), recalls = (
-            figure.subplots(num, num, squeeze=False).ravel() for figure, num in zip(figures, (1, 1, 2), strict=True)
-        )
+        by_rank, gains, recalls = figures[0].subplots(), figures[1].subplots(), figures[2].subplots(2, 2).ravel()
         for axis in (by_rank, gains, *recalls):
             axis.spines[["top", "right"]].set_visible(False)
 
