@@ -84,7 +84,7 @@ def test_tokens_that_share_a_duration_evenly(tmp_path, npz_folder):
     out = tmp_path / "c"
     import_features(out, npz_folder, config("univtg", {}), **content_of(manifest_of({"a": 100.0, "b": 7.0})))
     assert open_cache(out)["a"].times_seconds.tolist() == [10.0, 30.0, 50.0, 70.0, 90.0]
-    with pytest.raises(InputError, match="evenly need the duration of every video"):
+    with pytest.raises(InputError, match=r"evenly.*duration"):
         import_features(tmp_path / "d", npz_folder, config("univtg", {}))
 
 
@@ -126,7 +126,7 @@ def test_hdf5_datasets_and_groups(tmp_path, grouped):
 
 def test_a_frame_rate_that_contradicts_the_durations_is_refused(tmp_path, npz_folder):
     wrong = {"spacing_seconds": 1.0, "span_seconds": 1.0}
-    with pytest.raises(InputError, match="cover 50% of the manifest's durations"):
+    with pytest.raises(InputError, match=r"50%.*durations"):
         import_features(
             tmp_path / "c", npz_folder, config("univtg", wrong), **content_of(manifest_of({"a": 10, "b": 14}))
         )
@@ -172,9 +172,9 @@ def test_another_origin_or_timing_is_another_cache(tmp_path, npz_folder):
 
 
 def test_unknown_formats_and_empty_folders_are_errors(tmp_path):
-    with pytest.raises(InputError, match="'pickle', expected one of moment-detr"):
+    with pytest.raises(InputError, match=r"'pickle'.*moment-detr"):
         list_features("pickle", tmp_path)
-    with pytest.raises(MissingError, match="no features of format univtg"):
+    with pytest.raises(MissingError, match="format univtg"):
         list_features("univtg", tmp_path)
     with pytest.raises(InputError, match="spacing_seconds is -1"):
         config("univtg", {"spacing_seconds": -1})
@@ -200,12 +200,12 @@ def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
 def test_what_stands_twice_or_in_no_plain_container_is_one_line(tmp_path, npz_folder):
     (npz_folder / "deep").mkdir()
     np.savez(npz_folder / "deep" / "a.npz", features=features(5))
-    with pytest.raises(InputError, match=r"'a' is in .*a.npz and in .*deep/a.npz"):
+    with pytest.raises(InputError, match=r"'a' is in .*deep/a\.npz"):
         list_features("univtg", npz_folder)
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars" / "0.tar", "w:gz") as tar:
         tar.add(npz_folder / "a.npz", "a.npy")
-    with pytest.raises(InputError, match="cannot be read as a plain tar file") as raised:
+    with pytest.raises(InputError, match="plain tar file") as raised:
         list_features("clip-video-encode", tmp_path / "tars")
     assert "\n" not in str(raised.value)
 
@@ -216,4 +216,4 @@ def test_an_hdf5_group_of_several_arrays_asks_which_one(tmp_path):
         file["a"] = features(5)
         file["b/one"], file["b/two"] = features(5), features(5)
     done = import_features(tmp_path / "c", tmp_path / "f.h5", config("hdf5"))
-    assert "group holds one, two; name the dataset with --dataset" in done.failures[0]["message"]
+    assert "one, two" in done.failures[0]["message"] and "--dataset" in done.failures[0]["message"]

@@ -7,7 +7,6 @@ import shutil
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tests.flaky_store import FlakyFileSystem
 from unloc.cache.audit import audit_cache
 from unloc.cache.opening import Home, exact_copy, mirror_folder, open_cache, open_for_writing
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
@@ -60,48 +60,45 @@ def mirrors(tmp_path, monkeypatch):
 
 
 @pytest.fixture(params=["memory", "s3"])
-def url(request, monkeypatch):
+def url(request):
     if request.param == "memory":
         MemoryFileSystem.store.clear()
         yield "memory://caches/one"
         return
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
-    fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
-    store = fsspec.filesystem("s3")
+    store = request.getfixturevalue("s3")
     if store.exists("bucket"):
         store.rm("bucket", recursive=True)
     store.mkdir("bucket")
     yield "s3://bucket/caches/one"
 
 
-def test_what_is_written_at_a_url_is_read_there_with_equal_values_by_us_and_by_plain_zarr(url, mirrors):
+@pytest.fixture
+def written(url):
+    """The URL of two shards of three videos."""
     with writable(url) as folder:
         write_some(folder, [0, 1])
+    return url
+
+
+def test_what_is_written_at_a_url_is_read_there_with_equal_values_by_us_and_by_plain_zarr(written, mirrors):
     shutil.rmtree(mirrors, ignore_errors=True)  # as on another machine
-    require_whole(open_cache(url), range(6))
-    plain = zarr.open_group(url, mode="r")
+    require_whole(open_cache(written), range(6))
+    plain = zarr.open_group(written, mode="r")
     np.testing.assert_array_equal(plain["shards/00001/frames"][:40], video(3).tokens)
     assert plain.attrs["fingerprint"] == FINGERPRINT
 
 
-def test_tokens_come_when_they_are_first_read_and_only_those(url, mirrors):
-    with writable(url) as folder:
-        write_some(folder, [0, 1])
-    shutil.rmtree(mirror_folder(url))
-    cache = open_cache(url)
+def test_tokens_come_when_they_are_first_read_and_only_those(written):
+    shutil.rmtree(mirror_folder(written))
+    cache = open_cache(written)
     assert len(cache) == 6 and not list(cache.path.glob("shards/*/frames"))
     assert cache["v4"].frames.any()
     assert [item.parent.name for item in cache.path.glob("shards/*/frames")] == ["00001"]
 
 
-def test_a_forked_reader_fetches_for_itself(url, mirrors):
-    with writable(url) as folder:
-        write_some(folder, [0, 1])
-    shutil.rmtree(mirror_folder(url))
-    cache = open_cache(url)
+def test_a_forked_reader_fetches_for_itself(written):
+    shutil.rmtree(mirror_folder(written))
+    cache = open_cache(written)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         sums = pool.map(_first_token, [(cache, f"v{n}") for n in range(6)])
     assert sums == [float(video(n).tokens[0].sum()) for n in range(6)]
@@ -123,24 +120,22 @@ def test_another_machine_goes_on_where_the_first_stopped(url, mirrors):
     require_whole(open_cache(url), range(6))
 
 
-def test_a_mirror_of_a_cache_that_was_removed_is_not_taken_for_the_new_one(url):
-    with writable(url) as folder:
-        write_some(folder, [0, 1])
-    store, root = fsspec.core.url_to_fs(url)
+def test_a_mirror_of_a_cache_that_was_removed_is_not_taken_for_the_new_one(written):
+    store, root = fsspec.core.url_to_fs(written)
     store.rm(root, recursive=True)
     with pytest.raises(MissingError, match="does not exist"):
-        open_cache(url)
-    with writable(url) as folder:
+        open_cache(written)
+    with writable(written) as folder:
         assert not list((folder / "shards").glob("0*"))
         write_some(folder, [0])
-    require_whole(open_cache(url), range(3))
+    require_whole(open_cache(written), range(3))
 
 
 def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(url):
     store, root = fsspec.core.url_to_fs(url)
     with (
         writable(url) as folder,
-        pytest.raises(CacheError, match="is writing this cache"),
+        pytest.raises(CacheError, match="is writing"),
         Home(url, folder.with_name("other")).lock(),
     ):
         pass
@@ -150,7 +145,7 @@ def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(u
     with writable(url):
         assert json.loads(store.cat_file(f"{root}/lock"))["pid"] == os.getpid()
     store.pipe_file(f"{root}/lock", json.dumps(dead | {"host": "elsewhere"}).encode())
-    with pytest.raises(CacheError, match=r"process .* on elsewhere is writing"), writable(url):
+    with pytest.raises(CacheError, match=r"on elsewhere"), writable(url):
         pass
 
 
@@ -186,24 +181,20 @@ def test_a_writer_waits_for_a_reader_that_pulls_and_is_not_refused(url):
     assert not errors
 
 
-def test_a_shard_without_its_table_is_not_there(url, mirrors):
-    with writable(url) as folder:
-        write_some(folder, [0, 1])
-    store, root = fsspec.core.url_to_fs(url)
+def test_a_shard_without_its_table_is_not_there(written):
+    store, root = fsspec.core.url_to_fs(written)
     store.rm_file(f"{root}/shards/00001/zarr.json")
-    shutil.rmtree(mirror_folder(url))
-    require_whole(open_cache(url), range(3))
+    shutil.rmtree(mirror_folder(written))
+    require_whole(open_cache(written), range(3))
 
 
-def test_damage_at_the_url_is_found_by_an_audit_though_the_mirror_is_whole_and_mended_there(url):
-    with writable(url) as folder:
-        write_some(folder, [0, 1])
-    store, root = fsspec.core.url_to_fs(url)
+def test_damage_at_the_url_is_found_by_an_audit_though_the_mirror_is_whole_and_mended_there(written):
+    store, root = fsspec.core.url_to_fs(written)
     key = f"{root}/shards/00001/frames/c/0/0/0"
     whole = store.cat_file(key)
     store.pipe_file(key, whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    assert not audit_cache(mirror_folder(url)).damages
-    with exact_copy(url) as home, home.lock():
+    assert not audit_cache(mirror_folder(written)).damages
+    with exact_copy(written) as home, home.lock():
         (damage,) = audit_cache(home.folder).damages
         assert damage.broken == ("v3",)
         (home.folder / "shards/00001/frames/c/0/0/0").write_bytes(whole)
@@ -220,40 +211,12 @@ def test_damaged_tokens_are_refused_when_they_are_fetched(url, monkeypatch):
     key = f"{root}/shards/00000/frames/c/0/0/0"
     store.pipe_file(key, store.cat_file(key)[:-1] + b"?")
     shutil.rmtree(mirror_folder(url))
-    with pytest.raises(CacheError, match="checksum is not the one in its table"):
+    with pytest.raises(CacheError, match="checksum"):
         open_cache(url)["v0"]
-
-
-class FlakyFileSystem(MemoryFileSystem):
-    """One write in ten fails: before it, after it, or having written half."""
-
-    protocol = "flaky"
-    store: ClassVar[dict] = {}
-    rng = np.random.default_rng(0)
-    num_failed = 0
-
-    def _write(self, path, data, write):
-        if self.rng.random() > 0.1:
-            return write(data)
-        type(self).num_failed += 1
-        kind = self.rng.integers(4)
-        if kind == 1:
-            write(data)
-        elif kind >= 2:
-            write(data[: len(data) // 2])
-        if kind < 3:
-            raise OSError("503 Slow Down")
-
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
-        self._write(path, value, lambda data: super(FlakyFileSystem, self).pipe_file(path, data, mode=mode, **kwargs))
-
-    def put_file(self, lpath, rpath, **kwargs):
-        self._write(rpath, Path(lpath).read_bytes(), lambda part: super(FlakyFileSystem, self).pipe_file(rpath, part))
 
 
 def test_a_bucket_that_fails_one_write_in_ten_ends_with_the_same_bytes(monkeypatch):
     monkeypatch.setattr("unloc.cache.object_store.PAUSE_SECONDS", 0)
-    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     for run in range(4):
         url = f"flaky://bucket/{run}"
         with writable(url) as folder:
@@ -267,7 +230,7 @@ def test_a_store_that_never_works_is_one_clear_error(monkeypatch):
     monkeypatch.setattr("unloc.cache.object_store.PAUSE_SECONDS", 0)
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError("503")))
     with (
-        pytest.raises(CacheError, match=r"memory://caches/two/lock: failed 7 times \(503\)"),
+        pytest.raises(CacheError, match=r"caches/two/lock.*503"),
         writable("memory://caches/two"),
     ):
         pass
@@ -297,5 +260,5 @@ def test_what_no_second_try_can_cure_is_told_at_once(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
-    with pytest.raises(MissingError, match="there is no such bucket"), writable("s3://no-such-bucket/x"):
+    with pytest.raises(MissingError, match="no such bucket"), writable("s3://no-such-bucket/x"):
         pass
