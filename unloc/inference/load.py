@@ -83,7 +83,8 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
             raise InputError(f"{folder}: checkpoint version {version!r}, {advice}")
         recipe = OmegaConf.to_container(OmegaConf.create(values["recipe"]))
         values["recipe"] = recipe_from_dict(recipe, where=str(folder))
-        info = CheckpointInfo(**values | {key: tuple(values[key]) for key in ("classes", "live_towers")})
+        lists = {key: tuple(values[key]) for key in ("classes", "live_towers") if key in values}
+        info = CheckpointInfo(**values | lists)
         model = info.build()
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except UnlocError:
