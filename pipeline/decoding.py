@@ -128,18 +128,15 @@ class GuardedDecoder(AbstractContextManager):
 
     def _send_jobs(self, source: Iterator[Job]) -> bool:
         """Keep JOBS_AHEAD jobs in the process; False when there are no more."""
-        if not self._queue and self._child is not None and self._child.is_old:
+        if self._child is not None and self._child.is_old and not self._queue:
             self.close()
-        while len(self._queue) < JOBS_AHEAD and not (self._child and self._child.is_old):
-            if (job := next(source, None)) is None:
-                break
-            self._queue.append(job)
-            if self._child is not None:
-                self._child.send(job)
+        is_old = self._child is not None and self._child.is_old
+        unsent = list(islice(source, 0 if is_old else JOBS_AHEAD - len(self._queue)))
+        self._queue += unsent
         if self._queue and self._child is None:
-            self._child = _start(self.spec, self.limits)
-            for job in self._queue:
-                self._child.send(job)
+            self._child, unsent = _start(self.spec, self.limits), self._queue
+        for job in unsent:
+            self._child.send(job)
         return bool(self._queue)
 
     def _next_event(self, job: Job) -> Event:
@@ -182,8 +179,8 @@ class _Child:
         self.process = context.Process(target=_run_child, args=arguments, daemon=True)
         self.process.start()
         childs_end.close()
-        self.limits, self.num_jobs, self.oom_kills = limits, 0, _proc_number("vmstat", "oom_kill")
-        self.grown_bytes: int | None = None
+        self.limits, self.num_jobs, self.grown_bytes = limits, 0, 0
+        self.oom_kills = _proc_number("vmstat", "oom_kill")
 
     def send(self, job: Job) -> None:
         """Send a job; a dead process is noticed when its answer is awaited."""
@@ -203,8 +200,7 @@ class _Child:
     @property
     def is_old(self) -> bool:
         """Has it decoded enough videos, or grown too much?"""
-        has_grown = self.grown_bytes is not None and self.grown_bytes > self.limits.recycle_bytes
-        return has_grown or self.num_jobs >= self.limits.recycle_videos
+        return self.grown_bytes > self.limits.recycle_bytes or self.num_jobs >= self.limits.recycle_videos
 
     def cause_of_death(self) -> tuple[str, str]:
         """(reason, message) of a process that has ended."""

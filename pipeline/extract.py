@@ -3,8 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -12,16 +13,16 @@ from pathlib import Path
 
 from ray.util.metrics import Counter
 
-from pipeline.aliases import add_aliases, drop_aliases, split_by_file
 from pipeline.cluster import ExtractOptions, RayActors, connected, suited_to_device
 from pipeline.decoding import MACHINE, Job
-from pipeline.ledger import CACHED, UNCHANGED, Ledger, Summary
+from pipeline.ledger import MISSING, UNCHANGED, Ledger, Summary, ledger_row
 from pipeline.supervisor import Supervisor
 from pipeline.workers import in_process_results
+from unloc.cache.metadata import read_checked, write_checked
 from unloc.cache.opening import Home, home_for, open_for_writing
 from unloc.cache.reading import Cache
 from unloc.cache.shards import Failure, Result, ShardWriter, last_failures
-from unloc.cache.writing import write_projections, write_texts
+from unloc.cache.writing import VideoTokens, write_projections, write_texts
 from unloc.errors import CacheError, InputError
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -102,30 +103,26 @@ class _Job:
     def run(self, missing: Sequence[str], on_progress: Progress) -> None:
         """Write every shard of which all videos have a result; extract those that have none."""
         self._plan()
-        self._write_complete_shards()
+        self._write(self.writer.complete)
         pending = (video_id for video_id in self.writer.planned if video_id not in self.writer.done)
         jobs = [Job(video_id, self.files[video_id]) for video_id in pending]
-        failed_before = self.summary.failed
         on_progress(0, len(jobs), 0, 0)
-        with results_of(jobs, self.encoder, self.options, self.summary) as results:
+        with closing(results_of(jobs, self.encoder, self.options, self.summary)) as results:
             for done, result in enumerate(results, start=1):
                 started = time.perf_counter()
                 if isinstance(result, Failure):
-                    failure = replace(result, partial_allowed=self.config.allow_partial)
-                    if failure.reason == MACHINE:  # the next run tries it again
-                        self.writer.release([failure.video_id])
-                    else:
-                        self.writer.put(failure)
-                    self._record(failure)
+                    result = replace(result, partial_allowed=self.config.allow_partial)
+                if isinstance(result, Failure) and result.reason == MACHINE:  # the next run tries it again
+                    self.writer.release([result.video_id])
                 else:
                     self.writer.put(result)
-                    self.summary.add_video(result.meta, len(result.tokens))
-                    self.ledger.write_cached(result.meta, len(result.tokens))
-                self._write_complete_shards()
+                self._record(result)
+                if complete := self.writer.complete:
+                    self._write(complete)
                 self.summary.seconds_write += time.perf_counter() - started
-                on_progress(done, len(jobs), self.summary.frames, self.summary.failed - failed_before)
+                on_progress(done, len(jobs), self.summary.frames, self.summary.failed - self.summary.failed_before)
         for video_id in missing:
-            self._record(Failure(video_id, "missing", "no file for it in the video folder"))
+            self._record(Failure(video_id, MISSING, "no file for it in the video folder"))
         # Other ids of a file share its tokens, or its failure.
         before = {video_id for video_id in self.same_file if video_id in self.cache}
         cache = add_aliases(self.path, {}, self.same_file)
@@ -141,18 +138,15 @@ class _Job:
     def _plan(self) -> None:
         """Count the results of earlier runs, and assign places in new shards to the videos that are due."""
         for video_id in self.writer.planned:  # by a run that was interrupted
-            result, last_row = self.writer.staged(video_id), self.last_rows.get(video_id, {})
-            failure = result if isinstance(result, Failure) else None
-            if failure and self.is_worth_a_try(failure):
+            result = self.writer.staged(video_id)
+            if isinstance(result, Failure) and self.is_worth_a_try(result):
                 self.writer.forget([video_id])
             elif result is not None:
                 # The job may have been killed between the staged result and its line in the ledger.
-                if failure and last_row != failure.to_row():
-                    self.ledger.write(failure.to_row())
-                if not failure and last_row.get("status") != CACHED:
-                    self.ledger.write_cached(result.meta, len(result.tokens))
-                if video_id in self.files:
-                    self._count_before(failure)
+                if self.last_rows.get(video_id) != ledger_row(result):
+                    self.ledger.write(ledger_row(result))
+                if isinstance(result, Failure) and video_id in self.files:
+                    self.summary.add(result)
         self.writer.release(set(self.writer.planned) - self.writer.done - self.files.keys())
         planned, failures = set(self.writer.planned), last_failures(self.cache)
         given_up = {video_id for video_id, failure in failures.items() if not self.is_worth_a_try(failure)}
@@ -162,18 +156,12 @@ class _Job:
                 continue
             if video_id in refreshed or (video_id not in self.cache and video_id not in given_up):
                 due.append(video_id)
-            else:
-                self._count_before(None if video_id in self.cache else failures[video_id])
+            elif video_id not in self.cache:
+                self.summary.add(failures[video_id])
         self.writer.add(due, self.options.shard_size)
-        self._publish()
-
-    def _count_before(self, failure: Failure | None) -> None:
-        """A video that an earlier run has done."""
-        if failure is None:
-            self.summary.cached_before += 1
-        else:
-            self.summary.failed_before += 1
-            self.summary.add_failure(failure)
+        self.summary.failed_before = self.summary.failed
+        num_pending = len(set(self.writer.planned) - self.writer.done)
+        self.summary.cached_before = len(self.files) - num_pending - self.summary.failed
 
     def _refreshed(self, given_up: set[str]) -> set[str]:
         """Cached videos to extract again; changed files that are not are reported."""
@@ -202,31 +190,25 @@ class _Job:
         self.ledger.write({"status": UNCHANGED, "video_id": video_id, **identity})  # so that it is compared once
         return False
 
-    def _record(self, failure: Failure) -> None:
-        self.summary.add_failure(failure)
-        self.ledger.write(failure.to_row())
+    def _record(self, result: Result) -> None:
+        self.summary.add(result)
+        self.ledger.write(ledger_row(result))
 
-    def _write_complete_shards(self) -> None:
-        for name in self.writer.complete:
+    def _write(self, shards: list[str]) -> None:
+        """Write and publish shards; a bucket may fail: the next shard tries again, the end of the job must succeed."""
+        for name in shards:
             drop_aliases(self.path, self.writer.replaced(name), self.same_file)
             self.writer.write(name)
-            self._publish()
-
-    def _publish(self) -> None:
-        """A failing bucket does not stop the job: the next shard tries again, and the end of the job must succeed."""
         try:
             self.home.publish()
         except CacheError as error:
             logger.warning("%s", error)
 
 
-@contextmanager
-def results_of(
-    jobs: list[Job], encoder: Encoder, options: ExtractOptions, summary: Summary
-) -> Iterator[Iterator[Result]]:
-    """Results of jobs, from this process or from Ray workers, which count them in Ray's metrics."""
+def results_of(jobs: list[Job], encoder: Encoder, options: ExtractOptions, summary: Summary) -> Iterator[Result]:
+    """Results of jobs, from this process or from Ray workers, which count them in Ray's metrics. Close it after use."""
     if options.workers == 0 or not jobs:
-        yield in_process_results(encoder, options.limits, jobs)
+        yield from in_process_results(encoder, options.limits, jobs)
         return
     started = time.perf_counter()
     with connected(options):
@@ -235,13 +217,57 @@ def results_of(
         pool = Supervisor(actors, options.workers, options.encoders, options.limits.timeout_seconds)
         videos = Counter("unloc_extract_videos", "Videos by status.", tag_keys=("status",))
         frames = Counter("unloc_extract_frames", "Frames encoded.")
-
-        def counted() -> Iterator[Result]:
-            for result in pool.results(jobs):
-                videos.inc(tags={"status": result.reason if isinstance(result, Failure) else CACHED})
-                if not isinstance(result, Failure):
-                    frames.inc(len(result.tokens))
-                yield result
-
-        yield counted()
+        for result in pool.results(jobs):
+            row = ledger_row(result)
+            videos.inc(tags={"status": row.get("reason", row["status"])})
+            if isinstance(result, VideoTokens):
+                frames.inc(len(result.tokens))
+            yield result
     summary.seconds_start_up += pool.seconds_to_first_worker
+
+
+def split_by_file(
+    files: dict[str, VideoFile], own: Collection[str] = ()
+) -> tuple[dict[str, VideoFile], dict[str, str]]:
+    """(one id of each file with the file, every other id with that one); ids with tokens of their own keep the file.
+
+    Several ids may have one file (`v_<id>` and `<id>`, a row that two datasets share), which is decoded once.
+    """
+    first: dict[VideoFile, str] = {}
+    for video_id in sorted(files, key=lambda video_id: video_id not in own):
+        first.setdefault(files[video_id], video_id)
+    unique = {video_id: file for video_id, file in files.items() if first[file] == video_id or video_id in own}
+    return unique, {video_id: first[file] for video_id, file in files.items() if video_id not in unique}
+
+
+def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) -> None:
+    """Remove the other ids of videos that are replaced now, except those that still have the same file."""
+    aliases = read_checked(path / "aliases.json")
+    dropped = [alias for alias, own in aliases.items() if own in replaced and same.get(alias) != own]
+    if dropped:
+        logger.warning("no longer the file of another id, to be extracted again: %s", ", ".join(dropped))
+        write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in dropped})
+
+
+def add_aliases(path: Path, files: dict[str, VideoFile], same: dict[str, str]) -> Cache:
+    """Record every id whose file is that of a cached video as another id of it; returns the cache with them.
+
+    `files` and `same` are those of `split_by_file`.
+    """
+    cache, new, cached = Cache(path), {}, defaultdict(list)
+    for own in cache.rows:
+        cached[cache.column("file_bytes", own), cache.column("file_mtime_ns", own)].append(own)
+    for video_id, file in files.items():
+        if video_id in cache:
+            continue
+        rows = (cache.rows[own] for own in cached[tuple(file_identity(file).values())])
+        row = next((row for row in rows if row["file"] == file.name), None)
+        if row is not None and file_hash(file) == row["content_sha256"]:
+            new[video_id] = row["video_id"]
+    for video_id, first in same.items():
+        own = cache.own_id(new.get(first, first))
+        if video_id not in cache and own is not None:
+            new[video_id] = own
+    if new:
+        write_checked(path / "aliases.json", cache.aliases | new)
+    return Cache(path)

@@ -5,68 +5,39 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 
 from pipeline.cluster import ExtractOptions, connected, nodes_for, suited_to_device
 from pipeline.decoding import Job
 from pipeline.extract import is_worth_a_try
+from pipeline.ledger import Summary
 from pipeline.supervisor import pool_size
 from pipeline.workers import in_process_results
 from unloc.cache.opening import home_for
 from unloc.cache.reading import Cache
-from unloc.cache.shards import Failure, failures_of
+from unloc.cache.shards import last_failures
 from unloc.cache.writing import CHUNK_ROWS, VideoTokens
 from unloc.errors import CoverageError, VideoError
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.facts import open_stream
+from unloc.video.facts import scan
 from unloc.video.video_file import VideoFile, on_disk
 
 SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
-PROBE_SECONDS = 20.0  # for headers of files whose duration is unknown: enough for thousands of local files
+SCAN_SECONDS = 20.0  # for files whose duration is unknown: enough for hundreds of local files
 RAY_SECONDS = 5.0  # to start a local Ray, measured
 FILES_PER_SHARD, FILES_FOR_TEXTS, FILES_PER_CACHE = 4, 3, 6
-
-
-@dataclass(kw_only=True)
-class Forecast:
-    """What the videos that are not cached yet would take, at the speed of this machine as it is now."""
-
-    videos: int
-    cached_before: int
-    failed_before: int
-    missing: int
-    hours_of_video: float = 0.0
-    frames: int = 0
-    frames_per_second: float = 0.0
-    seconds_wall: float = 0.0
-    gpu_hours: float = 0.0
-    bytes: int = 0
-    files: int = 0
-    workers: int = 0
-    encoders: int = 0
-    sampled: int = 0
-    sampled_frames: int = 0
-    failures: list[dict] = field(default_factory=list)
-
-    to_dict = asdict
-
-    def lines(self) -> list[tuple[str, str]]:
-        """A table of (name, text) for people."""
-        before = f"{self.cached_before} cached before, {self.failed_before} failed before (not tried again)"
-        pool = f"{self.workers} workers" + (f", {self.encoders} encoders" if self.encoders else "")
-        return [
-            ("videos", f"{self.videos} to do, {before}, {self.missing} without a file"),
-            ("hours", f"{self.hours_of_video:.2f} of video"),
-            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second with {pool})"),
-            ("wall time", f"{self.seconds_wall / 3600:.2f} h ({self.seconds_wall:.0f} s, start-up included)"),
-            ("GPU hours", f"{self.gpu_hours:.2f}"),
-            ("disk", f"{self.bytes / 1e6:.1f} MB in {self.files} files"),
-            ("sample", f"{self.sampled} videos, {self.sampled_frames} frames; {len(self.failures)} failed"),
-        ]
+TABLE = {
+    "videos": "{videos} to do, {cached_before} cached and {failed_before} failed before, {missing} without a file",
+    "hours": "{hours_of_video:.2f} of video",
+    "frames": "{frames} ({frames_per_second:.1f} a second with {workers} workers and {encoders} encoders)",
+    "wall time": "{seconds_wall:,.0f} s, start-up included",
+    "GPU hours": "{gpu_hours:.2f}",
+    "disk": "{bytes:,} bytes in {files} files",
+    "sample": "{sampled} videos, {sampled_frames} frames",
+}
+"""What is printed of a forecast."""
 
 
 def forecast(
@@ -77,10 +48,10 @@ def forecast(
     missing: Sequence[str],
     texts: Sequence[str],
     durations: dict[str, float],
-) -> Forecast:
-    """From a sample of the videos that are due. `durations` are seconds of video where known.
+) -> dict:
+    """What the videos that are due would take at the present speed of this machine, by name; `failures`: of the sample.
 
-    Raises CoverageError where none of the sampled videos can be encoded.
+    `durations` are seconds of video where known. Raises CoverageError where none of the sampled videos can be encoded.
     """
     started = time.perf_counter()
     with connected(options) if options.uses_cluster else nullcontext():
@@ -91,61 +62,70 @@ def forecast(
 
     home = home_for(cache_path, encoder.fingerprint)
     home.pull()
-    cached, given_up, known_texts, num_files = set(), set(), {}, FILES_PER_CACHE
+    due, num_cached, known_texts, num_files = dict(files), 0, {}, FILES_PER_CACHE
     if (home.folder / "zarr.json").is_file():
-        cache = Cache(home.folder)
-        cached, known_texts, num_files = {video_id for video_id in files if video_id in cache}, cache.text_index, 0
-        failed = failures_of(cache).items()
+        cache, num_files = Cache(home.folder), 0
+        failed = last_failures(cache).items()
         given_up = {name for name, failure in failed if not is_worth_a_try(failure, files, config, options)}
-    due = {name: file for name, file in files.items() if name not in cached and name not in given_up}
+        due = {name: file for name, file in files.items() if name not in cache and name not in given_up}
+        num_cached, known_texts = sum(name in cache for name in files), cache.text_index
     new_texts = [text for text in dict.fromkeys(texts) if text not in known_texts]
     num_files += FILES_PER_SHARD * -(-len(due) // options.shard_size) + FILES_FOR_TEXTS * bool(new_texts)
-    num_failed = len(files) - len(cached) - len(due)
-    plan = Forecast(videos=len(due), cached_before=len(cached), failed_before=num_failed, missing=len(missing))
-    plan.files = num_files
 
-    count = min(SAMPLE_VIDEOS, len(due))  # evenly over those that are due
-    jobs = [Job(*list(due.items())[int((number + 0.5) / count * len(due))]) for number in range(count)]
+    chosen = np.linspace(0, len(due) - 1, min(SAMPLE_VIDEOS, len(due))).astype(int)
+    jobs = [Job(*list(due.items())[index]) for index in chosen]
     results = _within(SAMPLE_SECONDS, in_process_results(encoder, options.limits, jobs))
-    sample = [result for result in results if isinstance(result, VideoTokens)]
-    plan.sampled, plan.sampled_frames = len(sample), sum(len(video.tokens) for video in sample)
-    plan.failures = [result.to_row() for result in results if isinstance(result, Failure)]
-    if due and not sample:
-        first = "{video_id}: {reason}: {message}".format(**plan.failures[0])
+    sample = Summary()
+    for result in results:
+        sample.add(result)
+    if due and not sample.cached_now:
+        first = "{video_id}: {reason}: {message}".format(**sample.failures[0])
         raise CoverageError(f"--plan: none of {len(results)} sampled videos can be encoded (first: {first})")
 
-    stated = {name: durations[name] for name in due if 0 < durations.get(name, math.nan) < math.inf}
-    unknown = [file for name, file in due.items() if name not in stated]
+    seconds = [durations[name] for name in due if 0 < durations.get(name, math.nan) < math.inf]
+    unknown = [file for name, file in due.items() if not 0 < durations.get(name, math.nan) < math.inf]
     shuffled = np.random.default_rng(0).permutation(len(unknown)).tolist()
-    probed = _within(PROBE_SECONDS, (_header_seconds(unknown[index]) for index in shuffled))
-    mean = sum(probed) / max(1, len(probed))  # for those that there is no time to open
-    seconds = [*stated.values(), *probed, *[mean] * (len(unknown) - len(probed))]
-    plan.hours_of_video = sum(seconds) / 3600
-    plan.frames = sum(config.num_frames or max(1, math.ceil(value * config.fps - 1e-6)) for value in seconds)
-    if sample:
-        row_bytes = sum(len(json.dumps(video.meta)) for video in sample) / len(sample)
+    measured = _within(SCAN_SECONDS, (_measured_seconds(unknown[index]) for index in shuffled))
+    mean = sum(measured) / max(1, len(measured))  # for those that there is no time to read
+    seconds += measured + [mean] * (len(unknown) - len(measured))
+    num_frames = sum(config.num_frames or max(1, math.ceil(value * config.fps - 1e-6)) for value in seconds)
+    num_bytes = 0.0
+    if videos := [result for result in results if isinstance(result, VideoTokens)]:
+        row_bytes = sum(len(json.dumps(video.meta)) for video in videos) / len(videos)
         padding = 0 if config.num_frames else len(due) * CHUNK_ROWS // 2
-        plan.bytes = int((plan.frames + padding) * sample[0].tokens[0].nbytes + len(due) * row_bytes)
+        num_bytes += (num_frames + padding) * videos[0].tokens[0].nbytes + len(due) * row_bytes
     if new_texts:
         tokens = encoder.encode_texts(new_texts[:SAMPLE_TEXTS])
-        plan.bytes += sum(each.nbytes for each in tokens) * len(new_texts) // len(tokens)
+        num_bytes += sum(each.nbytes for each in tokens) * len(new_texts) / len(tokens)
 
-    decode, preprocess, encode = (
-        plan.frames * sum(video.meta[f"seconds_{stage}"] for video in sample) / max(1, plan.sampled_frames)
-        for stage in ("decode", "preprocess", "encode")
-    )
+    scale = num_frames / max(1, sample.frames)
+    decode, encode = scale * (sample.seconds_decode + sample.seconds_preprocess), scale * sample.seconds_encode
+    workers = encoders = 0
     if options.workers:
-        plan.workers, plan.encoders = pool_size(nodes, options.workers, options.encoders, 1 << 30)
-        seconds_load *= 2  # the driver, then the workers
-        plan.seconds_wall = RAY_SECONDS
-    if plan.encoders or not plan.workers:
-        busy = max((decode + preprocess) / max(1, plan.workers), encode / max(1, plan.encoders))
-    else:
-        busy = (decode + preprocess + encode) / plan.workers
-    plan.frames_per_second = plan.frames / busy if busy else 0.0
-    plan.seconds_wall += busy + seconds_load
-    plan.gpu_hours = encode / 3600 if options.encoders != 0 and any(node.gpus for node in nodes) else 0.0
-    return plan
+        workers, encoders = pool_size(nodes, options.workers, options.encoders, 1 << 30)
+        seconds_load = RAY_SECONDS + 2 * seconds_load  # the driver loads the tower, then the workers
+    busy = (decode + encode) / max(1, workers)
+    if encoders or not workers:  # frames are encoded while others are decoded
+        busy = max(decode / max(1, workers), encode / max(1, encoders))
+    uses_gpu = options.encoders != 0 and any(node.gpus for node in nodes)
+    return {
+        "videos": len(due),
+        "cached_before": num_cached,
+        "failed_before": len(files) - num_cached - len(due),
+        "missing": len(missing),
+        "hours_of_video": sum(seconds) / 3600,
+        "frames": num_frames,
+        "frames_per_second": num_frames / busy if busy else 0.0,
+        "seconds_wall": busy + seconds_load,
+        "gpu_hours": encode / 3600 if uses_gpu else 0.0,
+        "bytes": int(num_bytes),
+        "files": num_files,
+        "workers": workers,
+        "encoders": encoders,
+        "sampled": sample.cached_now,
+        "sampled_frames": sample.frames,
+        "failures": sample.failures,
+    }
 
 
 def _within(seconds: float, items: Iterable) -> list:
@@ -158,13 +138,10 @@ def _within(seconds: float, items: Iterable) -> list:
     return found
 
 
-def _header_seconds(file: VideoFile) -> float:
-    """Duration of the best video stream as the container states it; 0 for a file that cannot be opened."""
+def _measured_seconds(file: VideoFile) -> float:
+    """Duration of the video; 0 for a file that cannot be opened."""
     try:
-        with on_disk(file) as path, open_stream(path) as (container, stream, clock_start):
-            if stream.duration is None:
-                return (container.duration or 0) / av.time_base
-            offset = float((stream.start_time or 0) * stream.time_base) - clock_start
-            return offset + float(stream.duration * stream.time_base)
+        with on_disk(file) as path:
+            return scan(path).end_seconds
     except VideoError:
         return 0.0

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from unloc.cache.shards import Failure
+from unloc.cache.shards import Failure, Result
 from unloc.errors import CoverageError
 
 CACHED, UNCHANGED = "cached", "unchanged"
@@ -30,11 +30,6 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"unix_time": round(time.time(), 3), **row}, ensure_ascii=False) + "\n")
 
-    def write_cached(self, meta: dict, num_tokens: int) -> None:
-        """Add the line of a video that was encoded."""
-        row = {key: meta.get(key) for key in ("video_id", "decoder", "seconds_decode", "seconds_encode")}
-        self.write({"status": CACHED, **row, "num_tokens": num_tokens})
-
     def last_rows(self) -> dict[str, dict]:
         """The last line of every video, without its time; damaged lines are skipped."""
         found = {}
@@ -44,6 +39,14 @@ class Ledger:
                 row = json.loads(line)
                 found[row["video_id"]] = {key: value for key, value in row.items() if key != "unix_time"}
         return found
+
+
+def ledger_row(result: Result) -> dict:
+    """The line of a video that was encoded or failed."""
+    if isinstance(result, Failure):
+        return result.to_row()
+    row = {key: result.meta.get(key) for key in ("video_id", "decoder", "seconds_decode", "seconds_encode")}
+    return {"status": CACHED, **row, "num_tokens": len(result.tokens)}
 
 
 @dataclass(kw_only=True)
@@ -82,25 +85,20 @@ class Summary:
         """Share of the videos that are in the cache now."""
         return self.cached / self.videos if self.videos else 1.0
 
-    @property
-    def frames_per_second(self) -> float:
-        """Of this run, by elapsed time."""
-        return self.frames / self.seconds_wall if self.seconds_wall else 0.0
-
-    def add_video(self, row: dict, num_tokens: int) -> None:
-        """Count a video that was encoded in this run."""
+    def add(self, result: Result) -> None:
+        """Count a video that was encoded in this run, or one that has no tokens."""
+        if isinstance(result, Failure):
+            self.failed += 1
+            self.failures.append(result.to_row())
+            self.reasons = dict(Counter(row["reason"] for row in self.failures))
+            return
+        row = result.meta
         self.cached_now += 1
-        self.frames += num_tokens
+        self.frames += len(result.tokens)
         for name in ("seconds_decode", "seconds_preprocess", "seconds_encode", "seconds_waiting"):
             setattr(self, name, getattr(self, name) + row[name])
         if row["truncated"] or row["covered_seconds"] < WHOLE_SHARE * row["duration_seconds"]:
             self.covered_seconds[row["video_id"]] = row["covered_seconds"]
-
-    def add_failure(self, failure: Failure) -> None:
-        """Count a video that has no tokens."""
-        self.failed += 1
-        self.failures.append(failure.to_row())
-        self.reasons = dict(Counter(row["reason"] for row in self.failures))
 
     def require_coverage(self, share: float) -> None:
         """Raises CoverageError where a smaller share of the videos is cached."""
@@ -113,22 +111,22 @@ class Summary:
 
     def to_dict(self) -> dict:
         """For JSON."""
-        values = asdict(self) | {"coverage": self.coverage, "frames_per_second": self.frames_per_second}
+        rate = self.frames / self.seconds_wall if self.seconds_wall else 0.0
+        values = asdict(self) | {"coverage": self.coverage, "frames_per_second": rate}
         return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
 
-    def lines(self) -> list[tuple[str, str]]:
-        """A table of (name, text) for people."""
-        stages = [(name, value) for name, value in vars(self).items() if name.startswith("seconds_")]
+    def table(self) -> dict[str, str]:
+        """Names and texts for people."""
+        stages = [(name[8:], value) for name, value in vars(self).items() if name.startswith("seconds_")]
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
-        changed = f"{len(self.changed)} have a changed file; `--refresh changed` extracts them again"
-        table = [
-            ("cache", self.cache),
-            ("videos", f"{self.cached} of {self.videos} cached ({self.cached_now} now, {self.cached_before} before)"),
-            ("failed", f"{self.failed} ({reasons})" if self.failed else "0"),
-            ("changed", changed if self.changed else ""),
-            ("partial", f"{len(self.covered_seconds)}, covered seconds in summary.json" * bool(self.covered_seconds)),
-            ("texts", f"{self.texts_now} now"),
-            ("frames", f"{self.frames} ({self.frames_per_second:.1f} a second)"),
-            ("seconds", "  ".join(f"{name[8:].replace('_', '-')} {value:.1f}" for name, value in stages)),
-        ]
-        return [row for row in table if row[1]]
+        rows = {
+            "cache": self.cache,
+            "videos": f"{self.cached} of {self.videos} cached ({self.cached_now} now, {self.cached_before} before)",
+            "failed": f"{self.failed} ({reasons})" if self.failed else "0",
+            "changed": self.changed and f"{len(self.changed)} have a changed file (--refresh changed)",
+            "partial": self.covered_seconds and f"{len(self.covered_seconds)}, covered seconds in summary.json",
+            "texts": f"{self.texts_now} now",
+            "frames": f"{self.frames} ({self.to_dict()['frames_per_second']:.1f} a second)",
+            "seconds": "  ".join(f"{name.replace('_', '-')} {value:.1f}" for name, value in stages),
+        }
+        return {name: text for name, text in rows.items() if text}

@@ -4,6 +4,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from unloc import __version__
 from unloc.errors import UnlocError
@@ -18,7 +19,7 @@ app = typer.Typer(
 )
 
 
-def _print_version(value: bool) -> None:
+def _version(value: bool) -> None:
     if value:
         typer.echo(f"unloc {__version__}")
         raise typer.Exit
@@ -26,9 +27,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
 

@@ -2,9 +2,10 @@
 
 import json
 import time
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -14,7 +15,9 @@ from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.cluster import ExtractOptions
     from pipeline.ledger import Summary
+    from unloc.inference.encode import EncodeConfig
 
 SHOWN_FAILURES = 20
 GIB = 1 << 30
@@ -30,20 +33,20 @@ def extract(
     pretrained: Annotated[str | None, Option(help="Tag of open_clip, weights file, or none: random weights.")] = None,
     like: Annotated[str | None, Option(help="Tag whose activation and preprocessing a weights file has.")] = None,
     fps: Annotated[float | None, Option(help="Frames per second of video; 2 where --frames is not given.")] = None,
-    frames: Annotated[int | None, Option(help="Number of frames, evenly over each video.")] = None,
+    num_frames: Annotated[int | None, Option("--frames", help="Number of frames, evenly over each video.")] = None,
     workers: Annotated[int, Option(min=-1, help="Ray workers that decode; 0: no Ray; -1: one per core.")] = -1,
     encoders: Annotated[int | None, Option(min=0, help="Ray workers that only encode (default: one per GPU).")] = None,
     address: Annotated[str | None, Option(help="Ray cluster to use: auto, or host:port.")] = None,
     split: Annotated[str | None, Option(help="Only this split.")] = None,
     limit: Annotated[int, Option(min=0, help="Only the first N videos; 0: all.")] = 0,
     decoder: Annotated[str, Option(help="auto, decord or pyav.")] = "auto",
-    dtype: Annotated[str, Option(help="Precision of the tower: float32, bfloat16, or auto.")] = "float32",
-    token_dtype: Annotated[str, Option(help="How tokens are stored: float16, float32 or bfloat16.")] = "float16",
+    tower_dtype: Annotated[str, Option("--dtype", help="Precision of the tower: float32, bfloat16, auto.")] = "float32",
+    dtype: Annotated[str, Option("--token-dtype", help="Of stored tokens: float16, float32 or bfloat16.")] = "float16",
     views: Annotated[str, Option(help="Views of each frame, centre first: centre,flip,crop0,crop1.")] = "centre",
     frame_token: Annotated[str, Option(help="cls: class token; gap: mean of the patches.")] = "cls",
     projection: Annotated[bool, Option(help="Frame tokens after CLIP's projection, or before it.")] = True,
     text_projection: Annotated[bool, Option(help="Text tokens after CLIP's projection, or before it.")] = True,
-    last_k: Annotated[int, Option(help="Concatenate the frame tokens of the last K layers.")] = 1,
+    num_layers: Annotated[int, Option("--last-k", help="Concatenate the frame tokens of the last K layers.")] = 1,
     coverage: Annotated[float, Option(min=0, max=1, help="Fail where a smaller share of videos is cached.")] = 1.0,
     timeout: Annotated[float, Option(min=0.01, max=1e6, help="Seconds without progress that stop a decoder.")] = 600.0,
     memory: Annotated[float, Option(min=0.05, max=1e6, help="GiB that decoding one video may take.")] = 4.0,
@@ -63,73 +66,71 @@ def extract(
 
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
-    from pipeline.decoding import Limits
-    from pipeline.extract import ExtractOptions
-    from pipeline.extract import extract as extract_videos
-    from pipeline.forecast import forecast
+    options = dict(locals())
+    from pipeline.forecast import TABLE, forecast
     from unloc.annotations.schema import load_manifest
     from unloc.examples.texts import manifest_texts
-    from unloc.inference.encode import EncodeConfig
     from unloc.video.locate import index_videos
 
     if (videos is None) == (shards is None):
         raise InputError("unloc extract: give one of --videos DIR and --shards 'videos-{000..127}.tar'")
     if plan and refresh:
         raise InputError("--plan: does not count what --refresh extracts again; give one of them")
-    config = EncodeConfig(
-        tower=tower,
-        pretrained=pretrained,
-        like=like,
-        fps=2.0 if fps is None and frames is None else fps,
-        num_frames=frames,
-        views=tuple(views.split(",")),
-        dtype=token_dtype,
-        tower_dtype=dtype,
-        frame_token=frame_token,
-        projected=projection,
-        texts_projected=text_projection,
-        num_layers=last_k,
-        decoder=decoder,
-        allow_partial=allow_partial,
-    )
-    recycling = {"recycle_videos": recycle_after, "recycle_bytes": int(recycle_growth * GIB)}
-    limits = Limits(timeout_seconds=timeout, memory_bytes=int(memory * GIB), **recycling)
-    options = ExtractOptions(
-        workers=workers,
-        encoders=encoders,
-        address=address,
-        limits=limits,
-        shard_size=shard_size,
-        retry_failed=retry_failed,
-        refresh=tuple(refresh or ()),
-    )
+    settings = _settings(options)
     selected = load_manifest(manifest).select(split)
-    table, texts = selected.videos, manifest_texts(selected, prompts=prompts)
-    files, missing = index_videos(videos, shards).locate(table)
+    files, missing = index_videos(videos, shards).locate(selected.videos)
     if limit:
         files, missing = dict(islice(files.items(), limit)), []
-    job = (cache, config, options, files, missing, texts)
+    job = (cache, *settings, files, missing, manifest_texts(selected, prompts=prompts))
     if plan:
-        durations = dict(zip(table["video_id"], table["duration_seconds"].astype(float), strict=True))
-        _print(forecast(*job, durations), as_json, "the sample's ledger rows: --json")
+        durations = selected.videos.set_index("video_id")["duration_seconds"].astype(float).to_dict()
+        values = forecast(*job, durations)
+        table = {name: text.format(**values) for name, text in TABLE.items()}
+        _print(values, table, as_json, "--plan --json")
         return
+    summary = _run(*job)
+    _print(summary.to_dict(), summary.table(), as_json, f"{summary.cache}/ledger.jsonl")
+    summary.require_coverage(coverage)
+
+
+def _run(*job: Any) -> "Summary":
+    """Extract, with progress and warnings; SIGTERM stops it as Ctrl-C does."""
+    from pipeline.extract import extract
+
     started = time.perf_counter()
 
     def on_progress(done: int, due: int, frames: int, failed: int) -> None:
         report(done, due, frames_per_second=f"{frames / (time.perf_counter() - started):.1f}", failed=failed)
 
     with shown_warnings("pipeline"), progress("extracting", "videos") as report, sigterm_as_interrupt():
-        summary = extract_videos(*job, on_progress)
-    _print(summary, as_json, f"{summary.cache}/ledger.jsonl")
-    summary.require_coverage(coverage)
+        return extract(*job, on_progress)
 
 
-def _print(result: "Summary", as_json: bool, all_failures: str) -> None:
-    """A summary or a forecast as a table or JSON, then its first failures."""
-    table = "\n".join(f"{name:10} {value}" for name, value in result.lines())
-    typer.echo(json.dumps(result.to_dict(), indent=1) if as_json else table)
-    for row in result.failures[:SHOWN_FAILURES]:
+def _settings(options: dict) -> tuple["EncodeConfig", "ExtractOptions"]:
+    """An option sets the field of its name; the others are converted here. The device decides the batch size."""
+    from pipeline.cluster import ExtractOptions
+    from pipeline.decoding import Limits
+    from unloc.inference.encode import EncodeConfig
+
+    def filled(kind: type) -> Any:
+        return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+    fps = 2.0 if options["fps"] is None and options["num_frames"] is None else options["fps"]
+    values = options | {"fps": fps, "views": tuple(options["views"].split(",")), "batch": None}
+    values |= {"projected": options["projection"], "texts_projected": options["text_projection"]}
+    values |= {"memory_bytes": int(options["memory"] * GIB), "recycle_bytes": int(options["recycle_growth"] * GIB)}
+    values |= {"timeout_seconds": options["timeout"], "recycle_videos": options["recycle_after"]}
+    values |= {"refresh": tuple(options["refresh"] or ()), "limits": filled(Limits)}
+    return filled(EncodeConfig), filled(ExtractOptions)
+
+
+def _print(values: dict, table: dict, as_json: bool, all_failures: str) -> None:
+    """Values as JSON or a table, then the first failures."""
+    lines = [f"{name:10} {text}" for name, text in table.items()]
+    typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+    failures = values["failures"]
+    for row in failures[:SHOWN_FAILURES]:
         message = f"failed: {row['video_id']}: {row['reason']}: {row['message']}"
         typer.echo(" ".join(message.splitlines()), err=True)
-    if len(result.failures) > SHOWN_FAILURES:
-        typer.echo(f"and {len(result.failures) - SHOWN_FAILURES} more: {all_failures}", err=True)
+    if len(failures) > SHOWN_FAILURES:
+        typer.echo(f"and {len(failures) - SHOWN_FAILURES} more: {all_failures}", err=True)
