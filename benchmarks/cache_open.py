@@ -25,7 +25,7 @@ from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.config import DataConfig
 from unloc.examples.batches import Example
-from unloc.examples.examples import ClassExamples
+from unloc.examples.examples import Examples
 from unloc.examples.sources import CachedTokens
 
 TOKENS, SHARD_VIDEOS, TRAINED = 128, 512, 1000
@@ -92,7 +92,7 @@ def train_on_some(path: Path) -> int:
     chosen = random.Random(0).sample(range(len(cache)), min(TRAINED, len(cache)))
     rows = [VideoRow(f"video_{number:07}", "train", None) for number in chosen]
     manifest = build_manifest(name="some", tasks=("tal",), rows=rows)
-    examples = ClassExamples(manifest, CachedTokens(cache), DataConfig(), localizes=True)
+    examples = Examples("tal", manifest, CachedTokens(cache), DataConfig())
     read: list[Example] = [examples.example(index) for index in range(len(examples))]
     return len(read)
 

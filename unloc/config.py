@@ -31,29 +31,21 @@ def number(default: float | None, low: float, high: float = math.inf, *, finite:
     return field(default=default, metadata=rule)
 
 
-def require(allowed: bool, message: str) -> None:
-    """Raise ConfigError with this message where a combination is not allowed."""
-    if not allowed:
-        raise ConfigError(message)
-
-
 class Section:
     """A part of a recipe; raises ConfigError for a field that its declaration does not allow, or that is not finite."""
 
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        section = type(self).__name__.removesuffix("Config").lower()
         for item in fields(self):
             value, rule = getattr(self, item.name), item.metadata
             numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float)]
-            got = f"{section}.{item.name}: got {value!r}, expected"
-            require("allows" not in rule or rule["allows"](value), f"{got} {rule.get('expected')}")
-            require(not rule.get("finite", True) or all(map(math.isfinite, numbers)), f"{got} a finite number")
-        self._check()
-
-    def _check(self) -> None:
-        """Raise ConfigError where fields are valid by themselves but not together."""
+            expected = None if rule.get("allows", lambda value: True)(value) else rule["expected"]
+            if rule.get("finite", True) and not all(map(math.isfinite, numbers)):
+                expected = expected or "a finite number"
+            if expected:
+                section = type(self).__name__.removesuffix("Config").lower()
+                raise ConfigError(f"{section}.{item.name}: got {value!r}, expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +59,6 @@ class ModelConfig(Section):
     mlp_width: int = number(2048, 1, 65536)
     """Hidden channels of the fusion MLPs (Base 2048, Large 3072)."""
     num_layers: int = number(6, 1, 128)
-    """Fusion layers."""
     fusion: str = one_of("mid", "late", "none")
     """mid: the paper's; late: cosine of frame and text; none: class logits without text (Table 3)."""
     text_tokens: str = one_of("all", "eos")
@@ -85,11 +76,11 @@ class ModelConfig(Section):
     share_heads: bool = True
     """One head for all levels, with a scale and shift per level, or a head per level."""
     displacements: str = one_of("per_text", "shared")
-    """per_text: a pair per class or caption (paper §3.4); shared: one pair for all classes, from features averaged over
-    them (class tasks), which learns the shortest segment at each point. Late fusion always shares them."""
+    """per_text: a pair per class or caption (paper §3.4); shared: one for all classes, from averaged features, which
+    learns the shortest segment at each point. Late fusion always shares them."""
     project_frames: bool = False
-    """A linear layer without bias over frame tokens of any width (official: tokens before CLIP's own projection, this
-    layer starting from it); false: only where they are not as wide as the fusion."""
+    """A linear layer over frame tokens of any width (official: starting as CLIP's own projection, over tokens from
+    before it); false: only where they are not as wide as the fusion."""
     project_texts: bool = False
     """The same for text tokens."""
     class_bias: float = 0.0
@@ -102,13 +93,6 @@ class ModelConfig(Section):
     """Dropout of the fusion transformer (official: 0)."""
     max_texts_in_flight: int = number(0, 0, 1_000_000)
     """Texts fused at once, in chunks with activation checkpointing; 0: all at once."""
-
-    def _check(self) -> None:
-        levels, layers, width, heads = self.num_levels, self.num_layers, self.width, self.num_heads
-        fits = self.pyramid != "fpn" or levels <= layers
-        require(fits, f"model.num_levels: {levels} levels need as many layers for pyramid fpn, got {layers}")
-        fits = width % heads == width % 2 == 0
-        require(fits, f"model.width: {width} is not a multiple of model.num_heads {heads} and of 2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,11 +113,6 @@ class TowersConfig(Section):
     text: str = one_of("cached", "frozen", "finetune")
     """The same for the text tower (cached also: official Large TAL and COIN, which read embeddings)."""
 
-    def _check(self) -> None:
-        for key in ("image", "text"):
-            message = f"towers.{key}: finetune, but towers.name names no tower; give one, such as ViT-B-16"
-            require(self.name or getattr(self, key) != "finetune", message)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetsConfig(Section):
@@ -146,11 +125,6 @@ class TargetsConfig(Section):
     radius: float = number(3.0, 0.0, finite=False)
     """Centre sampling: positives lie within radius x 2^l steps of the segment's centre; inf turns it off."""
 
-    def _check(self) -> None:
-        edges = self.range_edges
-        rising = len(edges) > 1 and edges[0] == 0 and all(low < high for low, high in itertools.pairwise(edges))
-        require(rising, f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig(Section):
@@ -158,17 +132,12 @@ class LossConfig(Section):
 
     relevance: str = one_of("focal", "sigmoid")
     relevance_weight: float = number(10.0, 0.0)
-    """Factor of the relevance loss (official 10)."""
     focal_alpha: float = number(0.25, 0.0, 1.0)
     """Focal weight of positives."""
     focal_gamma: float = number(2.0, 0.0)
     box: str = "iou"
     """Sum of l1, l1_over_union, iou, diou, center_offset_squared, each with an optional factor: `0.8*iou+l1`."""
     saliency_weight: float = number(1.0, 0.0)
-    """Factor of the saliency loss where there is a saliency head."""
-
-    def _check(self) -> None:
-        parse_box_terms(self.box)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,8 +170,7 @@ class DataConfig(Section):
     fps: float | None = number(None, 1e-6, 1000.0)
     """Frames per second that the cache must hold (paper §4.1.2: 2 for AS; official 10 or 1); null: any."""
     frame_pick: str = one_of("nearest", "floor")
-    """MR, TAL, HD: which cached frame a step takes. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N for step
-    i of T, as the official code counts."""
+    """MR, TAL, HD: the frame of step i of T. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N (official)."""
     max_text_tokens: int = number(32, 2, MAX_TEXT_TOKENS)
     """Text tokens kept (EOS survives truncation)."""
     prompts: bool = False
@@ -217,10 +185,6 @@ class DataConfig(Section):
     """Training: smallest part of the video that a crop keeps."""
     coverage: float = number(1.0, 0.0, 1.0)
     """Smallest share of a split's videos that must be in the cache; missing videos are reported either way."""
-
-    def _check(self) -> None:
-        got = f"data.fps: got {self.fps}, and data.num_frames {self.num_frames}"
-        require(self.num_frames is None or self.fps is None, f"{got}; a cache has one of them: set the other to null")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,17 +209,12 @@ class OptimConfig(Section):
     clip_norm: float = number(1.0, 0.0)
     """Global-norm gradient clipping; 0: off."""
 
-    def _check(self) -> None:
-        message = "optim.schedule: step needs epochs, such as optim.step_epochs=[10,15]; or set it to constant"
-        require(self.schedule != "step" or self.step_epochs, message)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Section):
     """The loop."""
 
     epochs: float = number(20.0, 1e-9, MAX_EPOCHS)
-    """Passes over the training split."""
     batch_size: int = number(64, 1, 1_000_000)
     """Videos (TAL, AS) or queries (MR, HD) per step, over all processes."""
     eval_every_epochs: float = number(1.0, 1e-9)
@@ -289,12 +248,37 @@ class Recipe(Section):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def _check(self) -> None:
-        task, model, sentences = self.task, self.model, self.task in ("mr", "hd")
+    def __post_init__(self) -> None:
+        """Raise ConfigError where fields are valid by themselves but not together."""
+        Section.__post_init__(self)
+        parse_box_terms(self.loss.box)
+        task, model, data, optim = self.task, self.model, self.data, self.optim
+        width, layers, edges, steps = model.width, model.num_layers, self.targets.range_edges, data.num_steps
+        rising = len(edges) > 1 and edges[0] == 0 and all(low < high for low, high in itertools.pairwise(edges))
+        levels = 1 if model.pyramid == "none" else model.num_levels
+        sentences, of_task = task in ("mr", "hd"), f"the texts of task {task} are sentences"
         linear, without_text, shared = model.head == "linear", model.fusion == "none", model.displacements == "shared"
         sampled, saliency = self.train.classes_per_video > 0, model.saliency_head
-        of_task = f"the texts of task {task} are sentences"
-        refused = {
+        blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * width**2
+        fusion = layers * (4 * width**2 + 2 * width * model.mlp_width) + (steps + MAX_TEXT_TOKENS) * width
+        billions, gib = (fusion + blocks) / 1e9, self.train.batch_size * steps * width * 4 / 2**30
+        sizes = f"{width}, mlp_width {model.mlp_width} and num_layers {layers}"
+        no_tower = "finetune, but towers.name names no tower; give one, such as ViT-B-16"
+        for message, impossible in {
+            f"model.num_levels: {model.num_levels} levels need as many layers for pyramid fpn, got {layers}": (
+                model.pyramid == "fpn" and model.num_levels > layers
+            ),
+            f"model.width: {width} is not a multiple of model.num_heads {model.num_heads} and of 2": (
+                width % model.num_heads or width % 2
+            ),
+            f"towers.image: {no_tower}": self.towers.image == "finetune" and not self.towers.name,
+            f"towers.text: {no_tower}": self.towers.text == "finetune" and not self.towers.name,
+            f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]": not rising,
+            f"data.fps: got {data.fps}, and data.num_frames {data.num_frames}; a cache has one of them: set the other "
+            "to null": data.fps is not None and data.num_frames is not None,
+            "optim.schedule: step needs epochs, such as optim.step_epochs=[10,15]; or set it to constant": (
+                optim.schedule == "step" and not optim.step_epochs
+            ),
             f"model.head: linear labels level-0 steps; task {task} finds segments: take conv": linear and task != "as",
             f"model.fusion: none has one output per class name; {of_task}": without_text and sentences,
             f"model.displacements: shared averages over classes; {of_task}": shared and sentences,
@@ -303,25 +287,19 @@ class Recipe(Section):
             f"train.classes_per_video: {of_task}; set it to 0": sampled and sentences,
             "train.classes_per_video: model.fusion none scores all classes; set it to 0": sampled and without_text,
             "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
-        }
-        for message, impossible in refused.items():
-            require(not impossible, message)
-
-        levels, ranges = 1 if model.pyramid == "none" else model.num_levels, len(self.targets.range_edges) - 1
-        message = f"targets.range_edges: {ranges} ranges for {levels} pyramid levels; give one per level"
-        require(self.task == "as" or ranges == levels, f"{message} (without a pyramid: [0, inf])")
-        steps, coarsest = self.data.num_steps, 2 ** (levels - 1)
-        message = f"data.num_steps: got {steps}, expected a positive multiple of {coarsest} for {levels} levels"
-        require(steps % coarsest == 0, message)
-        layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
-        blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * model.width**2
-        billions = (model.num_layers * layer + blocks + (steps + MAX_TEXT_TOKENS) * model.width) / 1e9
-        sizes = f"{model.width}, mlp_width {model.mlp_width} and num_layers {model.num_layers}"
-        message = f"model.width: {sizes} make {billions:.1f} billion parameters, expected at most {MAX_BILLIONS}"
-        require(billions <= MAX_BILLIONS, message)
-        gib = self.train.batch_size * steps * model.width * 4 / 2**30
-        message = f"train.batch_size: {self.train.batch_size} examples of {steps} steps take {gib:,.0f} GiB for frames"
-        require(gib <= MAX_BATCH_GIB, f"{message}, expected at most {MAX_BATCH_GIB}")
+            f"targets.range_edges: {len(edges) - 1} ranges for {levels} pyramid levels; give one per level (without a "
+            "pyramid: [0, inf])": task != "as" and len(edges) - 1 != levels,
+            f"data.num_steps: got {steps}, expected a positive multiple of {2 ** (levels - 1)} for {levels} levels": (
+                steps % 2 ** (levels - 1)
+            ),
+            f"model.width: {sizes} make {billions:.1f} billion parameters, expected at most {MAX_BILLIONS}": (
+                billions > MAX_BILLIONS
+            ),
+            f"train.batch_size: {self.train.batch_size} examples of {steps} steps take {gib:,.0f} GiB for frames, "
+            f"expected at most {MAX_BATCH_GIB}": gib > MAX_BATCH_GIB,
+        }.items():
+            if impossible:
+                raise ConfigError(message)
 
 
 def parse_box_terms(expression: str) -> list[tuple[float, str]]:
@@ -330,7 +308,7 @@ def parse_box_terms(expression: str) -> list[tuple[float, str]]:
     for term in expression.replace(" ", "").split("+"):
         match = re.fullmatch(r"(?:(\d+(?:\.\d+)?|\.\d+)\*)?(\w+)", term)
         expected = f"a sum of {', '.join(BOX_TERMS)}, each with an optional factor (0.8*iou+l1)"
-        known = match is not None and match[2] in BOX_TERMS
-        require(known, f"loss.box: got {term!r} in {expression!r}, expected {expected}")
+        if match is None or match[2] not in BOX_TERMS:
+            raise ConfigError(f"loss.box: got {term!r} in {expression!r}, expected {expected}")
         terms.append((float(match[1] or 1.0), match[2]))
     return terms

@@ -7,16 +7,17 @@ differs. Sections merge key by key, lists are replaced as a whole, `name` is not
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from unloc.config import Recipe
-from unloc.errors import ConfigError, MissingError
+from unloc.errors import ConfigError, MissingError, one_line
 
 MANIFEST_FOLDERS = (
     Path(__file__).parent / "manifests",  # installed from a wheel
@@ -24,19 +25,15 @@ MANIFEST_FOLDERS = (
 )
 
 
-@dataclass(frozen=True)
-class StatedRecipe:
+class StatedRecipe(NamedTuple):
     """What one recipe states, before its base."""
 
     name: str
     file: Path
     values: dict
-    is_shipped: bool
-
-    @property
-    def where(self) -> str:
-        """File, and the row of a shipped file, for messages."""
-        return f"{self.file}: {self.name}" if self.is_shipped else str(self.file)
+    where: str
+    """File, and the row of a shipped file, for messages."""
+    is_shipped: bool = False
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,14 +45,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({reason})") from None
-    stated, base = find_recipe(name_or_path), changes.pop("base", None)
-    layers = [*_with_bases(stated, base), StatedRecipe("", Path("override"), changes, is_shipped=False)]
-    for one in layers:  # each by itself, so that the message names the one that is wrong
-        _typed({key: value for key, value in one.values.items() if key != "base"}, one.where)
-    merged = OmegaConf.to_container(OmegaConf.merge(*(one.values for one in layers)))
-    merged.pop("base", None)
+        raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({one_line(error)})") from None
+    stated = find_recipe(name_or_path)
+    layers = [*_with_bases(stated, changes.pop("base", None)), StatedRecipe("", Path(), changes, "override")]
+    merged = OmegaConf.create()
+    for one in layers:
+        values = {key: value for key, value in one.values.items() if key != "base"}
+        _typed(values, one.where)  # each by itself, so that the message names the one that is wrong
+        merged = OmegaConf.merge(merged, values)
     merged["name"] = ({"name": stated.name} | stated.values | changes)["name"]
     # Where a run does not train a tower that its recipe finetunes, its name says so: it is not that row of the paper's
     # table. A shipped recipe over another (Table 4) is a row of its own.
@@ -67,7 +64,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 finetuned = state == "finetune" or (finetuned and not one.is_shipped)
         if finetuned and state != "finetune":
             merged["name"] += f"+{tower}_{state}"
-    return recipe_from_dict(merged, where=stated.where)
+    return recipe_from_dict(OmegaConf.to_container(merged), where=stated.where)
 
 
 def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:
@@ -85,7 +82,7 @@ def shipped_recipes() -> dict[str, StatedRecipe]:
     """Shipped recipes by name, such as `charades_b` or `scenic/charades_b`."""
     files = (file for folder in MANIFEST_FOLDERS for file in sorted(folder.glob("recipes/*.yaml")))
     rows = ((file, name, row) for file in files for name, row in _read(file)["rows"].items())
-    return {name: StatedRecipe(name, file, row, is_shipped=True) for file, name, row in rows}
+    return {name: StatedRecipe(name, file, row, f"{file}: {name}", is_shipped=True) for file, name, row in rows}
 
 
 def find_recipe(name_or_path: str, folder: Path = Path()) -> StatedRecipe:
@@ -94,7 +91,7 @@ def find_recipe(name_or_path: str, folder: Path = Path()) -> StatedRecipe:
         file = folder / name_or_path
         if not file.is_file():
             raise MissingError(f"recipe file {file} does not exist")
-        return StatedRecipe(file.stem, file, _read(file), is_shipped=False)
+        return StatedRecipe(file.stem, file, _read(file), str(file))
     shipped = shipped_recipes()
     if name_or_path not in shipped:
         close = difflib.get_close_matches(name_or_path, shipped, n=3) or [name for name in shipped if "/" not in name]
@@ -114,9 +111,8 @@ def _with_bases(stated: StatedRecipe, replacement: str | None) -> list[StatedRec
 
     Raises MissingError for a base that does not exist, ConfigError where bases form a circle.
     """
-    chain, base, folder = [stated], stated.values.get("base"), stated.file.parent
-    if replacement is not None:
-        base, folder = replacement, Path()
+    chain, folder = [stated], stated.file.parent if replacement is None else Path()
+    base = stated.values.get("base") if replacement is None else replacement
     while base is not None:
         where = chain[0].where
         if not isinstance(base, str):

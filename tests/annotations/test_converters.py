@@ -6,7 +6,7 @@ from unloc.annotations.check import check_manifest
 from unloc.annotations.converters import CONVERTERS, convert
 from unloc.annotations.problems import Problems
 from unloc.errors import InputError, ManifestError, MissingError
-from unloc.examples.texts import prompted
+from unloc.examples.sources import prompted
 
 
 def write(path, content):

@@ -182,7 +182,7 @@ def test_unknown_formats_and_empty_folders_are_errors(tmp_path):
 
 def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
     from unloc.config import DataConfig
-    from unloc.examples.examples import QueryExamples
+    from unloc.examples.examples import Examples
     from unloc.examples.sources import CachedTokens
 
     texts = tmp_path / "t"
@@ -192,7 +192,7 @@ def test_an_import_can_be_read_by_the_dataset(tmp_path, npz_folder):
     manifest = manifest_of({"a": 10.0, "b": 14.0})
     import_features(tmp_path / "c", npz_folder, config("univtg"), **content_of(manifest), texts=texts)
     source = CachedTokens(open_cache(tmp_path / "c"))
-    example = QueryExamples(manifest, source, DataConfig(num_steps=5)).example(0)
+    example = Examples("mr", manifest, source, DataConfig(num_steps=5)).example(0)
     assert example.frames.shape == (5, 6) and example.grid.start_seconds == 1.0
     assert json.dumps(open_cache(tmp_path / "c").fingerprint)
 

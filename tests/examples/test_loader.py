@@ -9,10 +9,9 @@ import torch
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, load_manifest
 from unloc.cache.opening import open_cache
-from unloc.examples.examples import build_examples
+from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader
-from unloc.examples.sources import CachedTokens
-from unloc.examples.texts import ClassTexts
+from unloc.examples.sources import CachedTokens, ClassTexts
 from unloc.recipes import recipe_from_dict
 
 
@@ -20,7 +19,7 @@ def loader_of(world, task, *overrides):
     recipe = recipe_for(task, "data.jitter=true", "data.crop_probability=0.5", *overrides)
     manifest, source = load_manifest(world[0]).select("train"), CachedTokens(open_cache(world[1]))
     texts = ClassTexts(manifest.classes, source, recipe.data) if task in ("tal", "as") else None
-    return Loader(build_examples(task, manifest, source, recipe.data), texts, recipe)
+    return Loader(Examples(task, manifest, source, recipe.data), texts, recipe)
 
 
 @pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])
@@ -72,7 +71,7 @@ def test_a_source_of_pixels_and_token_ids_gives_batches_of_these():
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
     data = {"num_steps": 8, "max_text_tokens": 4, "coverage": 0.5}
     recipe = recipe_from_dict({"task": "mr", "data": data, "train": {"batch_size": 2}})
-    loader = Loader(build_examples("mr", manifest, Pixels(), recipe.data), None, recipe)
+    loader = Loader(Examples("mr", manifest, Pixels(), recipe.data), None, recipe)
     (batch,) = loader.batches(0, 1)
     assert batch.frames.shape == (2, 8, 3, 8, 8) and batch.frames.dtype == torch.uint8
     assert batch.frames[0, :, 0, 0, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4]

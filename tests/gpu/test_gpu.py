@@ -15,7 +15,7 @@ from tests.training.test_trainer import Killed, at_step, kill, recipe_for, weigh
 from unloc.annotations.schema import load_manifest
 from unloc.cache.opening import open_cache
 from unloc.examples.batches import collate
-from unloc.examples.examples import QueryExamples
+from unloc.examples.examples import Examples
 from unloc.examples.sources import CachedTokens
 from unloc.inference.device import computing, resolve_device, resolve_precision
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -97,7 +97,8 @@ def test_outputs_are_those_of_the_cpu(token_world, tmp_path, precision):
     manifest, cache = token_world
     fit_recipe(recipe_for("hd", "train.epochs=1"), manifest, cache, tmp_path / "run", device="cpu", threads=1)
     recipe = recipe_for("hd", f"train.precision={precision}")
-    examples = QueryExamples(load_manifest(manifest).select("test"), CachedTokens(open_cache(cache)), recipe.data)
+    selected = load_manifest(manifest).select("test")
+    examples = Examples("mr", selected, CachedTokens(open_cache(cache)), recipe.data)
     batch = collate([examples.example(n) for n in range(8)], max_text_tokens=32)
     with torch.inference_mode():
         expected = forward(

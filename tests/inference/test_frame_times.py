@@ -12,7 +12,7 @@ from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.evaluation.evaluator import evaluate
-from unloc.examples.examples import ClassExamples, paint_steps
+from unloc.examples.examples import Examples, paint_steps
 from unloc.examples.sources import CachedTokens
 from unloc.examples.steps import token_spans
 from unloc.inference.evaluate_run import baseline_predictions
@@ -72,7 +72,7 @@ def perfect_predictions(manifest, cache, monkeypatch):
     """What a model predicts whose logits are its own training targets."""
     recipe = load_recipe("synth_as", ["data.num_steps=32", "data.prompts=false"])
 
-    labelled = ClassExamples(manifest, CachedTokens(cache), recipe.data, localizes=False)
+    labelled = Examples("as", manifest, CachedTokens(cache), recipe.data)
 
     def true_outputs(model, examples, texts, recipe):
         video = labelled.video(examples[0].video_id)

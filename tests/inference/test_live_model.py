@@ -11,7 +11,7 @@ from unloc.model.build import build_model
 from unloc.model.clip import pretrained_clip
 from unloc.model.towers import TowerChoice, load_tower
 from unloc.recipes import recipe_from_dict
-from unloc.training.checkpoint import save_checkpoint
+from unloc.training.folder import save_checkpoint
 
 TEXTS = ["a red circle moves", "nothing"]
 

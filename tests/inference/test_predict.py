@@ -6,8 +6,7 @@ import pytest
 from tests.training.test_trainer import recipe_for
 from unloc.annotations.schema import load_manifest
 from unloc.cache.opening import open_cache
-from unloc.examples.sources import CachedTokens, VideoFrames
-from unloc.examples.texts import ClassTexts
+from unloc.examples.sources import CachedTokens, ClassTexts, VideoFrames
 from unloc.inference.load import load_model
 from unloc.inference.predict import predict_detections, predict_frames, predict_moments, predict_split
 from unloc.training.run import fit_recipe

@@ -4,8 +4,8 @@ import torch
 
 from unloc.config import DataConfig, Recipe
 from unloc.examples.batches import Example
+from unloc.examples.sources import ClassTexts, prompted
 from unloc.examples.steps import TimeGrid
-from unloc.examples.texts import ClassTexts, prompted
 from unloc.inference.predict import class_outputs
 from unloc.model.unloc import Outputs
 

@@ -17,7 +17,7 @@ from unloc.model.build import EndToEnd, build_model
 from unloc.model.towers import ImageTower, T5TextTower, TextTower, Tower, TowerChoice, t5_text_tower
 from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses
-from unloc.training.optim import build_optimizer
+from unloc.training.trainer import build_optimizer
 
 STEPS = 8
 LONG = "a " + "very " * 40 + "small cat jumps"
@@ -122,8 +122,8 @@ def build(clip, recipe):
 def losses_and_gradients(model, batch, recipe):
     model.train().zero_grad()
     losses = compute_losses(model, batch, recipe)
-    losses.total.backward()
-    return losses.total.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    losses["loss"].backward()
+    return losses["loss"].detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("image", "text"), list(itertools.product(["frozen", "finetune"], repeat=2)))
@@ -155,7 +155,7 @@ def test_frozen_and_cached_give_the_loss_and_gradients_of_frozen_and_live(clip, 
     total, gradients = losses_and_gradients(live, batch_of(images(), ids, mask), recipe)
     with torch.no_grad():
         frames, texts = live.image_tower(images()), live.text_tower(ids, mask)
-    cached = EndToEnd(live.core, None, None, train_image=False, train_text=False)
+    cached = EndToEnd(live.core)
     again, others = losses_and_gradients(cached, batch_of(frames, texts, mask), recipe)
     torch.testing.assert_close(total, again)
     assert gradients.keys() == others.keys() and len(gradients) > 20
@@ -170,7 +170,7 @@ def test_frozen_and_live_equal_tokens_that_the_extraction_made(clip, tower):
     total, gradients = losses_and_gradients(live, batch_of(images(), ids, mask), recipe)
     frames = tower.encode_images(images().flatten(0, 1)).unflatten(0, (2, STEPS)).clone()
     tokens = torch.nn.utils.rnn.pad_sequence(tower.encode_texts(texts), batch_first=True)
-    cached = EndToEnd(live.core, None, None, train_image=False, train_text=False)
+    cached = EndToEnd(live.core)
     again, others = losses_and_gradients(cached, batch_of(frames, tokens, mask), recipe)
     torch.testing.assert_close(total, again, atol=1e-5, rtol=1e-5)
     for name in gradients:
@@ -179,7 +179,7 @@ def test_frozen_and_live_equal_tokens_that_the_extraction_made(clip, tower):
 
 def test_towers_that_do_not_exist_or_cannot_train_are_one_clear_error():
     with pytest.raises(ConfigError, match=r"towers\.image: finetune, but towers\.name names no tower"):
-        TowersConfig(image="finetune")
+        recipe_from_dict({"towers": {"image": "finetune"}})
     with pytest.raises(ConfigError, match=r"towers\.text: got 'none', expected one of cached"):
         TowersConfig(name="ViT-B-16", text="none")
     with pytest.raises(ConfigError, match=r"towers\.text_name: got 'bert', expected one of clip"):

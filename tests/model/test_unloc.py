@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from unloc.config import LossConfig, ModelConfig
+from unloc.config import ModelConfig
 from unloc.errors import ConfigError
 from unloc.model.heads import ConvBlocks
 from unloc.model.pyramid import DepthwiseConv
@@ -99,15 +99,15 @@ def test_tokens_of_other_widths_are_projected():
 
 def test_impossible_shapes_are_clear_errors():
     with pytest.raises(ConfigError, match="as many layers"):
-        ModelConfig(pyramid="fpn", num_layers=2, num_levels=3)
+        recipe_from_dict({"model": {"pyramid": "fpn", "num_layers": 2, "num_levels": 3}})
     with pytest.raises(ConfigError, match="1 to 4"):
         ModelConfig(num_head_convs=5)
     with pytest.raises(ConfigError, match=r"not a multiple of model\.num_heads"):
-        ModelConfig(width=100)
+        recipe_from_dict({"model": {"width": 100}})
     with pytest.raises(ConfigError, match="give one per level"):
         recipe_from_dict({"model": {"pyramid": "none"}})
     with pytest.raises(ConfigError, match=r"loss\.box"):
-        LossConfig(box="iou+l3")
+        recipe_from_dict({"loss": {"box": "iou+l3"}})
     assert load_recipe("synth_mr").model.num_levels == 4
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from unloc.ops.losses import box_loss, focal_loss
 from unloc.ops.nms import soft_nms
-from unloc.ops.points import decode_segments, make_points
-from unloc.ops.targets import Targets, localization_targets, shared_displacements
+from unloc.ops.points import Targets, decode_segments, localization_targets, make_points, shared_displacements
 
 EDGES = [0.0, 4.0, 8.0, 16.0, math.inf]
 segment = st.tuples(st.floats(0, 127), st.floats(0.5, 120)).map(lambda pair: (pair[0], min(pair[0] + pair[1], 127.5)))
@@ -123,20 +122,20 @@ def test_batched_soft_nms_equals_the_plain_loop_on_every_row(seed, num_points, r
     starts = torch.rand(rows, num_points, generator=generator) * 50
     segments = torch.stack([starts, starts + torch.rand(rows, num_points, generator=generator) * 20], dim=-1)
     scores = torch.rand(rows, num_points, generator=generator)
-    kept = soft_nms(segments, scores, sigma=0.3, score_threshold=0.05, max_detections=10)
+    index, kept = soft_nms(segments, scores, sigma=0.3, score_threshold=0.05, max_detections=10)
     for row in range(rows):
         expected = plain_soft_nms(segments[row], scores[row], 0.3, 0.05, 10)
-        assert kept.index[row][kept.valid[row]].tolist() == [index for index, _ in expected]
-        found = kept.scores[row][kept.valid[row]]
+        assert index[row][kept[row] > 0].tolist() == [place for place, _ in expected]
+        found = kept[row][kept[row] > 0]
         torch.testing.assert_close(found, torch.tensor([score for _, score in expected]), atol=1e-6, rtol=1e-5)
 
 
 def test_soft_nms_of_nothing_above_the_threshold_keeps_nothing():
-    kept = soft_nms(torch.zeros(2, 3, 2), torch.zeros(2, 3), sigma=0.3, score_threshold=0.001, max_detections=5)
-    assert not kept.valid.any()
+    _, kept = soft_nms(torch.zeros(2, 3, 2), torch.zeros(2, 3), sigma=0.3, score_threshold=0.001, max_detections=5)
+    assert not kept.any()
 
 
 def test_soft_nms_never_takes_nan_and_keeps_the_rest_of_the_row():
     segments, scores = torch.tensor([[[0.0, 1.0], [0.0, 1.0], [5.0, 6.0]]]), torch.tensor([[torch.nan, 0.5, 0.7]])
-    kept = soft_nms(segments, scores, sigma=0.3, score_threshold=0.001, max_detections=5)
-    assert kept.index[kept.valid].tolist() == [2, 1] and kept.scores[kept.valid].tolist() == scores[0, [2, 1]].tolist()
+    index, kept = soft_nms(segments, scores, sigma=0.3, score_threshold=0.001, max_detections=5)
+    assert index[kept > 0].tolist() == [2, 1] and kept[kept > 0].tolist() == scores[0, [2, 1]].tolist()

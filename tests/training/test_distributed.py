@@ -49,8 +49,8 @@ def step(task: str, share: slice, wrap: type | None = None) -> tuple[torch.Tenso
     model = UnLoc(recipe.model, 16, 16, 16, localizes=task != "as")
     wrapped = wrap(model) if wrap else model
     losses = compute_losses(wrapped, batch_of(share, task), recipe)
-    losses.total.backward()
-    return losses.total.detach(), [parameter.grad for parameter in model.parameters()]
+    losses["loss"].backward()
+    return losses["loss"].detach(), [parameter.grad for parameter in model.parameters()]
 
 
 def work(rank: int, folder: str) -> None:

@@ -40,8 +40,8 @@ def test_all_classes_as_pairs_give_the_loss_and_gradients_of_all_classes_at_once
         recipe = recipe_from_dict(values | {"train": {"classes_per_video": count}})
         model.zero_grad()
         losses = compute_losses(model, batch, recipe)
-        losses.total.backward()
-        gradients.append([losses.total.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        losses["loss"].backward()
+        gradients.append([losses["loss"].detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
@@ -59,9 +59,9 @@ def test_bfloat16_changes_the_loss_by_its_rounding_alone_and_keeps_float32_sums_
     model = UnLoc(recipe.model, 16, 16, 16)
     class_texts = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.bool)
     batch = collate([example(n) for n in range(2)], max_text_tokens=8, class_texts=class_texts)
-    exact = compute_losses(model, batch, recipe).total
+    exact = compute_losses(model, batch, recipe)["loss"]
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = compute_losses(model, batch, recipe).total
+        rounded = compute_losses(model, batch, recipe)["loss"]
     rounded.backward()
     assert rounded.dtype == torch.float32 and rounded != exact
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
@@ -97,4 +97,4 @@ def test_masked_steps_and_padded_segments_do_not_count():
     )  # pads nothing here: both have two segments
     assert longer.segment_text.shape == (2, 2) and batch.segment_text.tolist() == [[0, 1]]
     losses = compute_losses(model, batch, recipe)
-    assert set(losses.parts) == {"relevance", "box"} and all(torch.isfinite(v) for v in losses.parts.values())
+    assert set(losses) == {"loss", "relevance", "box"} and all(torch.isfinite(v) for v in losses.values())

@@ -15,9 +15,9 @@ from unloc.errors import ConfigError, CoverageError, FingerprintError, InputErro
 from unloc.examples.loader import epoch_batches
 from unloc.inference.load import load_model, require_same_cache
 from unloc.recipes import load_recipe, recipe_from_dict
-from unloc.training import checkpoint
-from unloc.training.optim import lr_factor
+from unloc.training import folder
 from unloc.training.run import fit_recipe
+from unloc.training.trainer import lr_factor
 
 SHAPE = ["model.width=16", "model.num_heads=2", "model.mlp_width=32", "model.num_layers=2", "model.num_levels=3"]
 SHAPE += ["targets.range_edges=[0,4,8,inf]", "data.num_steps=32", "optim.lr=0.003", "optim.name=adamw"]
@@ -87,7 +87,7 @@ def test_a_kill_between_the_links_of_a_checkpoint_changes_nothing(token_world, t
     manifest, cache = token_world
     recipe = recipe_for("mr", "train.epochs=0.3", "train.eval_every_epochs=0.1")
     fit_recipe(recipe, manifest, cache, tmp_path / "whole", threads=1)
-    done, point = [], checkpoint._point
+    done, point = [], folder._point
 
     def killed(path: Path, target: str) -> None:
         done.append(path.name)
@@ -95,7 +95,7 @@ def test_a_kill_between_the_links_of_a_checkpoint_changes_nothing(token_world, t
             raise KeyboardInterrupt
         point(path, target)
 
-    monkeypatch.setattr(checkpoint, "_point", killed)
+    monkeypatch.setattr(folder, "_point", killed)
     with suppress(KeyboardInterrupt):  # the second best may never come
         fit_recipe(recipe, manifest, cache, tmp_path / "part", threads=1)
     monkeypatch.undo()

@@ -97,7 +97,7 @@ def _repair_of(
     from pipeline.extract import ExtractOptions
     from pipeline.repair import Repair
     from unloc.annotations.schema import load_manifest
-    from unloc.examples.texts import manifest_texts
+    from unloc.examples.sources import manifest_texts
     from unloc.video.locate import index_videos
 
     index = index_videos(videos, shards)

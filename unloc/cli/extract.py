@@ -69,7 +69,7 @@ def extract(
     options = dict(locals())
     from pipeline.forecast import TABLE, forecast
     from unloc.annotations.schema import load_manifest
-    from unloc.examples.texts import manifest_texts
+    from unloc.examples.sources import manifest_texts
     from unloc.video.locate import index_videos
 
     if (videos is None) == (shards is None):

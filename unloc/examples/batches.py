@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from unloc.examples.steps import TimeGrid
 
@@ -61,34 +62,30 @@ class Batch:
     """(B,) bool, true where the query has ratings (query tasks)."""
     rows_per_video: int = 1
     """Rows of one video (class pairs), else 1."""
-    all_frames_valid: bool = False
-    """True where frame_mask is known to be true everywhere."""
     all_tokens_valid: bool = False
     """True where text_mask is known to be true everywhere."""
 
     @property
     def model_masks(self) -> tuple[Tensor | None, Tensor | None]:
         """frame_mask and text_mask as the model takes them: None where all are valid."""
-        return None if self.all_frames_valid else self.frame_mask, None if self.all_tokens_valid else self.text_mask
+        all_frames_valid = all(example.frame_mask.all() for example in self.examples)
+        return None if all_frames_valid else self.frame_mask, None if self.all_tokens_valid else self.text_mask
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(self).items()}
-        return Batch(**moved)
+        return replace(
+            self, **{key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        )
 
 
 def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[Tensor, Tensor]:
     """Texts (K_i, D) or ids (K_i,) as (C, K, …) with mask (C, K), K the longest.
 
-    A text over max_tokens keeps its last token, EOS. The official code cuts EOS off, which makes long captions
-    indistinguishable.
+    A text over max_tokens keeps its last token, EOS (the official code cuts it off: long captions become alike).
     """
     cut = [text if len(text) <= max_tokens else np.concatenate([text[: max_tokens - 1], text[-1:]]) for text in texts]
-    lengths = torch.tensor([len(text) for text in cut])
-    dtype = torch.float32 if cut[0].ndim > 1 else torch.long
-    padded = torch.zeros(len(cut), int(lengths.max()), *cut[0].shape[1:], dtype=dtype)
-    for row, text in enumerate(cut):
-        padded[row, : len(text)] = torch.from_numpy(text.astype(np.float32 if dtype.is_floating_point else np.int64))
+    rows = [torch.from_numpy(text.astype(np.float32 if text.ndim > 1 else np.int64)) for text in cut]
+    padded, lengths = pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
@@ -98,13 +95,12 @@ def collate(
     """Stack examples. The texts are `class_texts` (tokens, mask), or without them each example's own query."""
     texts, text_mask = class_texts or pad_texts([example.text for example in examples], max_text_tokens)
     longest = max(1, *(len(example.segments_steps) for example in examples))
-    segments = torch.zeros(len(examples), longest, 2)
-    segment_text = torch.full((len(examples), longest), -1, dtype=torch.long)
+    segments = np.zeros((len(examples), longest, 2), dtype=np.float32)
+    segment_text, labels = np.full((len(examples), longest), -1), {}
     for row, example in enumerate(examples):
         count = len(example.segments_steps)
-        segments[row, :count] = torch.from_numpy(example.segments_steps)
-        segment_text[row, :count] = row if class_texts is None else torch.as_tensor(example.segment_classes.tolist())
-    labels = {}
+        segments[row, :count] = example.segments_steps
+        segment_text[row, :count] = row if class_texts is None else example.segment_classes
     if class_texts is None:  # also where no query is rated: processes that train together must sum the same losses
         unrated = np.zeros(len(examples[0].frames), dtype=np.float32)
         saliency = [unrated if example.saliency is None else example.saliency for example in examples]
@@ -113,17 +109,15 @@ def collate(
     elif examples[0].step_classes is not None:
         steps = torch.from_numpy(np.stack([example.step_classes for example in examples]))
         labels["step_labels"] = steps[:, None] == torch.arange(len(texts))[:, None]
-    frame_mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
     return Batch(
         examples=tuple(examples),
         frames=torch.from_numpy(np.stack([example.frames for example in examples])),
-        frame_mask=frame_mask,
-        all_frames_valid=bool(frame_mask.all()),
+        frame_mask=torch.from_numpy(np.stack([example.frame_mask for example in examples])),
         all_tokens_valid=bool(text_mask.all()),
         texts=texts,
         text_mask=text_mask,
-        segments_steps=segments,
-        segment_text=segment_text,
+        segments_steps=torch.from_numpy(segments),
+        segment_text=torch.from_numpy(segment_text),
         **labels,
     )
 

@@ -1,8 +1,4 @@
-"""Examples from a manifest and a source, by kind of text; all have `len`, `videos` and `example`.
-
-`example(index, rng)` is deterministic: the same generator gives the same example; without one it is the evaluation
-example (no jitter, no crop).
-"""
+"""Examples from a manifest and a source of frames and texts."""
 
 import logging
 from dataclasses import replace
@@ -10,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import cached_durations
+from unloc.annotations.durations import cached_durations, stated_durations
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.config import DataConfig
 from unloc.errors import CoverageError, ManifestError
@@ -25,32 +21,46 @@ NO_SEGMENTS = np.zeros((0, 2))
 
 
 class Examples:
-    """What all kinds share: the videos of a split that the source has, with their durations.
+    """The examples of a task over one split: a (video, query) pair each (MR, HD), or a video (TAL, AS).
 
     A duration that the manifest does not state is the measured one. Missing videos are counted and logged. Raises
-    CoverageError where too few are in the source (`data.coverage`).
+    CoverageError where too few are in the source (`data.coverage`), ManifestError for a label that is not a class.
     """
 
-    def __init__(self, manifest: Manifest, source: Source, config: DataConfig) -> None:
-        self.source, self.config = source, config
-        videos = cached_durations(manifest, source).videos.drop_duplicates("video_id")
-        cached = videos["video_id"].map(lambda video_id: video_id in source)
-        missing = list(videos.loc[~cached, "video_id"])
-        share = float(cached.mean()) if len(videos) else 0.0
+    def __init__(self, task: str, manifest: Manifest, source: Source, config: DataConfig) -> None:
+        self.task, self.source, self.config = task_named(task), source, config
+        self.durations = stated_durations(cached_durations(manifest, source))
+        missing = [video_id for video_id in self.durations if video_id not in source]
+        total, held = len(self.durations), len(self.durations) - len(missing)
         if missing:
-            logger.warning(
-                "%d of %d videos are not in the cache: %s", len(missing), len(videos), ", ".join(missing[:5])
-            )
-        if share < config.coverage or not cached.any():
+            logger.warning("%d of %d videos are not in the cache: %s", len(missing), total, ", ".join(missing[:5]))
+        if not held or held / total < config.coverage:
             raise CoverageError(
-                f"{source.name}: holds {len(videos) - len(missing)} of the {len(videos)} videos of {manifest.name!r} "
-                f"(first missing: {', '.join(missing[:3]) or 'none'}); data.coverage asks for {config.coverage:.0%} "
-                "and at least one: run `unloc extract` with this manifest, or lower data.coverage"
+                f"{source.name}: holds {held} of the {total} videos of {manifest.name!r} (first missing: "
+                f"{', '.join(missing[:3]) or 'none'}); data.coverage asks for {config.coverage:.0%} and at least one: "
+                "run `unloc extract` with this manifest, or lower data.coverage"
             )
-        videos = videos[cached]
-        self.videos: list[str] = list(videos["video_id"])
+        self.videos = [video_id for video_id in self.durations if video_id in source]
         """The video of each example."""
-        self.durations: dict[str, float] = dict(zip(self.videos, videos["duration_seconds"], strict=True))
+        if self.task.text_kind == "query":
+            self.queries = manifest.queries[manifest.queries["video_id"].isin(self.videos)].reset_index(drop=True)
+            self.videos = list(self.queries["video_id"])
+            unique = list(dict.fromkeys(self.queries["text"]))
+            self.texts: dict[str, np.ndarray] = dict(zip(unique, source.texts(unique), strict=True))
+            return
+        class_index = {name: index for index, name in enumerate(manifest.classes)}
+        rows = manifest.instances.assign(index=manifest.instances["label"].map(class_index))
+        unknown = rows[rows["index"].isna()]
+        if len(unknown):
+            raise ManifestError(
+                f"line {unknown['line'].iloc[0]} of manifest {manifest.name!r}: label {unknown['label'].iloc[0]!r} is "
+                f"not among its {len(class_index)} classes ({len(unknown)} such segments); see `unloc data check`"
+            )
+        bounds = ["start_seconds", "end_seconds"]
+        self._instances = {
+            video_id: (part[bounds].to_numpy(dtype=np.float64), part["index"].to_numpy(dtype=np.int64))
+            for video_id, part in rows.groupby("video_id", sort=False)
+        }
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -59,16 +69,30 @@ class Examples:
         """The frames of one of the videos."""
         return VideoFrames(video_id, *self.source.frames(video_id, rng), self.durations[video_id])
 
+    def instances(self, video_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Segments (N, 2) in seconds and class indices (N,) of a video."""
+        return self._instances.get(video_id, (NO_SEGMENTS, np.zeros(0, dtype=np.int64)))
+
     def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
-        """One example."""
-        raise NotImplementedError
-
-
-def build_examples(task: str, manifest: Manifest, source: Source, config: DataConfig) -> Examples:
-    """The examples of a task over one split."""
-    if task_named(task).text_kind == "query":
-        return QueryExamples(manifest, source, config)
-    return ClassExamples(manifest, source, config, localizes=task_named(task).localizes)
+        """One example, the same from the same generator; without one not jittered or cropped, and the first window."""
+        video, config = self.video(self.videos[index], rng), self.config
+        if self.task.text_kind == "query":
+            row = self.queries.iloc[index]
+            segments = np.asarray(row["segments"], dtype=np.float64).reshape(-1, 2)
+            crop, text = random_crop(video.times_seconds, segments, config, rng), self.texts[row["text"]]
+            example = linspace_example(video, config, text=text, segments=segments, crop=crop, rng=rng)
+            return replace(example, saliency=step_saliency(row, example.grid, config.num_steps))
+        segments, classes = self.instances(video.video_id)
+        if self.task.localizes:
+            crop = random_crop(video.times_seconds, NO_SEGMENTS, config, rng)
+            if crop is not None:
+                segments, classes = clip_segments(segments, classes, crop)
+            return linspace_example(video, config, segments=segments, segment_classes=classes, crop=crop, rng=rng)
+        room = len(video.times_seconds) - config.num_steps
+        offset = int(rng.integers(room + 1)) if rng is not None and room > 0 else 0
+        window, chosen = window_example(video, config.num_steps, offset)
+        spans = token_spans(video.times_seconds, video.duration_seconds)[chosen]
+        return replace(window, step_classes=paint_steps(spans, segments, classes))
 
 
 def linspace_example(
@@ -111,27 +135,6 @@ def random_crop(
     return start, start + length
 
 
-class QueryExamples(Examples):
-    """One example per (video, query): MR and HD."""
-
-    def __init__(self, manifest: Manifest, source: Source, config: DataConfig) -> None:
-        super().__init__(manifest, source, config)
-        self.queries = manifest.queries[manifest.queries["video_id"].isin(self.videos)].reset_index(drop=True)
-        self.videos = list(self.queries["video_id"])
-        unique = list(dict.fromkeys(self.queries["text"]))
-        self.texts: dict[str, np.ndarray] = dict(zip(unique, source.texts(unique), strict=True))
-
-    def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
-        """The example of one query row."""
-        row = self.queries.iloc[index]
-        video = self.video(row["video_id"], rng)
-        segments = np.asarray(row["segments"], dtype=np.float64).reshape(-1, 2)
-        crop = random_crop(video.times_seconds, segments, self.config, rng)
-        text = self.texts[row["text"]]
-        example = linspace_example(video, self.config, text=text, segments=segments, crop=crop, rng=rng)
-        return replace(example, saliency=step_saliency(row, example.grid, self.config.num_steps))
-
-
 def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray | None:
     """(T,) mean of the raters over 4 at the clip each step falls in, 0 outside relevant clips; None without ratings."""
     if not isinstance(row["saliency_scores"], list):
@@ -145,47 +148,6 @@ def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray 
     by_clip = {clip: np.mean(ratings) / MAX_SALIENCY for clip, ratings in zip(clip_ids, scores, strict=True)}
     clips = np.floor(grid.to_seconds(np.arange(num_steps)) / CLIP_SECONDS).astype(int)
     return np.asarray([by_clip.get(int(clip), 0.0) for clip in clips], dtype=np.float32)
-
-
-class ClassExamples(Examples):
-    """One example per video: its instances (TAL), or labelled steps of a random window, without generator the first."""
-
-    def __init__(self, manifest: Manifest, source: Source, config: DataConfig, *, localizes: bool) -> None:
-        super().__init__(manifest, source, config)
-        self.localizes = localizes
-        unknown = manifest.instances[~manifest.instances["label"].isin(manifest.classes)]
-        if len(unknown):
-            raise ManifestError(
-                f"line {unknown['line'].iloc[0]} of manifest {manifest.name!r}: label {unknown['label'].iloc[0]!r} is "
-                f"not among its {len(manifest.classes)} classes ({len(unknown)} such segments); see `unloc data check`"
-            )
-        class_index = {name: index for index, name in enumerate(manifest.classes)}
-        self._instances = {
-            video_id: (
-                rows[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64),
-                rows["label"].map(class_index).to_numpy(dtype=np.int64),
-            )
-            for video_id, rows in manifest.instances.groupby("video_id", sort=False)
-        }
-
-    def instances(self, video_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """Segments (N, 2) in seconds and class indices (N,) of a video."""
-        return self._instances.get(video_id, (NO_SEGMENTS, np.zeros(0, dtype=np.int64)))
-
-    def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
-        """The example of one video."""
-        video, config = self.video(self.videos[index], rng), self.config
-        segments, classes = self.instances(video.video_id)
-        if self.localizes:
-            crop = random_crop(video.times_seconds, NO_SEGMENTS, config, rng)
-            if crop is not None:
-                segments, classes = clip_segments(segments, classes, crop)
-            return linspace_example(video, config, segments=segments, segment_classes=classes, crop=crop, rng=rng)
-        room = len(video.times_seconds) - config.num_steps
-        offset = int(rng.integers(room + 1)) if rng is not None and room > 0 else 0
-        window, chosen = window_example(video, config.num_steps, offset)
-        spans = token_spans(video.times_seconds, video.duration_seconds)[chosen]
-        return replace(window, step_classes=paint_steps(spans, segments, classes))
 
 
 def clip_segments(

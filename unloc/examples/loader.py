@@ -10,7 +10,7 @@ import numpy as np
 from unloc.config import Recipe
 from unloc.examples.batches import Batch, class_pairs, collate
 from unloc.examples.examples import Examples
-from unloc.examples.texts import ClassTexts
+from unloc.examples.sources import ClassTexts
 
 
 class Loader:

@@ -1,12 +1,24 @@
-"""Where examples get frames and texts from: tokens of a cache, or pixels and token ids for towers in the model."""
+"""Where examples get frames and texts from: tokens of a cache, or pixels and token ids for towers in the model.
+
+Which texts a manifest needs, and class names as text tokens, plain or in prompts (UnLoc §4.2).
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
+from unloc.annotations.schema import Manifest
 from unloc.cache.reading import Cache
+from unloc.config import DataConfig
+from unloc.examples.batches import pad_texts
+
+_ACTS = ("", " a person", *(f" a person {verb}" for verb in ("using", "doing", "during", "performing", "practicing")))
+_MEDIA = ("a photo", "a video", "a example", "a demonstration")
+KINETICS_PROMPTS = tuple(f"{medium} of{act} {{}}." for act in _ACTS for medium in _MEDIA)
+"""The 28 prompts that CLIP was published with for Kinetics."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,10 @@ class CachedTokens:
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.name = cache, str(cache.path)
+        self.durations_of, self.texts = cache.durations_of, cache.texts
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.cache
-
-    def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
-        """Measured seconds of those videos that are cached."""
-        return self.cache.durations_of(video_ids)
 
     def video_sha256(self, video_id: str) -> str | None:
         """Checksum of the video's tokens."""
@@ -71,6 +80,35 @@ class CachedTokens:
         view = 0 if rng is None or len(cached.frames) == 1 else int(rng.integers(len(cached.frames)))
         return cached.frames[view], cached.times_seconds
 
-    def texts(self, texts: list[str]) -> list[np.ndarray]:
-        """Tokens (K, D) of each text."""
-        return self.cache.texts(texts)
+
+def prompted(class_name: str) -> list[str]:
+    """A class name in all 28 prompts, underscores read as blanks."""
+    return [prompt.format(class_name.replace("_", " ")) for prompt in KINETICS_PROMPTS]
+
+
+def manifest_texts(manifest: Manifest, *, prompts: bool = True) -> list[str]:
+    """Every sentence and every class name, and with `prompts` every class name in the 28 prompts."""
+    texts = [*manifest.queries["text"], *manifest.classes]
+    if prompts:
+        texts += [text for name in manifest.classes for text in prompted(name)]
+    return list(dict.fromkeys(texts))
+
+
+class ClassTexts:
+    """Tokens of every class name in every prompt, read from the source once."""
+
+    def __init__(self, classes: tuple[str, ...], source: Source, config: DataConfig) -> None:
+        self.max_tokens = config.max_text_tokens
+        phrasings = [prompted(name) if config.prompts else [name] for name in classes]
+        self.num_prompts = len(phrasings[0])
+        self.num_averaged = self.num_prompts if config.prompt_ensembling else 1
+        flat = source.texts([text for row in phrasings for text in row])
+        self._tokens = [flat[start : start + self.num_prompts] for start in range(0, len(flat), self.num_prompts)]
+
+    def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(C, K, D) and mask (C, K): each class in a random prompt."""
+        return pad_texts([row[int(rng.integers(self.num_prompts))] for row in self._tokens], self.max_tokens)
+
+    def prompt(self, index: int) -> tuple[Tensor, Tensor]:
+        """(C, K, D) and mask (C, K): all classes in one prompt."""
+        return pad_texts([row[index] for row in self._tokens], self.max_tokens)

@@ -57,10 +57,9 @@ def linspace_steps(
 
 def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.ndarray:
     """Index of the nearest time for each wanted one (the earlier on a tie); times must be sorted."""
-    right = np.clip(np.searchsorted(times_seconds, wanted_seconds), 1, max(len(times_seconds) - 1, 1))
-    if len(times_seconds) == 1:
-        return np.zeros(len(wanted_seconds), dtype=np.int64)
-    left = right - 1
+    last = len(times_seconds) - 1
+    right = np.clip(np.searchsorted(times_seconds, wanted_seconds), min(1, last), last)
+    left = np.maximum(right - 1, 0)
     closer_right = times_seconds[right] - wanted_seconds < wanted_seconds - times_seconds[left]
     return np.where(closer_right, right, left)
 

@@ -14,10 +14,9 @@ from unloc.config import DecodeConfig, Recipe
 from unloc.errors import DivergedError
 from unloc.evaluation.evaluator import Predictions
 from unloc.examples.batches import Batch, Example, collate
-from unloc.examples.examples import build_examples, linspace_example, windows_of
-from unloc.examples.sources import Source, VideoFrames
+from unloc.examples.examples import Examples, linspace_example, windows_of
+from unloc.examples.sources import ClassTexts, Source, VideoFrames
 from unloc.examples.steps import at_distinct_times
-from unloc.examples.texts import ClassTexts
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
 from unloc.model.unloc import Outputs, UnLoc
@@ -81,7 +80,7 @@ def predict_split(
 ) -> Predictions:
     """Predictions for every video of the (already selected) manifest, of the kind the task has."""
     recipe, classes, predictions = loaded.info.recipe, loaded.info.classes, []
-    examples = build_examples(recipe.task, manifest, source, recipe.data)
+    examples = Examples(recipe.task, manifest, source, recipe.data)
     is_query = task_named(recipe.task).text_kind == "query"
     items = examples.queries.to_dict("records") if is_query else examples.videos
     texts = None if is_query else ClassTexts(classes, source, recipe.data)
@@ -147,10 +146,10 @@ def segments_in_seconds(outputs: Outputs, examples: Sequence[Example], recipe: R
 def kept_windows(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[tuple[np.ndarray, np.ndarray]]:
     """What Soft-NMS keeps of every row (R, P, 2), (R, P), best first: indices (N,), and (N, 3) start, end, score."""
     limits = {"score_threshold": config.score_threshold, "max_detections": config.max_detections}
-    kept = soft_nms(segments, scores, sigma=config.nms_sigma, **limits)
-    chosen = segments.gather(1, kept.index[..., None].expand(-1, -1, 2))
-    windows = torch.cat([chosen, kept.scores[..., None]], dim=-1).double()
-    rows = zip(*(values.cpu().numpy() for values in (kept.index, windows, kept.valid)), strict=True)
+    index, kept = soft_nms(segments, scores, sigma=config.nms_sigma, **limits)
+    chosen = segments.gather(1, index[..., None].expand(-1, -1, 2))
+    windows = torch.cat([chosen, kept[..., None]], dim=-1).double()
+    rows = zip(*(values.cpu().numpy() for values in (index, windows, kept > 0)), strict=True)
     return [(index[valid], window[valid]) for index, window, valid in rows]
 
 

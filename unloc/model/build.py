@@ -17,24 +17,14 @@ from unloc.tasks import task_named
 class EndToEnd(nn.Module):
     """Towers before an UnLoc. A tower that is None gets its tokens given, as from a cache.
 
-    Freezing (Table 4) stops the gradient behind the tower: projections, fusion and heads always train.
+    A frozen tower (Table 4) stays in evaluation mode; projections, fusion and heads always train.
     """
 
     def __init__(
-        self,
-        core: UnLoc,
-        image_tower: ImageTower | None,
-        text_tower: TextTower | T5TextTower | None,
-        *,
-        train_image: bool,
-        train_text: bool,
+        self, core: UnLoc, image_tower: ImageTower | None = None, text_tower: TextTower | T5TextTower | None = None
     ) -> None:
         super().__init__()
         self.image_tower, self.text_tower, self.core = image_tower, text_tower, core
-        if image_tower is not None:
-            image_tower.requires_grad_(train_image)
-        if text_tower is not None:
-            text_tower.requires_grad_(train_text)
 
     def forward(
         self,
@@ -54,16 +44,17 @@ class EndToEnd(nn.Module):
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """What trains at the towers' rate: the towers, and the projections that replace theirs."""
-        towers = [tower for tower in (self.image_tower, self.text_tower) if tower is not None]
-        return [*(p for tower in towers for p in tower.parameters()), *self.core.tower_parameters()]
+        return [*nn.ModuleList(self._towers()).parameters(), *self.core.tower_parameters()]
 
     def train(self, mode: bool = True) -> "EndToEnd":
         """Frozen towers stay in evaluation mode."""
         super().train(mode)
-        for tower in (self.image_tower, self.text_tower):
-            if tower is not None and not next(tower.parameters()).requires_grad:
-                tower.eval()
+        for tower in self._towers():
+            tower.train(mode and next(tower.parameters()).requires_grad)
         return self
+
+    def _towers(self) -> list[nn.Module]:
+        return [tower for tower in (self.image_tower, self.text_tower) if tower is not None]
 
 
 def build_model(
@@ -98,7 +89,9 @@ def build_model(
                 text = TextTower(clip, data.max_text_tokens, projected=choice.texts_projected)
             else:
                 text = t5_text_tower(towers.text_name, data.max_text_tokens)
-        image = ImageTower(clip.visual, choice, data.num_steps) if "image" in live else None
+            text.requires_grad_(towers.text == "finetune")
+        if "image" in live:
+            image = ImageTower(clip.visual, choice, data.num_steps).requires_grad_(towers.image == "finetune")
     core = UnLoc(
         config,
         frame_dim if image is None else image.dim,
@@ -110,8 +103,7 @@ def build_model(
     if clip is None:
         return core
     core.start_projections(projections)
-    trained = {"train_image": towers.image == "finetune", "train_text": towers.text == "finetune"}
-    return EndToEnd(core, image, text, **trained)
+    return EndToEnd(core, image, text)
 
 
 def counted_parameters(recipe: Recipe) -> dict[str, int]:

@@ -25,7 +25,7 @@ from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unloc.errors import TowerError
+from unloc.errors import TowerError, one_line
 
 TOY_FOLDER = Path(__file__).parent.parent / "synth" / "toy_tower"
 RANDOM = "none"
@@ -51,29 +51,6 @@ class WeightSettings:
 def tag_settings(name: str, tag: str) -> WeightSettings:
     """The settings of one of open_clip's pretrained tags of a model."""
     return _settings(get_pretrained_cfg(name, tag))
-
-
-def known_settings(name: str, like: str | None) -> WeightSettings | None:
-    """The settings of weights that are no tag of a model: those of the tag that they are `like`.
-
-    Without `like` those on which all tags of the model agree, or of a model without tags its config's; None where the
-    tags disagree. Raises TowerError where `like` is not a tag of the model.
-    """
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if like is not None:
-        if like not in tags:
-            raise TowerError(f"--like: {like!r} is not a tag of {name} (its tags: {', '.join(tags) or 'none'})")
-        return tag_settings(name, like)
-    found = {tag_settings(name, tag) for tag in tags} or {_settings(open_clip.get_model_config(name))}
-    return found.pop() if len(found) == 1 else None
-
-
-def _disagreement(name: str) -> str:
-    """What the tags of a model disagree on: the first tag of every kind with its values."""
-    first_tags = {tag_settings(name, tag): tag for tag in reversed(open_clip.list_pretrained_tags_by_model(name))}
-    stated = {tag: asdict(settings) for settings, tag in first_tags.items()}
-    keys = [key for key in asdict(WeightSettings()) if len({values[key] for values in stated.values()}) > 1]
-    return "; ".join(f"{tag}: " + ", ".join(f"{key} {values[key]}" for key in keys) for tag, values in stated.items())
 
 
 def _settings(stated: dict) -> WeightSettings:
@@ -145,74 +122,83 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
         return model, "shipped", None
     architecture(name)
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags, plain = open_clip.list_pretrained_tags_by_model(name), _settings(open_clip.get_model_config(name))
+    listed = ", ".join(tags[:6]) or "none"
     if pretrained is None:
-        known = ", ".join(tags[:6]) or "none listed"
         raise TowerError(
-            f"--tower {name}: give --pretrained: one of open_clip's tags ({known}), a weights file, or none: random "
+            f"--tower {name}: give --pretrained: one of open_clip's tags ({listed}), a weights file, or none: random "
             "weights for a smoke test"
         )
-    if pretrained in tags:
-        return _of_tag(name, pretrained, like), pretrained, None
+    if like not in (None, *tags):
+        raise TowerError(f"--like: {like!r} is not a tag of {name} (its tags: {', '.join(tags) or 'none'})")
+    kinds = {tag_settings(name, tag): tag for tag in reversed(tags)}  # with the first tag of each
+    settings = tag_settings(name, like) if like is not None else next(iter(kinds), plain) if len(kinds) < 2 else None
     if pretrained == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = clip_model(name, known_settings(name, like) or _settings(open_clip.get_model_config(name)))
-    elif Path(pretrained).is_file():
-        model, like = _of_file(name, Path(pretrained), like)
-    else:
+            model = clip_model(name, settings or plain)
+        return model, RANDOM, kinds[settings] if like is not None and len(kinds) > 1 else None
+
+    file, own = Path(pretrained), pretrained  # the tag whose settings these weights are known to have
+    if pretrained not in tags:
+        if not file.is_file():
+            raise TowerError(f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} (its tags: {listed})")
+        if file.name in (*tags, RANDOM):
+            raise TowerError(
+                f"--pretrained {file}: has the name of a tag, and a cache records the name only; rename it"
+            )
+        weights, is_openai = _read_weights(name, file)
+        own = "openai" if is_openai and "openai" in tags else like
+    if own is None and settings is None:
         raise TowerError(
-            f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} "
-            f"(its tags: {', '.join(tags[:6]) or 'none'}, …)"
+            f"--pretrained {file}: a file does not say which settings its weights were trained with, and the tags of "
+            f"{name} disagree ({_disagreement(kinds)}); give the tag that it is, or was finetuned from: --like TAG"
         )
-    if like is not None:  # the first tag with its settings, so that equal tokens have equal fingerprints
-        settings = tag_settings(name, like)
-        like = None if known_settings(name, None) else next(tag for tag in tags if tag_settings(name, tag) == settings)
-    return model, Path(pretrained).name, like
+    if like is not None and settings != tag_settings(name, own):
+        whose = "a tag has its own settings" if own == pretrained else "it is OpenAI's own archive"
+        raise TowerError(
+            f"--like {like}: contradicts --pretrained {pretrained} ({_disagreement(kinds)}); {whose}, leave --like out"
+        )
+    settings = settings if own is None else tag_settings(name, own)
+    if own == pretrained:
+        file = _downloaded(name, own)
+        weights, _ = _read_weights(name, file)
+    model = clip_model(name, settings)
+    try:
+        resize_pos_embed(weights, model)
+        resize_text_pos_embed(weights, model)
+        model.load_state_dict(weights)
+    except UNREADABLE as error:
+        raise TowerError(f"--pretrained {file}: not weights of {name} ({one_line(error)})") from None
+    # A file's is the first tag with its settings, so that equal tokens have equal fingerprints.
+    needs_like = own not in (None, pretrained) and len(kinds) > 1
+    return model, Path(pretrained).name, kinds[settings] if needs_like else None
 
 
-def _of_tag(name: str, tag: str, like: str | None) -> CLIP:
-    settings = tag_settings(name, tag)
-    if like is not None and known_settings(name, like) != settings:
-        raise TowerError(
-            f"--like {like}: contradicts --pretrained {tag} ({_disagreement(name)}); a tag has its own settings, "
-            "leave --like out"
-        )
+def _disagreement(kinds: dict[WeightSettings, str]) -> str:
+    """What tags disagree on: the first tag of every kind with its values."""
+    stated = {tag: asdict(settings) for settings, tag in kinds.items()}
+    keys = [key for key in asdict(WeightSettings()) if len({values[key] for values in stated.values()}) > 1]
+    return "; ".join(f"{tag}: " + ", ".join(f"{key} {values[key]}" for key in keys) for tag, values in stated.items())
+
+
+def _downloaded(name: str, tag: str) -> Path:
+    """The weights file of a tag. Raises TowerError with the ways out where it cannot be had."""
     try:
         socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
     except OSError:  # offline the hub's client would retry for most of a minute before it looks at its own disk
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         logging.disable(logging.ERROR)  # open_clip logs a failed download before it raises; the error is enough
-        file = factory.download_pretrained(get_pretrained_cfg(name, tag))
+        return Path(factory.download_pretrained(get_pretrained_cfg(name, tag)))
     except (OSError, RuntimeError, ValueError) as error:
         raise TowerError(
-            f"--tower {name} --pretrained {tag}: weights not on disk and not to be downloaded ({_one_line(error)}); "
+            f"--tower {name} --pretrained {tag}: weights not on disk and not to be downloaded ({one_line(error)}); "
             "ways out: connect to the internet once, copy open_clip's download cache from another machine, "
             "give a local weights file (--pretrained FILE), or random weights for a smoke test (--pretrained none)"
         ) from None
     finally:
         logging.disable(logging.NOTSET)
-    return _with_weights(name, settings, _read_weights(name, Path(file))[0], file)
-
-
-def _of_file(name: str, file: Path, like: str | None) -> tuple[CLIP, str | None]:
-    """The model with a file's weights, and the tag whose settings it has where the name alone does not decide them."""
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if file.name in (*tags, RANDOM):
-        raise TowerError(f"--pretrained {file}: has the name of a tag, and a cache records the name only; rename it")
-    settings = known_settings(name, like)
-    weights, is_openai = _read_weights(name, file)
-    if is_openai and "openai" in tags:
-        if like is not None and settings != tag_settings(name, "openai"):
-            raise TowerError(f"--like {like}: contradicts {file}, which is OpenAI's own archive; leave --like out")
-        settings, like = tag_settings(name, "openai"), "openai"
-    if settings is None:
-        raise TowerError(
-            f"--pretrained {file}: a file does not say which settings its weights were trained with, and the tags of "
-            f"{name} disagree ({_disagreement(name)}); give the tag that it is, or was finetuned from: --like TAG"
-        )
-    return _with_weights(name, settings, weights, file), like
 
 
 def _read_weights(name: str, file: Path) -> tuple[dict[str, Tensor], bool]:
@@ -224,20 +210,5 @@ def _read_weights(name: str, file: Path) -> tuple[dict[str, Tensor], bool]:
             weights = torch.jit.load(file, "cpu").state_dict() if is_script else factory.load_state_dict(str(file))
         stated = [weights.pop(key) for key in OPENAI_MARKS if key in weights]
     except UNREADABLE as error:
-        raise TowerError(f"--pretrained {file}: not weights of {name} ({_one_line(error)})") from None
+        raise TowerError(f"--pretrained {file}: not weights of {name} ({one_line(error)})") from None
     return weights, len(stated) == len(OPENAI_MARKS)
-
-
-def _with_weights(name: str, settings: WeightSettings, weights: dict[str, Tensor], file: Path | str) -> CLIP:
-    model = clip_model(name, settings)
-    try:
-        resize_pos_embed(weights, model)
-        resize_text_pos_embed(weights, model)
-        model.load_state_dict(weights)
-    except UNREADABLE as error:
-        raise TowerError(f"--pretrained {file}: not weights of {name} ({_one_line(error)})") from None
-    return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

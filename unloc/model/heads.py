@@ -39,18 +39,15 @@ class ConvBlocks(nn.Module):
         if not self.convs:
             return self.linear(torch.cat(levels, dim=1))
         zeros = levels[0].new_zeros(len(levels[0]), 1, levels[0].shape[2])
-        no_point, parts, masks = zeros.new_zeros(1, 1, dtype=torch.bool), [zeros], []
-        for level in levels:
-            parts += [level, zeros]
-            masks += [no_point, no_point.new_ones(level.shape[1], 1)]
-        tokens, is_point = torch.cat(parts, dim=1), torch.cat([*masks, no_point])
+        parts = [part for level in levels for part in (zeros, level)] + [zeros]
+        masks = [
+            zeros.new_full((part.shape[1], 1), index % 2 == 1, dtype=torch.bool) for index, part in enumerate(parts)
+        ]
+        tokens, is_point = torch.cat(parts, dim=1), torch.cat(masks)
         for norm, conv in zip(self.norms, self.convs, strict=True):
             tokens = F.relu(conv3(norm(tokens) * is_point, conv.weight, conv.bias))
-        outputs, start, points = self.linear(tokens), 1, []
-        for level in levels:
-            points.append(outputs[:, start : start + level.shape[1]])
-            start += level.shape[1] + 1
-        return torch.cat(points, dim=1)
+        outputs = self.linear(tokens).split([part.shape[1] for part in parts], dim=1)
+        return torch.cat(outputs[1::2], dim=1)
 
 
 class PointHead(nn.Module):

@@ -18,7 +18,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unloc.errors import InputError, TowerError
+from unloc.errors import InputError, TowerError, one_line
 from unloc.model.clip import activation_of, image_config, pretrained_clip
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions that multiply bfloat16 faster than float32
 CPU_BATCH, GPU_BATCH = 16, 256
 TEXT_BATCH = 256  # texts of one forward pass on a GPU
-T5_SIZES = {
-    "t5-small": {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
-    "t5-base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
-}
+T5_BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}  # transformers' defaults are t5-small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +94,10 @@ class ImageTower(nn.Module):
     def __init__(self, visual: nn.Module, choice: TowerChoice, num_frames: int | None = None) -> None:
         super().__init__()
         self.visual, self.choice, self.class_embeddings, name = visual, choice, None, choice.tower
+        is_mean = choice.frame_token == "gap" and not choice.projected
         if isinstance(visual, VisionTransformer) and visual.attn_pool is None and not visual.final_ln_after_pool:
-            if choice.num_layers > len(visual.transformer.resblocks):
-                layers = len(visual.transformer.resblocks)
+            layers = len(visual.transformer.resblocks)
+            if choice.num_layers > layers:
                 raise TowerError(f"--last-k: got {choice.num_layers}, {name} has {layers} layers")
             width = visual.positional_embedding.shape[1]
             self.dim = (visual.output_dim if choice.projected else width) * choice.num_layers
@@ -113,19 +111,15 @@ class ImageTower(nn.Module):
                 visual.class_embedding = None
         elif choice.is_embedding:
             self.dim = int(visual.output_dim)
-        elif not isinstance(visual, ModifiedResNet):
-            raise TowerError(
-                f"--tower {name}: pools in its own way; only its embedding can be used, a plain ViT has more"
-            )
-        elif choice.frame_token != "gap" or choice.projected or choice.num_layers > 5:
-            raise TowerError(
-                f"--tower {name}: a residual network has its embedding, or --frame-token gap --no-projection of its "
-                "last 1 to 5 stages"
-            )
-        else:
+        elif isinstance(visual, ModifiedResNet) and is_mean and choice.num_layers <= 5:
             stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
             channels = [visual.conv3.out_channels, *(stage[-1].conv3.out_channels for stage in stages)]
             self.dim = sum(channels[-choice.num_layers :])
+        else:
+            raise TowerError(
+                f"--tower {name}: a residual network has its embedding, or --frame-token gap --no-projection of its "
+                "last 1 to 5 stages; one that pools in its own way only its embedding; a plain ViT has all kinds"
+            )
 
     def forward(self, images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch dim"]:
         """Tokens of normalised images, not normalised themselves."""
@@ -138,11 +132,10 @@ class ImageTower(nn.Module):
             stages = [stage.mean(dim=(2, 3)) for stage in found["image_intermediates"]]
             return torch.cat(stages, dim=-1).unflatten(0, leading)
         tokens = visual.conv1(images).flatten(2).transpose(1, 2)
-        if self.class_embeddings is not None:
-            own = self.class_embeddings[: leading[-1]].repeat(len(tokens) // leading[-1], 1)
-            tokens = torch.cat([own[:, None], tokens], dim=1)
-        elif visual.class_embedding is not None:
-            tokens = torch.cat([visual.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
+        own = visual.class_embedding if self.class_embeddings is None else self.class_embeddings[: leading[-1]]
+        if own is not None:
+            own = own.view(-1, tokens.shape[-1])
+            tokens = torch.cat([own.repeat(len(tokens) // len(own), 1)[:, None], tokens], dim=1)
         tokens = visual.ln_pre(tokens + visual.positional_embedding)
         _, layers = visual.transformer.forward_intermediates(tokens, indices=choice.num_layers)
         normed = [visual.ln_post(layer) for layer in layers]
@@ -201,10 +194,9 @@ class T5TextTower(nn.Module):
 
 
 def t5_text_tower(name: str, max_tokens: int) -> T5TextTower:
-    """`t5-small` or `t5-base` with its weights, from disk or the Hugging Face hub; on the meta device, for counting,
-    without weights and tokenizer.
+    """`t5-small` or `t5-base` with its weights; on the meta device, for counting, without weights and tokenizer.
 
-    Raises TowerError without transformers (extra `t5`), or where the weights cannot be had.
+    Raises TowerError without transformers (extra `t5`), or where the weights are neither on disk nor to be downloaded.
     """
     try:
         import transformers
@@ -213,16 +205,15 @@ def t5_text_tower(name: str, max_tokens: int) -> T5TextTower:
             f"towers.text_name {name}: needs transformers, which is not installed: pip install 'unloc[t5]'"
         ) from None
     if torch.empty(0).is_meta:
-        config = transformers.T5Config(vocab_size=32128, d_kv=64, **T5_SIZES[name])
+        config = transformers.T5Config(**(T5_BASE if name == "t5-base" else {}))
         return T5TextTower(transformers.T5EncoderModel(config), None, max_tokens)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(f"google-t5/{name}")
         encoder = transformers.T5EncoderModel.from_pretrained(f"google-t5/{name}")
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise TowerError(
-            f"towers.text_name {name}: weights not on disk and not to be downloaded ({reason}); connect to the "
-            "internet once, or copy the Hugging Face cache from another machine"
+            f"towers.text_name {name}: weights not on disk and not to be downloaded ({one_line(error)}); connect to "
+            "the internet once, or copy the Hugging Face cache from another machine"
         ) from None
     return T5TextTower(encoder, tokenizer, max_tokens)
 

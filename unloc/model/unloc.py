@@ -17,7 +17,6 @@ from unloc.model.heads import ConvBlocks, PointHead
 from unloc.model.pyramid import Encoder
 
 MAX_SEQUENCES = 256  # fused at once without gradients: more is not faster
-Masks = tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,11 @@ class UnLoc(nn.Module):
     ) -> None:
         super().__init__()
         self.config, width = config, config.width
-        self.video_projection = _projection(frame_dim, width, always=config.project_frames)
-        if config.fusion != "none":
-            self.text_projection = _projection(text_dim, width, always=config.project_texts)
+        self.video_projection = self.text_projection = nn.Identity()
+        if config.project_frames or frame_dim != width:
+            self.video_projection = nn.Linear(frame_dim, width, bias=False)
+        if config.fusion != "none" and (config.project_texts or text_dim != width):
+            self.text_projection = nn.Linear(text_dim, width, bias=False)
         self.positions = Positions(config.positions, num_steps + MAX_TEXT_TOKENS, width)
         sizes = (width, config.num_heads, config.mlp_width, config.dropout)
         layers = [FusionLayer(*sizes) for _ in range(config.num_layers)]
@@ -91,25 +92,20 @@ class UnLoc(nn.Module):
         Of several concatenated layers the last D channels are projected, the others start at 0. Raises ConfigError
         where a projection that the config asks for is not as wide as the tower's.
         """
-        asked = {"frames": self.config.project_frames, "texts": self.config.project_texts}
-        layers = {"frames": self.video_projection, "texts": getattr(self, "text_projection", None)}
         for kind, start in starts.items():
-            fits = start.shape[1] == self.config.width
-            if asked[kind] and layers[kind] is not None and not fits:
+            layer = {"frames": self.video_projection, "texts": self.text_projection}[kind]
+            if isinstance(layer, nn.Linear) and start.shape[1] == self.config.width:
+                layer.weight.data.zero_()[:, -len(start) :] = start.T
+            elif isinstance(layer, nn.Linear) and getattr(self.config, f"project_{kind}"):
                 raise ConfigError(
                     f"model.width: {self.config.width}, but model.project_{kind} starts as the tower's own projection, "
                     f"to {start.shape[1]} channels; set model.width={start.shape[1]} or model.project_{kind}=false"
                 )
-            if fits and isinstance(layers[kind], nn.Linear):
-                weight = layers[kind].weight.data.zero_()
-                weight[:, -len(start) :] = start.T
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """What trains at the towers' rate: projections that replace CLIP's own (as the official code)."""
-        config = self.config
-        parts = [self.video_projection] if config.project_frames else []
-        parts += [self.text_projection] if config.project_texts and config.fusion != "none" else []
-        return [parameter for part in parts for parameter in part.parameters()]
+        asked = (self.video_projection, self.config.project_frames), (self.text_projection, self.config.project_texts)
+        return [parameter for layer, is_asked in asked if is_asked for parameter in layer.parameters()]
 
     def forward(
         self,
@@ -149,7 +145,7 @@ class UnLoc(nn.Module):
         mask = None if masks is None else torch.cat(masks, dim=1)
         return self._outputs(self.encoder(torch.cat([frames, texts], dim=1), mask, num_frames), len(frames))
 
-    def _every_pair(self, frames: Tensor, texts: Tensor, masks: Masks) -> Outputs:
+    def _every_pair(self, frames: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None) -> Outputs:
         """All B x C sequences, so many texts at a time as memory allows (recomputed in the backward pass).
 
         The first layer's projections of a frame do not depend on the text: they are computed once.
@@ -178,7 +174,7 @@ class UnLoc(nn.Module):
         return Outputs(relevance, displacements, saliency)
 
     def _fuse_pairs(
-        self, frames: Tensor, projected: Tensor, texts: Tensor, masks: Masks
+        self, frames: Tensor, projected: Tensor, texts: Tensor, masks: tuple[Tensor, Tensor] | None
     ) -> tuple[Outputs, list[Tensor]]:
         """Outputs of all videos with some texts, and where displacements are shared the features summed over these."""
         qkv = _paired(projected, self.encoder.layers[0].project(texts))
@@ -234,10 +230,6 @@ def _paired(of_videos: Tensor, of_texts: Tensor) -> Tensor:
     videos = of_videos[:, None].expand(-1, len(of_texts), *of_videos.shape[1:])
     texts = of_texts[None].expand(len(of_videos), *of_texts.shape)
     return torch.cat([videos, texts], dim=2).flatten(0, 1)
-
-
-def _projection(dim: int, width: int, *, always: bool) -> nn.Module:
-    return nn.Linear(dim, width, bias=False) if always or dim != width else nn.Identity()
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

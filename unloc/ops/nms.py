@@ -1,22 +1,8 @@
 """Gaussian Soft-NMS on 1-D segments, all queries or classes of a batch at once (Bodla et al. 2017; UnLoc §4.1.2)."""
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What Soft-NMS keeps, best first; rows are padded where it keeps fewer."""
-
-    index: Int[Tensor, "rows kept"]
-    """Which candidate."""
-    scores: Float[Tensor, "rows kept"]
-    """Decayed scores, falling; 0 where padded."""
-    valid: Bool[Tensor, "rows kept"]
-    """False where padded."""
 
 
 @torch.no_grad()
@@ -27,8 +13,8 @@ def soft_nms(
     sigma: float,
     score_threshold: float,
     max_detections: int,
-) -> Kept:
-    """Greedy Gaussian Soft-NMS of each row.
+) -> tuple[Int[Tensor, "rows kept"], Float[Tensor, "rows kept"]]:
+    """Greedy Gaussian Soft-NMS of each row: the candidates kept, best first, and their decayed scores (0: padding).
 
     Take the best candidate (ties: the lower index), multiply the score of every other by exp(-IoU²/(2 sigma)), repeat
     until `max_detections` are taken or no score is above `score_threshold` (>= 0). Segments may be in any unit.
@@ -53,4 +39,4 @@ def soft_nms(
         torch.add(length, chosen_length, out=union).sub_(overlap).clamp_(min=1e-12)
         decay = overlap.div_(union).square_().mul_(-0.5 / sigma).exp_()
         remaining.mul_(decay).scatter_(1, place, -1.0)
-    return Kept(index, kept, kept > score_threshold)
+    return index, kept

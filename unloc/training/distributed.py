@@ -1,8 +1,7 @@
 """What several processes share, so that N of them give the loss and gradients of one with the whole batch.
 
 Each process fuses its own videos with the texts of all (as in the official code) and divides its losses by normalisers
-averaged over the processes; DistributedDataParallel averages gradients. The official code normalises TAL and AS per
-device instead.
+averaged over the processes; DistributedDataParallel averages gradients. Officially TAL and AS use their own.
 """
 
 from dataclasses import dataclass

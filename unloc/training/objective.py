@@ -1,7 +1,5 @@
 """The loss of a batch: relevance, displacements and saliency with the official normalisers (UnLoc §3.5)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,64 +8,49 @@ from unloc.config import LossConfig, Recipe
 from unloc.examples.batches import Batch
 from unloc.model.unloc import Outputs
 from unloc.ops.losses import box_loss, focal_loss, sum_over
-from unloc.ops.points import make_points
-from unloc.ops.targets import Targets, localization_targets, shared_displacements
+from unloc.ops.points import Targets, localization_targets, make_points, shared_displacements
 from unloc.tasks import task_named
-from unloc.training.distributed import Texts, gathered_texts, process_mean
+from unloc.training.distributed import gathered_texts, process_mean
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The total and its weighted parts."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
-
-
-def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> Losses:
-    """Forward pass and losses of one batch.
+def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+    """Forward pass of one batch: its `loss`, and the weighted parts that it is the sum of.
 
     Videos are paired with all classes, with the captions of the batch (of all processes), or each with its own text.
     """
-    task = task_named(recipe.task)
-    if task.text_kind == "class":
-        own_only = recipe.train.classes_per_video > 0
-    else:
+    task, config = task_named(recipe.task), recipe.loss
+    has_classes = task.text_kind == "class"
+    own_only = recipe.train.classes_per_video > 0
+    if not has_classes:
         own_only = recipe.task != "mr" or recipe.train.negatives == "own"
-    texts = gathered_texts(batch, own_only=own_only or task.text_kind == "class")
+    texts = gathered_texts(batch, own_only=own_only or has_classes)
     frame_mask, pairing = batch.model_masks[0], "own" if own_only else "all"
     outputs = model(batch.frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
-    if not task.localizes:
-        labels, rows = batch.step_labels, batch.rows_per_video
-        parts = {"relevance": segmentation_loss(outputs.relevance, labels, batch.frame_mask, rows, recipe.loss)}
+    if task.localizes:
+        num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
+        points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
+        text = torch.zeros_like(batch.segment_text) if own_only else batch.segment_text + texts.first_own
+        text, num_texts = text.where(batch.segment_text >= 0, -1), 1 if own_only else len(texts.tokens)
+        edges, radius = recipe.targets.range_edges, recipe.targets.radius
+        targets = localization_targets(batch.segments_steps, text, num_texts, points, edges, radius)
+        weights = point_mask(batch.frame_mask, num_levels)[:, None]
+        if has_classes:  # summed over classes, each point counted once
+            normalizer = weights.sum() / batch.rows_per_video
+            if recipe.model.displacements == "shared" or recipe.model.fusion == "late":
+                targets = shared_displacements(targets, batch.rows_per_video)
+        elif own_only:
+            weights = weights & texts.mask.any(dim=1)[:, None, None]
+            normalizer = weights.sum()
+        else:
+            weights = caption_weights(point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1))
+            normalizer = weights.sum() * len(batch.frames)
+        parts = pair_losses(outputs, targets, weights, normalizer, config)
     else:
-        parts = localization_losses(outputs, batch, texts, recipe, own_only=own_only)
+        labels, rows = batch.step_labels, batch.rows_per_video
+        parts = {"relevance": segmentation_loss(outputs.relevance, labels, batch.frame_mask, rows, config)}
     if outputs.saliency is not None:
-        parts["saliency"] = recipe.loss.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
-    return Losses(sum(parts.values()), parts)
-
-
-def localization_losses(
-    outputs: Outputs, batch: Batch, texts: Texts, recipe: Recipe, *, own_only: bool
-) -> dict[str, Tensor]:
-    """Relevance over every pair and point, displacements over positive points."""
-    num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
-    points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
-    text = torch.zeros_like(batch.segment_text) if own_only else batch.segment_text + texts.first_own
-    text, num_texts = text.where(batch.segment_text >= 0, -1), 1 if own_only else len(texts.tokens)
-    edges, radius = recipe.targets.range_edges, recipe.targets.radius
-    targets = localization_targets(batch.segments_steps, text, num_texts, points, edges, radius)
-    valid = point_mask(batch.frame_mask, num_levels)
-    if task_named(recipe.task).text_kind == "class":  # summed over classes, each point counted once
-        if recipe.model.displacements == "shared" or recipe.model.fusion == "late":
-            targets = shared_displacements(targets, batch.rows_per_video)
-        weights = valid[:, None]
-        return pair_losses(outputs, targets, weights, weights.sum() / batch.rows_per_video, recipe.loss)
-    if own_only:
-        weights = (valid & texts.mask.any(dim=1)[:, None])[:, None]
-        return pair_losses(outputs, targets, weights, weights.sum(), recipe.loss)
-    weights = caption_weights(point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1))
-    return pair_losses(outputs, targets, weights, weights.sum() * len(batch.frames), recipe.loss)
+        parts["saliency"] = config.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
+    return {"loss": sum(parts.values()), **parts}
 
 
 def caption_weights(owner_valid: Tensor, text_valid: Tensor) -> Tensor:
@@ -84,14 +67,11 @@ def pair_losses(
     """Relevance over all pairs and points that `weights` (broadcast to (B, C, P)) count, divided by the normaliser;
     displacements averaged over those that are positive.
     """
+    losses = relevance_losses(outputs.relevance, targets.relevance, config)
+    relevance = config.relevance_weight * sum_over(losses * weights, process_mean(normalizer))
     positive = targets.relevance & weights
-    losses = relevance_losses(outputs.relevance, targets.relevance.to(outputs.relevance.dtype), config)
     boxes = box_loss(outputs.displacements[positive], targets.displacements[positive], config.box)
-    relevance = sum_over(losses * weights, process_mean(normalizer))
-    return {
-        "relevance": config.relevance_weight * relevance,
-        "box": sum_over(boxes, process_mean(positive.sum())),
-    }
+    return {"relevance": relevance, "box": sum_over(boxes, process_mean(positive.sum()))}
 
 
 def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:
@@ -100,7 +80,8 @@ def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:
 
 
 def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Elementwise relevance loss that the recipe names."""
+    """Elementwise relevance loss that the recipe names, of boolean labels."""
+    labels = labels.to(logits.dtype)
     if config.relevance == "focal":
         return focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -110,7 +91,7 @@ def segmentation_loss(
     logits: Tensor, labels: Tensor, frame_mask: Tensor, rows_per_video: int, config: LossConfig
 ) -> Tensor:
     """Of (B, C, T) logits: summed over classes, divided by the number of valid steps."""
-    losses = relevance_losses(logits, labels.to(logits.dtype), config)
+    losses = relevance_losses(logits, labels, config)
     return sum_over(losses * frame_mask[:, None], process_mean(frame_mask.sum() / rows_per_video))
 
 

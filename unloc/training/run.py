@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unloc.annotations.durations import cached_durations, required_durations
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
@@ -19,18 +19,16 @@ from unloc.cache.reading import Cache
 from unloc.config import Recipe
 from unloc.errors import ConfigError, FingerprintError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
-from unloc.examples.examples import build_examples
+from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader
-from unloc.examples.sources import CachedTokens, Source
-from unloc.examples.texts import ClassTexts
+from unloc.examples.sources import CachedTokens, ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import predict_split
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
-from unloc.training.folder import environment, locked, make_folder, read_json, require_folder
-from unloc.training.logs import logged
+from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
 from unloc.training.trainer import OnStep, Trainer
 
 logger = logging.getLogger(__name__)
@@ -64,24 +62,22 @@ def fit_recipe(
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded, opened = load_manifest(manifest), open_cache(cache)
-    require_data(loaded, opened, recipe)
+    require_task(loaded, recipe.task)
     require_cache_of(recipe, opened.fingerprint, cache)
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
-    require_folder(run, recipe, **asked)
-    with disk_full_errors(run), locked(run), logged() as log_to:
-        changes = require_folder(run, recipe, **asked)  # again, now that nobody else writes here
+    with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
         if opened.note:
             logger.warning(opened.note)
         if resume and (run / "checkpoints").is_dir():
             require_same_cache(read_json(run / "cache.json"), opened.fingerprint, cache)
         # Every error of the input is found before anything is written, or deleted by overwrite.
-        train, val = splits_of(recipe, loaded, CachedTokens(opened))
+        train, val = splits_of(recipe, loaded, opened)
         trainer = build_trainer(recipe, train, val, opened, run, device=device_, on_step=on_step)
         used = described(device_, recipe.train.precision) | {"threads": torch.get_num_threads()}
         data = data_hashes([train, val], trainer.loader.examples.source)
-        env = environment(recipe.train.seed) | used | {"data": data}
-        before = read_json(run / "env.json") if resume else {"changes": []}
+        before = {"init": None, "changes": []}
         if resume:
+            before = read_json(run / "env.json")
             names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos (--cache)"}
             differing = [name for key, name in names.items() if before["data"][key] != data[key]]
             if differing:
@@ -92,17 +88,22 @@ def fit_recipe(
             for key in [key for key, value in used.items() if before[key] != value]:
                 now = f"{before[key]}, now {used[key]}"
                 logger.warning("%s: the run was started with %s: the last bits of results may differ", key, now)
-            init = init or (Path(before["init"]) if before["init"] else None)
-        if resume and trainer.resume():
-            if changes:
-                env = before | {"changes": _with_change(before, trainer.step, changes)}
-                write_file(run / "env.json", json.dumps(env, indent=1))
-                write_file(run / "recipe.yaml", dump_recipe(recipe))
-        else:
+        is_resumed = resume and trainer.resume()
+        change = {"step": trainer.step, "changed": changes}  # from this step on, each key before and after
+        history = before["changes"]
+        if changes and change not in history:
+            history = [*history, change]
+        if not is_resumed:
+            if init is None and before["init"]:
+                init = Path(before["init"])
             if init is not None:
                 start_from(trainer, init)
-            env |= {"init": str(init) if init is not None else None, "changes": _with_change(before, 0, changes)}
+            record = {"data": data, "init": None if init is None else str(init), "changes": history}
+            env = environment(recipe.train.seed) | used | record
             make_folder(run, recipe, opened.fingerprint, env, overwrite=overwrite)
+        elif changes:
+            write_file(run / "env.json", json.dumps(before | {"changes": history}, indent=1))
+            write_file(run / "recipe.yaml", dump_recipe(recipe))
         log_to(run / "log.txt")
         try:
             return trainer.fit()
@@ -111,23 +112,25 @@ def fit_recipe(
             raise
 
 
-def _with_change(env: dict, step: int, changes: dict[str, list]) -> list[dict]:
-    """The recorded changes of the recipe and this one: from which step on, each key before and after."""
-    change = {"step": step, "changed": changes}
-    return env["changes"] if not changes or change in env["changes"] else [*env["changes"], change]
-
-
 def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manifest, Manifest | None]:
     """The training and the validation split with known durations.
 
-    Queries whose annotations are hidden are left out of training: they would teach that nothing is to be found.
+    Queries whose annotations are hidden are left out of training: they would teach that nothing is to be found. Raises
+    InputError where a split's cached videos have nothing for the task or not in seconds, MissingError for no split.
     """
     manifest = cached_durations(manifest, source)
     train = manifest.select(recipe.data.train_split)
+    val = manifest.select(recipe.data.val_split) if recipe.data.val_split else None
+    advices = "data.train_split=NAME trains on another", "data.val_split='' trains without validation"
+    for selected, advice in zip([train, val], advices, strict=True):
+        cached = selected and restricted(selected, source.__contains__)
+        if cached and len(cached.videos):  # with none, the examples name those that are missing
+            require_annotations(recipe.task, cached, cached.splits[0], advice)
+            require_seconds(recipe.task, cached, cached.splits[0], source.durations_of(cached.videos["video_id"]))
     if task_named(recipe.task).text_kind == "query":
         shown = annotated_queries(recipe.task, train.queries)
         train = replace(train, queries=train.queries[shown].reset_index(drop=True))
-    return train, manifest.select(recipe.data.val_split) if recipe.data.val_split else None
+    return train, val
 
 
 def build_trainer(
@@ -143,7 +146,7 @@ def build_trainer(
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
     torch.manual_seed(recipe.train.seed)
     source = CachedTokens(cache)
-    examples = build_examples(recipe.task, train, source, recipe.data)
+    examples = Examples(recipe.task, train, source, recipe.data)
     if len(examples) < recipe.train.batch_size:
         kind = "queries" if task_named(recipe.task).text_kind == "query" else "videos"
         raise ConfigError(
@@ -151,7 +154,7 @@ def build_trainer(
             f"{kind} in the cache; set train.batch_size={len(examples)} or less"
         )
     if val is not None:
-        build_examples(recipe.task, val, source, recipe.data)  # what it lacks is reported now, not after an epoch
+        Examples(recipe.task, val, source, recipe.data)  # what it lacks is reported now, not after an epoch
         required_durations(val)
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
@@ -176,21 +179,18 @@ def build_trainer(
 
 
 def require_projections(recipe: Recipe, cache: Cache) -> None:
-    """Raise ConfigError where the recipe trains a projection whose start the cache does not have: its tokens are behind
-    the projection already, or have none.
-    """
-    config, fingerprint = recipe.model, cache.fingerprint
-    asked = {
-        "frames": (config.project_frames, "tower.projected", "--no-projection"),
-        "texts": (config.project_texts and config.fusion != "none", "tower.texts_projected", "--no-text-projection"),
-    }
-    for kind, (is_asked, key, option) in asked.items():
+    """Raise ConfigError where the recipe trains a projection that the cache's tokens are behind already or have not."""
+    has_texts = recipe.model.fusion != "none"
+    for kind, is_asked, key, option in (
+        ("frames", recipe.model.project_frames, "tower.projected", "--no-projection"),
+        ("texts", recipe.model.project_texts and has_texts, "tower.texts_projected", "--no-text-projection"),
+    ):
         if is_asked and kind not in cache.projections:
             why = {
                 True: f"are behind it already ({key}: True); extract a cache with {option}",
                 False: f"have none in {cache.path}/projections.json, as those of a residual network",
                 None: "were imported, and it is not known what projected them",
-            }[fingerprint.get(key)]
+            }[cache.fingerprint.get(key)]
             raise ConfigError(
                 f"model.project_{kind}: true trains CLIP's own projection, but the {kind} of cache {cache.path} {why}, "
                 f"or set model.project_{kind}=false"
@@ -206,26 +206,8 @@ def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in values.items()}
 
 
-def require_data(manifest: Manifest, cache: Cache, recipe: Recipe) -> None:
-    """Raise InputError where the manifest serves another task, or a split has nothing for it in its cached videos or
-    not in seconds; MissingError where it lacks a split of the recipe.
-    """
-    require_task(manifest, recipe.task)
-    for key, advice in (
-        ("train_split", "data.train_split=NAME trains on another"),
-        ("val_split", "data.val_split='' trains without validation"),
-    ):
-        split = getattr(recipe.data, key)
-        if split:
-            selected = restricted(manifest.select(split), lambda video_id: video_id in cache)
-            if len(selected.videos):  # with none, the examples name those that are missing
-                require_annotations(recipe.task, selected, split, advice)
-                require_seconds(recipe.task, selected, split, cache.durations_of(selected.videos["video_id"]))
-
-
 def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> None:
-    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes a tower: a cache
-    holds the tokens of frozen towers.
+    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes a tower.
 
     Raises FingerprintError or ConfigError naming every key that differs, and the overrides with which the recipe names
     this cache; the run records them, and its name says which towers do not train (`recipes.load_recipe`).
@@ -273,11 +255,18 @@ def start_from(trainer: Trainer, init: Path) -> None:
     sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
     require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint, init)
     own, other = trainer.model.state_dict(), loaded.model.state_dict()
-    taken = {key: value for key, value in other.items() if key in own and own[key].shape == value.shape}
+    shapes = [
+        {key: "x".join(map(str, value.shape)) or "scalar" for key, value in part.items()} for part in (own, other)
+    ]
     without_text = trainer.recipe.model.fusion == "none"
-    if without_text and loaded.info.classes != trainer.info.classes:  # the outputs are the classes
-        taken = {key: value for key, value in taken.items() if "_head." not in key or ".linear." not in key}
-    unfit = [f"{key} ({_shape(own, key)}, {_shape(other, key)})" for key in own | other if key not in taken]
+    is_other = without_text and loaded.info.classes != trainer.info.classes  # the outputs are the classes
+    taken, unfit = {}, []
+    for key in own | other:
+        one, two = (part.get(key, "none") for part in shapes)
+        if one == two and not (is_other and "_head." in key and ".linear." in key):
+            taken[key] = other[key]
+        else:
+            unfit.append(f"{key} ({one}, {two})")
     is_free = loaded.info.recipe.task != trainer.recipe.task or without_text
     wrong = [text for text in unfit if not (is_free and text.startswith(FREE_PARTS))]
     if wrong:
@@ -285,16 +274,13 @@ def start_from(trainer: Trainer, init: Path) -> None:
             f"--init {init}: {len(wrong)} tensors do not fit this recipe's model (its shape, --init's): "
             f"{_shortened(wrong)}; give the recipe the sizes of the run (its recipe.yaml), or another --init"
         )
-    trainer.start_from(taken)
+    for model in (trainer.model, trainer.predictor):
+        model.load_state_dict(taken, strict=False)
     summary = f"init from {init}: {len(taken)} of {len(own)} tensors taken"
     if unfit:
         logger.warning("%s; fresh or left out (this model's shape, --init's): %s", summary, _shortened(unfit, most=40))
     else:
         logger.info(summary)
-
-
-def _shape(state: dict[str, Tensor], key: str) -> str:
-    return "x".join(map(str, state[key].shape)) or "scalar" if key in state else "none"
 
 
 def _shortened(items: list[str], most: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch over the batches of a loader, deterministic from its seed, resumable to the bit."""
+"""Optimizer, schedule (UnLoc §4.1.2) and the loop: deterministic from its seed, resumable to the bit."""
 
 import logging
 import math
@@ -13,23 +13,55 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from unloc.config import OptimConfig
 from unloc.errors import DivergedError, StoppedError
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo
+from unloc.model.build import EndToEnd
+from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
-from unloc.training.checkpoint import load_state, save_checkpoint
-from unloc.training.logs import MetricsLog
-from unloc.training.objective import Losses, compute_losses
-from unloc.training.optim import build_optimizer, lr_factor
+from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
+from unloc.training.objective import compute_losses
 
 logger = logging.getLogger(__name__)
 COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
 
-
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and the values of this one: epoch, loss, lr."""
+
+
+def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW at peak rates: fusion and heads, then towers and their projections; biases and norms never decay."""
+    of_towers = {id(parameter) for parameter in model.tower_parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = []
+    for lr, is_tower in ((config.lr, False), (config.tower_lr, True)):
+        part = [parameter for parameter in trained if (id(parameter) in of_towers) == is_tower]
+        for weight_decay, is_matrix in ((config.weight_decay, True), (0.0, False)):
+            chosen = [parameter for parameter in part if (parameter.ndim > 1) == is_matrix]
+            if chosen or not is_tower:
+                groups.append({"params": chosen, "weight_decay": weight_decay, "lr": lr})
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int, step: int) -> float:
+    """The factor on the peak rate at a step (from 0): linear warm-up from 0, then the schedule.
+
+    With warm-up the first step has rate 0, as in the official code; the warm-up need not be a whole number of steps.
+    """
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return step / warmup
+    if config.schedule == "cosine":
+        progress = (step - warmup) / max(total_steps - int(warmup), 1)
+        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    if config.schedule == "step":
+        return 0.1 ** sum(step > epoch * steps_per_epoch for epoch in config.step_epochs)
+    return 1.0
 
 
 class Trainer:
@@ -54,24 +86,15 @@ class Trainer:
         self.model = model.to(self.device)
         decay = self.recipe.train.ema_decay
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
+        self.predictor = self.averaged.module if self.averaged is not None else self.model
+        """The weights that predict: the moving average where one is kept."""
         self.optimizer = build_optimizer(self.model, self.recipe.optim)
-        self.groups = self.optimizer.param_groups
-        self.peak_rates = [group["lr"] for group in self.groups]
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.total_steps = max(1, round(self.recipe.train.epochs * len(loader)))
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
         self.saved: tuple[int, int] | None = None
         """Step, and step of the last validation, of the last checkpoint."""
-
-    @property
-    def predictor(self) -> nn.Module:
-        """The weights that predict: the moving average where one is kept."""
-        return self.averaged.module if self.averaged is not None else self.model
-
-    def start_from(self, weights: dict[str, torch.Tensor]) -> None:
-        """Replace fresh weights by these, which need not be all."""
-        for model in (self.model, self.predictor):
-            model.load_state_dict(weights, strict=False)
 
     def resume(self) -> bool:
         """Continue from the last checkpoint exactly as if the run had not been interrupted; False where there is none.
@@ -84,10 +107,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        of_recipe = [{key: value for key, value in group.items() if key != "params"} for group in self.groups]
+        of_recipe = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.groups = self.optimizer.param_groups
-        for group, values in zip(self.groups, of_recipe, strict=True):
+        for group, values in zip(self.optimizer.param_groups, of_recipe, strict=True):
             group.update(values)
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and "cuda_rng" in state:
@@ -106,19 +128,18 @@ class Trainer:
 
         A checkpoint is written at the start, after each validation, every `train.checkpoint_minutes` and on SIGTERM;
         only once the loss and gradient of the next batch are finite, so that a run that diverges keeps a good one.
-        Raises DivergedError where loss or gradient is not finite, before the optimizer's step, and StoppedError on
-        SIGTERM.
+        Raises DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
         """
         self.rng, self.saved_at = self._rng(), time.monotonic()
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
-        with MetricsLog(self.run, self.step, self.validated) as log, StopSignal() as stop:
+        with metrics_log(self.run, self.step, self.validated) as write, StopSignal() as stop:
             try:
                 batches = self.loader.batches(self.step, self.total_steps)
                 while True:
                     if self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps):
                         stop.immediate = True
                         stop.check()
-                        self._validate(log)
+                        self._validate(write)
                         stop.immediate = False
                     batch = next(batches, None)
                     if batch is None:
@@ -128,8 +149,7 @@ class Trainer:
                     if is_validated or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes:
                         self._save()  # also before the very first step
                     stop.check()
-                    self._update()
-                    self._report(losses, log)
+                    self._update(losses, write)
                 self._save()
             except StoppedError as error:
                 self._save()
@@ -137,58 +157,54 @@ class Trainer:
                 raise StoppedError(message) from None
         return self.metrics
 
-    def _gradients(self, batch: Batch) -> Losses:
+    def _gradients(self, batch: Batch) -> dict[str, float]:
         """Losses of a batch, with their clipped gradients in the parameters; nothing else changes."""
         self.model.train()
         with computing(self.device, self.recipe.train.precision):
             losses = compute_losses(self.model, batch.to(self.device), self.recipe)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        limit, loss = self.recipe.optim.clip_norm or math.inf, float(losses.total.detach())
+        losses["loss"].backward()
+        values = {key: float(value.detach()) for key, value in losses.items()}
+        limit, loss = self.recipe.optim.clip_norm or math.inf, values["loss"]
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
             raise self._diverged(
                 f"loss {loss}, gradient norm {norm} after step {self.step}, in the batch of videos {ids}"
             )
-        return losses
+        return values
 
     def _diverged(self, what: str) -> DivergedError:
-        if self.saved is None:
-            advice = "nothing was trained yet: check the cache with `unloc cache verify`, the manifest and --init"
-        else:
-            advice = (
-                f"the checkpoint of step {self.saved[0]} is good: continue from it with --resume --change-optim and a "
-                f"lower optim.lr (now {self.recipe.optim.lr})"
-            )
+        advice = "nothing was trained yet: check the cache with `unloc cache verify`, the manifest and --init"
+        if self.saved is not None:
+            advice = f"the checkpoint of step {self.saved[0]} is good: continue from it with --resume --change-optim"
+            advice += f" and a lower optim.lr (now {self.recipe.optim.lr})"
         return DivergedError(f"{self.run}: training diverged: {what}; {advice}")
 
-    def _update(self) -> None:
-        factor = lr_factor(self.recipe.optim, len(self.loader), self.total_steps, self.step)
-        for group, peak in zip(self.groups, self.peak_rates, strict=True):
-            group["lr"] = peak * factor
+    def _update(self, losses: dict[str, float], write: WriteMetrics) -> None:
+        rate = lr_factor(self.recipe.optim, len(self.loader), self.total_steps, self.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * rate
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self.step += 1
         self.rng = self._rng()
-
-    def _report(self, losses: Losses, log: MetricsLog) -> None:
-        values = {key: float(value.detach()) for key, value in losses.parts.items()}
-        now = {"epoch": self.step / len(self.loader), "loss": float(losses.total.detach()), "lr": self.groups[0]["lr"]}
-        log.write("train", self.step, now | values)
+        lr = self.optimizer.param_groups[0]["lr"]
+        now = {"epoch": self.step / len(self.loader), "loss": losses["loss"], "lr": lr}
+        write("train", self.step, now | losses)
         self.on_step(self.step, self.total_steps, now)
 
-    def _validate(self, log: MetricsLog) -> None:
-        metrics: dict[str, float] = {}
+    def _validate(self, write: WriteMetrics) -> None:
+        metrics = {}
         if self.validate is not None:
-            metrics = self.validate(self.predictor)
-            log.write("val", self.step, metrics)
+            metrics = {key: float(value) for key, value in self.validate(self.predictor).items()}
+            write("val", self.step, metrics)
         headline = task_named(self.recipe.task).headline
-        score = float(metrics.get(headline, self.step))
+        score = metrics.get(headline, float(self.step))
         if score > self.best:
             self.best, self.best_step = score, self.step
-        self.metrics, self.validated = {key: float(value) for key, value in metrics.items()}, self.step
+        self.metrics, self.validated = metrics, self.step
         shown = ", ".join(f"{key} {value:.2f}" for key, value in list(metrics.items())[:4])
         logger.info("step %d/%d: %s (best %s %.2f)", self.step, self.total_steps, shown, headline, self.best)
 
