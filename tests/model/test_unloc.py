@@ -1,29 +1,13 @@
-import dataclasses
+"""Pairs, masks and widths of tokens, and how the layers of heads and pyramid start."""
 
 import pytest
 import torch
 
+from tests.model.test_variants import TINY, build, inputs
 from unloc.config import ModelConfig
-from unloc.errors import ConfigError
 from unloc.model.heads import ConvBlocks
 from unloc.model.pyramid import DepthwiseConv
 from unloc.model.unloc import UnLoc, parameter_counts
-from unloc.recipes import load_recipe, recipe_from_dict
-
-TINY = ModelConfig(width=16, num_heads=2, mlp_width=32, num_layers=3, num_levels=3, num_head_convs=2)
-
-
-def inputs(videos=2, texts=3, steps=16, dim=16):
-    torch.manual_seed(1)
-    frame_mask = torch.ones(videos, steps, dtype=torch.bool)
-    text_mask = torch.arange(5)[None] < torch.randint(2, 6, (texts, 1))
-    return torch.randn(videos, steps, dim), frame_mask, torch.randn(texts, 5, dim), text_mask
-
-
-def build(config=TINY, **options):
-    torch.manual_seed(0)
-    return UnLoc(config, options.pop("frame_dim", 16), options.pop("text_dim", 16), 16, **options).eval()
-
 
 VARIANTS = [
     {},
@@ -39,7 +23,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_own_pairs_are_the_diagonal_of_all_pairs(changes):
-    model = build(dataclasses.replace(TINY, **changes))
+    model = build(**changes)
     frames, frame_mask, texts, text_mask = inputs(texts=2)
     every = model(frames, frame_mask, texts, text_mask, pairing="all")
     own = model(frames, frame_mask, texts, text_mask, pairing="own")
@@ -51,18 +35,6 @@ def test_own_pairs_are_the_diagonal_of_all_pairs(changes):
             torch.testing.assert_close(getattr(own, name), diagonal, atol=1e-5, rtol=1e-5)
     assert (every.displacements >= 0).all()
     assert (every.saliency is not None) == ("saliency_head" in changes)
-
-
-def test_texts_in_chunks_give_the_outputs_and_gradients_of_all_at_once():
-    arguments = inputs(texts=5)
-    results = []
-    for chunk in (0, 2):
-        model = build(dataclasses.replace(TINY, max_texts_in_flight=chunk)).train()
-        outputs = model(*arguments, pairing="all")
-        (outputs.relevance.square().sum() + outputs.displacements.sum()).backward()
-        results.append([outputs.relevance.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_masked_text_tokens_and_frames_change_nothing():
@@ -77,45 +49,17 @@ def test_masked_text_tokens_and_frames_change_nothing():
     torch.testing.assert_close(outputs[..., :6], again[..., :6], atol=1e-4, rtol=1e-4)
 
 
-def test_without_text_there_is_a_logit_and_a_box_per_class():
-    model = build(dataclasses.replace(TINY, fusion="none"), num_classes=7)
-    outputs = model(*inputs(), pairing="all")
-    assert outputs.relevance.shape == (2, 7, 28) and outputs.displacements.shape == (2, 7, 28, 2)
-
-
 def test_steps_are_labelled_without_boxes():
-    config = dataclasses.replace(TINY, pyramid="none", head="linear")
-    outputs = build(config, localizes=False)(*inputs(), pairing="all")
+    outputs = build(pyramid="none", head="linear", localizes=False)(*inputs(), pairing="all")
     assert outputs.relevance.shape == (2, 3, 16) and outputs.displacements is None
 
 
 def test_tokens_of_other_widths_are_projected():
-    model = build(frame_dim=24, text_dim=8)
+    model = UnLoc(ModelConfig(**TINY), 24, 8, 16)
     _, frame_mask, _, text_mask = inputs()
     outputs = model(torch.randn(2, 16, 24), frame_mask, torch.randn(3, 5, 8), text_mask, pairing="all")
     assert outputs.relevance.shape == (2, 3, 28)
     assert parameter_counts(model)["video_projection"] == 24 * 16
-
-
-def test_impossible_shapes_are_clear_errors():
-    with pytest.raises(ConfigError, match="as many layers"):
-        recipe_from_dict({"model": {"pyramid": "fpn", "num_layers": 2, "num_levels": 3}})
-    with pytest.raises(ConfigError, match="1 to 4"):
-        ModelConfig(num_head_convs=5)
-    with pytest.raises(ConfigError, match=r"not a multiple of model\.num_heads"):
-        recipe_from_dict({"model": {"width": 100}})
-    with pytest.raises(ConfigError, match="give one per level"):
-        recipe_from_dict({"model": {"pyramid": "none"}})
-    with pytest.raises(ConfigError, match=r"loss\.box"):
-        recipe_from_dict({"loss": {"box": "iou+l3"}})
-    assert load_recipe("synth_mr").model.num_levels == 4
-
-
-def test_the_official_base_fusion_and_heads_have_their_parameter_counts():
-    model = UnLoc(ModelConfig(num_head_convs=4, text_tokens="eos"), 512, 512, 128)
-    counts = parameter_counts(model)
-    assert counts["encoder"] == 18_926_592
-    assert counts["relevance_head"] + counts["displacement_head"] == 6_305_291
 
 
 # -- initialisation ---------------------------------------------------------------------------------------------------
