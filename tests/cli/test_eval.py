@@ -130,7 +130,7 @@ def test_line_breaks_and_surrogates_in_predictions_are_escaped_in_messages(unloc
         ("eval --manifest mr.jsonl --task as --split val --predictions as.jsonl", "no labelled segments"),
         ("eval --manifest mr.jsonl --split val --predictions mr.json", "--task is needed"),
         ("eval --manifest mr.jsonl --split val --task xy --predictions mr.json", "unknown task 'xy'"),
-        (f"{TAL} --predictions tal.json --out tal.jsonl/sub", "cannot be written"),
+        (f"{TAL} --predictions tal.json --out tal.jsonl/sub", "check the path"),
     ],
 )
 def test_errors_are_one_line_and_code_2(fails, folder, words, saying):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.evaluation.small import average_precision, tal_detections, tal_manifest
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
-from unloc.evaluation.bootstrap import bootstrap_intervals, percentiles, video_weights
+from unloc.evaluation.bootstrap import bootstrap_intervals
 from unloc.evaluation.detection import Matches, detection, weighted_precision
-from unloc.evaluation.evaluator import evaluate, score, split_scores
+from unloc.evaluation.evaluator import SCORES, evaluate, score
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
 from unloc.evaluation.queries import QueryScores
 from unloc.evaluation.screening import screen_frames
@@ -68,17 +68,33 @@ def test_videos_drawn_once_each_give_the_score_itself():
 
 def test_weighted_recall_is_that_of_the_copied_videos():
     rules = PROTOCOLS["tal"]["thumos14"]
-    _, draws = split_scores("tal", tal_detections(FOUND), tal_manifest(TRUTH), rules).drawn(WEIGHTS[None])
-    copied = split_scores("tal", tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)), rules).metrics()
+    _, draws = SCORES["tal"](tal_detections(FOUND), tal_manifest(TRUTH), rules).drawn(WEIGHTS[None])
+    copied = SCORES["tal"](tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)), rules).metrics()
     recall = {name: values[0] for name, values in draws.items() if name.startswith("recall@")}
     assert recall == pytest.approx({name: copied[name] for name in recall}) and recall
 
 
+class Drawn:
+    """Scores with given draws, which keep the weights they are asked for."""
+
+    num_videos = 50
+
+    def __init__(self, centre, draws):
+        self.given = centre, draws
+
+    def drawn(self, weights):
+        self.weights = weights
+        return self.given
+
+
 def test_draws_take_as_many_videos_as_there_are_and_follow_the_seed():
-    weights = video_weights(50, seed=3)
+    scores = [Drawn({}, {}) for _ in range(3)]
+    for item, seed in zip(scores, (3, 3, 4), strict=True):
+        bootstrap_intervals(item, seed)
+    weights, again, other = (item.weights for item in scores)
     assert weights.shape == (1000, 50) and (weights.sum(axis=1) == 50).all()
-    np.testing.assert_array_equal(weights, video_weights(50, seed=3))
-    assert (weights != video_weights(50, seed=4)).any()
+    np.testing.assert_array_equal(weights, again)
+    assert (weights != other).any()
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
@@ -91,13 +107,13 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
 
 def test_intervals_are_centred_on_the_score_and_stay_within_0_and_100():
     draws = {"a": np.linspace(60.0, 80.0, 1001), "b": np.linspace(90.0, 100.0, 1001)}
-    found = percentiles(draws, {"a": 50.0, "b": 99.0})
+    found = bootstrap_intervals(Drawn({"a": 50.0, "b": 99.0}, draws), seed=0)
     assert found["a"] == pytest.approx([40.5, 59.5]) and found["b"] == pytest.approx([94.25, 100.0])
 
 
 def test_an_undefined_metric_has_no_interval():
     draws = {"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan]), "c": np.array([1.0, 2.0])}
-    assert percentiles(draws, {"a": 1.0, "b": 1.0, "c": np.nan}) == {"b": [1.0, 1.0]}
+    assert bootstrap_intervals(Drawn({"a": 1.0, "b": 1.0, "c": np.nan}, draws), seed=0) == {"b": [1.0, 1.0]}
     assert bootstrap_intervals(QueryScores(np.zeros(0), {"R1": np.zeros(0)}), seed=0) == {}
     assert bootstrap_intervals(FrameScores([]), seed=0) == {}
 
@@ -105,7 +121,7 @@ def test_an_undefined_metric_has_no_interval():
 def test_every_task_has_intervals_around_its_score():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     for protocol in ("activitynet", "thumos14", "unloc"):
-        found = bootstrap_intervals(split_scores("tal", detections, manifest, PROTOCOLS["tal"][protocol]), seed=0)
+        found = bootstrap_intervals(SCORES["tal"](detections, manifest, PROTOCOLS["tal"][protocol]), seed=0)
         scored = detection(detections, manifest, protocol)
         assert set(found) == set(scored)
         assert all(low <= scored[name] + 1e-6 and scored[name] - 1e-6 <= high for name, (low, high) in found.items())

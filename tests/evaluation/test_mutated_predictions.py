@@ -13,7 +13,7 @@ from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_mani
 from unloc.errors import UnlocError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.evaluator import evaluate
-from unloc.evaluation.screening import screen_predictions
+from unloc.evaluation.screening import SCREENS
 from unloc.predictions.reading import read_predictions
 
 ROWS = [VideoRow("v", "test", 10.0), VideoRow("w", "test", 6.0), InstanceRow("v", "test", "Run", [1, 4])]
@@ -52,7 +52,7 @@ def test_any_value_anywhere_scores_or_is_one_clear_error(task, content, data, tm
     problems = Problems()
     try:
         held = read_predictions(file, task, problems=problems)
-        screened = screen_predictions(task, held.predictions, MANIFEST, problems)
+        screened = SCREENS[task](held.predictions, MANIFEST, problems)
         report = evaluate(task, screened, MANIFEST, "test")
         analyse(task, screened, MANIFEST)
     except UnlocError as error:

@@ -43,7 +43,7 @@ def test_the_span_is_that_of_all_orders_of_equal_scores(rows):
     windows = np.array([[start, start + length, score] for start, length, score in rows], dtype=float)
     manifest = query_manifest([[2, 8], [10, 14]])
     ours = moment_retrieval([moments(windows)], manifest)
-    spans = tie_spans([moments(windows)], manifest, ours, PROTOCOLS["mr"]["default"])
+    spans = tie_spans([moments(windows)], manifest, PROTOCOLS["mr"]["default"])
     orders = []
     for order in permutations(range(len(windows))):
         by_score = windows[list(order)][np.argsort(-windows[list(order), 2], kind="stable")]

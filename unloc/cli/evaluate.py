@@ -125,16 +125,13 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
         stated = f", stated {report['external_labels_stated']}" if "external_labels_stated" in report else ""
         typer.echo(f"{line}\n  external labels: {'used' if report['external_labels'] else 'none'}{stated}")
     if (seen := report.get("classes_seen_in_training")) is not None:
-        typer.echo(
-            f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}".rstrip()
-        )
+        line = f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}"
+        typer.echo(line.rstrip())
     _print_table(columns | report.get("floors", {}), report.get("intervals", {}))
     for share, found in report.get("zero_shot", {}).items():
         typer.echo(f"zero-shot {share}: mean and standard deviation over {found['num_splits']} splits of classes")
-        columns = {"mean": found["mean"], "std": found["std"]}
-        if "nonsense_control" in found:
-            columns["nonsense"] = found["nonsense_control"]["mean"]
-        _print_table(columns | found.get("floors", {}), {})
+        control = {"nonsense": found["nonsense_control"]["mean"]} if "nonsense_control" in found else {}
+        _print_table({"mean": found["mean"], "std": found["std"]} | control | found.get("floors", {}), {})
         typer.echo(f"  leaks: {found['leak_check']}")
         for title, overlap in found.get("unseen_names_in_vocabulary", {}).items():
             shares = overlap["percent_same_per_split"]
@@ -149,9 +146,8 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
 def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list[float]]) -> None:
     import pandas as pd
 
-    names = [
-        key for key in next(iter(columns.values()), {}) if not key.startswith("MR-") or key.endswith(SHOWN_OFFICIAL)
-    ]
+    first = next(iter(columns.values()), {})
+    names = [name for name in first if not name.startswith("MR-") or name.endswith(SHOWN_OFFICIAL)]
     table = pd.DataFrame(columns).reindex(names).rename_axis(columns="metric")
     if intervals:
         ends = {name: f"{low:.2f} to {high:.2f}" for name, (low, high) in intervals.items()}

@@ -142,38 +142,30 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
     except ModuleNotFoundError:
         raise InputError("--analyse draws with matplotlib, which is not installed: pip install matplotlib") from None
     folder.mkdir(parents=True, exist_ok=True)
+    counts, gains = pd.DataFrame(analysis["counts_by_rank"], index=range(1, MULTIPLES + 1)), analysis["gain_without"]
     # The same analysis gives the same bytes: no date, fixed ids; text is kept as text.
-    with matplotlib.rc_context({"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}):
+    style = {"svg.hashsalt": "unloc", "svg.fonttype": "none", "font.size": 9}
+    with matplotlib.rc_context(style | {"axes.spines.top": False, "axes.spines.right": False}):
         figures = [Figure(figsize=size, layout="constrained") for size in ((6.4, 3.2), (5.6, 2.6), (8.4, 5.6))]
-        by_rank, gains, recalls = figures[0].subplots(), figures[1].subplots(), figures[2].subplots(2, 2).ravel()
-        for axis in (by_rank, gains, *recalls):
-            axis.spines[["top", "right"]].set_visible(False)
 
         # Shares of the kinds among the G best detections of each label, the next G, and so on.
-        counts = np.array([list(row.values()) for row in analysis["counts_by_rank"]])
-        shares = 100.0 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-        ranks, bottoms = range(1, len(shares) + 1), shares.cumsum(axis=1) - shares
-        for number, (kind, colour) in enumerate(COLOURS.items()):
-            by_rank.bar(ranks, shares[:, number], bottom=bottoms[:, number], color=colour, label=kind, width=0.85)
-        by_rank.set(xlabel="rank, in multiples of G segments of the label", ylabel="% of detections", ylim=(0, 100))
-        by_rank.set_xticks(ranks)
-        by_rank.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        shares = 100.0 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+        axis = shares.plot.bar(ax=figures[0].subplots(), stacked=True, width=0.85, rot=0, ylim=(0, 100), color=COLOURS)
+        axis.set(xlabel="rank, in multiples of G segments of the label", ylabel="% of detections")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-        gained = analysis["gain_without"]
-        gains.barh(list(gained), list(gained.values()), color=[COLOURS[kind] for kind in gained])
-        gains.invert_yaxis()
-        gains.set(xlabel="points of mAP@0.50 gained without them")
+        axis = pd.Series(gains).plot.barh(ax=figures[1].subplots(), color=[COLOURS[kind] for kind in gains])
+        axis.set(xlabel="points of mAP@0.50 gained without them")
+        axis.invert_yaxis()
 
         # Recall at IoU 0.5 in the bins of every property, with the number of segments in each.
-        for axis, (name, rows) in zip(recalls, analysis["recall"].items(), strict=True):
-            places = range(len(rows))
-            shares = np.nan_to_num([(row["recall"], row["recall_at_1x"]) for row in rows]).T  # NaN: an empty bin
-            found = axis.bar(places, shares[0], color="#c9d6e2")
-            at_once = axis.bar(places, shares[1], color="#3c78b4", width=0.5)
-            axis.set_xticks(places, [f"≥ {row['from']:g}\n({row['segments']})" for row in rows], fontsize=7)
-            axis.set(title=name.replace("_", " "), ylim=(0, 100), ylabel="% found")
+        for axis, (name, rows) in zip(figures[2].subplots(2, 2).flat, analysis["recall"].items(), strict=True):
+            table = pd.DataFrame(rows, index=[f"≥ {row['from']:g}\n({row['segments']})" for row in rows])
+            table = table[["recall", "recall_at_1x"]]
+            table.plot.bar(ax=axis, color=["#c9d6e2", "#3c78b4"], rot=0, fontsize=7, ylim=(0, 100), legend=False)
+            axis.set(title=name.replace("_", " "), ylabel="% found")
         labels = ("of the 10·n best", "of the n best (n segments of the label in the video; in brackets: segments)")
-        figures[2].legend([found, at_once], labels, loc="outside upper center", ncols=2, frameon=False)
+        figures[2].legend(axis.containers, labels, loc="outside upper center", ncols=2, frameon=False)
 
         for figure, name in zip(figures, PLOTS, strict=True):
             figure.savefig(folder / name, format="svg", metadata={"Date": None})

@@ -7,8 +7,6 @@ The spread of the draws is centred on the score itself: mAP of copied videos is 
 and precision is made monotone), on ActivityNet by 2 points, so plain percentiles would not contain the score.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from unloc.evaluation.detection import DetectionScores
@@ -17,24 +15,12 @@ from unloc.evaluation.segmentation import FrameScores
 
 
 def bootstrap_intervals(scores: DetectionScores | QueryScores | FrameScores, seed: int) -> dict[str, list[float]]:
-    """[2.5 %, 97.5 %] of every metric in percent; none for metrics that are undefined."""
-    if not scores.num_videos:
+    """[2.5 %, 97.5 %] of every metric in percent over the draws that define it; none for metrics that are undefined."""
+    num_videos, intervals = scores.num_videos, {}
+    if not num_videos:
         return {}
-    centre, draws = scores.drawn(video_weights(scores.num_videos, seed))
-    return percentiles(draws, centre)
-
-
-def video_weights(num_videos: int, seed: int) -> np.ndarray:
-    """(1000 draws, videos) how often each video is drawn."""
-    return np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=1000)
-
-
-def percentiles(draws: Mapping[str, np.ndarray], centre: Mapping[str, float]) -> dict[str, list[float]]:
-    """[2.5 %, 97.5 %] of every metric over the draws that define it, their mean moved to `centre`; within 0 to 100.
-
-    Metrics that are undefined in `centre` or in all draws have none.
-    """
-    intervals = {}
+    counts = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=1000)
+    centre, draws = scores.drawn(counts)
     for name, column in draws.items():
         defined = column[np.isfinite(column)]
         if len(defined) and np.isfinite(centre[name]):

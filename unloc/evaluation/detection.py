@@ -151,8 +151,7 @@ class DetectionScores:
 
 def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFrame:
     """The instances that the protocol counts: without too short ones and repeats within 1 ms if it drops them."""
-    if rules.shortest_seconds is not None:
-        instances = instances[instances["end_seconds"] - instances["start_seconds"] >= rules.shortest_seconds]
+    instances = instances[instances["end_seconds"] - instances["start_seconds"] >= rules.shortest_seconds]
     keep = np.ones(len(instances), dtype=bool)
     if rules.drops_repeats:
         segments = instances[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)

@@ -1,8 +1,9 @@
 """One call for all tasks: metrics, floors, intervals and coverage as in metrics.json."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,14 +15,21 @@ from unloc.evaluation.bootstrap import bootstrap_intervals
 from unloc.evaluation.detection import DetectionScores
 from unloc.evaluation.floors import annotated_segments, detection_floors, frame_floors, moment_floors
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
-from unloc.evaluation.queries import Aligned, QueryScores, align, is_answered
+from unloc.evaluation.queries import Aligned, align, is_answered
 from unloc.evaluation.retrieval import official_report, query_scores, tie_spans
 from unloc.evaluation.screening import Predictions, other_unit
-from unloc.evaluation.segmentation import FrameScores, frame_scores
+from unloc.evaluation.segmentation import frame_scores
 
 logger = logging.getLogger(__name__)
-Scores = DetectionScores | QueryScores | FrameScores
 QUERY_TASKS = ("mr", "hd")
+SCORES: dict[str, Callable] = {
+    "tal": DetectionScores,
+    "as": frame_scores,
+    "mr": query_scores,
+    "hd": partial(query_scores, rated=True),
+}
+"""What all metrics and intervals of a task are computed from, by predictions (of mr and hd: `align`), the selected
+manifest and the protocol."""
 MOST_OUTSIDE = 0.1  # share of segments; official files have a few of videos that were cut since
 
 
@@ -37,7 +45,7 @@ def has_annotations(task: str, selected: Manifest) -> bool:
     """Whether the split has annotations to score the task with."""
     if task == "hd":
         return is_rated(selected)
-    return bool(selected.queries["segments"].map(len).sum()) if task == "mr" else len(selected.instances) > 0
+    return bool(annotated_queries(task, selected.queries).any()) if task == "mr" else len(selected.instances) > 0
 
 
 def require_annotations(
@@ -89,16 +97,7 @@ def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str
     Raises InputError for a protocol that the task does not have.
     """
     aligned = align(predictions, manifest) if task in QUERY_TASKS else predictions
-    return split_scores(task, aligned, manifest, protocol_for(task, protocol, manifest)).metrics()
-
-
-def split_scores(task: str, predictions: Predictions | Aligned, manifest: Manifest, rules: Protocol) -> Scores:
-    """What all metrics and intervals are computed from; predictions of mr and hd are aligned with the queries."""
-    if task == "tal":
-        return DetectionScores(predictions, manifest, rules)
-    if task == "as":
-        return frame_scores(predictions, manifest, rules)
-    return query_scores(predictions, manifest, rules, rated=task == "hd")
+    return SCORES[task](aligned, manifest, protocol_for(task, protocol, manifest)).metrics()
 
 
 def evaluate(
@@ -126,19 +125,18 @@ def evaluate(
         floors = frame_floors(selected, predictions)
     else:
         floors = (detection_floors if task == "tal" else moment_floors)(selected, train or selected)
-    if train is None:
-        fitted = {name: f"{name}_fitted_on_{split}" for name in floors if name.startswith(("blind", "constant"))}
-        floors = {fitted.get(name, name): constant for name, constant in floors.items()}
-    floors = {name: split_scores(task, constant, selected, rules).metrics() for name, constant in floors.items()}
+    fitted = {name: f"{name}_fitted_on_{split}" for name in floors if name.startswith(("blind", "constant"))}
+    names = fitted if train is None else {}
+    floors = {names.get(n, n): SCORES[task](constant, selected, rules).metrics() for n, constant in floors.items()}
     if predictions is None:
         return report | {"floors": floors}
     aligned = align(predictions, selected) if task in QUERY_TASKS else predictions
-    scores = split_scores(task, aligned, selected, rules)
+    scores = SCORES[task](aligned, selected, rules)
     metrics = scores.metrics()
     report |= {
         "metrics": metrics,
         "per_class": {} if task in QUERY_TASKS else scores.per_class(),
-        "tie_spans": tie_spans(aligned, selected, metrics, rules) if task == "mr" else {},
+        "tie_spans": tie_spans(aligned, selected, rules) if task == "mr" else {},
         "floors": floors,
         "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
         "coverage": coverage(task, aligned, selected, rules),
@@ -183,4 +181,4 @@ def coverage(task: str, predictions: Predictions | Aligned, selected: Manifest, 
     if task in QUERY_TASKS:
         present = replace(selected, queries=selected.queries[answered])
         predictions = [item for item in predictions if is_answered(item, task)]
-    return report | {"metrics_without_missing": split_scores(task, predictions, present, rules).metrics()}
+    return report | {"metrics_without_missing": SCORES[task](predictions, present, rules).metrics()}

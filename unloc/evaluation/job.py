@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -29,7 +29,7 @@ from unloc.errors import InputError, MissingError, PredictionError
 from unloc.evaluation.analysis import PLOTS, analyse, write_plots
 from unloc.evaluation.evaluator import evaluate, has_annotations, header, require_annotations
 from unloc.evaluation.protocols import protocol_for
-from unloc.evaluation.screening import Predictions, require_match, screen_predictions
+from unloc.evaluation.screening import SCREENS, Predictions, require_match
 from unloc.evaluation.zero_shot import zero_shot
 from unloc.files import file_sha256, write_file
 from unloc.predictions.reading import PredictionFile, read_predictions
@@ -97,10 +97,10 @@ class Evaluation:
         names = (name for name in TRAIN_SPLITS if name in manifest.splits and name != self.split)
         self.floor_split = self.train_split or next(names, None)
 
-    def prepare(self, task: str, *, with_report: bool) -> tuple[bool, list[Path]]:
-        """Whether the split can be scored, and the files for predictions: next to metrics.json, and that of --export.
+    def prepare(self, task: str, *, with_report: bool) -> list[Path]:
+        """The files for predictions: next to metrics.json, and that of --export.
 
-        Raises InputError if it can be neither scored nor exported, and as `Outputs.add`.
+        Raises InputError if the split can be neither scored nor exported, and as `Outputs.add`.
         """
         paths = []
         if self.export is None:
@@ -112,7 +112,7 @@ class Evaluation:
             paths.append(self.outputs.add(self.export, "--export"))
         for path in paths if task == "as" else ():
             self.outputs.add(path.with_name(f"{path.stem}_scores.npz"), "class scores next to")
-        return has_annotations(task, self.selected), paths
+        return paths
 
     def write_predictions(self, paths: list[Path], task: str, predictions: Predictions, split: str) -> None:
         """Write the predictions of a split."""
@@ -125,8 +125,10 @@ class Evaluation:
                 message = f"    lacks {name}, which the server takes too: export that split to the same file"
                 self.messages.append(message)
 
-    def report(self, task: str, predictions: Predictions | None) -> dict:
-        """metrics.json of predictions, as `evaluate`."""
+    def report(self, task: str, predictions: Predictions | None) -> dict | None:
+        """metrics.json of predictions, as `evaluate`; None if the split has no annotations."""
+        if not has_annotations(task, self.selected):
+            return None
         options = {"protocol": self.protocol, "interval_seed": self.interval_seed}
         report = evaluate(task, predictions, self.manifest, self.split, train_split=self.floor_split, **options)
         return report | {"external_labels": self.external_labels}
@@ -156,8 +158,7 @@ class Evaluation:
                     plots = write_plots(report["analysis"], folder / "analysis")
                     report["analysis"]["plots"] = [str(plot.relative_to(folder)) for plot in plots]
                 without_nan = json.loads(json.dumps(report), parse_constant=lambda _: None)
-                text = json.dumps(without_nan, indent=1, ensure_ascii=False)
-                write_file(self.report_path, f"{text}\n".encode("utf-8", "backslashreplace"))
+                write_file(self.report_path, json.dumps(without_nan, indent=1, ensure_ascii=False) + "\n")
         return report
 
 
@@ -169,41 +170,38 @@ class Outputs:
     """
 
     def __init__(self, inputs: Iterable[Path]) -> None:
-        self._inputs = {path.resolve() for path in inputs}
+        self._taken = {path.resolve(): "an input" for path in inputs}
         self._paths: list[Path] = []
 
     def add(self, path: Path, option: str) -> Path:
         """The path, if it may be written. Raises InputError if not."""
         target, written = path.resolve(), _record(path.parent).get(path.name, "")
-        if target in self._inputs:
-            reason = "is an input of this evaluation"
-        elif target in (other.resolve() for other in self._paths):
-            reason = "is another output of this evaluation too"
+        if target in self._taken:
+            reason = f"is {self._taken[target]} of this evaluation"
         elif path.is_dir() or path.name == RECORD:
             reason = "is a folder" if path.is_dir() else "is a record of eval"
         elif path.is_symlink() or (path.exists() and written not in (None, file_sha256(path))):
             reason = "exists, and unloc eval did not write it (or it was changed since)"
         else:
+            self._taken[target] = "another output"
             self._paths.append(path)
             return path
         raise InputError(f"{option} {path} {reason}; name another file")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """The files are written within this block. Raises InputError if a folder cannot be written."""
-        self._update_records(lambda path: None)
+        """The files are written within this block. Raises OSError if a folder cannot be written."""
+        self._update_records(is_done=False)
         try:
             yield
         finally:
-            self._update_records(lambda path: file_sha256(path) if path.is_file() else "")
+            self._update_records(is_done=True)
 
-    def _update_records(self, hash_of: Callable[[Path], str | None]) -> None:
-        for folder in {path.parent for path in self._paths}:
-            known = _record(folder) | {path.name: hash_of(path) for path in self._paths if path.parent == folder}
-            try:
-                write_file(folder / RECORD, json.dumps(known, indent=1) + "\n")
-            except OSError as error:
-                raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    def _update_records(self, *, is_done: bool) -> None:
+        for path in self._paths:
+            written = file_sha256(path) if path.is_file() else ""
+            known = _record(path.parent) | {path.name: written if is_done else None}
+            write_file(path.with_name(RECORD), json.dumps(known, indent=1) + "\n")
 
 
 def _record(folder: Path) -> dict[str, str | None]:
@@ -238,7 +236,7 @@ class PredictionFiles:
             predictions = [item for item in predictions if keep(item.video_id)]
             stored = (getattr(item, "scores", None) for item in predictions)
             self.score_files.update(Path(one.file.fid.name) for one in stored if isinstance(one, StoredScores))
-        screened = screen_predictions(task, predictions, self.manifest.select(split), self.problems)
+        screened = SCREENS[task](predictions, self.manifest.select(split), self.problems)
         require_match(path, task, predictions, screened, self.manifest, split)
         self.files[path] = replace(file, predictions=[])
         return predictions, screened
@@ -250,26 +248,23 @@ class PredictionFiles:
         split has no file.
         """
         path, names = self.path, (split.name, split.name.rsplit("/", 1)[-1])
-        candidates = [path / name / "predictions.json" for name in names] + [path / f"{name}.json" for name in names]
-        file = next(filter(Path.is_file, candidates), None) if path.is_dir() else path
-        if file is None:
-            expected = f"{split.name}/predictions.json"
-            raise MissingError(f"{path}: no predictions for class split {split.name!r}; expected {expected}")
-        return self.read(file)[1]
-
-    def hashes(self) -> dict[str, str] | str | None:
-        """sha256 of the file that was read, or of each by its name."""
-        found = {str(path): file_sha256(path) for path in self.files}
-        return found if len(found) > 1 else next(iter(found.values()), None)
+        if path.is_dir():
+            files = [path / name / "predictions.json" for name in names] + [path / f"{name}.json" for name in names]
+            path = next(filter(Path.is_file, files), None)
+        if path is None:
+            expected = f"no predictions for class split {split.name!r}; expected {split.name}/predictions.json"
+            raise MissingError(f"{self.path}: {expected}")
+        return self.read(path)[1]
 
     def description(self) -> dict:
         """Formats, hashes and problems of the files, and who states that labels of another model were used."""
         stated = [file.external_labels for file in self.files.values() if file.external_labels is not None]
         by_command, first = self.evaluation.external_labels, self.problems.first
         by_file = "by the file" if stated else "nowhere"
+        hashes = {str(path): file_sha256(path) for path in self.files}
         return {
             "predictions_format": ", ".join(dict.fromkeys(file.format for file in self.files.values())),
-            "predictions_sha256": self.hashes(),
+            "predictions_sha256": hashes if len(hashes) > 1 else next(iter(hashes.values()), None),
             "scores_sha256": {path.name: file_sha256(path) for path in sorted(self.score_files)},
             "external_labels": by_command or any(stated),
             "external_labels_stated": "by the command" if by_command and not any(stated) else by_file,
@@ -289,7 +284,7 @@ def evaluate_file(
     path: Path,
     strict: bool = False,
     class_splits: Path | None = None,
-    vocabularies: list[Path] | None = None,
+    vocabularies: Sequence[Path] | None = None,
     control: Path | None = None,
 ) -> dict | None:
     """The report of a file of predictions; None if the annotations are hidden and the predictions are only exported.
@@ -299,13 +294,12 @@ def evaluate_file(
     PredictionError. Raises as `PredictionFiles.read`.
     """
     task, manifest, selected = task_named(evaluation.task).name, evaluation.manifest, evaluation.selected
-    files = PredictionFiles(evaluation, path, manifest, Problems())
-    is_scored, paths = evaluation.prepare(task, with_report=False)
+    files, paths = PredictionFiles(evaluation, path, manifest, Problems()), evaluation.prepare(task, with_report=False)
     given = screened = report = None
     if class_splits is None or not path.is_dir():
         given, screened = files.read(path)
-        report = evaluation.report(task, screened) if is_scored else None
-    if class_splits is not None and is_scored:
+        report = evaluation.report(task, screened)
+    if class_splits is not None:
         rules = protocol_for("tal", evaluation.protocol, selected)
         controls = PredictionFiles(evaluation, control, nonsense_manifest(manifest), files.problems)
         shares = zero_shot(
@@ -326,7 +320,7 @@ def evaluate_file(
             report |= {"metrics": share["mean"], "floors": share.get("floors", {})}
         report["zero_shot"] = shares
         if control:
-            report["control_sha256"] = controls.hashes()
+            report["control_sha256"] = controls.description()["predictions_sha256"]
     stated, problems = files.description(), files.problems.lines()
     if report is not None:
         if not any(value > 0 for name, value in report["metrics"].items() if name != "mIoU"):

@@ -10,10 +10,6 @@ from unloc.errors import InputError
 
 ACTIVITYNET_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 THUMOS_THRESHOLDS = np.linspace(0.3, 0.7, 5)
-QVHIGHLIGHTS_TIES = (
-    "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the earlier "
-    "entry goes first; HL-: of equal clips the first is the best, AP takes ties as one"
-)
 ROUNDING = 1e-6  # of frames: 12.3 s at 10 fps are 123 frames, despite rounding errors
 
 
@@ -32,8 +28,8 @@ class DetectionProtocol(Protocol):
     thresholds: np.ndarray
     averaged: slice = field(default_factory=lambda: slice(None))
     """Which of the thresholds mAP@avg averages."""
-    shortest_seconds: float | None = None
-    """Ground truth must be at least this long (ActionFormer: 1 ms); None keeps all of it."""
+    shortest_seconds: float = -np.inf
+    """Ground truth must be at least this long (ActionFormer: 1 ms)."""
     drops_repeats: bool = False
     """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
     recall_multiples: tuple[int, ...] = ()
@@ -79,8 +75,12 @@ def _ceil(frames: float) -> int:
     return int(np.ceil(frames - ROUNDING))
 
 
-QVHIGHLIGHTS_RANGES = {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
-MOMENT_DETR = {"by_score": False, "ranges": QVHIGHLIGHTS_RANGES, "tie_rule": QVHIGHLIGHTS_TIES}
+MOMENT_DETR = {
+    "by_score": False,
+    "ranges": {"full": (-np.inf, np.inf), "short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)},
+    "tie_rule": "R1, R5, R10, mIoU, MR-R1: the order of the file counts, not the score; MR-mAP: of equal scores the "
+    "earlier entry goes first; HL-: of equal clips the first is the best, AP takes ties as one",
+}
 LIGHTHOUSE = MOMENT_DETR | {"ranges": {"full": (0.0, 1500.0)}}
 TWO_D_TAN = {"by_score": False, "tie_rule": "the order of the file counts, not the score"}
 OPENTAD = {"shortest_seconds": np.nextafter(0.0, 1.0), "drops_repeats": True, "recall_multiples": (1, 5)}  # above 0 s
@@ -129,7 +129,6 @@ def protocol_for(task: str, name: str | None, manifest: Manifest) -> Protocol:
     if name is None and task == "mr" and is_rated(manifest):
         name = "moment_detr"
     names = PROTOCOLS[task]
-    name = name or next(iter(names))
-    if name not in names:
+    if name and name not in names:
         raise InputError(f"--protocol: got {name!r} for {task}, expected one of {', '.join(names)}")
-    return names[name]
+    return names[name or next(iter(names))]

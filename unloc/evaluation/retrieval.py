@@ -4,15 +4,15 @@ Ties by score: of equal scores the later entry goes first, which is UnLoc's reve
 lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.detection import match, overlap_over_union
-from unloc.evaluation.protocols import QVHIGHLIGHTS_RANGES, RetrievalProtocol, protocol_for
+from unloc.evaluation.protocols import RetrievalProtocol, protocol_for
 from unloc.evaluation.queries import Aligned, QueryScores, align, ground_truth_windows
 from unloc.predictions.records import MomentPrediction
 
@@ -53,17 +53,22 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
     1 or 0 for R@n, the IoU of the first window for mIoU.
     """
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
-    in_range = {name: [_of_length(windows, *ends) for windows in truth] for name, ends in rules.ranges.items()}
+    in_range = {
+        name: [windows[((length := np.diff(windows)[:, 0]) > shortest) & (length <= longest)] for windows in truth]
+        for name, (shortest, longest) in rules.ranges.items()
+    }
     kept, counted = in_range.get("full", truth), np.ones(len(truth), dtype=bool)
     if rules.ranges:
         counted = np.array([len(windows) > 0 for windows in kept], dtype=bool)
     elif rules.nms_overlap is not None:  # 2D-TAN's reader leaves out queries whose window is reversed after clamping
-        counted = np.array([not (windows[:, 1] < windows[:, 0]).any() for windows in truth], dtype=bool)
+        counted = np.array([not (np.diff(windows) < 0).any() for windows in truth], dtype=bool)
     best = np.zeros((len(truth), max(RANKS)))  # IoU of each of the first windows with the ground truth it fits best
     for row, (windows, prediction) in enumerate(zip(kept, aligned, strict=True)):
         if prediction is None or not len(prediction.windows) or not len(windows):
             continue
-        candidates = best_first(prediction.windows) if rules.by_score else prediction.windows[:, :2]
+        candidates = prediction.windows[:, :2]
+        if rules.by_score:  # of equal scores the later entry first
+            candidates = candidates[np.argsort(prediction.windows[:, 2], kind="stable")[::-1]]
         if rules.nms_overlap is not None:
             # 2D-TAN: the file's order, each kept if its IoU with every kept one is at most the threshold. The IoU 0/0
             # of two windows of length 0 is NaN, which is officially not at most anything.
@@ -93,11 +98,6 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
     return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
 
 
-def best_first(windows: np.ndarray) -> np.ndarray:
-    """(N, 2) windows by falling score; of equal scores the later entry first."""
-    return windows[np.argsort(windows[:, 2], kind="stable")[::-1], :2]
-
-
 def finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU of paired segments (…, 2); 0/0 is 0."""
     ratio = overlap_over_union(segments, others)
@@ -110,12 +110,6 @@ def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
     hull = np.maximum(segments[..., 1], others[..., 1]) - np.minimum(segments[..., 0], others[..., 0])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum(overlap, 0.0) / hull
-
-
-def _of_length(windows: np.ndarray, shortest: float, longest: float) -> np.ndarray:
-    """The windows (N, 2) longer than `shortest` and at most `longest` seconds."""
-    lengths = windows[:, 1] - windows[:, 0]
-    return windows[(lengths > shortest) & (lengths <= longest)]
 
 
 def _qvhighlights_values(aligned: Aligned, in_range: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -158,46 +152,42 @@ def official_report(metrics: dict[str, float]) -> dict[str, dict]:
     rounded = {key: float(f"{value:.2f}") for key, value in metrics.items() if key.startswith(("MR-", "HL-"))}
     brief = [f"MR-full-{key}" for key in ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")]
     brief += ["MR-long-mAP", "MR-middle-mAP", "MR-short-mAP"]
-    levels = [f"HL-min-{level}" for level in LEVELS]
-    brief += [f"{level}-{key}" for level in levels for key in ("mAP", "Hit1")]
+    brief += [f"HL-min-{level}-{key}" for level in LEVELS for key in ("mAP", "Hit1")]
     report: dict[str, dict] = {"brief": {key: rounded[key] for key in brief if key in rounded}}
-    for level in levels:
-        if f"{level}-mAP" in rounded:
-            report[level] = {"HL-mAP": rounded[f"{level}-mAP"], "HL-Hit1": rounded[f"{level}-Hit1"]}
-    for name in QVHIGHLIGHTS_RANGES:
-        if f"MR-{name}-mAP" in rounded:
-            at = [{str(t): rounded[f"MR-{name}-{kind}@{t}"] for t in QVHIGHLIGHTS_THRESHOLDS} for kind in ("mAP", "R1")]
-            report[name] = {"MR-mAP": at[0] | {"average": rounded[f"MR-{name}-mAP"]}, "MR-R1": at[1]}
+    for key in sorted(rounded, key=lambda key: (key[:2], "@" not in key)):  # highlights first, averages last
+        group, name = key.rsplit("-", 1)
+        values, (name, _, threshold) = report.setdefault(group.removeprefix("MR-"), {}), name.partition("@")
+        if group.startswith("MR-"):
+            values.setdefault(f"MR-{name}", {})[threshold or "average"] = rounded[key]
+        else:
+            values[f"HL-{name}"] = rounded[key]
     return report
 
 
-def tie_spans(
-    aligned: Aligned, manifest: Manifest, metrics: dict[str, float], rules: RetrievalProtocol
-) -> dict[str, list[float]]:
+def tie_spans(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol) -> dict[str, list[float]]:
     """[lowest, highest] in percent of every metric that the order of equal scores can change.
 
-    Empty for the protocols that use the file's order. `metrics` are those by our own tie rule.
+    The worst and the best order have windows of equal scores by rising and by falling IoU. Empty for the protocols that
+    use the file's order.
     """
-    if not rules.by_score:
+    if not rules.by_score or not aligned:
         return {}
-    moved: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))  # how far the sum can fall and rise from our order
+    ours, orders = query_scores(aligned, manifest, rules), []
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
-    for item, windows in zip(aligned, truth, strict=True):
-        if item is None or not len(windows) or len(set(item.windows[:, 2].tolist())) == len(item.windows):
-            continue
-        scores = np.sort(item.windows[:, 2])[::-1]
-        ratios = finite_ratio(best_first(item.windows)[:, None], windows[None]).max(axis=1)
-        reached, top = ratios[:, None] >= THRESHOLDS, ratios[scores == scores[0]]
-        moved["mIoU"] += np.array([top.min(), top.max()]) - ratios[0]
-        for rank in RANKS:
-            last = scores[min(rank, len(scores)) - 1]
-            left_out = int((scores >= last).sum()) - min(rank, len(scores))
-            certain, tied = reached[scores > last].any(axis=0), reached[scores == last].sum(axis=0)
-            ends = np.array([certain | (tied > left_out), certain | (tied > 0)], dtype=float)
-            for threshold, change in zip(THRESHOLDS, (ends - reached[:rank].any(axis=0)).T, strict=True):
-                moved[f"R{rank}@{threshold}"] += change
-    share = 100.0 / max(1, len(truth))
-    return {name: (metrics[name] + share * ends).tolist() for name, ends in moved.items() if ends.any()}
+    for sign in (-1, 1):
+        reordered = list(aligned)
+        for row, item in enumerate(aligned):
+            if item is not None:
+                ratios = finite_ratio(item.windows[:, None, :2], truth[row][None]).max(axis=1, initial=0.0)
+                order = np.lexsort((sign * ratios, item.windows[:, 2]))  # of equal scores the later goes first
+                reordered[row] = replace(item, windows=item.windows[order])
+        orders.append(query_scores(reordered, manifest, rules).values)
+    spans, share = {}, 100.0 / len(truth)
+    for name, centre in ours.metrics().items():
+        changes = [float(np.cumsum(values[name] - ours.values[name])[-1]) for values in orders]
+        if any(changes):
+            spans[name] = [centre + share * change for change in changes]
+    return spans
 
 
 def _highlight_values(aligned: Aligned, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -38,18 +39,6 @@ REWRITES: dict[str, Callable[[str], object]] = {
     "comparing only their words": lambda name: words_of(name) or name,
 }
 """Changes of names on both sides that may make them equal, smallest first."""
-
-
-def screen_predictions(task: str, predictions: Predictions, manifest: Manifest, problems: Problems) -> Predictions:
-    """The predictions of a task that can be scored on the (selected) manifest; `problems` gets what is wrong.
-
-    Raises PredictionError if class scores cannot be read or do not fit the manifest.
-    """
-    if task == "tal":
-        return screen_detections(predictions, manifest, problems)
-    if task == "as":
-        return screen_frames(predictions, manifest, problems)
-    return screen_moments(predictions, manifest, problems, rated=task == "hd")
 
 
 def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
@@ -119,32 +108,31 @@ def screen_moments(
             problems.add("unknown video or query: left out", place)
             continue
         video_id, text = keys.annotated.get(key, (item.video_id, item.query))
-        if video_id != item.video_id:
-            kind = "qid with another video than annotated: matched by its qid"
-            problems.add(kind, f"{place}, annotated {video_id}")
-        if item.query.strip() and text_key(video_id, item.query) != text_key(video_id, text):
-            kind = "query in other words than annotated: matched by its qid"
-            problems.add(kind, f"{place}, annotated {text!r}")
+        kind = "qid with another video than annotated: matched by its qid"
+        problems.add(kind, f"{place}, annotated {video_id}", video_id != item.video_id)
+        kind = "query in other words than annotated: matched by its qid"
+        differs = bool(item.query.strip()) and text_key(video_id, item.query) != text_key(video_id, text)
+        problems.add(kind, f"{place}, annotated {text!r}", differs)
         seen[key] += 1
         problems.add(REPEATED, place, seen[key] > keys.counts.get(key, 1))
         finite, saliency = np.isfinite(item.windows).all(axis=1), item.saliency
+        windows = item.windows[finite]
         problems.add(NOT_FINITE, f"{place}: windows", int((~finite).sum()))
-        problems.add(REVERSED, place, int((finite & (item.windows[:, 1] < item.windows[:, 0])).sum()))
+        problems.add(REVERSED, place, int((windows[:, 1] < windows[:, 0]).sum()))
         problems.add(EMPTY, place, not len(item.windows))
         kind = "windows not by falling score: moment_detr and 2d-tan take the first of the list, others the best"
-        problems.add(kind, place, bool((np.diff(item.windows[finite, 2]) > 0).any()))
+        problems.add(kind, place, bool((np.diff(windows[:, 2]) > 0).any()))
         if saliency is not None and not np.isfinite(saliency).all():
             problems.add("NaN or infinite saliency: the whole list is left out", place)
             saliency = None
-        kept.append(replace(item, windows=item.windows[finite], saliency=saliency))
         duration = durations.get(video_id, np.nan)
-        lengths.append(np.full(len(kept[-1].windows), duration))
-        num_clips = duration / CLIP_SECONDS
-        if rated and saliency is None:
-            problems.add("no pred_saliency_scores: all clips rank alike", place)
-        elif rated and not np.isnan(duration) and not int(num_clips) <= len(saliency) <= np.ceil(num_clips):
+        kept.append(replace(item, windows=windows, saliency=saliency))
+        lengths.append(np.full(len(windows), duration))
+        problems.add("no pred_saliency_scores: all clips rank alike", place, rated and saliency is None)
+        if rated and saliency is not None and not np.isnan(duration):
             kind = "saliency is not one score per 2 s clip: cut, or padded with zeros, as officially"
-            problems.add(kind, f"{place}: {len(saliency)} scores in {duration:g} s")
+            fits = int(duration / CLIP_SECONDS) <= len(saliency) <= np.ceil(duration / CLIP_SECONDS)
+            problems.add(kind, f"{place}: {len(saliency)} scores in {duration:g} s", not fits)
     if kept:
         _add_unit(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
     for (_, video_id, text), item in zip(keys.queries, align(kept, manifest), strict=True):
@@ -162,18 +150,16 @@ def screen_frames(
     durations = stated_durations(manifest)
     kept: dict[str, FramePrediction] = {}
     for item in predictions:
-        place = f"{item.place}: {item.video_id}"
-        if item.video_id not in durations:
+        place, duration = f"{item.place}: {item.video_id}", durations.get(item.video_id)
+        if duration is None:
             problems.add("unknown video: left out", place)
             continue
-        duration = durations[item.video_id]
         problems.add(REPEATED, place, item.video_id in kept)
-        if not item.labels:
-            problems.add(EMPTY, place)
-        elif item.fps is not None and abs(len(item.labels) - duration * item.fps) > 1:
+        problems.add(EMPTY, place, not item.labels)
+        if item.labels and item.fps is not None and abs(len(item.labels) - duration * item.fps) > 1:
             kind = "more or fewer frames than the video has: cut, or filled with background"
             problems.add(kind, f"{place} has {len(item.labels)} labels")
-        elif item.fps is None and item.times_seconds[-1] > duration + 1.0:
+        elif item.labels and item.fps is None and item.times_seconds[-1] > duration + 1.0:
             late = int((item.times_seconds >= duration).sum())
             kind = "label that begins after the end of its video: cut"
             problems.add(kind, f"{place} at {item.times_seconds[-1]:g} s", late)
@@ -200,6 +186,15 @@ def screen_frames(
     return list(kept.values())
 
 
+SCREENS: dict[str, Callable[..., Predictions]] = {
+    "tal": screen_detections,
+    "as": screen_frames,
+    "mr": screen_moments,
+    "hd": partial(screen_moments, rated=True),
+}
+"""The predictions of a task that can be scored, by all of them, the selected manifest and where problems are logged."""
+
+
 def require_match(
     path: Path, task: str, predictions: Predictions, screened: Predictions, manifest: Manifest, split: str
 ) -> None:
@@ -208,10 +203,10 @@ def require_match(
         raise PredictionError(f"{path}: nothing matches: there are no predictions in it")
     selected, of_queries, hint = manifest.select(split), task in ("mr", "hd"), ""
     if of_queries and len(screened):
-        if not any(is_answered(item, task) for item in screened):
-            scored = "windows or saliency" if task == "hd" else "windows"
-            raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
-        return
+        if any(is_answered(item, task) for item in screened):
+            return
+        scored = "windows or saliency" if task == "hd" else "windows"
+        raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
     if task == "tal":
         videos, names = set(predictions["video_id"]), set(predictions["label"])
     else:

@@ -25,7 +25,7 @@ from unloc.predictions.records import FramePrediction, StoredScores
 BACKGROUND = -1
 LONGEST_FRAME_SECONDS = 2.5  # features of two-second clips still are frames
 OVERLAPS = (0.10, 0.25, 0.50)  # IoU of segmental F1
-CELLS = 20_000_000  # of average precision: steps times draws that are counted in one pass
+CELLS = 20_000_000  # of average precision: steps times draws in one pass, about
 MAP_DRAWS = 100  # bootstrap draws of mAP, which counts all frames for every class in every draw
 ROUNDING = 1e-9  # of IoU: ten frames of 0.1 s are a second, despite rounding errors
 
@@ -227,35 +227,28 @@ def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.nd
     order = np.lexsort((values, classes))
     classes, values, seconds, owner = (column[order] for column in (classes, values, seconds, owner))
     begins = np.flatnonzero((np.diff(classes, prepend=-1) != 0) | (np.diff(values, prepend=np.nan) != 0))
-    bounds = np.searchsorted(classes[begins], np.arange(num_classes + 1))
+    num_blocks = min(num_classes, 1 + len(begins) * len(weights) // CELLS)
+    begins = np.split(begins, np.searchsorted(classes[begins], np.arange(1, num_classes)))  # of the steps of each class
     precision = np.full((num_classes, len(weights)), np.nan)
-    block = range(0)
-    while block.stop < num_classes:  # as many classes as have steps for CELLS
-        fitting = np.searchsorted(bounds, bounds[block.stop] + CELLS // len(weights), side="right") - 1
-        block = range(block.stop, max(block.stop + 1, int(fitting)))
-        offset = bounds[block.start]
-        # (draws, steps of the block) weighted seconds of the frames that score at least a step and less than the next
-        found = np.zeros((len(weights), bounds[block.stop] - offset))
+    for block in np.array_split(np.arange(num_classes), num_blocks):
+        # (draws, steps) of each class: weighted seconds of the frames that score at least a step and less than the next
+        found = {code: np.zeros((len(weights), len(begins[code]))) for code in block if len(begins[code])}
         for number, video in enumerate(frames):
             scores = _score_rows(video, num_classes)
-            for code in block:
-                steps = values[begins[bounds[code] : bounds[code + 1]]]
-                if len(steps):
-                    column = scores[:, code].astype(np.float64)
-                    column[np.isnan(column)] = lowest
-                    level = np.searchsorted(steps, column, side="right")  # 0: below all steps, not needed
-                    counts = np.bincount(level, video.seconds, minlength=len(steps) + 1)[1:]
-                    reached = np.flatnonzero(counts)
-                    found[:, bounds[code] - offset + reached] += weights[:, number, None] * counts[reached]
-        for code in block:
-            first, after = bounds[code], bounds[code + 1]
+            for code, total in found.items():
+                column = scores[:, code].astype(np.float64)
+                column[np.isnan(column)] = lowest
+                level = np.searchsorted(values[begins[code]], column, side="right")  # 0: below all steps, not needed
+                counts = np.bincount(level, video.seconds, minlength=len(begins[code]) + 1)[1:]
+                reached = np.flatnonzero(counts)
+                total[:, reached] += weights[:, number, None] * counts[reached]
+        for code, total in found.items():
             own = slice(*np.searchsorted(classes, (code, code + 1)))
-            drawn = seconds[own] * weights[:, owner[own]]
-            right = np.add.reduceat(drawn, begins[first:after] - own.start, axis=1)[:, ::-1] if drawn.size else drawn
-            seen = found[:, first - offset : after - offset][:, ::-1].cumsum(axis=1)
+            right = np.add.reduceat(seconds[own] * weights[:, owner[own]], begins[code] - own.start, axis=1)[:, ::-1]
+            seen = total[:, ::-1].cumsum(axis=1)
             share = np.divide(right.cumsum(axis=1), seen, out=np.zeros(seen.shape), where=seen > 0)
-            total = right.sum(axis=1)
-            np.divide((right * share).sum(axis=1), total, out=precision[code], where=total > 0)
+            drawn = right.sum(axis=1)
+            np.divide((right * share).sum(axis=1), drawn, out=precision[code], where=drawn > 0)
     return precision
 
 

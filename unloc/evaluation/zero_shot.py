@@ -67,11 +67,11 @@ def zero_shot(
             "leak_check": "no class, by its words, is both seen and unseen in any split",
         }
         if train is not None:
-            floors: dict[str, list[dict[str, float]]] = {}
+            floors = []
             for split, part in parts.items():
-                for name, constant in detection_floors(part, restrict_to_classes(train, split.seen)).items():
-                    floors.setdefault(name, []).append(detection(constant, part, protocol))
-            report["floors"] = {name: mean_and_std(rows)["mean"] for name, rows in floors.items()}
+                found = detection_floors(part, restrict_to_classes(train, split.seen))
+                floors.append({name: detection(constant, part, protocol) for name, constant in found.items()})
+            report["floors"] = {name: mean_and_std([row[name] for row in floors])["mean"] for name in floors[0]}
         if control_of:
             control = [detection(control_of(split), nonsense_manifest(part), protocol) for split, part in parts.items()]
             report["nonsense_control"] = mean_and_std(control)

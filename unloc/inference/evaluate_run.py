@@ -80,7 +80,7 @@ def _evaluate(
 ) -> dict | None:
     """Predict the split, write the predictions, and score them unless its annotations are hidden."""
     manifest, split, note = evaluation.manifest, evaluation.split, {"note": cache.note} if cache.note else {}
-    is_scored, paths = evaluation.prepare(task, with_report=True)
+    paths = evaluation.prepare(task, with_report=True)
     predictions = predict(evaluation.selected)
     evaluation.warnings += note.values()
     evaluation.write_predictions(paths, task, predictions, split)
@@ -89,10 +89,9 @@ def _evaluate(
             part = manifest.select(other) if other in manifest.splits and other != split else None
             if part is not None and all(video_id in cache for video_id in part.videos["video_id"]):
                 evaluation.write_predictions([evaluation.export], task, predict(part), other)
-    if not is_scored:
-        return evaluation.finish(task, None, predictions)
     written = {"predictions_sha256": file_sha256(paths[0])} if paths else {}
-    return evaluation.finish(task, evaluation.report(task, predictions) | stated | written | note, predictions)
+    report = evaluation.report(task, predictions)
+    return evaluation.finish(task, report and report | stated | written | note, predictions)
 
 
 def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
