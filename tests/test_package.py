@@ -23,7 +23,8 @@ def test_the_wheel_holds_recipes_tower_and_checkpoints_and_runs_from_another_fol
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = (
         "import unloc, pipeline, unloc.recipes as r; import unloc.synth as s\n"
-        "files = [*s.toy_tower_files(), *(s.toy_unloc_folder(t) / 'model.safetensors' for t in ('mr', 'tal', 'as'))]\n"
+        "files = [s.TOWER_FOLDER / name for name in ('config.json', 'weights.safetensors')]\n"
+        "files += [s.toy_unloc_folder(t) / 'model.safetensors' for t in ('mr', 'tal', 'as')]\n"
         "print(unloc.__file__, len(r.shipped_recipes()) >= 77, all(p.is_file() for p in files))"
     )
     done = subprocess.run(

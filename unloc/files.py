@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -37,18 +37,16 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    with ExitStack() as after_error:
-        after_error.callback(temporary.unlink, missing_ok=True)
-        try:
-            yield temporary
-            if sync:
-                fsync(temporary)
-            temporary.replace(path)
-        except OSError as error:
-            if error.errno and error.filename in (None, str(temporary)):
-                error.filename = str(path)
-            raise
-        after_error.pop_all()
+    try:
+        yield temporary
+        if sync:
+            fsync(temporary)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     if sync:
         fsync(path.parent)
 

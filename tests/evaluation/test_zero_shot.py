@@ -10,7 +10,7 @@ from unloc.annotations.subsets import (
     names_in_vocabulary,
     nonsense_manifest,
     read_class_splits,
-    read_vocabulary,
+    read_names,
     words_of,
 )
 from unloc.errors import InputError, ManifestError, MissingError
@@ -76,7 +76,7 @@ def test_names_of_a_pretraining_vocabulary_are_found_by_their_words(tmp_path):
     assert found == {"same": {"Rope skipping": ["skipping rope"]}, "within": {"Baseball": ["throwing baseball"]}}
     (tmp_path / "k.csv").write_text("id,name\n0,run\n1,swim\n")
     (tmp_path / "k.txt").write_text("run\n\nswim\n")
-    assert read_vocabulary(tmp_path / "k.csv") == read_vocabulary(tmp_path / "k.txt") == ("run", "swim")
+    assert read_names(tmp_path / "k.csv", "name") == read_names(tmp_path / "k.txt", "name") == ("run", "swim")
     vocabularies = {"k": ("run", "swim")}
     found = zero_shot(lambda _: perfect({"Run"}), tal_manifest(TRUTH), SPLITS, vocabularies=vocabularies)["half"]
     overlap = found["unseen_names_in_vocabulary"]["k"]
@@ -85,18 +85,18 @@ def test_names_of_a_pretraining_vocabulary_are_found_by_their_words(tmp_path):
 
 def test_a_vocabulary_that_is_none_is_an_error_with_its_file(tmp_path):
     with pytest.raises(MissingError, match="does not exist"):
-        read_vocabulary(tmp_path / "gone.csv")
+        read_names(tmp_path / "gone.csv", "name")
     (tmp_path / "k.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ManifestError, match="no column `name`"):
-        read_vocabulary(tmp_path / "k.csv")
+        read_names(tmp_path / "k.csv", "name")
     (tmp_path / "k.txt").write_text("\n")
     with pytest.raises(ManifestError, match="no name"):
-        read_vocabulary(tmp_path / "k.txt")
+        read_names(tmp_path / "k.txt", "name")
 
 
 def test_kinetics_holds_a_third_of_the_unseen_names_of_activitynet(shared):
     names = read_class_splits(shared / "annotations" / "zero_shot_splits" / "effprompt")[0]
-    vocabulary = read_vocabulary(shared / "annotations" / "kinetics" / "kinetics_400_labels.csv")
+    vocabulary = read_names(shared / "annotations" / "kinetics" / "kinetics_400_labels.csv", "name")
     assert len(vocabulary) == 400
     same_names = names_in_vocabulary((*names.seen, *names.unseen), vocabulary)["same"]
     assert len(same_names) == 68 and "Tai chi" in same_names

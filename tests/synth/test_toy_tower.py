@@ -25,7 +25,7 @@ from benchmarks.toy_tower.train_tower import (
     encode_captions,
     train,
 )
-from unloc.synth import toy_tower_files
+from unloc.synth import TOWER_FOLDER
 from unloc.synth.scenes import Scene, Sprite
 from unloc.synth.vocabulary import COLOURS, SHAPES
 
@@ -100,7 +100,7 @@ def test_two_true_captions_do_not_compete():
 
 
 def test_captions_without_their_padding_encode_as_open_clip_does():
-    model, preprocess = build_model(toy_tower_files()[0])
+    model, preprocess = build_model(TOWER_FOLDER / "config.json")
     tokens = torch.zeros(2, preprocess["context_length"], dtype=torch.long)
     tokens[0, :4] = torch.tensor([49406, 7, 9, 49407])
     tokens[1, :3] = torch.tensor([49406, 7, 49407])
@@ -109,8 +109,8 @@ def test_captions_without_their_padding_encode_as_open_clip_does():
 
 
 def test_the_shipped_weights_fit_the_shipped_config_and_stay_below_10_megabytes():
-    config_path, weights = toy_tower_files()
-    config = json.loads(config_path.read_text())
+    weights = TOWER_FOLDER / "weights.safetensors"
+    config = json.loads((TOWER_FOLDER / "config.json").read_text())
     assert weights.stat().st_size <= 10_000_000
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     tensors = load_file(weights)
@@ -121,7 +121,7 @@ def test_the_shipped_weights_fit_the_shipped_config_and_stay_below_10_megabytes(
 
 
 def test_the_record_says_how_the_shipped_weights_were_made():
-    record = json.loads((toy_tower_files()[1].parent / "record.json").read_text())
+    record = json.loads((TOWER_FOLDER / "record.json").read_text())
     assert record["training"]["steps"] > 0 and record["versions"]["torch"]
     assert record["loss_curve"][-1]["contrastive"] < record["loss_curve"][0]["contrastive"]
     held_out = record["held_out"]
@@ -130,7 +130,7 @@ def test_the_record_says_how_the_shipped_weights_were_made():
 
 
 def test_training_lowers_the_loss_and_repeats_itself(tmp_path):
-    config = json.loads(toy_tower_files()[0].read_text())
+    config = json.loads((TOWER_FOLDER / "config.json").read_text())
     config["vision_cfg"] |= {"width": 8, "image_size": 32, "head_width": 32}
     config["text_cfg"] |= {"layers": 1, "width": 16, "heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -177,8 +177,7 @@ class _Pass:
     manifest: Manifest
     rule: str
     found: list[Finding] = field(default_factory=list)
-    durations: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Seconds of each kept (video_id, split), NaN where unknown."""
+    durations: dict[tuple[str, str], float] = field(default_factory=dict)  # of kept (video_id, split); NaN: unknown
 
     def add(self, kind: str, line: int, message: str, action: str = "dropped") -> bool:
         """Log a finding; returns whether the rule acts on it. Notes change nothing, but segments may be cut."""
@@ -208,10 +207,9 @@ class _Pass:
         queried = set(zip(self.manifest.queries["video_id"], self.manifest.queries["split"], strict=True))
         kept = []
         for row in self.manifest.videos.to_dict("records"):
-            key, duration, dropped = (row["video_id"], row["split"]), row["duration_seconds"], False
-            line, message = row["line"], f"{row['video_id']}: duration {duration} s"
-            if key in self.durations:
-                dropped = self.add("duplicate video", line, f"{key[0]} is in split {key[1]} twice")
+            key, duration = (row["video_id"], row["split"]), row["duration_seconds"]
+            line, message, repeated = row["line"], f"{key[0]}: duration {duration} s", key in self.durations
+            dropped = repeated and self.add("duplicate video", line, f"{key[0]} is in split {key[1]} twice")
             if math.isnan(duration):
                 self.add("unknown duration", line, message)
             elif not 0 < duration < math.inf:

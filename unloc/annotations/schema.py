@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from unloc.annotations.values import Name, Segment, brief, parse_json, read_as, read_lines
+from unloc.annotations.reading import Name, Segment, brief, parse_json, read_as, read_lines
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.files import url_of, write_file
 from unloc.tasks import task_named
@@ -34,10 +34,8 @@ class VideoRow:
 
     video_id: Name
     split: Name
-    duration_seconds: float | None
-    """None where unknown."""
-    file: str | None = None
-    """Path below the video folder; None: the file is found by the video's id."""
+    duration_seconds: float | None  # None where unknown
+    file: str | None = None  # path below the video folder; None: the file is found by the video's id
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,9 @@ class QueryRow:
     split: Name
     qid: Name
     text: str
-    segments: list[Segment]
-    """Empty where the split hides them."""
-    relevant_clip_ids: list[float] | None = None
-    """Indices of 2 s clips."""
-    saliency_scores: list[list[float]] | None = None
-    """For each relevant clip the ratings of three people, 0-4."""
+    segments: list[Segment]  # empty where the split hides them
+    relevant_clip_ids: list[float] | None = None  # indices of 2 s clips
+    saliency_scores: list[list[float]] | None = None  # for each relevant clip the ratings of three people, 0-4
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,7 @@ class InstanceRow:
 
 
 Row = VideoRow | QueryRow | InstanceRow
+Rows = tuple[Sequence[Row], Sequence[str]]  # of a converter: rows of a manifest, and its classes
 ROWS = {"manifest": HEADER, "video": VideoRow, "query": QueryRow, "instance": InstanceRow}
 INSTANCE_COLUMNS = ["video_id", "split", "label", "start_seconds", "end_seconds", "line"]
 _TABLES = {"video": "videos", "query": "queries", "instance": "instances"}
@@ -77,18 +73,12 @@ class Manifest:
     """Videos and their annotations as tables of the rows above; `line` is a row's line in the manifest file."""
 
     name: str
-    tasks: tuple[str, ...]
-    """Which of mr, tal, as, hd the annotations serve."""
-    classes: tuple[str, ...]
-    """Class names in their fixed order; empty for query datasets."""
-    source: str
-    """Where the annotations came from."""
-    videos: pd.DataFrame
-    """One row per (video_id, split); duration_seconds is NaN where unknown."""
-    queries: pd.DataFrame
-    """One row per sentence."""
-    instances: pd.DataFrame
-    """One row per labelled segment: start_seconds, end_seconds."""
+    tasks: tuple[str, ...]  # which of mr, tal, as, hd the annotations serve
+    classes: tuple[str, ...]  # class names in their fixed order; empty for query datasets
+    source: str  # where the annotations came from
+    videos: pd.DataFrame  # one row per (video_id, split); duration_seconds is NaN where unknown
+    queries: pd.DataFrame  # one row per sentence
+    instances: pd.DataFrame  # one row per labelled segment: start_seconds, end_seconds
 
     @property
     def splits(self) -> list[str]:
@@ -120,21 +110,20 @@ def build_manifest(
     lines: Sequence[int] | None = None,
 ) -> Manifest:
     """A manifest from rows and the line of each in its file; without `lines`, those that `save_manifest` gives them."""
-    order = [ROWS[kind] for kind in _TABLES]
     if lines is None:
+        order = [ROWS[kind] for kind in _TABLES]
         rows = sorted(rows, key=lambda row: order.index(type(row)))
         lines = range(2, 2 + len(rows))
-    records: dict[type, list[dict]] = {kind: [] for kind in order}
-    for row, line in zip(rows, lines, strict=True):
-        record = vars(row) | {"line": line}
-        if isinstance(row, InstanceRow):
-            record["start_seconds"], record["end_seconds"] = row.segment
-        records[type(row)].append(record)
-    tables = {}
+    numbered, tables = list(zip(rows, lines, strict=True)), {}
     for kind, key in _TABLES.items():
-        columns = INSTANCE_COLUMNS if kind == "instance" else [*(item.name for item in fields(ROWS[kind])), "line"]
+        records = [vars(row) | {"line": line} for row, line in numbered if isinstance(row, ROWS[kind])]
+        columns = [*(item.name for item in fields(ROWS[kind])), "line"]
+        if kind == "instance":
+            columns = INSTANCE_COLUMNS
+            for record in records:
+                record["start_seconds"], record["end_seconds"] = record["segment"]
         types = {"line": int} | {column: float for column in columns if column.endswith("_seconds")}
-        tables[key] = pd.DataFrame(records[ROWS[kind]], columns=columns).astype(types)
+        tables[key] = pd.DataFrame(records, columns=columns).astype(types)
     return Manifest(name=name, tasks=tuple(tasks), classes=tuple(classes), source=source, **tables)
 
 
@@ -186,10 +175,9 @@ def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) ->
             rows[number] = row
         except ValueError as error:
             reason = str(error).removeprefix(f"{place}: ")
-            if not rows:
-                raise ManifestError(f"{place}: {reason}; convert official files with `unloc data convert`") from None
-            if unreadable is None:
-                raise ManifestError(f"{place}: {reason}") from None
+            if unreadable is None or not rows:
+                advice = "" if rows else "; convert official files with `unloc data convert`"
+                raise ManifestError(f"{place}: {reason}{advice}") from None
             unreadable[number] = reason
     if not any(isinstance(row, VideoRow) for row in rows.values()):
         problem = "describes no video that can be read" if rows else "is empty"

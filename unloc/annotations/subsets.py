@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from unloc.annotations.problems import Problems
+from unloc.annotations.reading import read_json, read_lines, read_text
 from unloc.annotations.schema import Manifest
-from unloc.annotations.values import read_json, read_lines, read_text
 from unloc.errors import InputError, ManifestError, MissingError
 
 _ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name")
@@ -38,20 +38,15 @@ def read_video_list(path: Path) -> frozenset[str]:
         if not all(isinstance(video_id, str) for video_id in ids) or not ids:
             raise ManifestError(f"{path}: expected a list of video ids or an object keyed by them")
     else:
-        ids = [line if path.suffix.lower() == ".csv" else line.split()[0] for line in _read_names(path, *_ID_COLUMNS)]
+        ids = [line if path.suffix.lower() == ".csv" else line.split()[0] for line in read_names(path, *_ID_COLUMNS)]
     return frozenset(_PREFIXES.sub("", video_id.strip()) for video_id in ids)
 
 
-def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """The names a tower was pretrained on: a csv with a column `name`, or text with one name a line.
+def read_names(path: Path, *columns: str) -> tuple[str, ...]:
+    """The first of these columns that a csv has, or the lines of another file; without empty ones, each name once.
 
     Raises MissingError where the file is absent, ManifestError where it holds no name.
     """
-    return tuple(dict.fromkeys(_read_names(path, "name")))
-
-
-def _read_names(path: Path, *columns: str) -> list[str]:
-    """The first of these columns that a csv has, or the lines of another file, without empty ones."""
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(read_text(path)))
         column = next((name for name in columns if name in (reader.fieldnames or ())), None)
@@ -60,7 +55,7 @@ def _read_names(path: Path, *columns: str) -> list[str]:
         names = [row[column] or "" for row in reader]
     else:
         names = read_text(path).split("\n")
-    names = [name.strip() for name in names if name.strip()]
+    names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise ManifestError(f"{path}: no {'video id' if 'video_id' in columns else 'name'} in this list")
     return names
@@ -101,25 +96,20 @@ def apply_lists(manifest: Manifest, without: Iterable[Path], only: Iterable[Path
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSplit:
-    """One division of a dataset's classes. Raises ManifestError where both sides share a class (a leak)."""
+    """One division of a dataset's classes."""
 
     name: str
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        leaked = sorted(set(self.seen) & set(self.unseen))
-        if leaked:
-            raise ManifestError(f"{self.name}: {len(leaked)} classes are both seen and unseen, first {leaked[0]!r}")
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
     """The class names of a list in its order. Raises ManifestError where one is repeated or there is none."""
     names: dict[str, int] = {}
     for number, line in read_lines(path):
-        if line.strip() in names:
-            raise ManifestError(f"{path}:{number}: {line.strip()!r} is in line {names[line.strip()]} too")
-        names[line.strip()] = number
+        first = names.setdefault(line.strip(), number)
+        if first != number:
+            raise ManifestError(f"{path}:{number}: {line.strip()!r} is in line {first} too")
     if not names:
         raise ManifestError(f"{path}: no class name in this list")
     return tuple(names)
@@ -128,7 +118,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
 def read_class_splits(folder: Path) -> list[ClassSplit]:
     """All splits below a folder, ordered by their numbers and named by their path, such as `train_50_test_50/split_3`.
 
-    Raises MissingError where there is none or a side is missing, ManifestError for a leak.
+    Raises MissingError where there is none or a side is missing, ManifestError where both sides share a class (a leak).
     """
     found = {}
     for path in folder.rglob("train/*.list"):
@@ -136,8 +126,11 @@ def read_class_splits(folder: Path) -> list[ClassSplit]:
         if not other.is_file():
             raise MissingError(f"{path}: its unseen side {other} does not exist")
         name = (path.parent.parent.relative_to(folder) / path.stem).as_posix()
+        seen, unseen = read_class_list(path), read_class_list(other)
+        if leaked := sorted(set(seen) & set(unseen)):
+            raise ManifestError(f"{name}: {len(leaked)} classes are both seen and unseen, first {leaked[0]!r}")
         order = (str(path.parent), int("0" + "".join(filter(str.isdigit, path.stem))), path.name)
-        found[order] = ClassSplit(name=name, seen=read_class_list(path), unseen=read_class_list(other))
+        found[order] = ClassSplit(name=name, seen=seen, unseen=unseen)
     if not found:
         reason = f"no train/*.list below {folder}" if folder.is_dir() else f"folder {folder} does not exist"
         raise MissingError(f"class lists: {reason}")

@@ -21,7 +21,7 @@ from unloc.annotations.subsets import (
     listed_filter,
     nonsense_manifest,
     read_class_splits,
-    read_vocabulary,
+    read_names,
     restricted,
 )
 from unloc.cache.opening import open_cache
@@ -309,7 +309,7 @@ def evaluate_file(
             rules.name,
             control_of=controls.of_split if control else None,
             train=manifest.select(evaluation.floor_split) if evaluation.floor_split else None,
-            vocabularies={vocabulary.stem: read_vocabulary(vocabulary) for vocabulary in vocabularies or []},
+            vocabularies={vocabulary.stem: read_names(vocabulary, "name") for vocabulary in vocabularies or []},
         )
         if screened is None:
             if len(shares) > 1:

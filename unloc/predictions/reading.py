@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from unloc.annotations.problems import Problems
-from unloc.annotations.values import Name, brief, parse_json, read_as
+from unloc.annotations.reading import Name, brief, parse_json, read_as
 from unloc.errors import ManifestError, MissingError, PredictionError
 from unloc.predictions.records import (
     DETECTION_COLUMNS,
@@ -32,6 +32,8 @@ from unloc.predictions.records import (
 _FIRST_KEY = re.compile(
     r'"(?:(results)|(qid|vid|pred_relevant_windows|pred_saliency_scores)|(video_id|times_seconds|fps|labels))"\s*:'
 )
+_FRAMES = {"video_id": Name, "labels": list[str | None], "times_seconds": list[float] | None}
+_FRAMES |= {"fps": float | None, "scores_file": str | None}
 _LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
 
 
@@ -102,17 +104,6 @@ def _format_of(path: Path, text: str) -> str:
             return name
     problem = f"not a known format of predictions (starts with {head[:40]!r})" if head else "is empty"
     raise PredictionError(f"{path}: {problem}; expected {', '.join(_FORMATS)}")
-
-
-@dataclass(frozen=True)
-class _FrameRow:
-    """A line of AS predictions."""
-
-    video_id: Name
-    labels: list[str | None]
-    times_seconds: list[float] | None = None
-    fps: float | None = None
-    scores_file: str | None = None
 
 
 @dataclass
@@ -219,7 +210,7 @@ class _Reader:
         predictions, sidecars = [], {}
         for place, row in self.json_lines():
             try:
-                given = dict(vars(read_as(_FrameRow, row)))
+                given = read_as(_FRAMES, row)
                 name = given.pop("scores_file")
                 item = FramePrediction(**given, place=place)
             except ValueError as error:

@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-TOWER_FOLDER = Path(__file__).parent / "toy_tower"
-
-
-def toy_tower_files() -> tuple[Path, Path]:
-    """The toy tower's open_clip configuration (JSON) and its weights (safetensors, fp16)."""
-    return TOWER_FOLDER / "config.json", TOWER_FOLDER / "weights.safetensors"
+TOWER_FOLDER = Path(__file__).parent / "toy_tower"  # config.json of open_clip, weights.safetensors (fp16)
 
 
 def toy_unloc_folder(task: str) -> Path:

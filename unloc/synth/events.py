@@ -34,21 +34,16 @@ class Event:
     action: Action
     start_seconds: float
     end_seconds: float
-    is_step: bool = False
-    """True for a step of the video's task, False for a side event."""
-    x: float = 0.0
+    is_step: bool = False  # of the video's task; else a side event
+    x: float = 0.0  # centre of the path, short sides from the frame's centre
     y: float = 0.0
-    """Centre of the path, short sides from the frame's centre."""
     radius: float = 0.0
-    pass_seconds: float = 0.0
-    """Length of one pass (of one period for blinking and swinging)."""
-    peak_start_seconds: float = 0.0
+    pass_seconds: float = 0.0  # length of one pass (of one period for blinking and swinging)
+    peak_start_seconds: float = 0.0  # while it glows: the highlight
     peak_end_seconds: float = 0.0
-    """While it glows: the highlight."""
     tilt: float = 0.0
-    still_before_seconds: float = 0.0
+    still_before_seconds: float = 0.0  # how long the object stands still in view before and after
     still_after_seconds: float = 0.0
-    """How long the object stands still in view before and after."""
 
     @property
     def length_seconds(self) -> float:
@@ -103,8 +98,7 @@ class Event:
 class VideoPlan:
     """One video: how it is encoded and what happens in it."""
 
-    video_id: str
-    """Begins with `v_` as ids in ActivityNet Captions do, so that one name serves in all formats."""
+    video_id: str  # with `v_`, as in ActivityNet Captions: one name serves in all formats
     index: int
     split: str
     task: str
@@ -114,10 +108,8 @@ class VideoPlan:
     height: int
     gop: int
     num_b_frames: int
-    events: tuple[Event, ...]
-    """In order of their starts."""
-    distractors: tuple[Event, ...]
-    """Objects that stand still: in every single frame they look like events."""
+    events: tuple[Event, ...]  # in order of their starts
+    distractors: tuple[Event, ...]  # objects that stand still: in every single frame they look like events
 
     @property
     def duration_seconds(self) -> float:

@@ -26,14 +26,10 @@ class Sprite:
     shape: str
     x: float
     y: float
-    radius: float
-    """Distance from the centre to the outline, roughly, in short sides."""
-    alpha: float = 1.0
-    """Opacity, 0-1."""
-    glow: float = 0.0
-    """Strength of the bright outline, 0-1."""
-    tilt: float = 0.0
-    """Rotation in radians."""
+    radius: float  # distance from the centre to the outline, roughly, in short sides
+    alpha: float = 1.0  # opacity, 0-1
+    glow: float = 0.0  # strength of the bright outline, 0-1
+    tilt: float = 0.0  # rotation in radians
 
 
 class Scene:
@@ -173,7 +169,11 @@ def _make_texture(rng: np.random.Generator) -> np.ndarray:
 
     Fractal noise between two muted colours, under stripes, checks or dots. Repeating it lets any crop be a slice.
     """
-    palette = np.stack([_muted_colour(rng) for _ in range(3)])
+    palette = []
+    for _ in range(3):  # muted colours
+        value, saturation, colour = rng.uniform(90, 205), rng.uniform(0.05, 0.4), rng.uniform(0.0, 1.0, 3)
+        colour = (colour - colour.min()) / max(float(np.ptp(colour)), 1e-6)
+        palette.append((value * (1.0 - saturation * (1.0 - colour))).astype(np.float32))
     noise, second = _fractal_noise(rng), _fractal_noise(rng)
     kind = rng.choice(["plain", "stripes", "checks", "dots"])
     cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
@@ -188,13 +188,6 @@ def _make_texture(rng: np.random.Generator) -> np.ndarray:
     image = palette[0] + noise[..., None] * (palette[1] - palette[0])
     image += (0.7 * second * pattern)[..., None] * (palette[2] - image)
     return np.tile(np.clip(image, 0, 255).astype(np.uint8), (2, 2, 1))
-
-
-def _muted_colour(rng: np.random.Generator) -> np.ndarray:
-    value, saturation = rng.uniform(90, 205), rng.uniform(0.05, 0.4)
-    colour = rng.uniform(0.0, 1.0, 3)
-    colour = (colour - colour.min()) / max(float(np.ptp(colour)), 1e-6)
-    return (value * (1.0 - saturation * (1.0 - colour))).astype(np.float32)
 
 
 def _fractal_noise(rng: np.random.Generator) -> np.ndarray:

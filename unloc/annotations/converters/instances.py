@@ -3,10 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-from unloc.annotations.official import Rows, files_below
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import InstanceRow, VideoRow
-from unloc.annotations.values import Name, Segment, read_json, typed
+from unloc.annotations.reading import Name, Segment, files_below, read_json, typed
+from unloc.annotations.schema import InstanceRow, Rows, VideoRow
 from unloc.errors import ManifestError
 from unloc.recipes import dataset_description
 
@@ -51,8 +50,9 @@ def coin(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     """All videos and steps as written. Classes in the order of the official step ids.
 
     For COIN itself these are the 778 steps of its taxonomy, whichever of them the files show; for another dataset in
-    its format, the steps of the files. A step name shared by several ids carries its task, as `name (Task)`: ids are
-    the classes. An official split file among the paths (video id to subset) tells which videos lack annotations.
+    its format, the steps of the files. A step name shared by several ids carries its task, as `name (Task)`, and its id
+    where one task has it twice: ids are the classes. An official split file among the paths (video id to subset) tells
+    which videos lack annotations.
     """
     videos, listed = {}, {}
     steps: dict[str, tuple[str, str]] = {}  # id to (label, task), as first seen
@@ -73,23 +73,10 @@ def coin(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     for video_id, subset in listed.items():
         if video_id not in videos and split in (None, subset):
             problems.add(f"coverage gap: {subset} video of the official split file without annotations", video_id)
-    names, rows = _class_names(steps, problems), []
-    for video_id, video in videos.items():
-        rows.append(VideoRow(video_id, video["subset"], video["duration"]))
-        for step in video["annotation"]:
-            rows.append(InstanceRow(video_id, video["subset"], names[step["id"]], step["segment"]))
-    return rows, [names[step_id] for step_id in sorted(names, key=int)]
-
-
-def _class_names(steps: dict[str, tuple[str, str]], problems: Problems) -> dict[str, str]:
-    """Step id to class name, unique: with the task where ids share a name, and the id where even that is not enough.
-
-    All steps of COIN's taxonomy where most of these are its steps; else these alone.
-    """
     described = dataset_description("coin")["steps"]
     official = {str(key): (label, task) for task, labels in described.items() for key, label in labels.items()}
     other = [key for key, (label, _) in steps.items() if label != official.get(key, ("",))[0]]
-    if 2 * len(other) < len(steps):
+    if 2 * len(other) < len(steps):  # most are steps of COIN's taxonomy: COIN itself
         steps = steps | official
         for key in other:
             problems.add("step id with another name than in COIN's taxonomy: the taxonomy's is used", f"step {key}")
@@ -99,4 +86,8 @@ def _class_names(steps: dict[str, tuple[str, str]], problems: Problems) -> dict[
         if labels[label] > 1:
             names[step_id] = f"{label} ({task} {step_id})" if tasks[label, task] > 1 else f"{label} ({task})"
             problems.add("step name shared by several ids: its task added", f"step {step_id}: {names[step_id]!r}")
-    return names
+    rows = []
+    for video_id, video in videos.items():
+        rows.append(VideoRow(video_id, video["subset"], video["duration"]))
+        rows += [InstanceRow(video_id, video["subset"], names[i["id"]], i["segment"]) for i in video["annotation"]]
+    return rows, [names[step_id] for step_id in sorted(names, key=int)]

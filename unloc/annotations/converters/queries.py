@@ -3,13 +3,13 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from unloc.annotations.official import Rows, files_below, files_with_splits, sentence, splits_in_name
 from unloc.annotations.problems import Problems
-from unloc.annotations.schema import QueryRow, VideoRow
-from unloc.annotations.values import Name, Segment, is_number, parse_json, read_json, read_lines, read_text, typed
+from unloc.annotations.reading import files_below, is_number, parse_json, read_json, read_lines, read_text, typed
+from unloc.annotations.schema import Name, QueryRow, Rows, Segment, VideoRow
 from unloc.errors import ManifestError
 
 CAPTIONS = {"duration": float, "timestamps": list[Segment], "sentences": list[str]}
@@ -18,19 +18,20 @@ HIGHLIGHTS |= {"relevant_clip_ids": list[float] | None, "saliency_scores": list[
 TIMELENS_VIDEO = {"duration": float, "spans": list[object], "queries": list[str]}
 TIMELENS_LINE = {"video_path": str, "duration": float, "events": list[{"query": str, "span": object}]}
 MARK = ">>>"
+_SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|validation|test|testing)(_\d)?(?=[_.-]|$)")
 
 
 def activitynet_captions(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     """An object keyed by `v_<id>`; the split of a file is in its name (train, val_1, val_2). Segments as written."""
     rows = []
-    for path, name in files_with_splits(files_below(paths, "*.json", but="*_ids.json"), split, problems):
+    for path, name in _files_with_splits(files_below(paths, "*.json", but="*_ids.json"), split, problems):
         for video_id, video in read_json(dict[str, CAPTIONS], path, problems).items():
             place, segments, texts = f"{path}: {video_id!r}", video["timestamps"], video["sentences"]
             if len(segments) != len(texts):
                 raise ManifestError(f"{place}: {len(segments)} timestamps, {len(texts)} sentences")
             rows.append(VideoRow(video_id, name, video["duration"]))
             for number, (segment, text) in enumerate(zip(segments, texts, strict=True)):
-                text = sentence(text, f"{place}.sentences[{number}]", problems)
+                text = _sentence(text, f"{place}.sentences[{number}]", problems)
                 rows.append(QueryRow(video_id, name, f"{name}:{video_id}:{number}", text, [segment]))
     return rows, ()
 
@@ -57,7 +58,7 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ro
             where = f"{path}:{reader.line_num}"
             raise ManifestError(f"{where}: expected columns id and length in seconds; wrong: {error}") from None
     videos, queries = {}, []
-    for path, name in files_with_splits(texts, split, problems):
+    for path, name in _files_with_splits(texts, split, problems):
         for number, line in read_lines(path):
             place = f"{path}:{number}"
             try:
@@ -69,7 +70,7 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ro
             if video_id not in lengths:
                 raise ManifestError(f"{place}: no length for video {video_id!r}; give the Charades csv too")
             videos[video_id, name] = VideoRow(video_id, name, lengths[video_id])
-            queries.append(QueryRow(video_id, name, f"{name}:{number}", sentence(text, place, problems), [segment]))
+            queries.append(QueryRow(video_id, name, f"{name}:{number}", _sentence(text, place, problems), [segment]))
     return [*videos.values(), *queries], ()
 
 
@@ -80,11 +81,11 @@ def qvhighlights(paths: list[Path], split: str | None, problems: Problems) -> Ro
     one with windows is used.
     """
     videos, queries, repeats = {}, {}, []
-    for path, name in files_with_splits(files_below(paths, "highlight_*.jsonl", "*.jsonl"), split, problems):
+    for path, name in _files_with_splits(files_below(paths, "highlight_*.jsonl", "*.jsonl"), split, problems):
         for number, line in read_lines(path):
             place = f"{path}:{number}"
             entry = typed(HIGHLIGHTS, parse_json(line, place), place)
-            text, windows = sentence(entry["query"], place, problems), entry["relevant_windows"] or []
+            text, windows = _sentence(entry["query"], place, problems), entry["relevant_windows"] or []
             ratings = {key: entry[key] for key in ("relevant_clip_ids", "saliency_scores")}
             row = QueryRow(entry["vid"], name, entry["qid"], text, windows, **ratings)
             videos.setdefault((name, row.video_id), VideoRow(row.video_id, name, entry["duration"]))
@@ -110,7 +111,7 @@ def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     videos: dict[tuple[str, str], VideoRow] = {}
     queries = []
     for path in files_below(paths, "*timelens*.json*", "*.json*", "*.txt"):
-        stated = splits_in_name(path)
+        stated = _splits_in_name(path)
         if not split and len(stated) > 1:
             raise ManifestError(f"{path}: its name states {' and '.join(stated)}; give --split")
         name = split or (stated[0] if stated else "train" if '"events"' in read_text(path) else "test")
@@ -131,7 +132,7 @@ def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
                 videos[video, name] = VideoRow(video_id, name, duration, video if video != video_id else None)
             several = isinstance(spans, list) and not (spans and all(map(is_number, spans)))
             segments = typed(list[Segment], spans if several else [spans], f"{place}: span")
-            text = sentence(text, place, problems)
+            text = _sentence(text, place, problems)
             queries.append(QueryRow(video_id, name, f"{name}:{len(queries)}", text, segments))
     return [*videos.values(), *queries], ()
 
@@ -166,3 +167,38 @@ def _timelens_entries(content: object, place: str) -> Iterator[tuple]:
             raise ManifestError(f"{where}: {len(entry['spans'])} spans for {len(entry['queries'])} queries")
         for number, (span, query) in enumerate(zip(entry["spans"], entry["queries"], strict=True)):
             yield key, entry["duration"], query, span, f"{where}.queries[{number}]"
+
+
+def _splits_in_name(path: Path) -> list[str]:
+    """The splits that a file's name states (`charades_sta_test.txt`, `val_2.json`)."""
+    return sorted({name + number for name, number in _SPLIT.findall(path.stem.lower())})
+
+
+def _files_with_splits(files: list[Path], split: str | None, problems: Problems) -> list[tuple[Path, str]]:
+    """Every file with its split: the one its name states, or `split`.
+
+    Of several files whose names state splits, `split` keeps those that state it; else it names the split of them all.
+    Raises ManifestError where the split of a file is not known.
+    """
+    stated = {path: _splits_in_name(path) for path in files}
+    if split is None:
+        for path, names in stated.items():
+            if len(names) != 1:
+                raise ManifestError(f"{path}: its name states {' and '.join(names) or 'no split'}; give --split")
+        return [(path, names[0]) for path, names in stated.items()]
+    known = {path: names[0] for path, names in stated.items() if len(names) == 1}
+    if len(files) > 1 and split in known.values():
+        for path in [path for path, name in known.items() if name != split]:
+            problems.add(f"file of another split than --split {split}: left out", str(path))
+            del stated[path]
+    elif len(files) > 1 and len(set(known.values())) > 1:
+        names = ", ".join(dict.fromkeys(known.values()))
+        raise ManifestError(f"--split {split}: none of the files states it; give one file, or one of {names}")
+    return [(path, split) for path in stated]
+
+
+def _sentence(text: str, place: str, problems: Problems) -> str:
+    """The sentence without the line breaks and surplus blanks that releases contain."""
+    cleaned = " ".join(text.split())
+    problems.add("sentence with surplus blanks or line breaks: cleaned", place, cleaned != text)
+    return cleaned

@@ -1,4 +1,4 @@
-"""Text, JSON and values of annotation files, read as a type: the one check of manifests and of official annotations.
+"""Annotation files: which of a folder, their text and JSON, and values read as a type: the one check of what they hold.
 
 A type is `str`, `float` (any number, as written), `object`, `list[T]`, `dict[str, T]`, `T | None`, a dataclass (one
 field a key), a dict of keys and their types (those that admit None may be absent), or one of
@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, NewType, get_args, get_origin, get_type_hints
@@ -25,6 +26,27 @@ Name = NewType("Name", str)
 Segment = NewType("Segment", list)
 _DESCRIPTIONS = {str: "a string", float: "a number", Name: "a non-empty string", Segment: "[start, end] in seconds"}
 _types_of = cache(get_type_hints)
+
+
+def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
+    """The paths, each once, folders replaced by those of their files that match the first pattern that any matches.
+
+    Files that match `but` are left out; case does not count. Raises MissingError for a path that does not exist.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise MissingError(f"annotations {path} do not exist")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = [item for item in sorted(path.iterdir()) if item.is_file() and not fnmatchcase(item.name.lower(), but)]
+        matches = ([item for item in files if fnmatchcase(item.name.lower(), pattern)] for pattern in patterns)
+        chosen = next(filter(None, matches), None)
+        if chosen is None:
+            raise MissingError(f"annotations {path}: no file in this folder is called {' or '.join(patterns)}")
+        found += chosen
+    return list(dict.fromkeys(found))
 
 
 def read_text(path: Path | str) -> str:
