@@ -108,10 +108,22 @@ class TowersConfig(Section):
     frame_token: str = one_of("cls", "gap")
     """cls: the class token, a learnable one per frame; gap: mean of the patch tokens (official Large)."""
     image: str = one_of("cached", "frozen", "finetune")
-    """How the image tower is used (Table 4). finetune: it trains; frozen: it does not, and its tokens may be cached;
-    cached: only its tokens are available, whatever the paper does."""
+    """How the image tower is used (Table 4). finetune: it trains; frozen: it does not, its tokens come from a cache;
+    cached: the same, whatever the paper does."""
     text: str = one_of("cached", "frozen", "finetune")
-    """The same for the text tower (cached also: official Large TAL and COIN, which read embeddings)."""
+    """The same for the text tower, which is in the model where it trains (cached also: official Large TAL and COIN,
+    which read embeddings)."""
+    frame_embeddings: bool = False
+    """A trained image tower has a class embedding per frame index (official); its tokens then need as many frames."""
+    train_last_blocks: int = number(0, 0, 1000)
+    """Blocks of a trained image tower that train, counted from the last; 0: the whole tower."""
+    frame_chunk: int = number(0, 0, 1_000_000)
+    """Frames that pass a trained image tower at once; each chunk passes again for its gradients, which are exact
+    (`unloc.training.replay`), in the memory of one chunk. 0: all frames of a batch at once."""
+    replay_share: float = number(1.0, 1e-6, 1.0)
+    """Share of the chunks that pass a second time; below 1 gradients are estimates, right on average."""
+    checkpoint_blocks: bool = False
+    """Blocks of a trained image tower are computed again in the backward pass instead of kept in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +260,11 @@ class Recipe(Section):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def live_towers(self) -> tuple[str, ...]:
+        """Towers that are part of the model when it trains on a cache: the text tower, where it trains."""
+        return ("text",) if self.towers.text == "finetune" else ()
+
     def __post_init__(self) -> None:
         """Raise ConfigError where fields are valid by themselves but not together."""
         Section.__post_init__(self)
@@ -273,6 +290,12 @@ class Recipe(Section):
             ),
             f"towers.image: {no_tower}": self.towers.image == "finetune" and not self.towers.name,
             f"towers.text: {no_tower}": self.towers.text == "finetune" and not self.towers.name,
+            "towers.text: finetune, but model.fusion none has no text; set towers.text=frozen": (
+                self.towers.text == "finetune" and without_text
+            ),
+            "towers.replay_share: below 1 needs chunks; set towers.frame_chunk, such as 32": (
+                self.towers.replay_share < 1 and not self.towers.frame_chunk
+            ),
             f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]": not rising,
             f"data.fps: got {data.fps}, and data.num_frames {data.num_frames}; a cache has one of them: set the other "
             "to null": data.fps is not None and data.num_frames is not None,

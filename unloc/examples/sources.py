@@ -3,7 +3,7 @@
 Which texts a manifest needs, and class names as text tokens, plain or in prompts (UnLoc §4.2).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,10 @@ _ACTS = ("", " a person", *(f" a person {verb}" for verb in ("using", "doing", "
 _MEDIA = ("a photo", "a video", "a example", "a demonstration")
 KINETICS_PROMPTS = tuple(f"{medium} of{act} {{}}." for act in _ACTS for medium in _MEDIA)
 """The 28 prompts that CLIP was published with for Kinetics."""
+
+
+Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Ids (C, K) of texts, and the mask (C, K) of those that are not padding."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,18 @@ class CachedTokens:
         cached = self.cache[video_id]
         view = 0 if rng is None or len(cached.frames) == 1 else int(rng.integers(len(cached.frames)))
         return cached.frames[view], cached.times_seconds
+
+
+class CachedFrames(CachedTokens):
+    """Frames that `unloc extract` made, with texts as ids for a text tower in the model."""
+
+    def __init__(self, cache: Cache, tokenize: Tokenize) -> None:
+        super().__init__(cache)
+
+        def ids_of(texts: list[str]) -> list[np.ndarray]:
+            return [row[valid].numpy() for row, valid in zip(*tokenize(texts), strict=True)] if texts else []
+
+        self.texts = ids_of
 
 
 def prompted(class_name: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from open_clip.model import CLIP
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -46,14 +47,13 @@ class CheckpointInfo:
         """As JSON; the recipe becomes its YAML text, which states every key and keeps inf."""
         return {**asdict(self), "recipe": dump_recipe(self.recipe), "version": CHECKPOINT_VERSION}
 
-    def build(self) -> UnLoc | EndToEnd:
-        """The model with fresh weights."""
-        towers = {}
-        if self.live_towers:
+    def build(self, clip: CLIP | None = None) -> UnLoc | EndToEnd:
+        """The model with fresh weights; its live towers take over those of `clip`, if it is given."""
+        if clip is None and self.live_towers:
             settings = WeightSettings(activation=self.fingerprint["tower.activation"])
-            towers = {"clip": clip_model(self.fingerprint["tower.name"], settings), "live": self.live_towers}
+            clip = clip_model(self.fingerprint["tower.name"], settings)
         sizes = {"frame_dim": self.frame_dim, "text_dim": self.text_dim, "num_classes": len(self.classes)}
-        return build_model(self.recipe, **sizes, **towers)
+        return build_model(self.recipe, **sizes, clip=clip, live=self.live_towers)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The first three functions need no manifest; `predict_split` loops over them, as 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from unloc.examples.sources import ClassTexts, Source, VideoFrames
 from unloc.examples.steps import at_distinct_times
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
+from unloc.model.towers import TextTower
 from unloc.model.unloc import Outputs, UnLoc
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import decode_segments, make_points
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.tasks import task_named
 
-QUERY_BATCH, VIDEO_BATCH = 16, 4
+QUERY_BATCH, VIDEO_BATCH, TEXT_BATCH = 16, 4, 64
 OnProgress = Callable[[int, int], None]
 """Called with examples done and all examples."""
 
@@ -78,7 +80,13 @@ def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -
 def predict_split(
     loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
 ) -> Predictions:
-    """Predictions for every video of the (already selected) manifest, of the kind the task has."""
+    """Predictions for every video of the (already selected) manifest, of the kind the task has.
+
+    A model with a text tower of its own encodes every text once.
+    """
+    if (tower := getattr(loaded.model, "text_tower", None)) is not None:
+        source = EncodedTexts(source, tower, loaded.info.recipe.train.precision)
+        loaded = replace(loaded, model=loaded.model.core)
     recipe, classes, predictions = loaded.info.recipe, loaded.info.classes, []
     examples = Examples(recipe.task, manifest, source, recipe.data)
     is_query = task_named(recipe.task).text_kind == "query"
@@ -106,6 +114,28 @@ def predict_split(
             predictions.append(FramePrediction(**named, labels=labels, scores=logits))
         on_progress(min(start + size, len(items)), len(items))
     return detections_table(predictions) if recipe.task == "tal" else predictions
+
+
+class EncodedTexts:
+    """A source whose texts a model's own tower encodes."""
+
+    def __init__(self, source: Source, tower: TextTower, precision: str) -> None:
+        self.source, self.tower, self.precision, self.name = source, tower, precision, source.name
+        self.durations_of, self.video_sha256, self.frames = source.durations_of, source.video_sha256, source.frames
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self.source
+
+    @torch.inference_mode()
+    def texts(self, texts: list[str]) -> list[np.ndarray]:
+        """Tokens (K, D) of each text."""
+        device, found = next(self.tower.parameters()).device, []
+        for start in range(0, len(texts), TEXT_BATCH):
+            ids, mask = self.tower.tokenize(texts[start : start + TEXT_BATCH])
+            with computing(device, self.precision):
+                tokens = self.tower(ids.to(device), mask.to(device)).float().cpu()
+            found += [row[valid].numpy() for row, valid in zip(tokens, mask, strict=True)]
+        return found
 
 
 def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:

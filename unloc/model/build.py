@@ -1,9 +1,9 @@
 """Build the model of a recipe: the core over given tokens, or the core behind live towers (UnLoc Figure 2)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
@@ -28,29 +28,40 @@ class EndToEnd(nn.Module):
 
     def forward(
         self,
-        frames: Float[Tensor, "batch time ..."],
+        frames: Shaped[Tensor, "batch time ..."],
         frame_mask: Bool[Tensor, "batch time"] | None,
         texts: Shaped[Tensor, "texts tokens ..."],
         text_mask: Bool[Tensor, "texts tokens"] | None,
         *,
         pairing: str = "all",
     ) -> Outputs:
-        """`UnLoc.forward` of images (B, T, 3, S, S) and ids (C, K), or of tokens where there is no tower."""
-        if self.image_tower is not None:
-            frames = self.image_tower(frames)
+        """`UnLoc.forward` of images (B, T, 3, S, S) or their tokens, and of ids (C, K), or without a tower tokens."""
+        if frames.ndim == 5:
+            frames = self.encode(frames)
         if self.text_tower is not None:
             texts = self.text_tower(texts, text_mask)
         return self.core(frames, frame_mask, texts, text_mask, pairing=pairing)
+
+    def encode(self, frames: Shaped[Tensor, "batch time 3 height width"], first_frame: int = 0) -> Tensor:
+        """Tokens (B, T, D) of frames, normalised or uint8; `first_frame` is the index of the first in its video."""
+        return self.image_tower(frames, first_frame)
+
+    def start_projections(self, starts: Mapping[str, Tensor]) -> None:
+        """`UnLoc.start_projections`."""
+        self.core.start_projections(starts)
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """What trains at the towers' rate: the towers, and the projections that replace theirs."""
         return [*nn.ModuleList(self._towers()).parameters(), *self.core.tower_parameters()]
 
     def train(self, mode: bool = True) -> "EndToEnd":
-        """Frozen towers stay in evaluation mode."""
+        """Frozen towers stay in evaluation mode, and batch norms: a frame's token never depends on other frames."""
         super().train(mode)
         for tower in self._towers():
-            tower.train(mode and next(tower.parameters()).requires_grad)
+            tower.train(mode and any(parameter.requires_grad for parameter in tower.parameters()))
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
         return self
 
     def _towers(self) -> list[nn.Module]:
@@ -70,7 +81,7 @@ def build_model(
 
     `frame_dim` and `text_dim` are the channels of given tokens; `num_classes` counts for fusion `none`, whose outputs
     are the classes. Live towers are those of `clip`, which they take over (or T5); without trained projections they
-    apply CLIP's, and trained ones start as these. Frames of a plain ViT have a class embedding per frame index.
+    apply CLIP's, and trained ones start as these.
     """
     towers, config, data = recipe.towers, recipe.model, recipe.data
     image = text = None
@@ -91,7 +102,12 @@ def build_model(
                 text = t5_text_tower(towers.text_name, data.max_text_tokens)
             text.requires_grad_(towers.text == "finetune")
         if "image" in live:
-            image = ImageTower(clip.visual, choice, data.num_steps).requires_grad_(towers.image == "finetune")
+            image = ImageTower(clip.visual, choice, data.num_steps if towers.frame_embeddings else None)
+            image.requires_grad_(towers.image == "finetune")
+            if towers.image == "finetune" and towers.train_last_blocks:
+                image.freeze_below(towers.train_last_blocks)
+            if towers.image == "finetune" and towers.checkpoint_blocks:
+                clip.visual.set_grad_checkpointing()
     core = UnLoc(
         config,
         frame_dim if image is None else image.dim,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import open_clip
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from open_clip.model import CLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unloc.errors import InputError, TowerError, one_line
-from unloc.model.clip import activation_of, image_config, pretrained_clip
+from unloc.model.clip import activation_of, image_config, preprocessing_of, pretrained_clip
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -121,10 +121,37 @@ class ImageTower(nn.Module):
                 "last 1 to 5 stages; one that pools in its own way only its embedding; a plain ViT has all kinds"
             )
 
-    def forward(self, images: Float[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch dim"]:
-        """Tokens of normalised images, not normalised themselves."""
+        stated = preprocessing_of(visual)
+        for key in ("mean", "std"):  # of pixels from 0 to 255
+            self.register_buffer(key, 255.0 * torch.tensor(getattr(stated, key)).view(3, 1, 1), persistent=False)
+
+    def freeze_below(self, num_blocks: int) -> None:
+        """Freeze all but the last blocks and what follows them. Raises TowerError where there are not so many."""
+        visual, blocks, after = self.visual, [], []
+        if isinstance(visual, VisionTransformer):
+            blocks, after = [*visual.transformer.resblocks], [visual.ln_post, visual.proj]
+        elif isinstance(visual, ModifiedResNet):
+            blocks, after = [visual.layer1, visual.layer2, visual.layer3, visual.layer4], [visual.attnpool]
+        if num_blocks > len(blocks):
+            raise TowerError(
+                f"towers.train_last_blocks: got {num_blocks}, {self.choice.tower} has {len(blocks)} blocks"
+            )
+        self.requires_grad_(False)
+        for part in [*blocks[-num_blocks:], *after]:
+            if part is not None:
+                part.requires_grad_(True)
+
+    def forward(
+        self, images: Shaped[Tensor, "*batch 3 height width"], first_frame: int = 0
+    ) -> Float[Tensor, "*batch dim"]:
+        """Tokens, not normalised themselves, of normalised images or of uint8 pixels.
+
+        With a class embedding per frame index the last axis of the batch counts frames, from `first_frame`.
+        """
         leading, visual, choice = images.shape[:-3], self.visual, self.choice
         images = images.flatten(0, -4)
+        if images.dtype == torch.uint8:
+            images = (images.float() - self.mean) / self.std
         if choice.is_embedding and self.class_embeddings is None:
             return visual(images).unflatten(0, leading)
         if isinstance(visual, ModifiedResNet):
@@ -132,7 +159,9 @@ class ImageTower(nn.Module):
             stages = [stage.mean(dim=(2, 3)) for stage in found["image_intermediates"]]
             return torch.cat(stages, dim=-1).unflatten(0, leading)
         tokens = visual.conv1(images).flatten(2).transpose(1, 2)
-        own = visual.class_embedding if self.class_embeddings is None else self.class_embeddings[: leading[-1]]
+        own = visual.class_embedding
+        if self.class_embeddings is not None:
+            own = self.class_embeddings[first_frame : first_frame + leading[-1]]
         if own is not None:
             own = own.view(-1, tokens.shape[-1])
             tokens = torch.cat([own.repeat(len(tokens) // len(own), 1)[:, None], tokens], dim=1)
@@ -142,6 +171,14 @@ class ImageTower(nn.Module):
         chosen = [layer[:, 0] if choice.frame_token == "cls" else layer.mean(dim=1) for layer in normed]
         chosen = [token if visual.proj is None else token @ visual.proj for token in chosen]
         return torch.cat(chosen, dim=-1).unflatten(0, leading)
+
+
+def clip_ids(texts: list[str], max_tokens: int) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
+    """CLIP's ids of texts, and mask. A text over the limit keeps EOS as its last token (the official code loses it)."""
+    ids = open_clip.tokenize(texts, max_tokens)
+    mask = torch.arange(ids.shape[1]) <= ids.argmax(dim=1, keepdim=True)  # EOS has the highest id
+    longest = int(mask.sum(dim=1).max())
+    return ids[:, :longest], mask[:, :longest]
 
 
 class TextTower(nn.Module):
@@ -157,11 +194,8 @@ class TextTower(nn.Module):
         self.dim = int(clip.text_projection.shape[1 if projected else 0])
 
     def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
-        """Ids and mask. A text over the limit keeps EOS as its last token (the official code loses it)."""
-        ids = open_clip.tokenize(texts, self.max_tokens)
-        mask = torch.arange(ids.shape[1]) <= ids.argmax(dim=1, keepdim=True)  # EOS has the highest id
-        longest = int(mask.sum(dim=1).max())
-        return ids[:, :longest], mask[:, :longest]
+        """`clip_ids` of texts, cut at the tower's limit."""
+        return clip_ids(texts, self.max_tokens)
 
     def forward(
         self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"] | None = None
@@ -228,6 +262,15 @@ def clip_projections(clip: CLIP, choice: TowerChoice) -> dict[str, Tensor]:
     return found
 
 
+def weights_sha256(clip: CLIP) -> str:
+    """Checksum of all weights with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(clip.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Tower(nn.Module):
     """A frozen image and text tower with preprocessing constants: what makes a cache."""
 
@@ -236,10 +279,7 @@ class Tower(nn.Module):
         super().__init__()
         choice = choice.resolved()
         self.dtype, self.batch, self.image_config = DTYPES[choice.tower_dtype], choice.batch, image_config(clip)
-        activation, digest = activation_of(clip), hashlib.sha256()
-        for name, value in sorted(clip.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        activation, digest = activation_of(clip), weights_sha256(clip)
         self.projections: dict[str, np.ndarray] = {
             kind: weight.float().cpu().numpy() for kind, weight in clip_projections(clip, choice).items()
         }
@@ -249,7 +289,7 @@ class Tower(nn.Module):
         self.fingerprint = {
             "name": choice.tower,
             "pretrained": pretrained,
-            "weights_sha256": digest.hexdigest(),
+            "weights_sha256": digest,
             "frame_dim": self.image.dim,
             "text_dim": self.text.dim,
             "context_length": int(clip.context_length),

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,14 +22,16 @@ from unloc.errors import ConfigError, FingerprintError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
 from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader
-from unloc.examples.sources import CachedTokens, ClassTexts, Source
+from unloc.examples.sources import CachedFrames, CachedTokens, ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import predict_split
+from unloc.model.towers import clip_ids
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
+from unloc.training.towers import clip_of_cache
 from unloc.training.trainer import OnStep, Trainer
 
 logger = logging.getLogger(__name__)
@@ -145,7 +148,11 @@ def build_trainer(
 ) -> Trainer:
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
     torch.manual_seed(recipe.train.seed)
-    source = CachedTokens(cache)
+    clip, source = None, CachedTokens(cache)
+    if recipe.live_towers:
+        clip = clip_of_cache(recipe.towers, cache.fingerprint, cache.path)
+        most = min(recipe.data.max_text_tokens, clip.context_length)
+        source = CachedFrames(cache, partial(clip_ids, max_tokens=most))
     examples = Examples(recipe.task, train, source, recipe.data)
     if len(examples) < recipe.train.batch_size:
         kind = "queries" if task_named(recipe.task).text_kind == "query" else "videos"
@@ -159,20 +166,25 @@ def build_trainer(
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
     example = examples.example(0)
+    if clip is not None:
+        text_dim = int(clip.text_projection.shape[0 if recipe.model.project_texts else 1])
+    else:
+        text_dim = (class_texts.prompt(0)[0] if class_texts is not None else example.text).shape[-1]
     info = CheckpointInfo(
         recipe=recipe,
         classes=train.classes if has_classes else (),
         frame_dim=example.frames.shape[-1],
-        text_dim=(class_texts.prompt(0)[0] if class_texts is not None else example.text).shape[-1],
+        text_dim=text_dim,
         fingerprint=cache.fingerprint,
         step=0,
+        live_towers=recipe.live_towers,
     )
-    model = info.build()
     require_projections(recipe, cache)
+    model = info.build(clip)
     model.start_projections({kind: torch.tensor(start) for kind, start in cache.projections.items()})
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, source), val)
+        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, CachedTokens(cache)), val)
 
     loader, validated = Loader(examples, class_texts, recipe), None if val is None else validate
     return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step)
@@ -180,7 +192,7 @@ def build_trainer(
 
 def require_projections(recipe: Recipe, cache: Cache) -> None:
     """Raise ConfigError where the recipe trains a projection that the cache's tokens are behind already or have not."""
-    has_texts = recipe.model.fusion != "none"
+    has_texts = recipe.model.fusion != "none" and not recipe.live_towers
     for kind, is_asked, key, option in (
         ("frames", recipe.model.project_frames, "tower.projected", "--no-projection"),
         ("texts", recipe.model.project_texts and has_texts, "tower.texts_projected", "--no-text-projection"),
@@ -207,7 +219,7 @@ def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]
 
 
 def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> None:
-    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes a tower.
+    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes the image tower.
 
     Raises FingerprintError or ConfigError naming every key that differs, and the overrides with which the recipe names
     this cache; the run records them, and its name says which towers do not train (`recipes.load_recipe`).
@@ -218,7 +230,7 @@ def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> No
     kind = towers.frame_token if "tower.frame_token" in fingerprint else ""
     named = [  # key of the fingerprint, override and option of extract that name it, the recipe's value
         ("tower.name", "towers.name", "--tower", towers.name),
-        ("tower.pretrained", "towers.pretrained", "--pretrained", towers.pretrained),
+        ("tower.pretrained", "towers.pretrained", "--pretrained", Path(towers.pretrained).name),
         ("tower.frame_token", "towers.frame_token", "--frame-token", kind),
     ]
     if data.num_frames is not None or data.fps is not None:
@@ -232,10 +244,12 @@ def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> No
             extracted += [] if value is None else [f"{option} {value}"]
             added.append(shlex.quote(f"{override}={'null' if found is None else found}"))
     is_other = bool(differing)
-    for tower in ("image", "text"):
-        if getattr(towers, tower) == "finetune":
-            differing.append(f"towers.{tower}: recipe 'finetune', but a cache holds the tokens of frozen towers")
-            added.append(f"towers.{tower}=cached")
+    if towers.image == "finetune":
+        differing.append("towers.image: recipe 'finetune', but a cache holds the tokens of a frozen one")
+        added.append("towers.image=cached")
+    if recipe.live_towers and "tower.pretrained" not in fingerprint:
+        differing.append("towers.text: recipe 'finetune', but it is not known which weights made the cache")
+        added.append("towers.text=cached")
     if differing:
         advice = f"extract a cache with {' '.join(extracted)}, or " if extracted else ""
         raise (FingerprintError if is_other else ConfigError)(
@@ -254,7 +268,12 @@ def start_from(trainer: Trainer, init: Path) -> None:
     loaded = load_model(init)
     sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
     require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint, init)
+    if set(loaded.info.live_towers) - set(trainer.info.live_towers):
+        raise InputError(f"--init {init}: trained its text tower; set towers.text=finetune to continue with that tower")
     own, other = trainer.model.state_dict(), loaded.model.state_dict()
+    if trainer.info.live_towers and not loaded.info.live_towers:  # its text tower is the pretrained one
+        other = {f"core.{key}": value for key, value in other.items()}
+        other |= {key: value for key, value in own.items() if key.startswith("text_tower.")}
     shapes = [
         {key: "x".join(map(str, value.shape)) or "scalar" for key, value in part.items()} for part in (own, other)
     ]
@@ -268,7 +287,7 @@ def start_from(trainer: Trainer, init: Path) -> None:
         else:
             unfit.append(f"{key} ({one}, {two})")
     is_free = loaded.info.recipe.task != trainer.recipe.task or without_text
-    wrong = [text for text in unfit if not (is_free and text.startswith(FREE_PARTS))]
+    wrong = [text for text in unfit if not (is_free and text.removeprefix("core.").startswith(FREE_PARTS))]
     if wrong:
         raise InputError(
             f"--init {init}: {len(wrong)} tensors do not fit this recipe's model (its shape, --init's): "

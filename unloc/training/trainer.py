@@ -24,6 +24,7 @@ from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
 from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
 from unloc.training.objective import compute_losses
+from unloc.training.replay import frame_tokens, replay
 
 logger = logging.getLogger(__name__)
 COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
@@ -160,10 +161,20 @@ class Trainer:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Losses of a batch, with their clipped gradients in the parameters; nothing else changes."""
         self.model.train()
-        with computing(self.device, self.recipe.train.precision):
-            losses = compute_losses(self.model, batch.to(self.device), self.recipe)
+        batch, towers, precision = batch.to(self.device), self.recipe.towers, self.recipe.train.precision
+        frames, replays = batch.frames, towers.frame_chunk > 0 and batch.frames.ndim == 5
         self.optimizer.zero_grad(set_to_none=True)
+        with computing(self.device, precision):
+            if replays:
+                tokens = frame_tokens(self.model, frames, towers.frame_chunk).requires_grad_()
+                batch = replace(batch, frames=tokens)
+            losses = compute_losses(self.model, batch, self.recipe)
         losses["loss"].backward()
+        if replays:
+            with computing(self.device, precision):
+                generator = torch.Generator().manual_seed(self.recipe.train.seed + self.step)
+                share = towers.replay_share
+                replay(self.model, frames, tokens.grad, towers.frame_chunk, share=share, generator=generator)
         values = {key: float(value.detach()) for key, value in losses.items()}
         limit, loss = self.recipe.optim.clip_norm or math.inf, values["loss"]
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))

@@ -1,0 +1,43 @@
+"""Exact gradients of an image tower over more frames than memory holds at once (gradient replay).
+
+The tower sees each frame alone and has no batch statistics. So its tokens are first computed in chunks without
+gradient; the loss is differentiated down to the tokens; then each chunk passes the tower again, with gradient, and
+receives the gradients of its tokens. The sum over chunks is the gradient of plain training, with the memory of one
+chunk. The same pixels pass twice, and CLIP's towers have no dropout, so both passes compute the same tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from unloc.model.build import EndToEnd
+
+
+def frame_tokens(model: EndToEnd, frames: Tensor, chunk: int) -> Tensor:
+    """Tokens (B, T, D) of frames (B, T, 3, S, S), computed `chunk` frames at a time without gradient."""
+    starts = range(0, frames.shape[1], chunk)
+    with torch.no_grad():
+        videos = [[model.encode(video[None, start : start + chunk], start) for start in starts] for video in frames]
+    return torch.cat([torch.cat(tokens, dim=1) for tokens in videos])
+
+
+def replay(
+    model: EndToEnd,
+    frames: Tensor,
+    gradients: Tensor,
+    chunk: int,
+    *,
+    share: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Add the image tower's gradients, given those (B, T, D) of the tokens of its frames (B, T, 3, S, S).
+
+    With a `share` below 1 only that share of the chunks, drawn by the generator, passes again, each weighted by 1 /
+    share: unbiased (ETAD). At least one chunk passes.
+    """
+    places = [(video, start) for video in range(len(frames)) for start in range(0, frames.shape[1], chunk)]
+    count = max(1, round(share * len(places)))
+    chosen = torch.randperm(len(places), generator=generator)[:count].tolist() if share < 1 else range(len(places))
+    for video, start in (places[index] for index in chosen):
+        part = slice(start, start + chunk)
+        tokens = model.encode(frames[video : video + 1, part], start)
+        tokens.backward(gradients[video : video + 1, part] * (len(places) / count))
