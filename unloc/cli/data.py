@@ -12,6 +12,8 @@ from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from unloc.annotations.schema import Manifest
+    from unloc.video.frame_shards import FrameSpec
+    from unloc.video.video_file import VideoFile
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -166,13 +168,21 @@ def zero_shot(
 def pack(
     manifest: Annotated[Path, typer.Argument(help="Manifest whose videos are packed, in its order.")],
     videos: Annotated[Path, typer.Option("--videos", help="Folder with the video files.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for videos-000000.tar and so on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for videos-000000.tar or frames-000000.tar and so on.")],
     shard_gib: Annotated[float, typer.Option(min=1e-6, max=1e6, help="Most GiB of videos in a shard.")] = 1.0,
     split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Pack decoded frames: so many of each video.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Pack decoded frames: so many per second.")] = None,
+    size: Annotated[int, typer.Option(help="Short side of the frames.")] = 256,
+    coverage: Annotated[float, typer.Option(min=0, max=1, help="Fail where fewer videos have frames.")] = 1.0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: one a core.")] = 0,
 ) -> None:
     """Pack videos into WebDataset tar shards, which `unloc extract --shards` reads in place.
 
-    Example: unloc data pack data/mr.jsonl --videos data/videos --out data/shards
+    With --frames or --fps, pack their frames as JPEGs instead, for training an image tower. Existing shards are
+    skipped; the same command resumes a packing that was interrupted.
+
+    Example: unloc data pack data/mr.jsonl --videos data/videos --out data/frames --frames 128 --size 256
     """
     from unloc.annotations.schema import load_manifest
     from unloc.cli.progress import progress
@@ -181,6 +191,13 @@ def pack(
 
     selected = load_manifest(manifest).select(split)
     files, missing = index_videos(videos).locate(selected.videos)
+    if frames is not None or fps is not None:
+        from unloc.video.frame_shards import FrameSpec
+        from unloc.video.reading import FrameSampling
+
+        spec = FrameSpec(sampling=FrameSampling(fps=fps, num_frames=frames), size=size)
+        _pack_frames(selected.videos["video_id"].unique().tolist(), files, out, spec, workers, coverage)
+        return
     with progress("packing", "shards") as on_progress:
         done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
     typer.echo(
@@ -189,6 +206,24 @@ def pack(
     )
     for video_id in missing[:20]:
         typer.echo(f"missing: {video_id}", err=True)
+
+
+def _pack_frames(
+    video_ids: list[str], files: "dict[str, VideoFile]", out: Path, spec: "FrameSpec", workers: int, coverage: float
+) -> None:
+    """Pack frames, print counts and the first failures. Raises CoverageError where too few videos are packed."""
+    from unloc.cli.progress import progress, sigterm_as_interrupt
+    from unloc.video.frame_shards import pack_frames, require_coverage
+
+    workers = workers or len(os.sched_getaffinity(0))
+    with progress("packing frames", "videos") as on_progress, sigterm_as_interrupt():
+        rows = pack_frames(video_ids, files, out, spec, workers=workers, on_progress=on_progress)
+    failed, sizes = [row for row in rows if "reason" in row], [row.get("frame_bytes", []) for row in rows]
+    count, megabytes = sum(map(len, sizes)), sum(map(sum, sizes)) / 1e6
+    typer.echo(f"{out}: {count} frames of {len(rows) - len(failed)} videos, {megabytes:.1f} MB; {len(failed)} failed")
+    for row in failed[:20]:
+        typer.echo(" ".join(f"failed: {row['video_id']}: {row['reason']}: {row['message']}".split()), err=True)
+    require_coverage(rows, coverage)
 
 
 def _refuse_overwriting(inputs: list[Path], *outputs: Path | None) -> None:
