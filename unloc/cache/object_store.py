@@ -115,6 +115,7 @@ class ObjectStore:
 
     def _try(self, action: Callable[[], Result], name: str) -> Result:
         """The result of an action, repeated while the store fails. Raises CacheError after the last attempt."""
+        temporary, final = _store_errors()
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
@@ -123,14 +124,27 @@ class ObjectStore:
                 return action()
             except (FileNotFoundError, FileExistsError):
                 raise
-            except Exception as error:  # the clients of S3 and of the web have their own classes
-                client, message = type(error).__module__.partition(".")[0], one_line(error)
-                if not isinstance(error, OSError) and client not in ("botocore", "aiohttp"):
-                    raise
-                if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-                    raise CacheError(f"{self.url}/{name}: not allowed ({message}); check credentials") from None
+            except final as error:
+                raise CacheError(f"{self.url}/{name}: not allowed ({one_line(error)}); check credentials") from None
+            except temporary as error:
+                message = one_line(error)
                 logger.info("%s/%s: %s (attempt %d)", self.url, name, message, attempt + 1)
         raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({message}); run the same command again")
+
+
+def _store_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """Errors of stores that may pass, and those that will not; clients of S3 and of the web have their own classes."""
+    temporary, final = [OSError], [PermissionError]
+    with suppress(ImportError):
+        from botocore import exceptions as s3
+
+        temporary += [s3.BotoCoreError, s3.ClientError]
+        final += [s3.NoCredentialsError, s3.PartialCredentialsError]
+    with suppress(ImportError):
+        import aiohttp
+
+        temporary.append(aiohttp.ClientError)
+    return tuple(temporary), tuple(final)
 
 
 def read_url(url: str) -> bytes:
