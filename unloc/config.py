@@ -127,6 +127,20 @@ class TowersConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig(Section):
+    """What training on frames draws for each clip, besides a random crop (official; the defaults are those of MR)."""
+
+    flip: float = number(0.5, 0.0, 1.0)
+    """Probability of a mirror image."""
+    flip_directed: bool = False
+    """Also mirror videos whose texts bear a direction (left, right, clockwise), as the official code does."""
+    scale_jitter: bool = False
+    """Height and width times 0.9 to 1.33 each (official for TAL and AS)."""
+    randaugment_layers: int = number(0, 0, 10)
+    """Operations of RandAugment, of magnitude 10 (official for TAL and AS: 3)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TargetsConfig(Section):
     """Which points are positive (official: dataset_utils)."""
 
@@ -253,6 +267,7 @@ class Recipe(Section):
     task: str = one_of("mr", "tal", "as", "hd")
     model: ModelConfig = field(default_factory=ModelConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)

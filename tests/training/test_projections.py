@@ -19,6 +19,7 @@ from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
 from unloc.inference.load import load_model
 from unloc.recipes import load_recipe
+from unloc.training.inputs import cached_inputs
 from unloc.training.run import build_trainer, fit_recipe, splits_of
 
 TEXTS = ["a cat jumps", "a dog runs to the door"]
@@ -43,9 +44,9 @@ def cached(path, video_folder, names=("v0", "v1"), **config):
 
 
 def started(recipe, manifest, cache, tmp_path):
-    opened = open_cache(cache)
-    splits = splits_of(recipe, load_manifest(manifest), opened)
-    return build_trainer(recipe, *splits, opened, tmp_path / "run")
+    inputs = cached_inputs(recipe, cache)
+    splits = splits_of(recipe, load_manifest(manifest), inputs.source)
+    return build_trainer(recipe, *splits, inputs, tmp_path / "run")
 
 
 def scenic(*overrides):

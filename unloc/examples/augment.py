@@ -9,7 +9,6 @@ clips, on any device.
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,25 +18,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from unloc.annotations.schema import Manifest
+from unloc.config import AugmentConfig
 from unloc.video.preprocess import MARGIN, PreprocessSpec, resize_and_crop
 
 DIRECTION = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b|clockwise", re.IGNORECASE)
 JITTER = (0.9, 1.33)
 CUTOUT = 40 / 224  # half of the square's side, in sides of the image
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentConfig:
-    """What training draws for each clip; random crops always are. Defaults: the official ones for MR and HD."""
-
-    flip: float = 0.5
-    """Probability of a mirror image."""
-    flip_directed: bool = False
-    """Also mirror videos whose texts bear a direction, as the official code does."""
-    scale_jitter: bool = False
-    """Height and width times 0.9 to 1.33 each (official for TAL and AS)."""
-    randaugment_layers: int = 0
-    """Operations of RandAugment, of magnitude 10 (official for TAL and AS: 3)."""
 
 
 class ClipTransform:

@@ -123,14 +123,16 @@ def collate(
 
 
 def class_pairs(batch: Batch, classes: np.ndarray) -> Batch:
-    """A batch of all classes as one row per (video, class) of `classes` (B, M), with that class as the only text."""
+    """A batch of all classes as one row per (video, class) of `classes` (B, M), with that class as the only text.
+
+    Its frames stay one row per video.
+    """
     count, classes = classes.shape[1], torch.from_numpy(classes).flatten()
     video, row = torch.arange(len(batch.frames)).repeat_interleave(count), torch.arange(len(classes))
     text_mask = batch.text_mask[classes]
     return replace(
         batch,
         examples=tuple(batch.examples[index] for index in video),
-        frames=batch.frames[video],
         frame_mask=batch.frame_mask[video],
         all_tokens_valid=bool(text_mask.all()),
         texts=batch.texts[classes],

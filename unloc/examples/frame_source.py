@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unloc.errors import CacheError
 from unloc.examples.augment import ClipTransform
 from unloc.examples.sources import Tokenize
 from unloc.video.facts import scan
@@ -69,6 +70,11 @@ class FrameShards(PixelSource):
         """Raises MissingError where the folder has no shards, CacheError where a shard is not what its index says."""
         super().__init__(str(folder), tokenize, transform)
         self.videos = packed_videos(folder)
+        packings = {tuple((key, row[key]) for key in ("num_frames", "fps", "size")) for _, row in self.videos.values()}
+        if len(packings) > 1:
+            raise CacheError(f"{folder}: has shards of different packings; pack all videos alike, into a new folder")
+        self.packing: dict[str, float | None] = dict(*packings)
+        """`num_frames` or `fps`, and `size`, of all videos."""
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.videos

@@ -21,6 +21,7 @@ import torch
 from unloc.cache.dtype import require_token_dtype, to_stored
 from unloc.cache.writing import VideoTokens, token_checksum
 from unloc.errors import FingerprintError, InputError, VideoError
+from unloc.inference.run_tower import run_tower
 from unloc.model.towers import TowerChoice, load_tower
 from unloc.video.preprocess import PreprocessSpec, normalise
 from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
@@ -74,7 +75,8 @@ class Encoder:
         self.config = config.resolved()
         self.device = torch.device(device)
         self.batch, self.batches_ahead = self.config.batch, 1 if self.device.type == "cuda" else 0
-        self.tower = load_tower(self.config).to(self.device)
+        is_run = Path(config.tower).is_dir()
+        self.tower = (run_tower(Path(config.tower), self.config) if is_run else load_tower(self.config)).to(self.device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
 
     @property

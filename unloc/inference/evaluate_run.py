@@ -23,6 +23,8 @@ from unloc.files import file_sha256
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import OnProgress, predict_split
+from unloc.inference.run_tower import run_tower
+from unloc.model.towers import TowerChoice
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import SUBMITTED_SPLITS
 from unloc.tasks import task_named
@@ -59,6 +61,10 @@ def evaluate_run(
     require_task(manifest, task)
     cache = open_cache(evaluation.cache)
     require_seconds(task, selected, evaluation.split, cache.durations_of(selected.videos["video_id"]))
+    if "image" in loaded.info.live_towers:  # its frames are those of the tower as it trained
+        own = run_tower(run, TowerChoice(tower_dtype=cache.fingerprint.get("tower.dtype", "float32"))).fingerprint
+        fingerprint = fingerprint | {f"tower.{key}": value for key, value in own.items()}
+        fingerprint |= {"dtype": cache.fingerprint["dtype"], "tower.pretrained": cache.fingerprint["tower.pretrained"]}
     require_same_cache(fingerprint, cache.fingerprint, evaluation.cache)
     model, stated = model_for_classes(loaded, manifest.classes), described(where, recipe.train.precision)
     stated["recipe"] = {

@@ -20,14 +20,14 @@ from unloc.examples.sources import ClassTexts, Source, VideoFrames
 from unloc.examples.steps import at_distinct_times
 from unloc.inference.device import computing
 from unloc.inference.load import LoadedModel
-from unloc.model.towers import TextTower
+from unloc.model.build import EndToEnd
 from unloc.model.unloc import Outputs, UnLoc
 from unloc.ops.nms import soft_nms
 from unloc.ops.points import decode_segments, make_points
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.tasks import task_named
 
-QUERY_BATCH, VIDEO_BATCH, TEXT_BATCH = 16, 4, 64
+QUERY_BATCH, VIDEO_BATCH, TEXT_BATCH, FRAME_BATCH = 16, 4, 64, 64
 OnProgress = Callable[[int, int], None]
 """Called with examples done and all examples."""
 
@@ -82,10 +82,10 @@ def predict_split(
 ) -> Predictions:
     """Predictions for every video of the (already selected) manifest, of the kind the task has.
 
-    A model with a text tower of its own encodes every text once.
+    The towers of a model encode every text once, and a video's frames once for consecutive queries.
     """
-    if (tower := getattr(loaded.model, "text_tower", None)) is not None:
-        source = EncodedTexts(source, tower, loaded.info.recipe.train.precision)
+    if isinstance(loaded.model, EndToEnd):
+        source = EncodedInputs(source, loaded)
         loaded = replace(loaded, model=loaded.model.core)
     recipe, classes, predictions = loaded.info.recipe, loaded.info.classes, []
     examples = Examples(recipe.task, manifest, source, recipe.data)
@@ -116,24 +116,43 @@ def predict_split(
     return detections_table(predictions) if recipe.task == "tal" else predictions
 
 
-class EncodedTexts:
-    """A source whose texts a model's own tower encodes."""
+class EncodedInputs:
+    """A source as the towers of a model encode it; tokens of a source stay as they are."""
 
-    def __init__(self, source: Source, tower: TextTower, precision: str) -> None:
-        self.source, self.tower, self.precision, self.name = source, tower, precision, source.name
-        self.durations_of, self.video_sha256, self.frames = source.durations_of, source.video_sha256, source.frames
+    def __init__(self, source: Source, loaded: LoadedModel) -> None:
+        self.source, self.model, self.name = source, loaded.model, source.name
+        self.precision = loaded.info.recipe.train.precision
+        self.device = next(loaded.model.parameters()).device
+        self.durations_of, self.video_sha256 = source.durations_of, source.video_sha256
+        self._last: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.source
 
+    def frames(self, video_id: str, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (T, D) and times (T,) of a video."""
+        if video_id not in self._last:
+            frames, times = self.source.frames(video_id, rng)
+            if frames.dtype != np.uint8:
+                return frames, times
+            tokens = []
+            for start in range(0, len(times), FRAME_BATCH):
+                pixels = torch.from_numpy(frames[np.arange(start, min(start + FRAME_BATCH, len(times)))])
+                with torch.inference_mode(), computing(self.device, self.precision):
+                    tokens.append(self.model.encode(pixels[None].to(self.device), start)[0].float().cpu().numpy())
+            self._last = {video_id: (np.concatenate(tokens), times)}
+        return self._last[video_id]
+
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> list[np.ndarray]:
         """Tokens (K, D) of each text."""
-        device, found = next(self.tower.parameters()).device, []
+        tower, found = self.model.text_tower, []
+        if tower is None:
+            return self.source.texts(texts)
         for start in range(0, len(texts), TEXT_BATCH):
-            ids, mask = self.tower.tokenize(texts[start : start + TEXT_BATCH])
-            with computing(device, self.precision):
-                tokens = self.tower(ids.to(device), mask.to(device)).float().cpu()
+            ids, mask = tower.tokenize(texts[start : start + TEXT_BATCH])
+            with computing(self.device, self.precision):
+                tokens = tower(ids.to(self.device), mask.to(self.device)).float().cpu()
             found += [row[valid].numpy() for row, valid in zip(tokens, mask, strict=True)]
         return found
 

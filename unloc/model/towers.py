@@ -262,10 +262,10 @@ def clip_projections(clip: CLIP, choice: TowerChoice) -> dict[str, Tensor]:
     return found
 
 
-def weights_sha256(clip: CLIP) -> str:
+def weights_sha256(model: nn.Module) -> str:
     """Checksum of all weights with their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(clip.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

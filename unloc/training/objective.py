@@ -25,7 +25,10 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, 
         own_only = recipe.task != "mr" or recipe.train.negatives == "own"
     texts = gathered_texts(batch, own_only=own_only or has_classes)
     frame_mask, pairing = batch.model_masks[0], "own" if own_only else "all"
-    outputs = model(batch.frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
+    frames = batch.frames if batch.frames.ndim == 3 else model.encode(batch.frames)
+    if batch.rows_per_video > 1:
+        frames = frames.repeat_interleave(batch.rows_per_video, dim=0)
+    outputs = model(frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
     if task.localizes:
         num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
         points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)

@@ -4,9 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,23 +13,20 @@ from torch import nn
 from unloc.annotations.durations import cached_durations, required_durations
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
 from unloc.annotations.subsets import restricted
-from unloc.cache.opening import open_cache
-from unloc.cache.reading import Cache
 from unloc.config import Recipe
-from unloc.errors import ConfigError, FingerprintError, InputError, UnlocError
+from unloc.errors import ConfigError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
 from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader
-from unloc.examples.sources import CachedFrames, CachedTokens, ClassTexts, Source
+from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import predict_split
-from unloc.model.towers import clip_ids
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
-from unloc.training.towers import clip_of_cache
+from unloc.training.inputs import Inputs, cached_inputs, packed_inputs
 from unloc.training.trainer import OnStep, Trainer
 
 logger = logging.getLogger(__name__)
@@ -41,9 +36,10 @@ FREE_PARTS = ("encoder.levels", "encoder.norm", "relevance_head", "displacement_
 def fit_recipe(
     recipe: Recipe,
     manifest: Path,
-    cache: Path | str,
+    data: Path | str,
     run: Path,
     *,
+    from_frames: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -52,7 +48,7 @@ def fit_recipe(
     change_optim: bool = False,
     on_step: OnStep = lambda step, total, values: None,
 ) -> dict[str, float]:
-    """Train a recipe into a run folder; returns the last validation metrics.
+    """Train a recipe on a cache, or `from_frames` on a folder of packed frames; returns the last validation metrics.
 
     `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
     pretrained UnLoc. `change_optim` lets a resumed run continue with other values of `optim` than it was started with;
@@ -64,25 +60,25 @@ def fit_recipe(
     """
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    loaded, opened = load_manifest(manifest), open_cache(cache)
+    loaded = load_manifest(manifest)
     require_task(loaded, recipe.task)
-    require_cache_of(recipe, opened.fingerprint, cache)
+    inputs = packed_inputs(recipe, Path(data), loaded) if from_frames else cached_inputs(recipe, data)
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
-        if opened.note:
-            logger.warning(opened.note)
+        if inputs.note:
+            logger.warning(inputs.note)
         if resume and (run / "checkpoints").is_dir():
-            require_same_cache(read_json(run / "cache.json"), opened.fingerprint, cache)
+            require_same_cache(read_json(run / "cache.json"), inputs.fingerprint, data)
         # Every error of the input is found before anything is written, or deleted by overwrite.
-        train, val = splits_of(recipe, loaded, opened)
-        trainer = build_trainer(recipe, train, val, opened, run, device=device_, on_step=on_step)
+        train, val = splits_of(recipe, loaded, inputs.source)
+        trainer = build_trainer(recipe, train, val, inputs, run, device=device_, on_step=on_step)
         used = described(device_, recipe.train.precision) | {"threads": torch.get_num_threads()}
-        data = data_hashes([train, val], trainer.loader.examples.source)
+        hashes = data_hashes([train, val], inputs.source)
         before = {"init": None, "changes": []}
         if resume:
             before = read_json(run / "env.json")
             names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos (--cache)"}
-            differing = [name for key, name in names.items() if before["data"][key] != data[key]]
+            differing = [name for key, name in names.items() if before["data"][key] != hashes[key]]
             if differing:
                 raise InputError(
                     f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on "
@@ -101,9 +97,9 @@ def fit_recipe(
                 init = Path(before["init"])
             if init is not None:
                 start_from(trainer, init)
-            record = {"data": data, "init": None if init is None else str(init), "changes": history}
+            record = {"data": hashes, "init": None if init is None else str(init), "changes": history}
             env = environment(recipe.train.seed) | used | record
-            make_folder(run, recipe, opened.fingerprint, env, overwrite=overwrite)
+            make_folder(run, recipe, inputs.fingerprint, env, overwrite=overwrite)
         elif changes:
             write_file(run / "env.json", json.dumps(before | {"changes": history}, indent=1))
             write_file(run / "recipe.yaml", dump_recipe(recipe))
@@ -140,7 +136,7 @@ def build_trainer(
     recipe: Recipe,
     train: Manifest,
     val: Manifest | None,
-    cache: Cache,
+    inputs: Inputs,
     run: Path,
     *,
     device: torch.device | str = "cpu",
@@ -148,11 +144,7 @@ def build_trainer(
 ) -> Trainer:
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
     torch.manual_seed(recipe.train.seed)
-    clip, source = None, CachedTokens(cache)
-    if recipe.live_towers:
-        clip = clip_of_cache(recipe.towers, cache.fingerprint, cache.path)
-        most = min(recipe.data.max_text_tokens, clip.context_length)
-        source = CachedFrames(cache, partial(clip_ids, max_tokens=most))
+    source, clip = inputs.source, inputs.clip
     examples = Examples(recipe.task, train, source, recipe.data)
     if len(examples) < recipe.train.batch_size:
         kind = "queries" if task_named(recipe.task).text_kind == "query" else "videos"
@@ -166,6 +158,7 @@ def build_trainer(
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
     example = examples.example(0)
+    frame_dim = inputs.fingerprint["tower.frame_dim"] if "image" in inputs.live else example.frames.shape[-1]
     if clip is not None:
         text_dim = int(clip.text_projection.shape[0 if recipe.model.project_texts else 1])
     else:
@@ -173,40 +166,20 @@ def build_trainer(
     info = CheckpointInfo(
         recipe=recipe,
         classes=train.classes if has_classes else (),
-        frame_dim=example.frames.shape[-1],
+        frame_dim=frame_dim,
         text_dim=text_dim,
-        fingerprint=cache.fingerprint,
+        fingerprint=inputs.fingerprint,
         step=0,
-        live_towers=recipe.live_towers,
+        live_towers=inputs.live,
     )
-    require_projections(recipe, cache)
     model = info.build(clip)
-    model.start_projections({kind: torch.tensor(start) for kind, start in cache.projections.items()})
+    model.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, CachedTokens(cache)), val)
+        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.predicted), val)
 
     loader, validated = Loader(examples, class_texts, recipe), None if val is None else validate
     return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step)
-
-
-def require_projections(recipe: Recipe, cache: Cache) -> None:
-    """Raise ConfigError where the recipe trains a projection that the cache's tokens are behind already or have not."""
-    has_texts = recipe.model.fusion != "none" and not recipe.live_towers
-    for kind, is_asked, key, option in (
-        ("frames", recipe.model.project_frames, "tower.projected", "--no-projection"),
-        ("texts", recipe.model.project_texts and has_texts, "tower.texts_projected", "--no-text-projection"),
-    ):
-        if is_asked and kind not in cache.projections:
-            why = {
-                True: f"are behind it already ({key}: True); extract a cache with {option}",
-                False: f"have none in {cache.path}/projections.json, as those of a residual network",
-                None: "were imported, and it is not known what projected them",
-            }[cache.fingerprint.get(key)]
-            raise ConfigError(
-                f"model.project_{kind}: true trains CLIP's own projection, but the {kind} of cache {cache.path} {why}, "
-                f"or set model.project_{kind}=false"
-            )
 
 
 def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]:
@@ -216,46 +189,6 @@ def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]
     ids = [video_id for part in parts for video_id in part.videos["video_id"] if video_id in source]
     values = {"manifest_sha256": rows, "videos_sha256": [(video_id, source.video_sha256(video_id)) for video_id in ids]}
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in values.items()}
-
-
-def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> None:
-    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes the image tower.
-
-    Raises FingerprintError or ConfigError naming every key that differs, and the overrides with which the recipe names
-    this cache; the run records them, and its name says which towers do not train (`recipes.load_recipe`).
-    """
-    towers, data = recipe.towers, recipe.data
-    if towers.text_name != "clip":
-        raise ConfigError(f"towers.text_name: got {towers.text_name}, but a cache holds CLIP's text tokens only")
-    kind = towers.frame_token if "tower.frame_token" in fingerprint else ""
-    named = [  # key of the fingerprint, override and option of extract that name it, the recipe's value
-        ("tower.name", "towers.name", "--tower", towers.name),
-        ("tower.pretrained", "towers.pretrained", "--pretrained", Path(towers.pretrained).name),
-        ("tower.frame_token", "towers.frame_token", "--frame-token", kind),
-    ]
-    if data.num_frames is not None or data.fps is not None:
-        named.append(("sampling.num_frames", "data.num_frames", "--frames", data.num_frames))
-        named.append(("sampling.fps", "data.fps", "--fps", data.fps))
-    differing, extracted, added = [], [], []
-    for key, override, option, value in named:
-        found = fingerprint.get(key)
-        if value not in ("", found):
-            differing.append(f"{key}: recipe {value!r}, cache {found!r}")
-            extracted += [] if value is None else [f"{option} {value}"]
-            added.append(shlex.quote(f"{override}={'null' if found is None else found}"))
-    is_other = bool(differing)
-    if towers.image == "finetune":
-        differing.append("towers.image: recipe 'finetune', but a cache holds the tokens of a frozen one")
-        added.append("towers.image=cached")
-    if recipe.live_towers and "tower.pretrained" not in fingerprint:
-        differing.append("towers.text: recipe 'finetune', but it is not known which weights made the cache")
-        added.append("towers.text=cached")
-    if differing:
-        advice = f"extract a cache with {' '.join(extracted)}, or " if extracted else ""
-        raise (FingerprintError if is_other else ConfigError)(
-            f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)}); {advice}train only what is above "
-            f"these tokens by adding: {' '.join(added)}"
-        )
 
 
 def start_from(trainer: Trainer, init: Path) -> None:

@@ -162,11 +162,12 @@ class Trainer:
         """Losses of a batch, with their clipped gradients in the parameters; nothing else changes."""
         self.model.train()
         batch, towers, precision = batch.to(self.device), self.recipe.towers, self.recipe.train.precision
-        frames, replays = batch.frames, towers.frame_chunk > 0 and batch.frames.ndim == 5
+        frames, chunked = batch.frames, towers.frame_chunk > 0 and batch.frames.ndim == 5
+        replays = chunked and towers.image == "finetune"
         self.optimizer.zero_grad(set_to_none=True)
         with computing(self.device, precision):
-            if replays:
-                tokens = frame_tokens(self.model, frames, towers.frame_chunk).requires_grad_()
+            if chunked:
+                tokens = frame_tokens(self.model, frames, towers.frame_chunk).requires_grad_(replays)
                 batch = replace(batch, frames=tokens)
             losses = compute_losses(self.model, batch, self.recipe)
         losses["loss"].backward()

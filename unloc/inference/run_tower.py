@@ -1,0 +1,41 @@
+"""The towers of a run as they make a cache: those that trained with its weights, the others as they were."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from unloc.errors import InputError
+from unloc.inference.load import load_model
+from unloc.model.clip import pretrained_clip
+from unloc.model.towers import Tower, TowerChoice, weights_sha256
+
+
+def run_tower(run: Path, choice: TowerChoice) -> Tower:
+    """The tower of a run folder or checkpoint whose image or text tower trained.
+
+    The kinds of token (`frame_token`, projections) are the run's; precision and batch are those of the choice. Raises
+    InputError where no tower of the run trained.
+    """
+    loaded = load_model(run)
+    info, trained = loaded.info, dict(loaded.model.named_children())
+    if not info.live_towers:
+        raise InputError(f"--tower {run}: no tower of this run trained; give the tower of its cache instead")
+    if info.recipe.towers.frame_embeddings and "image" in info.live_towers:
+        raise InputError(f"--tower {run}: its image tower has an embedding for each of its frame indices")
+    stated = {key.removeprefix("tower."): value for key, value in info.fingerprint.items()}
+    kinds = ("frame_token", "projected", "num_layers", "texts_projected")
+    choice = replace(choice, tower=stated["name"], **{key: stated[key] for key in kinds})
+    clip, pretrained, like = pretrained_clip(stated["name"], info.recipe.towers.pretrained or None, stated["like"])
+    tower = Tower(clip, choice, pretrained=pretrained, like=like)
+    if "image" in info.live_towers:
+        tower.image.load_state_dict(trained["image_tower"].state_dict())
+    if "text" in info.live_towers:
+        weights = trained["text_tower"].state_dict()
+        with torch.no_grad():  # it has a row for each of the recipe's text tokens, CLIP one for each of its own
+            positions = weights.pop("positions")
+            tower.text.positions[: len(positions)] = positions
+        tower.text.load_state_dict(weights, strict=False)
+    changed = {"pretrained": f"{pretrained}+{Path(run).name}", "weights_sha256": weights_sha256(tower)}
+    tower.fingerprint |= changed
+    return tower

@@ -1,0 +1,186 @@
+"""What a run trains on: tokens of a cache, or packed frames that pass the image tower of the model (UnLoc §3.1)."""
+
+import copy
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from open_clip.model import CLIP
+
+from unloc.annotations.schema import Manifest
+from unloc.cache.opening import open_cache
+from unloc.cache.reading import Cache
+from unloc.config import Recipe, TowersConfig
+from unloc.errors import ConfigError, FingerprintError
+from unloc.examples.augment import ClipTransform, directed_videos
+from unloc.examples.frame_source import FrameShards
+from unloc.examples.sources import CachedFrames, CachedTokens, Source, Tokenize
+from unloc.model.clip import pretrained_clip
+from unloc.model.towers import Tower, TowerChoice, clip_ids, weights_sha256
+from unloc.video.preprocess import PreprocessSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Frames and texts of a run, and the towers that are part of its model."""
+
+    name: str
+    """For messages: where they are."""
+    source: Source
+    """Frames and texts as the model takes them."""
+    predicted: Source
+    """The same for predictions, for which the model's own towers encode every text and frame once."""
+    fingerprint: dict
+    """Which tower and preprocessing make the frame tokens that enter the core."""
+    live: tuple[str, ...] = ()
+    """Towers in the model: "image", "text"."""
+    clip: CLIP | None = None
+    """What the live towers start as."""
+    projections: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """CLIP's own, where tokens are from before them."""
+    note: str | None = None
+    """What a user should know."""
+
+
+def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:
+    """Tokens of a cache; a text tower that trains takes ids.
+
+    Raises as `require_cache_of`, `require_projections` and `clip_of_cache`.
+    """
+    opened = open_cache(cache)
+    require_cache_of(recipe, opened.fingerprint, cache)
+    require_projections(recipe, opened)
+    tokens = CachedTokens(opened)
+    values = {"name": str(opened.path), "fingerprint": opened.fingerprint, "note": opened.note}
+    values |= {"projections": opened.projections, "predicted": tokens}
+    if not recipe.live_towers:
+        return Inputs(**values, source=tokens)
+    clip = clip_of_cache(recipe.towers, opened.fingerprint, cache)
+    return Inputs(**values, source=CachedFrames(opened, tokenizer(recipe, clip)), clip=clip, live=("text",))
+
+
+def packed_inputs(recipe: Recipe, folder: Path, manifest: Manifest) -> Inputs:
+    """Frames of `unloc data pack --frames` for the recipe's towers, which are part of the model, trained or frozen.
+
+    Raises ConfigError where the recipe takes tokens from a cache, or other frames; TowerError as `pretrained_clip`.
+    """
+    towers, data, model = recipe.towers, recipe.data, recipe.model
+    live = ("image",) if model.fusion == "none" else ("image", "text")
+    for key in live:
+        if getattr(towers, key) == "cached":
+            raise ConfigError(f"towers.{key}: cached, but --frames gives no tokens; set it to finetune or frozen")
+    if towers.text_name != "clip" or not towers.name:
+        raise ConfigError("towers.name: --frames needs a plain CLIP of open_clip, such as ViT-B-16, or toy")
+    with torch.random.fork_rng(devices=[]):  # the weights above the towers do not depend on how they are made
+        clip, pretrained, like = pretrained_clip(towers.name, towers.pretrained or None, None)
+    projected = {"projected": not model.project_frames, "texts_projected": not model.project_texts}
+    choice = TowerChoice(tower=towers.name, frame_token=towers.frame_token, **projected)
+    tower = Tower(copy.deepcopy(clip), choice, pretrained=pretrained, like=like)
+    spec = PreprocessSpec(**tower.image_config)
+    transform = ClipTransform(spec, recipe.augment, directed_videos(manifest))
+    source = FrameShards(folder, tokenizer(recipe, clip), transform)
+    differing, packed = [], {key: source.packing[key] for key in ("num_frames", "fps")}
+    for key, found in packed.items():
+        if (data.num_frames, data.fps) != (None, None) and getattr(data, key) != found:
+            differing.append(f"data.{key}: recipe {getattr(data, key)}, packed {found}")
+    if towers.frame_embeddings and packed["num_frames"] != data.num_steps:
+        differing.append(f"towers.frame_embeddings: true needs {data.num_steps} packed frames (data.num_steps)")
+    if differing:
+        raise ConfigError(f"{folder}: not what recipe {recipe.name} names ({'; '.join(differing)}); pack these frames")
+    parts = {"tower": tower.fingerprint, "preprocess": asdict(spec), "sampling": packed}
+    fingerprint = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    fingerprint = json.loads(json.dumps(fingerprint | {"dtype": "float32", "views": ["centre"]}))
+    return Inputs(name=str(folder), source=source, predicted=source, fingerprint=fingerprint, clip=clip, live=live)
+
+
+def tokenizer(recipe: Recipe, clip: CLIP) -> Tokenize:
+    """CLIP's ids of texts, as many as recipe and tower take."""
+    return partial(clip_ids, max_tokens=min(recipe.data.max_text_tokens, clip.context_length))
+
+
+def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> None:
+    """Refuse a cache whose tower or sampling is not what the recipe names, and a recipe that finetunes the image tower.
+
+    Raises FingerprintError or ConfigError naming every key that differs, and the overrides with which the recipe names
+    this cache; the run records them, and its name says which towers do not train (`recipes.load_recipe`).
+    """
+    towers, data = recipe.towers, recipe.data
+    if towers.text_name != "clip":
+        raise ConfigError(f"towers.text_name: got {towers.text_name}, but a cache holds CLIP's text tokens only")
+    kind = towers.frame_token if "tower.frame_token" in fingerprint else ""
+    named = [  # key of the fingerprint, override and option of extract that name it, the recipe's value
+        ("tower.name", "towers.name", "--tower", towers.name),
+        ("tower.pretrained", "towers.pretrained", "--pretrained", Path(towers.pretrained).name),
+        ("tower.frame_token", "towers.frame_token", "--frame-token", kind),
+    ]
+    if data.num_frames is not None or data.fps is not None:
+        named.append(("sampling.num_frames", "data.num_frames", "--frames", data.num_frames))
+        named.append(("sampling.fps", "data.fps", "--fps", data.fps))
+    differing, extracted, added = [], [], []
+    for key, override, option, value in named:
+        found = fingerprint.get(key)
+        if value not in ("", found):
+            differing.append(f"{key}: recipe {value!r}, cache {found!r}")
+            extracted += [] if value is None else [f"{option} {value}"]
+            added.append(shlex.quote(f"{override}={'null' if found is None else found}"))
+    is_other = bool(differing)
+    if towers.image == "finetune":
+        differing.append("towers.image: recipe 'finetune', but a cache holds the tokens of a frozen one")
+        added.append("towers.image=cached")
+    if recipe.live_towers and "tower.pretrained" not in fingerprint:
+        differing.append("towers.text: recipe 'finetune', but it is not known which weights made the cache")
+        added.append("towers.text=cached")
+    if differing:
+        advice = f"extract a cache with {' '.join(extracted)}, or " if extracted else ""
+        raise (FingerprintError if is_other else ConfigError)(
+            f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)}); {advice}train only what is above "
+            f"these tokens by adding: {' '.join(added)}"
+        )
+
+
+def require_projections(recipe: Recipe, cache: Cache) -> None:
+    """Raise ConfigError where the recipe trains a projection that the cache's tokens are behind already or have not."""
+    has_texts = recipe.model.fusion != "none" and not recipe.live_towers
+    for kind, is_asked, key, option in (
+        ("frames", recipe.model.project_frames, "tower.projected", "--no-projection"),
+        ("texts", recipe.model.project_texts and has_texts, "tower.texts_projected", "--no-text-projection"),
+    ):
+        if is_asked and kind not in cache.projections:
+            why = {
+                True: f"are behind it already ({key}: True); extract a cache with {option}",
+                False: f"have none in {cache.path}/projections.json, as those of a residual network",
+                None: "were imported, and it is not known what projected them",
+            }[cache.fingerprint.get(key)]
+            raise ConfigError(
+                f"model.project_{kind}: true trains CLIP's own projection, but the {kind} of cache {cache.path} {why}, "
+                f"or set model.project_{kind}=false"
+            )
+
+
+def clip_of_cache(towers: TowersConfig, fingerprint: dict, cache: Path | str) -> CLIP:
+    """The CLIP with whose weights a cache was made. A weights file is found by its path in `towers.pretrained`.
+
+    Raises ConfigError where the file is not given, FingerprintError where the weights are others, TowerError where they
+    cannot be had.
+    """
+    name, pretrained = fingerprint["tower.name"], fingerprint["tower.pretrained"]
+    if Path(towers.pretrained).is_file():
+        pretrained = towers.pretrained
+    elif Path(pretrained).suffix:
+        raise ConfigError(
+            f"towers.pretrained: {cache} was made with the weights file {pretrained!r}; finetuning starts from it: "
+            "give its path, towers.pretrained=PATH, or set towers.text=cached"
+        )
+    with torch.random.fork_rng(devices=[]):  # the weights above the tower do not depend on how it is made
+        clip, *_ = pretrained_clip(name, pretrained, fingerprint.get("tower.like"))
+    if weights_sha256(clip) != fingerprint.get("tower.weights_sha256"):
+        raise FingerprintError(
+            f"towers.pretrained: the weights of {name} {pretrained} are not those that made {cache} (their "
+            "tower.weights_sha256 differs); give the same weights, or extract a cache with these"
+        )
+    return clip
