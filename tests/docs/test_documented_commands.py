@@ -27,7 +27,10 @@ PAGES += ["docker/README.md", "manifests/recipes/README.md"]
 TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=1"
 STAND_INS = {
     "--tower ViT-B-16 --pretrained openai": "--tower toy",  # no weights can be fetched here
-    "fit charades_b towers.text=cached": "fit charades_b towers.text=cached towers.name=toy data.num_frames=null",
+    "fit charades_b": "fit charades_b towers.name=toy data.num_frames=null",
+    "towers.frame_chunk=32": "towers.frame_chunk=32 data.num_steps=8",
+    "--frames 128 --size 256": "--frames 8 --size 112",
+    "--tower runs/pixels --frames 128": "--tower runs/pixels --frames 8",
     "/mnt/unloc/": "",
     "{000000..000127}": "000000",
     "s3://bucket/cache": "bucket-cache",

@@ -118,7 +118,8 @@ def live_towers(file, frame_token="cls"):
         {
             "model": {"project_frames": True, "project_texts": True, "pyramid": "none", "width": 16, "num_heads": 2},
             "targets": {"range_edges": [0, float("inf")]},
-            "towers": {"name": "golden", "image": "frozen", "text": "frozen", "frame_token": frame_token},
+            "towers": {"name": "golden", "image": "frozen", "text": "frozen", "frame_token": frame_token}
+            | {"frame_embeddings": True},
             "data": {"num_steps": 3, "max_text_tokens": 5},
         }
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unloc.errors import CacheError
 from unloc.examples.augment import ClipTransform
-from unloc.examples.sources import Tokenize
+from unloc.examples.sources import Tokenize, token_ids
 from unloc.video.facts import scan
 from unloc.video.frame_shards import FrameSpec, packed_videos, read_frames, sampled_frames
 from unloc.video.video_file import VideoFile, file_hash, on_disk
@@ -40,7 +40,8 @@ class PixelSource:
 
     def __init__(self, name: str, tokenize: Tokenize, transform: ClipTransform | None = None) -> None:
         """`transform`: None gives frames as they are stored."""
-        self.name, self.tokenize, self.transform = name, tokenize, transform
+        self.name, self.transform = name, transform
+        self.texts = partial(token_ids, tokenize)
 
     def clip(
         self, row: dict, read: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator | None
@@ -54,13 +55,6 @@ class PixelSource:
             return self.transform(frames, row["video_id"], None if seed is None else np.random.default_rng(seed))
 
         return ClipFrames(len(times), read, transform), times
-
-    def texts(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids (K,) of each text, BOS to EOS."""
-        if not texts:
-            return []
-        ids, mask = self.tokenize(texts)
-        return [row[valid].numpy() for row, valid in zip(ids, mask, strict=True)]
 
 
 class FrameShards(PixelSource):

@@ -5,6 +5,7 @@ Which texts a manifest needs, and class names as text tokens, plain or in prompt
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -90,11 +91,12 @@ class CachedFrames(CachedTokens):
 
     def __init__(self, cache: Cache, tokenize: Tokenize) -> None:
         super().__init__(cache)
+        self.texts = partial(token_ids, tokenize)
 
-        def ids_of(texts: list[str]) -> list[np.ndarray]:
-            return [row[valid].numpy() for row, valid in zip(*tokenize(texts), strict=True)] if texts else []
 
-        self.texts = ids_of
+def token_ids(tokenize: Tokenize, texts: list[str]) -> list[np.ndarray]:
+    """Ids (K,) of each text, BOS to EOS."""
+    return [row[valid].numpy() for row, valid in zip(*tokenize(texts), strict=True)] if texts else []
 
 
 def prompted(class_name: str) -> list[str]:
