@@ -9,7 +9,7 @@ import torch
 from tests.conftest import render_video
 from tests.training.test_trainer import assert_same_runs
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
-from unloc.errors import ConfigError
+from unloc.errors import ConfigError, InputError
 from unloc.inference.load import load_model
 from unloc.recipes import load_recipe
 from unloc.training.run import fit_recipe
@@ -115,6 +115,23 @@ def test_a_trained_tower_makes_a_cache_on_which_its_run_is_evaluated(world, trai
     eval_words[3] = tmp_path / "stock"
     code, _, stderr = unloc("eval", trained, *eval_words, "--out", tmp_path / "other.json")
     assert code == 2 and "weights_sha256" in stderr
+
+
+def test_a_run_above_cached_tokens_starts_one_from_frames_but_not_the_other_way_round(world, trained, tmp_path, unloc):
+    manifest, _, videos = world
+    words = ["--videos", videos, "--frames", 12, "--workers", 0]
+    code, _, stderr = unloc("extract", manifest, "--cache", tmp_path / "cache", *words)
+    assert code == 0, stderr
+    recipe = load_recipe("synth_mr", SMALL)
+    fit_recipe(recipe, manifest, tmp_path / "cache", tmp_path / "cached", threads=1)
+    still = ["optim.lr=0", "optim.tower_lr=0"]
+    live = fitted(world, tmp_path / "live", *still, init=tmp_path / "cached").model.core.state_dict()
+    cached = load_model(tmp_path / "cached").model.state_dict()
+    assert all(torch.equal(live[key], value) for key, value in cached.items())
+    further = fitted(world, tmp_path / "further", *still, init=trained).model.state_dict()
+    assert all(torch.equal(further[key], value) for key, value in load_model(trained).model.state_dict().items())
+    with pytest.raises(InputError, match="--frames"):
+        fit_recipe(recipe, manifest, tmp_path / "cache", tmp_path / "no", threads=1, init=trained)
 
 
 @pytest.mark.parametrize(

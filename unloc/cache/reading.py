@@ -100,9 +100,10 @@ def read_table(shard: Path) -> dict:
     """
     table = read_attributes(shard)
     for name in COLUMNS[1:]:
-        dtype, unknown = (np.float64, np.nan) if name == "duration_seconds" else (np.int64, -1)
-        values = (unknown if value is None else value for value in table["videos"][name])
-        table["videos"][name] = np.fromiter(values, dtype=dtype)
+        values, dtype = table["videos"][name], np.float64 if name == "duration_seconds" else np.int64
+        if dtype is np.int64 and None in values:
+            values = [-1 if value is None else value for value in values]
+        table["videos"][name] = np.array(values, dtype=dtype)  # None as float is NaN
     return table
 
 

@@ -200,13 +200,17 @@ def start_from(trainer: Trainer, init: Path) -> None:
     """
     loaded = load_model(init)
     sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
-    require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint, init)
-    if set(loaded.info.live_towers) - set(trainer.info.live_towers):
-        raise InputError(f"--init {init}: trained its text tower; set towers.text=finetune to continue with that tower")
+    sampled["dtype"] = trainer.info.fingerprint.get("dtype")
+    require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint | {"dtype": sampled["dtype"]}, init)
+    live, before = set(trainer.info.live_towers), set(loaded.info.live_towers)
+    for tower in sorted(before - live):
+        option = "--frames" if tower == "image" else "towers.text=finetune"
+        raise InputError(f"--init {init}: its {tower} tower is part of the model; continue with it: {option}")
     own, other = trainer.model.state_dict(), loaded.model.state_dict()
-    if trainer.info.live_towers and not loaded.info.live_towers:  # its text tower is the pretrained one
+    if live and not before:
         other = {f"core.{key}": value for key, value in other.items()}
-        other |= {key: value for key, value in own.items() if key.startswith("text_tower.")}
+    start = tuple(f"{tower}_tower." for tower in live - before)  # as they were when the other run's tokens were made
+    other |= {key: value for key, value in own.items() if key.startswith(start)}
     shapes = [
         {key: "x".join(map(str, value.shape)) or "scalar" for key, value in part.items()} for part in (own, other)
     ]
