@@ -42,11 +42,12 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         if sync:
             fsync(temporary)
         temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
     if sync:
         fsync(path.parent)
 

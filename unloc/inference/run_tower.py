@@ -26,16 +26,17 @@ def run_tower(run: Path, choice: TowerChoice) -> Tower:
     stated = {key.removeprefix("tower."): value for key, value in info.fingerprint.items()}
     kinds = ("frame_token", "projected", "num_layers", "texts_projected")
     choice = replace(choice, tower=stated["name"], **{key: stated[key] for key in kinds})
-    clip, pretrained, like = pretrained_clip(stated["name"], info.recipe.towers.pretrained or None, stated["like"])
+    file = info.recipe.towers.pretrained
+    weights = file if Path(file).is_file() else stated["pretrained"]
+    clip, pretrained, like = pretrained_clip(stated["name"], weights, stated["like"])
     tower = Tower(clip, choice, pretrained=pretrained, like=like)
     if "image" in info.live_towers:
         tower.image.load_state_dict(trained["image_tower"].state_dict())
     if "text" in info.live_towers:
-        weights = trained["text_tower"].state_dict()
+        state = trained["text_tower"].state_dict()
         with torch.no_grad():  # it has a row for each of the recipe's text tokens, CLIP one for each of its own
-            positions = weights.pop("positions")
+            positions = state.pop("positions")
             tower.text.positions[: len(positions)] = positions
-        tower.text.load_state_dict(weights, strict=False)
-    changed = {"pretrained": f"{pretrained}+{Path(run).name}", "weights_sha256": weights_sha256(tower)}
-    tower.fingerprint |= changed
+        tower.text.load_state_dict(state, strict=False)
+    tower.fingerprint |= {"pretrained": f"{pretrained}+{Path(run).name}", "weights_sha256": weights_sha256(tower)}
     return tower

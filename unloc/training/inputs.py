@@ -29,8 +29,6 @@ from unloc.video.preprocess import PreprocessSpec
 class Inputs:
     """Frames and texts of a run, and the towers that are part of its model."""
 
-    name: str
-    """For messages: where they are."""
     source: Source
     """Frames and texts as the model takes them."""
     predicted: Source
@@ -56,7 +54,7 @@ def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:
     require_cache_of(recipe, opened.fingerprint, cache)
     require_projections(recipe, opened)
     tokens = CachedTokens(opened)
-    values = {"name": str(opened.path), "fingerprint": opened.fingerprint, "note": opened.note}
+    values = {"fingerprint": opened.fingerprint, "note": opened.note}
     values |= {"projections": opened.projections, "predicted": tokens}
     if not recipe.live_towers:
         return Inputs(**values, source=tokens)
@@ -95,7 +93,7 @@ def packed_inputs(recipe: Recipe, folder: Path, manifest: Manifest) -> Inputs:
     parts = {"tower": tower.fingerprint, "preprocess": asdict(spec), "sampling": packed}
     fingerprint = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
     fingerprint = json.loads(json.dumps(fingerprint | {"dtype": "float32", "views": ["centre"]}))
-    return Inputs(name=str(folder), source=source, predicted=source, fingerprint=fingerprint, clip=clip, live=live)
+    return Inputs(source=source, predicted=source, fingerprint=fingerprint, clip=clip, live=live)
 
 
 def tokenizer(recipe: Recipe, clip: CLIP) -> Tokenize:
