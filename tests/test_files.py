@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -51,3 +52,27 @@ def test_a_folder_has_one_writer_until_that_process_ends(tmp_path):
     with folder_lock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_frees_its_lock_although_a_process_that_it_forked_lives_on(tmp_path):
+    read, write = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with folder_lock(tmp_path):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.write(write, str(child).encode())
+            time.sleep(60)
+        os._exit(0)
+    child = int(os.read(read, 100))
+    try:
+        with pytest.raises(CacheError, match=str(process)), folder_lock(tmp_path):
+            pass
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        with folder_lock(tmp_path):
+            os.kill(child, 0)  # it lives
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -19,6 +19,9 @@ from unloc.errors import CacheError
 
 logger = logging.getLogger(__name__)
 LOCK = "lock"
+_LOCKED: set[TextIO] = set()
+# A forked process would otherwise share the lock and keep it when this one is killed.
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _LOCKED])
 
 
 def url_of(path: Path | str) -> str | None:
@@ -131,7 +134,7 @@ def file_crc32c(path: Path) -> str:
 def file_lock(path: Path, *, wait: bool = False) -> Iterator[TextIO | None]:
     """Lock a file, made if need be; yields it open, or None where another process has the lock and `wait` is false.
 
-    The lock is the operating system's: it ends with the process, however that ends.
+    The lock is the operating system's: it ends with the process, however that ends, even if its children live on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -142,7 +145,11 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[TextIO | None]:
             return
         except OSError as error:
             logger.warning("%s: this file system has no locks (%s); run one writer at a time", path, error.strerror)
-        yield file
+        _LOCKED.add(file)
+        try:
+            yield file
+        finally:
+            _LOCKED.remove(file)
 
 
 @contextmanager
