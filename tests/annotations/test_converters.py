@@ -122,6 +122,8 @@ def test_an_unknown_format_and_an_unknown_split_name_are_errors(tmp_path):
     path = write(tmp_path / "mine.json", {"v_a": {"duration": 1, "timestamps": [], "sentences": []}})
     with pytest.raises(ManifestError, match="give --split"):
         convert("activitynet-captions", [path])
+    with pytest.raises(InputError, match="--split"):
+        convert("activitynet", [tmp_path / "a.json"], split=" ")
 
 
 def test_there_are_28_different_prompts():

@@ -30,6 +30,8 @@ def convert(name: str, paths: Sequence[Path], split: str | None = None, problems
     """
     if name not in CONVERTERS:
         raise InputError(f"format {name!r} is not known; expected one of {', '.join(CONVERTERS)}")
+    if split is not None and not split.strip():
+        raise InputError("--split: got an empty name; name a split, or leave it out to keep all")
     read, tasks, source = CONVERTERS[name]
     rows, classes = read(list(paths), split, Problems() if problems is None else problems)
     manifest = build_manifest(name=name.replace("-", "_"), tasks=tasks, classes=classes, source=source, rows=rows)
