@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unloc.config import ModelConfig, Recipe, TowersConfig
 from unloc.model.build import EndToEnd, build_model
 from unloc.model.clip import WeightSettings, clip_model
-from unloc.training.replay import frame_tokens, replay
+from unloc.training.replay import replay
 
 KINDS = ("cached", "plain", "checkpointed", "replayed")
 
@@ -42,7 +42,7 @@ def step(kind: str, model: EndToEnd, pixels: Tensor, tokens: Tensor, ids: Tensor
         loss_of(model, tokens if kind == "cached" else pixels, ids).backward()
         return
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
-        tokens = frame_tokens(model, pixels, chunk).requires_grad_()
+        tokens = model.encode_in_chunks(pixels, chunk).requires_grad_()
     loss_of(model, tokens, ids).backward()
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
         replay(model, pixels, tokens.grad, chunk)

@@ -82,12 +82,7 @@ def forecast(
         first = "{video_id}: {reason}: {message}".format(**sample.failures[0])
         raise CoverageError(f"--plan: none of {len(results)} sampled videos can be encoded (first: {first})")
 
-    seconds = [durations[name] for name in due if 0 < durations.get(name, math.nan) < math.inf]
-    unknown = [file for name, file in due.items() if not 0 < durations.get(name, math.nan) < math.inf]
-    shuffled = np.random.default_rng(0).permutation(len(unknown)).tolist()
-    measured = _within(SCAN_SECONDS, (_measured_seconds(unknown[index]) for index in shuffled))
-    mean = sum(measured) / max(1, len(measured))  # for those that there is no time to read
-    seconds += measured + [mean] * (len(unknown) - len(measured))
+    seconds = _seconds_of(due, durations)
     num_frames = sum(config.num_frames or max(1, math.ceil(value * config.fps - 1e-6)) for value in seconds)
     num_bytes = 0.0
     if videos := [result for result in results if isinstance(result, VideoTokens)]:
@@ -126,6 +121,15 @@ def forecast(
         "sampled_frames": sample.frames,
         "failures": sample.failures,
     }
+
+
+def _seconds_of(due: dict[str, VideoFile], durations: dict[str, float]) -> list[float]:
+    """Durations of the videos: as stated, else measured, and their mean for those that there is no time to read."""
+    seconds = [durations[name] for name in due if 0 < durations.get(name, math.nan) < math.inf]
+    unknown = [file for name, file in due.items() if not 0 < durations.get(name, math.nan) < math.inf]
+    shuffled = np.random.default_rng(0).permutation(len(unknown)).tolist()
+    measured = _within(SCAN_SECONDS, (_measured_seconds(unknown[index]) for index in shuffled))
+    return seconds + measured + [sum(measured) / max(1, len(measured))] * (len(unknown) - len(measured))
 
 
 def _within(seconds: float, items: Iterable) -> list:

@@ -9,7 +9,7 @@ from open_clip.model import CLIP
 from tests.model.test_live_towers import STEPS, batch_of, recipe_with
 from unloc.model.build import build_model
 from unloc.training.objective import compute_losses
-from unloc.training.replay import frame_tokens, replay
+from unloc.training.replay import replay
 
 VIT = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
@@ -40,7 +40,7 @@ def test_replayed_gradients_are_those_of_plain_training(vision, chunk):
     plain.backward()
     expected = gradients_of(model)
     model.zero_grad()
-    tokens = frame_tokens(model, batch.frames, chunk).requires_grad_()
+    tokens = model.encode_in_chunks(batch.frames, chunk).requires_grad_()
     assert not tokens.grad_fn
     losses = compute_losses(model, type(batch)(**vars(batch) | {"frames": tokens}), recipe)["loss"]
     losses.backward()

@@ -46,6 +46,13 @@ class EndToEnd(nn.Module):
         """Tokens (B, T, D) of frames, normalised or uint8; `first_frame` is the index of the first in its video."""
         return self.image_tower(frames, first_frame)
 
+    @torch.no_grad()
+    def encode_in_chunks(self, frames: Shaped[Tensor, "batch time 3 height width"], chunk: int) -> Tensor:
+        """Tokens (B, T, D) of frames, `chunk` of them at a time, without gradient."""
+        starts = range(0, frames.shape[1], chunk)
+        videos = [[self.encode(video[None, start : start + chunk], start) for start in starts] for video in frames]
+        return torch.cat([torch.cat(tokens, dim=1) for tokens in videos])
+
     def start_projections(self, starts: Mapping[str, Tensor]) -> None:
         """`UnLoc.start_projections`."""
         self.core.start_projections(starts)

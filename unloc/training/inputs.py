@@ -31,8 +31,6 @@ class Inputs:
 
     source: Source
     """Frames and texts as the model takes them."""
-    predicted: Source
-    """The same for predictions, for which the model's own towers encode every text and frame once."""
     fingerprint: dict
     """Which tower and preprocessing make the frame tokens that enter the core."""
     live: tuple[str, ...] = ()
@@ -53,11 +51,9 @@ def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:
     opened = open_cache(cache)
     require_cache_of(recipe, opened.fingerprint, cache)
     require_projections(recipe, opened)
-    tokens = CachedTokens(opened)
-    values = {"fingerprint": opened.fingerprint, "note": opened.note}
-    values |= {"projections": opened.projections, "predicted": tokens}
+    values = {"fingerprint": opened.fingerprint, "projections": opened.projections, "note": opened.note}
     if not recipe.live_towers:
-        return Inputs(**values, source=tokens)
+        return Inputs(**values, source=CachedTokens(opened))
     clip = clip_of_cache(recipe.towers, opened.fingerprint, cache)
     return Inputs(**values, source=CachedFrames(opened, tokenizer(recipe, clip)), clip=clip, live=("text",))
 
@@ -93,7 +89,7 @@ def packed_inputs(recipe: Recipe, folder: Path, manifest: Manifest) -> Inputs:
     parts = {"tower": tower.fingerprint, "preprocess": asdict(spec), "sampling": packed}
     fingerprint = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
     fingerprint = json.loads(json.dumps(fingerprint | {"dtype": "float32", "views": ["centre"]}))
-    return Inputs(source=source, predicted=source, fingerprint=fingerprint, clip=clip, live=live)
+    return Inputs(source=source, fingerprint=fingerprint, clip=clip, live=live)
 
 
 def tokenizer(recipe: Recipe, clip: CLIP) -> Tokenize:

@@ -12,14 +12,6 @@ from torch import Tensor
 from unloc.model.build import EndToEnd
 
 
-def frame_tokens(model: EndToEnd, frames: Tensor, chunk: int) -> Tensor:
-    """Tokens (B, T, D) of frames (B, T, 3, S, S), computed `chunk` frames at a time without gradient."""
-    starts = range(0, frames.shape[1], chunk)
-    with torch.no_grad():
-        videos = [[model.encode(video[None, start : start + chunk], start) for start in starts] for video in frames]
-    return torch.cat([torch.cat(tokens, dim=1) for tokens in videos])
-
-
 def replay(
     model: EndToEnd,
     frames: Tensor,

@@ -176,7 +176,7 @@ def build_trainer(
     model.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.predicted), val)
+        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source), val)
 
     loader, validated = Loader(examples, class_texts, recipe), None if val is None else validate
     return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step)

@@ -24,7 +24,7 @@ from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
 from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
 from unloc.training.objective import compute_losses
-from unloc.training.replay import frame_tokens, replay
+from unloc.training.replay import replay
 
 logger = logging.getLogger(__name__)
 COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
@@ -167,7 +167,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with computing(self.device, precision):
             if chunked:
-                tokens = frame_tokens(self.model, frames, towers.frame_chunk).requires_grad_(replays)
+                tokens = self.model.encode_in_chunks(frames, towers.frame_chunk).requires_grad_(replays)
                 batch = replace(batch, frames=tokens)
             losses = compute_losses(self.model, batch, self.recipe)
         losses["loss"].backward()
