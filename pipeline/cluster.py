@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.decoding import Job, Limits
 from pipeline.workers import EncoderLost, EncodeWorker, Result, VideoWorker, last_line
-from unloc.errors import UnlocError
+from unloc.errors import UnlocError, one_line
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig
 from unloc.model.towers import CPU_BATCH, GPU_BATCH
@@ -71,8 +71,8 @@ def connected(options: ExtractOptions) -> Iterator[None]:
     on_termination = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address is None:
-        # "local", otherwise Ray would join any cluster that runs on this machine.
-        ray.init(address="local", num_cpus=nodes_for(options)[0].cpus, include_dashboard=False, **quiet)
+        with StartErrors():  # "local", otherwise Ray would join any cluster that runs on this machine
+            ray.init(address="local", num_cpus=nodes_for(options)[0].cpus, include_dashboard=False, **quiet)
     else:
         try:
             require_answer(options.address)
@@ -93,6 +93,16 @@ def connected(options: ExtractOptions) -> Iterator[None]:
     finally:
         ray.shutdown()
         watcher.communicate(b"done\n")
+
+
+class StartErrors(AbstractContextManager):
+    """UnlocError where Ray's processes do not start in time, for which Ray raises a bare Exception."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if kind is Exception:
+            raise UnlocError(
+                f"Ray did not start here ({one_line(error)}); the machine may be too busy: try again, or use --workers 0"
+            ) from None
 
 
 def require_answer(address: str) -> None:

@@ -1,6 +1,7 @@
 """Pixels as a source of examples: packed frames and video files give the same, exactly shuffled and resumed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def loader_of(source, task):
 
 
 def test_packed_frames_and_video_files_give_the_same_up_to_jpeg(folder, files):
-    packed, direct = FrameShards(folder, tokenize), VideoFiles(files, SPEC, tokenize)
+    packed, direct = FrameShards(folder, tokenize), VideoFiles(Path("videos"), files, SPEC, tokenize)
     assert packed.durations_of([*files, "absent"]) == pytest.approx(direct.durations_of([*files, "absent"]))
     assert "v0" in packed and "absent" not in packed and "v0" in direct and "absent" not in direct
     for video_id in files:
@@ -105,7 +106,7 @@ def test_a_loader_that_starts_in_the_middle_gives_the_same_pixels(folder, files,
     def source():
         if kind == "packed":
             return FrameShards(folder, tokenize, transform())
-        return VideoFiles(files, SPEC, tokenize, transform())
+        return VideoFiles(Path("videos"), files, SPEC, tokenize, transform())
 
     whole = loader_of(source(), task)
     end = 2 * len(whole)
@@ -143,5 +144,5 @@ def test_what_identifies_a_videos_frames_is_its_file_and_packing(folder, files, 
     first, same, other = (FrameShards(path, tokenize) for path in (folder, tmp_path / "same", tmp_path / "other"))
     assert first.video_sha256("v0") == same.video_sha256("v0") != first.video_sha256("v1")
     assert other.video_sha256("v0") != first.video_sha256("v0")
-    direct = VideoFiles(files, SPEC, tokenize)
+    direct = VideoFiles(Path("videos"), files, SPEC, tokenize)
     assert direct.video_sha256("v0") == direct.video_sha256("v0") != direct.video_sha256("v1")

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from pipeline import decoding
+from pipeline.cluster import connected
 from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from tests.pipeline.comparison import files_of, token_bytes
 from unloc.cache import shards
 from unloc.cache.opening import describe, open_cache
-from unloc.errors import CoverageError
+from unloc.errors import CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.model.towers import Tower
 
@@ -59,6 +60,16 @@ def test_a_worker_and_its_decoder_compute_on_one_thread_each(video_folder, tmp_p
     finally:
         torch.set_num_threads(before)
     assert set(seen.read_text().splitlines()) == {"tower 1", "decoder 1"}
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch):
+    def timed_out(**options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", timed_out)
+    with pytest.raises(UnlocError, match="timed out"), connected(ExtractOptions(workers=1)):
+        pass
 
 
 def test_a_second_run_changes_nothing_and_new_videos_come_in_a_new_shard(video_folder, tmp_path):

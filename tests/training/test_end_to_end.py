@@ -9,7 +9,7 @@ import torch
 from tests.conftest import render_video
 from tests.training.test_trainer import assert_same_runs
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
-from unloc.errors import ConfigError, InputError
+from unloc.errors import ConfigError, CoverageError, InputError, MissingError
 from unloc.inference.load import load_model
 from unloc.recipes import load_recipe
 from unloc.training.run import fit_recipe
@@ -41,9 +41,9 @@ def world(tmp_path_factory) -> tuple[Path, Path, Path]:
     return folder / "m.jsonl", folder / "frames", folder / "videos"
 
 
-def fitted(world, run, *words, task="mr", **options):
+def fitted(world, run, *words, task="mr", kind="frames", **options):
     recipe = load_recipe(f"synth_{task}", [*SMALL, *LIVE, *words])
-    fit_recipe(recipe, world[0], world[1], run, from_frames=True, threads=1, **options)
+    fit_recipe(recipe, world[0], world[1 if kind == "frames" else 2], run, kind=kind, threads=1, **options)
     return load_model(run)
 
 
@@ -101,6 +101,38 @@ def test_an_interrupted_run_resumes_to_the_same_weights(world, trained, tmp_path
     assert_same_runs(trained, tmp_path / "run")
 
 
+def test_video_files_train_without_packing_and_say_what_it_costs(world, trained, tmp_path, unloc):
+    manifest, _, videos = world
+    words = ["fit", "synth_mr", *SMALL, *LIVE, "data.num_frames=12", "--manifest", manifest, "--videos", videos]
+    code, _, stderr = unloc(*words, "--work-dir", tmp_path / "run", "--threads", 1)
+    assert code == 0, stderr
+    assert "6 video files" in stderr and "unloc data pack --frames" in stderr
+    direct, packed = load_model(tmp_path / "run").info, load_model(trained).info
+    assert direct.fingerprint == packed.fingerprint and direct.live_towers == packed.live_towers
+
+    def stop(step, total, values):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    options = {"kind": "videos"}
+    with pytest.raises(KeyboardInterrupt):
+        fitted(world, tmp_path / "resumed", "data.num_frames=12", on_step=stop, **options)
+    fitted(world, tmp_path / "resumed", "data.num_frames=12", resume=True, **options)
+    assert_same_runs(tmp_path / "run", tmp_path / "resumed")
+
+
+def test_video_files_need_a_sampling_and_the_manifests_videos(world, tmp_path):
+    with pytest.raises(ConfigError, match="videos needs it"):
+        fitted(world, tmp_path / "run", kind="videos")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingError, match="none of the manifest's videos"):
+        fitted((world[0], None, tmp_path / "empty"), tmp_path / "run", "data.num_frames=12", kind="videos")
+    (tmp_path / "v0.mp4").write_bytes((world[2] / "v0.mp4").read_bytes())
+    with pytest.raises(CoverageError, match="v1"):
+        fitted((world[0], None, tmp_path), tmp_path / "run", "data.num_frames=12", kind="videos")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_trained_tower_makes_a_cache_on_which_its_run_is_evaluated(world, trained, tmp_path, unloc):
     manifest, _, videos = world
     words = ["--videos", videos, "--frames", 12, "--workers", 0, "--token-dtype", "float32"]
@@ -141,7 +173,7 @@ def test_a_run_above_cached_tokens_starts_one_from_frames_but_not_the_other_way_
         (["towers.text=cached"], "towers.text"),
         (["towers.image=frozen", "towers.text=frozen", "towers.name="], "towers.name"),
         (["data.num_frames=16"], "packed 12"),
-        (["towers.frame_embeddings=true", "data.num_steps=8"], "8 packed frames"),
+        (["towers.frame_embeddings=true", "data.num_steps=8"], "8 frames"),
     ],
 )
 def test_what_the_frames_do_not_serve_is_refused(world, tmp_path, words, named):

@@ -1,4 +1,4 @@
-"""`unloc fit`: train a recipe on a cache."""
+"""`unloc fit`: train a recipe on a cache or on frames."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +21,7 @@ def fit(
     manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the training split.")] = None,
     cache: Annotated[str | None, Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
     frames: Annotated[Path | None, Option(help="In place of --cache: folder of `unloc data pack --frames`.")] = None,
+    videos: Annotated[Path | None, Option(help="The same: folder of video files, decoded at each use.")] = None,
     work_dir: Annotated[Path | None, Option(help="Run folder to write.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     change_optim: Annotated[bool, Option("--change-optim", help="With --resume: use and record new optim.*")] = False,
@@ -30,7 +31,7 @@ def fit(
     threads: Annotated[int, Option(min=0, help="CPU threads; 0: all cores.")] = 0,
     print_config: Annotated[bool, Option("--print-config", help="Print the resolved recipe and its size.")] = False,
 ) -> None:
-    """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on packed frames.
+    """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on frames.
 
     Example: unloc fit synth_mr --manifest data/mr.jsonl --cache data/cache --work-dir runs/mr
     """
@@ -40,20 +41,24 @@ def fit(
     if print_config:
         typer.echo(dump_recipe(resolved) + _parameter_comment(resolved))
         return
-    if manifest is None or (cache is None) == (frames is None) or work_dir is None:
-        raise InputError("unloc fit: --manifest, --work-dir and one of --cache and --frames are needed")
+    given = {
+        kind: data for kind, data in (("cache", cache), ("frames", frames), ("videos", videos)) if data is not None
+    }
+    if manifest is None or len(given) != 1 or work_dir is None:
+        raise InputError("unloc fit: --manifest, --work-dir and one of --cache, --frames and --videos are needed")
+    [(kind, data)] = given.items()
     from unloc.synth import toy_unloc_folder
     from unloc.training.run import fit_recipe
 
     start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
     options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
-    options |= {"device": device, "threads": threads, "from_frames": frames is not None}
+    options |= {"device": device, "threads": threads, "kind": kind}
     with shown_warnings("unloc"), progress("training", "steps") as report:
 
         def on_step(step: int, total: int, now: dict) -> None:
             report(step, total, loss=f"{now['loss']:.3f}", lr=f"{now['lr']:.1e}")
 
-        metrics = fit_recipe(resolved, manifest, frames or cache, work_dir, **options, on_step=on_step)
+        metrics = fit_recipe(resolved, manifest, data, work_dir, **options, on_step=on_step)
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")
     typer.echo(f"run: {work_dir} ({resolved.name})")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unloc.errors import CacheError
+from unloc.errors import CacheError, MissingError
 from unloc.examples.augment import ClipTransform
 from unloc.examples.sources import Tokenize, token_ids
 from unloc.video.facts import scan
@@ -90,18 +91,33 @@ class FrameShards(PixelSource):
 
 
 class VideoFiles(PixelSource):
-    """The same from video files, without packing.
-
-    Each use of a video decodes all of its sampled frames again and holds them in memory: seconds for each example,
-    where packed frames take a fraction of one. For trials, and for videos that are used once.
+    """The same from video files, without packing: each use of a video decodes all of its sampled frames again and
+    holds them in memory.
     """
 
     def __init__(
-        self, files: dict[str, VideoFile], spec: FrameSpec, tokenize: Tokenize, transform: ClipTransform | None = None
+        self,
+        folder: Path,
+        files: dict[str, VideoFile],
+        spec: FrameSpec,
+        tokenize: Tokenize,
+        transform: ClipTransform | None = None,
     ) -> None:
-        """`files`: as `VideoIndex.locate` finds them."""
-        super().__init__(f"{len(files)} video files", tokenize, transform)
+        """`files`: as `VideoIndex.locate` finds them in the folder. Raises MissingError where there is none."""
+        super().__init__(str(folder), tokenize, transform)
+        if not files:
+            raise MissingError(f"{folder}: has none of the manifest's videos")
         self.files, self.spec = files, spec
+
+    def cost(self) -> str:
+        """What decoding costs, measured on the first video. Raises VideoError where it does not decode."""
+        (video_id, file), started = next(iter(self.files.items())), time.perf_counter()
+        _, frames = sampled_frames(video_id, file, self.spec)
+        return (
+            f"{self.name}: {len(self.files)} video files, decoded at each use: {video_id} takes "
+            f"{time.perf_counter() - started:.1f} s and {sum(frame.nbytes for frame in frames) / 1e6:.0f} MB for "
+            f"{len(frames)} frames; `unloc data pack --frames` decodes each video once"
+        )
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.files

@@ -1,4 +1,4 @@
-"""What a run trains on: tokens of a cache, or packed frames that pass the image tower of the model (UnLoc §3.1)."""
+"""What a run trains on: tokens of a cache, or frames that pass the image tower of the model (UnLoc §3.1)."""
 
 import copy
 import json
@@ -18,11 +18,14 @@ from unloc.cache.reading import Cache
 from unloc.config import Recipe, TowersConfig
 from unloc.errors import ConfigError, FingerprintError
 from unloc.examples.augment import ClipTransform, directed_videos
-from unloc.examples.frame_source import FrameShards
+from unloc.examples.frame_source import FrameShards, VideoFiles
 from unloc.examples.sources import CachedFrames, CachedTokens, Source, Tokenize
 from unloc.model.clip import pretrained_clip
 from unloc.model.towers import Tower, TowerChoice, clip_ids, weights_sha256
+from unloc.video.frame_shards import FrameSpec
+from unloc.video.locate import index_videos
 from unloc.video.preprocess import PreprocessSpec
+from unloc.video.reading import FrameSampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +61,21 @@ def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:
     return Inputs(**values, source=CachedFrames(opened, tokenizer(recipe, clip)), clip=clip, live=("text",))
 
 
-def packed_inputs(recipe: Recipe, folder: Path, manifest: Manifest) -> Inputs:
-    """Frames of `unloc data pack --frames` for the recipe's towers, which are part of the model, trained or frozen.
+def frame_inputs(recipe: Recipe, folder: Path, manifest: Manifest, *, packed: bool) -> Inputs:
+    """Frames for the recipe's towers, which are part of the model, trained or frozen: those that `unloc data pack
+    --frames` made or, where they are not packed, those of the manifest's video files.
 
-    Raises ConfigError where the recipe takes tokens from a cache, or other frames; TowerError as `pretrained_clip`.
+    Raises ConfigError where the recipe takes tokens from a cache, or other frames; TowerError as `pretrained_clip`;
+    VideoError where the first video file does not decode.
     """
     towers, data, model = recipe.towers, recipe.data, recipe.model
+    option = "--frames" if packed else "--videos"
     live = ("image",) if model.fusion == "none" else ("image", "text")
     for key in live:
         if getattr(towers, key) == "cached":
-            raise ConfigError(f"towers.{key}: cached, but --frames gives no tokens; set it to finetune or frozen")
+            raise ConfigError(f"towers.{key}: cached, but {option} gives no tokens; set it to finetune or frozen")
     if towers.text_name != "clip" or not towers.name:
-        raise ConfigError("towers.name: --frames needs a plain CLIP of open_clip, such as ViT-B-16, or toy")
+        raise ConfigError(f"towers.name: {option} needs a plain CLIP of open_clip, such as ViT-B-16, or toy")
     with torch.random.fork_rng(devices=[]):  # the weights above the towers do not depend on how they are made
         clip, pretrained, like = pretrained_clip(towers.name, towers.pretrained or None, None)
     projected = {"projected": not model.project_frames, "texts_projected": not model.project_texts}
@@ -77,19 +83,30 @@ def packed_inputs(recipe: Recipe, folder: Path, manifest: Manifest) -> Inputs:
     tower = Tower(copy.deepcopy(clip), choice, pretrained=pretrained, like=like)
     spec = PreprocessSpec(**tower.image_config)
     transform = ClipTransform(spec, recipe.augment, directed_videos(manifest))
-    source = FrameShards(folder, tokenizer(recipe, clip), transform)
-    differing, packed = [], {key: source.packing[key] for key in ("num_frames", "fps")}
-    for key, found in packed.items():
-        if (data.num_frames, data.fps) != (None, None) and getattr(data, key) != found:
-            differing.append(f"data.{key}: recipe {getattr(data, key)}, packed {found}")
-    if towers.frame_embeddings and packed["num_frames"] != data.num_steps:
-        differing.append(f"towers.frame_embeddings: true needs {data.num_steps} packed frames (data.num_steps)")
+    sampling, note, differing = {"num_frames": data.num_frames, "fps": data.fps}, None, []
+    any_frames = sampling == {"num_frames": None, "fps": None}
+    if packed:
+        source = FrameShards(folder, tokenizer(recipe, clip), transform)
+        for key, value in sampling.items():
+            if not any_frames and value != source.packing[key]:
+                differing.append(f"data.{key}: recipe {value}, packed {source.packing[key]}")
+        sampling = {key: source.packing[key] for key in sampling}
+    else:
+        if any_frames:
+            raise ConfigError("data.num_frames: --videos needs it, or data.fps; set data.num_frames=128 for example")
+        files, _ = index_videos(folder).locate(manifest.videos)
+        source = VideoFiles(
+            folder, files, FrameSpec(sampling=FrameSampling(**sampling)), tokenizer(recipe, clip), transform
+        )
+        note = source.cost()
+    if towers.frame_embeddings and sampling["num_frames"] != data.num_steps:
+        differing.append(f"towers.frame_embeddings: true needs {data.num_steps} frames (data.num_steps)")
     if differing:
         raise ConfigError(f"{folder}: not what recipe {recipe.name} names ({'; '.join(differing)}); pack these frames")
-    parts = {"tower": tower.fingerprint, "preprocess": asdict(spec), "sampling": packed}
+    parts = {"tower": tower.fingerprint, "preprocess": asdict(spec), "sampling": sampling}
     fingerprint = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
     fingerprint = json.loads(json.dumps(fingerprint | {"dtype": "float32", "views": ["centre"]}))
-    return Inputs(source=source, fingerprint=fingerprint, clip=clip, live=live)
+    return Inputs(source=source, fingerprint=fingerprint, clip=clip, live=live, note=note)
 
 
 def tokenizer(recipe: Recipe, clip: CLIP) -> Tokenize:

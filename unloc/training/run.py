@@ -26,7 +26,7 @@ from unloc.inference.predict import predict_split
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
-from unloc.training.inputs import Inputs, cached_inputs, packed_inputs
+from unloc.training.inputs import Inputs, cached_inputs, frame_inputs
 from unloc.training.trainer import OnStep, Trainer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def fit_recipe(
     data: Path | str,
     run: Path,
     *,
-    from_frames: bool = False,
+    kind: str = "cache",
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -48,7 +48,8 @@ def fit_recipe(
     change_optim: bool = False,
     on_step: OnStep = lambda step, total, values: None,
 ) -> dict[str, float]:
-    """Train a recipe on a cache, or `from_frames` on a folder of packed frames; returns the last validation metrics.
+    """Train a recipe on `data`, by `kind` a "cache", or a folder of packed "frames" or of "videos"; returns the last
+    validation metrics.
 
     `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
     pretrained UnLoc. `change_optim` lets a resumed run continue with other values of `optim` than it was started with;
@@ -62,7 +63,10 @@ def fit_recipe(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded = load_manifest(manifest)
     require_task(loaded, recipe.task)
-    inputs = packed_inputs(recipe, Path(data), loaded) if from_frames else cached_inputs(recipe, data)
+    if kind == "cache":
+        inputs = cached_inputs(recipe, data)
+    else:
+        inputs = frame_inputs(recipe, Path(data), loaded, packed=kind == "frames")
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
         if inputs.note:
