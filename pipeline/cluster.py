@@ -101,7 +101,7 @@ class StartErrors(AbstractContextManager):
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if kind is Exception:
             raise UnlocError(
-                f"Ray did not start here ({one_line(error)}); the machine may be too busy: try again, or use --workers 0"
+                f"Ray did not start here ({one_line(error)}); too busy a machine? try again, or use --workers 0"
             ) from None
 
 
