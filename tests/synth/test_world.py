@@ -47,7 +47,7 @@ def test_gop_and_b_frames_are_as_planned(tmp_path):
 
 
 def test_a_video_is_the_same_to_the_byte_whoever_renders_it(world, tmp_path):
-    assert render_video((SEED, 1, str(tmp_path))) == plan_video(SEED, 1).num_frames
+    assert render_video((SEED, 1, str(tmp_path), "studio")) == plan_video(SEED, 1).num_frames
     [made] = tmp_path.iterdir()
     assert made.read_bytes() == (world / "videos" / made.name).read_bytes()
 
@@ -68,6 +68,24 @@ def test_a_second_run_renders_only_what_is_missing(world):
     assert progress == [(3, 3)]
     assert paths[1].read_bytes() == content
     assert all(path.stat().st_mtime_ns == before[path] for path in (paths[0], paths[2]))
+
+
+def test_another_style_shows_the_same_events_in_other_pixels(world, tmp_path):
+    out = tmp_path / "sketch"
+    render_world(out, num_videos=2, seed=SEED, workers=0, style="sketch")
+    plan = plan_video(SEED, 0)
+    studio, sketch = (next(video_frames(plan, SEED, style)).astype(float) for style in ("studio", "sketch"))
+    assert studio.shape == sketch.shape and np.abs(studio - sketch).mean() > 20
+    with av.open(str(out / "videos" / f"{plan.video_id}.mp4")) as container:
+        assert container.streams.video[0].frames == plan.num_frames
+    render_world(tmp_path / "studio", num_videos=2, seed=SEED, workers=0)
+    for path in (path for path in (tmp_path / "studio" / "annotations").rglob("*") if path.is_file()):
+        assert path.read_bytes() == (out / path.relative_to(tmp_path / "studio")).read_bytes()
+    with pytest.raises(InputError, match="overwrite"):
+        render_world(out, num_videos=2, seed=SEED, workers=0)
+    with pytest.raises(InputError, match="--style"):
+        render_world(tmp_path / "none", num_videos=1, seed=SEED, workers=0, style="oil")
+    assert not (tmp_path / "none").exists()
 
 
 def test_another_seed_is_refused_and_nothing_is_touched(world):

@@ -26,6 +26,7 @@ def synth(
     out: Annotated[Path, typer.Argument(help="Folder to render into.")],
     videos: Annotated[int, typer.Option("--videos", min=1, help="Number of videos.")] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world.")] = 0,
+    style: Annotated[str, typer.Option("--style", help="studio, or sketch: unseen by what ships.")] = "studio",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a world of another seed.")] = False,
 ) -> None:
@@ -37,8 +38,9 @@ def synth(
     from unloc.synth.world import render_world
 
     workers = workers or len(os.sched_getaffinity(0))
+    options = {"num_videos": videos, "seed": seed, "style": style, "workers": workers, "overwrite": overwrite}
     with progress("rendering", "videos") as on_progress:
-        render_world(out, num_videos=videos, seed=seed, workers=workers, overwrite=overwrite, on_progress=on_progress)
+        render_world(out, **options, on_progress=on_progress)
     typer.echo(f"{out}: {videos} videos in {out / 'videos'}, annotations in {out / 'annotations'}")
 
 

@@ -4,7 +4,7 @@ Positions and sizes are in short sides of the frame, from its centre, x to the r
 survives a centre crop.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,44 @@ GLOW_WIDTH = 0.35  # of the radius
 TEXTURE_SIZE = 256
 _NOISE = np.random.default_rng(0).standard_normal((2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE))
 _GRAIN = 2.5 * _NOISE.astype(np.float32)  # of 255, for all videos; each frame takes another part of it
+_STREAKS = (8.0 * np.repeat(_NOISE[:, ::16], 16, axis=1)).astype(np.float32)  # the same, along rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How a world is drawn. What happens in it does not depend on it."""
+
+    colours: Mapping[str, tuple[int, int, int]]
+    levels: tuple[float, float]
+    """Least and most brightness of a background's colours, 0-255."""
+    patterns: tuple[str, ...]
+    grain: np.ndarray
+    outline: float = 1.0
+    """Width of the drawn rim of a shape, of its radius; 1: filled."""
+    shadow: float = 0.0
+    """How much darker the right edge of the picture is, 0-1."""
+
+
+SKETCH_COLOURS = {
+    "red": (130, 15, 45),
+    "yellow": (165, 130, 5),
+    "green": (10, 85, 60),
+    "blue": (20, 45, 120),
+    "purple": (95, 20, 90),
+    "black": (30, 26, 20),
+}
+STYLES = {
+    "studio": Style(colours=COLOURS, levels=(90, 205), patterns=("plain", "stripes", "checks", "dots"), grain=_GRAIN),
+    # Ink outlines on bright paper: what no shipped tower or checkpoint was trained on.
+    "sketch": Style(
+        colours=SKETCH_COLOURS,
+        levels=(195, 250),
+        patterns=("bricks", "rings"),
+        grain=_STREAKS,
+        outline=0.34,
+        shadow=0.5,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +73,13 @@ class Sprite:
 class Scene:
     """Background, camera, light and grain of one video; `frame` draws one picture with the given sprites."""
 
-    def __init__(self, rng: np.random.Generator, width: int, height: int, duration_seconds: float) -> None:
-        self.width, self.height, self.side = width, height, min(width, height)
+    def __init__(
+        self, rng: np.random.Generator, width: int, height: int, duration_seconds: float, style: str = "studio"
+    ) -> None:
+        self.width, self.height, self.side, self.style = width, height, min(width, height), STYLES[style]
         num_cuts = min(4, int(rng.poisson(duration_seconds / 25.0)))  # to another background
         self.cuts = np.sort(rng.uniform(0, duration_seconds, num_cuts))
-        self.textures = [_make_texture(rng) for _ in range(num_cuts + 1)]
+        self.textures = [_make_texture(rng, self.style) for _ in range(num_cuts + 1)]
         self.pans = rng.uniform(-0.12, 0.12, (num_cuts + 1, 2))  # short sides per second
         self.wander = [_Waves(rng, 0.25, 0.02, 0.12) for _ in range(2)]
         self.shake = [_Waves(rng, rng.uniform(0.004, 0.016), 0.3, 2.5) for _ in range(2)]
@@ -60,10 +100,12 @@ class Scene:
         for blob in self.blobs:
             blob.draw(frame, seconds)
         for sprite in filter(None, sprites):
-            _draw(frame, sprite, sprite.x + shake_x, sprite.y + shake_y)
+            _draw(frame, sprite, sprite.x + shake_x, sprite.y + shake_y, self.style)
         frame *= self.light(seconds)
+        if self.style.shadow:
+            frame *= np.linspace(1.0, 1.0 - self.style.shadow, self.width, dtype=np.float32)[:, None]
         # Grain offsets come from the time itself, so that frames can be drawn in any order.
-        frame += self._crop(_GRAIN, int(seconds * 7919), int(seconds * 104729))[..., None]
+        frame += self._crop(self.style.grain, int(seconds * 7919), int(seconds * 104729))[..., None]
         return np.clip(frame, 0, 255, out=frame).astype(np.uint8)
 
     def light(self, seconds: float) -> np.ndarray:
@@ -114,7 +156,7 @@ class _Blob:
         patch += weight[..., None] * (np.float32(self.grey) - patch)
 
 
-def _draw(frame: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
+def _draw(frame: np.ndarray, sprite: Sprite, x: float, y: float, style: Style) -> None:
     """Blend a sprite at (x, y) into a float32 frame (H, W, 3) of 0-255, in place."""
     height, width = frame.shape[:2]
     side = min(height, width)
@@ -136,8 +178,10 @@ def _draw(frame: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
     if sprite.glow > 0.0:
         halo = np.clip(0.5 - (distance - GLOW_WIDTH * radius) / 1.5, 0.0, 1.0) * (sprite.glow * sprite.alpha)
         patch += halo[..., None] * (GLOW_COLOUR - patch)
-    colour = np.asarray(COLOURS[sprite.colour], dtype=np.float32)
+    colour = np.asarray(style.colours[sprite.colour], dtype=np.float32)
     inside = np.clip(0.5 - distance, 0.0, 1.0) * sprite.alpha
+    if style.outline < 1.0:
+        inside *= np.clip(0.5 + distance + style.outline * radius, 0.0, 1.0)
     shade = 0.72 + 0.28 * np.clip(-distance / (0.3 * radius), 0.0, 1.0)  # darker towards the outline
     patch += inside[..., None] * (shade[..., None] * colour - patch)
 
@@ -164,18 +208,18 @@ def _outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -
     return (along - radius) * normal[0] + across * normal[1]
 
 
-def _make_texture(rng: np.random.Generator) -> np.ndarray:
+def _make_texture(rng: np.random.Generator, style: Style) -> np.ndarray:
     """A random background that tiles seamlessly: uint8 (2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE, 3), repeated twice.
 
-    Fractal noise between two muted colours, under stripes, checks or dots. Repeating it lets any crop be a slice.
+    Fractal noise between two muted colours, under a pattern. Repeating it lets any crop be a slice.
     """
     palette = []
     for _ in range(3):  # muted colours
-        value, saturation, colour = rng.uniform(90, 205), rng.uniform(0.05, 0.4), rng.uniform(0.0, 1.0, 3)
+        value, saturation, colour = rng.uniform(*style.levels), rng.uniform(0.05, 0.4), rng.uniform(0.0, 1.0, 3)
         colour = (colour - colour.min()) / max(float(np.ptp(colour)), 1e-6)
         palette.append((value * (1.0 - saturation * (1.0 - colour))).astype(np.float32))
     noise, second = _fractal_noise(rng), _fractal_noise(rng)
-    kind = rng.choice(["plain", "stripes", "checks", "dots"])
+    kind = rng.choice(style.patterns)
     cycles_x, cycles_y = (int(n) for n in rng.integers(3, 14, 2))
     grid = 2 * np.pi * np.arange(TEXTURE_SIZE, dtype=np.float32) / TEXTURE_SIZE
     x, y = grid[None] * cycles_x, grid[:, None] * cycles_y
@@ -184,6 +228,8 @@ def _make_texture(rng: np.random.Generator) -> np.ndarray:
         "stripes": 0.5 + 0.5 * np.sin(x + y),
         "checks": 0.5 + 0.5 * np.tanh(4 * np.sin(x) * np.sin(y)),
         "dots": np.clip(2.0 * np.sin(x) * np.sin(y) - 0.5, 0.0, 1.0),
+        "bricks": (np.abs(np.sin(y)) < 0.2) | (np.abs(np.sin(x / 2 + np.pi / 2 * (np.sin(y) > 0))) < 0.12),
+        "rings": 0.5 + 0.5 * np.sin(6 * np.hypot(np.sin(x / 2), np.sin(y / 2))),
     }[kind]
     image = palette[0] + noise[..., None] * (palette[1] - palette[0])
     image += (0.7 * second * pattern)[..., None] * (palette[2] - image)

@@ -2,7 +2,8 @@
 
     OUT/world.json  OUT/videos/*.mp4  OUT/annotations/…
 
-Each video is a function of (seed, index) alone, to the byte. A second run renders only the videos that are missing.
+Each video is a function of (seed, index) and the style, to the byte; what happens in it does not depend on the style. A
+second run renders only the videos that are missing.
 """
 
 import json
@@ -19,7 +20,7 @@ from unloc.errors import InputError
 from unloc.files import replacing, write_file
 from unloc.synth.events import VideoPlan, plan_video, video_generator
 from unloc.synth.formats import all_annotations
-from unloc.synth.scenes import Scene
+from unloc.synth.scenes import STYLES, Scene
 
 WORLD_VERSION = 1  # to be raised with every change of a pixel or an annotation
 
@@ -30,15 +31,20 @@ def render_world(
     num_videos: int,
     seed: int,
     workers: int,
+    style: str = "studio",
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Render videos 0 … num_videos-1 of the world `seed` into `out`, with annotations of exactly these.
 
-    `workers` is the number of processes (0 or 1: this process alone). `on_progress` is called with videos done and all.
+    `style` is one of `scenes.STYLES`. `workers` is the number of processes (0 or 1: this process alone). `on_progress`
+    is called with videos done and all.
     Raises InputError where `out` holds another world (unless `overwrite` empties it first) or anything else.
     """
+    if style not in STYLES:
+        raise InputError(f"--style: got {style!r}, expected one of {', '.join(STYLES)}")
     wanted, found, record = {"world_version": WORLD_VERSION, "seed": seed}, None, out / "world.json"
+    wanted |= {"style": style} if style != "studio" else {}
     with suppress(OSError, ValueError):
         found = json.loads(record.read_text(encoding="utf-8"))
     if found != wanted:
@@ -52,7 +58,7 @@ def render_world(
         write_file(record, json.dumps(wanted) + "\n")
     videos = out / "videos"
     plans = [plan_video(seed, index) for index in range(num_videos)]
-    jobs = [(seed, plan.index, str(videos)) for plan in plans if not (videos / f"{plan.video_id}.mp4").is_file()]
+    jobs = [(seed, plan.index, str(videos), style) for plan in plans if not (videos / f"{plan.video_id}.mp4").is_file()]
     workers = min(workers, len(jobs))
     with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
         rendered = pool.imap_unordered(render_video, jobs) if pool else map(render_video, jobs)
@@ -62,18 +68,18 @@ def render_world(
         write_file(out / "annotations" / path, text)
 
 
-def render_video(job: tuple[int, int, str]) -> int:
-    """Render one video of (seed, index, folder) and return how many frames it has."""
-    seed, index, folder = job
+def render_video(job: tuple[int, int, str, str]) -> int:
+    """Render one video of (seed, index, folder, style) and return how many frames it has."""
+    seed, index, folder, style = job
     plan = plan_video(seed, index)
     with replacing(Path(folder) / f"{plan.video_id}.mp4", sync=False) as part:
-        encode_video(part, plan, video_frames(plan, seed))
+        encode_video(part, plan, video_frames(plan, seed, style))
     return plan.num_frames
 
 
-def video_frames(plan: VideoPlan, seed: int) -> Iterator[np.ndarray]:
+def video_frames(plan: VideoPlan, seed: int, style: str = "studio") -> Iterator[np.ndarray]:
     """All frames of a video in order, uint8 (H, W, 3) RGB; frame i shows the time i / fps, events over distractors."""
-    scene = Scene(video_generator(seed, plan.index, 1), plan.width, plan.height, plan.duration_seconds)
+    scene = Scene(video_generator(seed, plan.index, 1), plan.width, plan.height, plan.duration_seconds, style)
     for number in range(plan.num_frames):
         seconds = float(number / plan.fps)
         yield scene.frame(seconds, (item.sprite_at(seconds) for item in (*plan.distractors, *plan.events)))
