@@ -61,6 +61,10 @@ class CoverageError(UnlocError, RuntimeError):
     """A job with more failures than the stated coverage allows."""
 
 
+class LoaderError(UnlocError, RuntimeError):
+    """A process that prepares batches which died, as for want of memory."""
+
+
 class DivergedError(UnlocError, RuntimeError):
     """A training whose loss, gradients, weights or outputs are no longer finite."""
 

@@ -117,7 +117,10 @@ def test_a_loader_that_starts_in_the_middle_gives_the_same_pixels(folder, files,
         assert torch.equal(one.frames, other.frames) and torch.equal(one.texts, other.texts)
         assert torch.equal(one.segments_steps, other.segments_steps)
     first, second = expected[: len(whole)], expected[len(whole) :]
-    seen = [{(e.video_id, e.frames.tobytes()) for batch in part for e in batch.examples} for part in (first, second)]
+    rows = [
+        [row for batch in part for row in zip(batch.video_ids, batch.frames, strict=True)] for part in (first, second)
+    ]
+    seen = [{(video, frames.numpy().tobytes()) for video, frames in part} for part in rows]
     assert not seen[0] & seen[1]  # another epoch, other augmentations
     assert len({video for video, _ in seen[0]}) == 5
 

@@ -27,7 +27,7 @@ def total(monkeypatch):
         monkeypatch.setattr(objective, "localization_targets", lambda *_: targets)
         videos, steps = frame_mask.shape
         batch = Batch(
-            examples=(),
+            video_ids=(),
             frames=torch.zeros(videos, steps, 1),
             frame_mask=frame_mask,
             texts=torch.zeros(len(text_valid), 1, 1),

@@ -133,7 +133,7 @@ def test_what_is_not_finite_never_reaches_the_weights_and_its_videos_are_named(
         fit_recipe(recipe_for("mr", *WORDS), *token_world, tmp_path / "run", threads=1)
     model, before, batch = seen[0]
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert all(example.video_id in str(raised.value) for example in batch.examples) and "\n" not in str(raised.value)
+    assert all(video_id in str(raised.value) for video_id in batch.video_ids) and "\n" not in str(raised.value)
     assert step_of(tmp_path / "run") == 3
 
 

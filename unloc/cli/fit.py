@@ -29,6 +29,9 @@ def fit(
     overwrite: Annotated[bool, Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
     threads: Annotated[int, Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    loader_workers: Annotated[
+        int | None, Option(min=0, help="Processes that prepare batches: 4 for a GPU, 0 for a CPU; same results.")
+    ] = None,
     print_config: Annotated[bool, Option("--print-config", help="Print the resolved recipe and its size.")] = False,
 ) -> None:
     """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on frames.
@@ -52,7 +55,7 @@ def fit(
 
     start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
     options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
-    options |= {"device": device, "threads": threads, "kind": kind}
+    options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind}
     with shown_warnings("unloc"), progress("training", "steps") as report:
 
         def on_step(step: int, total: int, now: dict) -> None:

@@ -1,6 +1,6 @@
 """Examples and batches: what the model and the losses are given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,8 +40,8 @@ class Example:
 class Batch:
     """Examples stacked. B examples, T steps, C texts, K text tokens, N segments (padded)."""
 
-    examples: tuple[Example, ...]
-    """What was stacked, for ids, grids and durations."""
+    video_ids: tuple[str, ...]
+    """The video of each of the B rows, for messages."""
     frames: Tensor
     """(B, T, D)."""
     frame_mask: Tensor
@@ -62,20 +62,27 @@ class Batch:
     """(B,) bool, true where the query has ratings (query tasks)."""
     rows_per_video: int = 1
     """Rows of one video (class pairs), else 1."""
+    all_frames_valid: bool = False
+    """True where frame_mask is known to be true everywhere."""
     all_tokens_valid: bool = False
-    """True where text_mask is known to be true everywhere."""
+    """The same of text_mask."""
 
     @property
     def model_masks(self) -> tuple[Tensor | None, Tensor | None]:
         """frame_mask and text_mask as the model takes them: None where all are valid."""
-        all_frames_valid = all(example.frame_mask.all() for example in self.examples)
-        return None if all_frames_valid else self.frame_mask, None if self.all_tokens_valid else self.text_mask
+        frame_mask = None if self.all_frames_valid else self.frame_mask
+        return frame_mask, None if self.all_tokens_valid else self.text_mask
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on a device."""
-        return replace(
-            self, **{key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
-        )
+        """The batch with its tensors on a device. From pinned memory the copy is not waited for."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory (DataLoader calls this)."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, **{key: change(value) for key, value in vars(self).items() if isinstance(value, Tensor)})
 
 
 def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[Tensor, Tensor]:
@@ -109,10 +116,12 @@ def collate(
     elif examples[0].step_classes is not None:
         steps = torch.from_numpy(np.stack([example.step_classes for example in examples]))
         labels["step_labels"] = steps[:, None] == torch.arange(len(texts))[:, None]
+    frame_mask = torch.from_numpy(np.stack([example.frame_mask for example in examples]))
     return Batch(
-        examples=tuple(examples),
+        video_ids=tuple(example.video_id for example in examples),
         frames=torch.from_numpy(np.stack([example.frames for example in examples])),
-        frame_mask=torch.from_numpy(np.stack([example.frame_mask for example in examples])),
+        frame_mask=frame_mask,
+        all_frames_valid=bool(frame_mask.all()),
         all_tokens_valid=bool(text_mask.all()),
         texts=texts,
         text_mask=text_mask,
@@ -132,7 +141,7 @@ def class_pairs(batch: Batch, classes: np.ndarray) -> Batch:
     text_mask = batch.text_mask[classes]
     return replace(
         batch,
-        examples=tuple(batch.examples[index] for index in video),
+        video_ids=tuple(batch.video_ids[index] for index in video),
         frame_mask=batch.frame_mask[video],
         all_tokens_valid=bool(text_mask.all()),
         texts=batch.texts[classes],

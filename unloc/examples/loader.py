@@ -3,35 +3,71 @@
 Batch `step` of a run depends on the seed and on `step` alone, so a resumed run sees what an uninterrupted one sees.
 """
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from unloc.config import Recipe
+from unloc.errors import UnlocError
 from unloc.examples.batches import Batch, class_pairs, collate
 from unloc.examples.examples import Examples
 from unloc.examples.sources import ClassTexts
+from unloc.video.frame_shards import start_worker
 
 
-class Loader:
-    """Batches of one split. `class_texts` are the texts of class tasks; query examples bring their own."""
+class Loader(Dataset[Batch | Exception]):
+    """Batches of one split. `class_texts` are the texts of class tasks; query examples bring their own.
 
-    def __init__(self, examples: Examples, class_texts: ClassTexts | None, recipe: Recipe) -> None:
+    Batches are made in `workers` processes ahead of their use, or by the caller (0): they are the same to the bit.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        class_texts: ClassTexts | None,
+        recipe: Recipe,
+        *,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """`pin_memory`: batches are in page-locked memory, for copies to a GPU that are not waited for."""
         self.examples, self.class_texts, self.train = examples, class_texts, recipe.train
-        self.max_text_tokens = recipe.data.max_text_tokens
+        self.max_text_tokens, self.workers, self.pin_memory = recipe.data.max_text_tokens, workers, pin_memory
+        self._epoch, self._order = -1, []
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         return -(-len(self.examples) // self.train.batch_size)
 
     def batches(self, first_step: int, end_step: int) -> Iterator[Batch]:
-        """The batches of these steps, counted from the start of training."""
-        epoch, order = -1, []
-        for step in range(first_step, end_step):
-            if step // len(self) != epoch:
-                epoch = step // len(self)
-                order = epoch_batches(self.examples.videos, self.train.batch_size, self.train.seed, epoch)
-            yield self.batch(order[step % len(self)], epoch)
+        """The batches of these steps, counted from the start of training. Workers end when the iterator is closed.
+
+        Raises what reading an example raises, the same with and without workers; RuntimeError where a worker died.
+        """
+        workers = {}
+        if self.workers:  # spawned: a fork would copy the locks of threads that it does not copy, as those of stores
+            workers = {"multiprocessing_context": "spawn", "worker_init_fn": _start_worker}
+        steps = range(first_step, end_step)
+        own = torch.Generator()  # else the loader draws from the generator that dropout draws from
+        options = {"num_workers": self.workers, "pin_memory": self.pin_memory, "generator": own, **workers}
+        for batch in DataLoader(self, batch_size=None, sampler=steps, **options):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        """The batch of a step, or the error that a user should see: DataLoader would add a worker's traceback to it."""
+        epoch, number = divmod(step, len(self))
+        if epoch != self._epoch:
+            order = epoch_batches(self.examples.videos, self.train.batch_size, self.train.seed, epoch)
+            self._epoch, self._order = epoch, order
+        try:
+            return self.batch(self._order[number], epoch)
+        except (UnlocError, OSError) as error:
+            return error
 
     def batch(self, indices: list[int], epoch: int) -> Batch:
         """These examples with the random choices (view, crop, jitter, prompts) of an epoch."""
@@ -45,6 +81,12 @@ class Loader:
         present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
         count = min(self.train.classes_per_video, len(batch.texts))
         return class_pairs(batch, np.stack([choose_classes(found, len(batch.texts), count, rng) for found in present]))
+
+
+def _start_worker(worker: int) -> None:
+    """A worker ends when its parent does, and not before: SIGTERM to all of a job lets the parent save first."""
+    start_worker()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def epoch_batches(videos: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -163,7 +163,7 @@ def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outp
         frame_mask, text_mask = batch.model_masks
         outputs = model(batch.frames, frame_mask, batch.texts, text_mask, pairing=pairing)
     if not outputs.relevance.isfinite().all():
-        ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
+        ids = ", ".join(dict.fromkeys(batch.video_ids))
         raise DivergedError(f"the model's outputs are not finite on videos {ids}: its weights are unusable")
     return outputs.at_least_float32()
 

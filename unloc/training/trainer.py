@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unloc.config import OptimConfig
-from unloc.errors import DivergedError, StoppedError
+from unloc.errors import DivergedError, LoaderError, StoppedError, one_line
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
 from unloc.inference.device import computing
@@ -133,9 +134,9 @@ class Trainer:
         """
         self.rng, self.saved_at = self._rng(), time.monotonic()
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
-        with metrics_log(self.run, self.step, self.validated) as write, StopSignal() as stop:
+        with metrics_log(self.run, self.step, self.validated) as write, StopSignal() as stop, ExitStack() as stack:
             try:
-                batches = self.loader.batches(self.step, self.total_steps)
+                batches = stack.enter_context(closing(self.loader.batches(self.step, self.total_steps)))
                 while True:
                     if self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps):
                         stop.immediate = True
@@ -156,6 +157,11 @@ class Trainer:
                 self._save()
                 message = f"{self.run}: {error} after step {self.step}, which is saved; use --resume"
                 raise StoppedError(message) from None
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                advice = "use --resume with fewer --loader-workers, or 0"
+                raise LoaderError(f"{self.run}: {one_line(error)} after step {self.step}; {advice}") from None
         return self.metrics
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
@@ -180,7 +186,7 @@ class Trainer:
         limit, loss = self.recipe.optim.clip_norm or math.inf, values["loss"]
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            ids = ", ".join(dict.fromkeys(example.video_id for example in batch.examples))
+            ids = ", ".join(dict.fromkeys(batch.video_ids))
             raise self._diverged(
                 f"loss {loss}, gradient norm {norm} after step {self.step}, in the batch of videos {ids}"
             )

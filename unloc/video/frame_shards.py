@@ -170,13 +170,13 @@ def _pack_all(jobs: list[Job], workers: int) -> Iterator[Packed]:
         yield from map(_pack_video, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker)
     try:
         for job, future in [(job, pool.submit(_pack_video, job)) for job in jobs]:
             try:
                 yield future.result()
             except BrokenProcessPool:
-                with ProcessPoolExecutor(1, context, _start_worker) as alone:
+                with ProcessPoolExecutor(1, context, start_worker) as alone:
                     try:
                         yield alone.submit(_pack_video, job).result()
                     except BrokenProcessPool:
@@ -186,7 +186,8 @@ def _pack_all(jobs: list[Job], workers: int) -> Iterator[Packed]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """What a process that prepares data begins with: one thread, and an end with its parent, however that ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # otherwise it waits for ever when the parent is killed
