@@ -11,6 +11,7 @@ from tests.training.test_trainer import assert_same_runs
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.errors import ConfigError, CoverageError, InputError, MissingError
 from unloc.inference.load import load_model
+from unloc.model.towers import TextTower
 from unloc.recipes import load_recipe
 from unloc.training.run import fit_recipe
 from unloc.video.frame_shards import FrameSpec, pack_frames
@@ -75,6 +76,18 @@ def test_both_towers_train_and_a_frozen_one_stays(world, trained, tmp_path):
 def test_classes_are_fused_with_the_frames_of_each_video_once(world, tmp_path, task):
     loaded = fitted(world, tmp_path / "run", "train.classes_per_video=1", task=task)
     assert loaded.info.live_towers == ("image", "text")
+
+
+def test_class_names_pass_a_frozen_text_tower_once(world, tmp_path, monkeypatch):
+    calls, forward = [], TextTower.forward
+
+    def counted(tower, ids, mask=None):
+        calls.append(len(ids))
+        return forward(tower, ids, mask)
+
+    monkeypatch.setattr(TextTower, "forward", counted)
+    fitted(world, tmp_path / "run", "towers.text=frozen", "data.val_split=", task="tal")
+    assert calls == [len(LABELS)]
 
 
 def test_replayed_training_ends_in_the_weights_of_plain_training(world, trained, tmp_path):

@@ -135,10 +135,12 @@ class EncodedInputs:
             frames, times = self.source.frames(video_id, rng)
             if frames.dtype != np.uint8:
                 return frames, times
-            pixels = torch.from_numpy(frames[np.arange(len(times))])[None].to(self.device)
-            with torch.inference_mode(), computing(self.device, self.precision):
-                tokens = self.model.encode_in_chunks(pixels, FRAME_BATCH)[0].float().cpu().numpy()
-            self._last = {video_id: (tokens, times)}
+            tokens = []
+            for start in range(0, len(times), FRAME_BATCH):  # reads no more frames than it encodes
+                pixels = torch.from_numpy(frames[np.arange(start, min(start + FRAME_BATCH, len(times)))])
+                with torch.inference_mode(), computing(self.device, self.precision):
+                    tokens.append(self.model.encode(pixels[None].to(self.device), start)[0].float().cpu().numpy())
+            self._last = {video_id: (np.concatenate(tokens), times)}
         return self._last[video_id]
 
     @torch.inference_mode()

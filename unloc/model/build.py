@@ -35,10 +35,10 @@ class EndToEnd(nn.Module):
         *,
         pairing: str = "all",
     ) -> Outputs:
-        """`UnLoc.forward` of images (B, T, 3, S, S) or their tokens, and of ids (C, K), or without a tower tokens."""
+        """`UnLoc.forward` of images (B, T, 3, S, S) or their tokens, and of ids (C, K) or tokens of texts."""
         if frames.ndim == 5:
             frames = self.encode(frames)
-        if self.text_tower is not None:
+        if not texts.is_floating_point():
             texts = self.text_tower(texts, text_mask)
         return self.core(frames, frame_mask, texts, text_mask, pairing=pairing)
 

@@ -22,7 +22,7 @@ from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
-from unloc.inference.predict import predict_split
+from unloc.inference.predict import EncodedInputs, predict_split
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
@@ -184,6 +184,9 @@ def build_trainer(
     )
     model = info.build(clip)
     model.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
+    if has_classes and "text" in inputs.live and recipe.towers.text != "finetune":  # encoded once, not at every step
+        frozen = LoadedModel(model.to(device).eval(), info)
+        class_texts = ClassTexts(train.classes, EncodedInputs(source, frozen), recipe.data)
 
     def validate(model: nn.Module) -> dict[str, float]:
         return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source), val)
