@@ -244,6 +244,10 @@ class TrainConfig(Section):
     batch_size: int = number(64, 1, 1_000_000)
     """Videos (TAL, AS) or queries (MR, HD) per step, over all processes."""
     eval_every_epochs: float = number(1.0, 1e-9)
+    accumulate: int = number(1, 1, 1_000_000)
+    """Parts in which a batch passes, each with the memory of one; loss and gradients stay those of the whole batch."""
+    log_every: int = number(0, 0, 1_000_000)
+    """Steps from one logged row to the next; 0: 1 on a CPU, 10 on a GPU, which runs ahead of what is read."""
     checkpoint_minutes: float = number(10.0, 1e-9)
     """A checkpoint at least this often, in addition to one per validation."""
     ema_decay: float = number(0.0, 0.0, 0.99999)

@@ -90,8 +90,9 @@ def test_class_names_pass_a_frozen_text_tower_once(world, tmp_path, monkeypatch)
     assert calls == [len(LABELS)]
 
 
-def test_replayed_training_ends_in_the_weights_of_plain_training(world, trained, tmp_path):
-    fitted(world, tmp_path / "replayed", "towers.frame_chunk=3")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_replayed_training_ends_in_the_weights_of_plain_training(world, trained, tmp_path, parts):
+    fitted(world, tmp_path / "replayed", "towers.frame_chunk=3", f"train.accumulate={parts}")
     plain, replayed, still = weights(trained), weights(tmp_path / "replayed"), load_model(trained).info
     assert still.step > 0 and moved(plain, replayed, "") < 1e-4
 

@@ -8,9 +8,10 @@ import torch
 from tests.golden.cases import case
 from unloc.examples.batches import Batch
 from unloc.model.unloc import Outputs
+from unloc.ops.points import Targets
 from unloc.recipes import recipe_from_dict
 from unloc.training import objective
-from unloc.training.objective import Targets, compute_losses
+from unloc.training.objective import compute_losses
 
 BOX_NAMES = {"iou+center_offset_squared": "iou+center_offset_squared", "l1": "l1_over_union", "iou": "iou"}
 BOX_NAMES |= {"l1+iou": "l1_over_union+iou", "0.5*l1+1.0*iou": "0.5*l1_over_union+1.0*iou"}

@@ -115,20 +115,20 @@ def test_a_folder_that_is_trained_into_is_locked_and_free_again_after_a_sigkill(
 def test_what_is_not_finite_never_reaches_the_weights_and_its_videos_are_named(
     token_world, tmp_path, monkeypatch, what
 ):
-    losses_of, calls, seen = trainer_module.compute_losses, [], []
+    losses_of, calls, seen = trainer_module.part_losses, [], []
 
-    def broken(model, batch, recipe):
-        losses = losses_of(model, batch, recipe)
+    def broken(model, part, recipe):
+        losses = losses_of(model, part, recipe)
         calls.append(1)
         if len(calls) != 5:
             return losses
-        seen.append((model, {key: value.clone() for key, value in model.state_dict().items()}, batch))
+        seen.append((model, {key: value.clone() for key, value in model.state_dict().items()}, part.batch))
         total = losses["loss"]
         if what == "gradient":
             total.register_hook(lambda gradient: gradient * float("nan"))
         return losses | {"loss": total * float("nan") if what == "loss" else total * 1.0}
 
-    monkeypatch.setattr(trainer_module, "compute_losses", broken)
+    monkeypatch.setattr(trainer_module, "part_losses", broken)
     with pytest.raises(DivergedError) as raised:
         fit_recipe(recipe_for("mr", *WORDS), *token_world, tmp_path / "run", threads=1)
     model, before, batch = seen[0]
@@ -154,6 +154,7 @@ def test_a_run_that_diverged_goes_on_from_its_last_good_step_with_other_rates_on
     (change,) = json.loads((run / "env.json").read_text())["changes"]
     assert change["step"] == 0 and change["changed"]["optim.lr"] == [1e30, 0.01]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, 9)) and max(row["lr"] for row in rows) == 0.01
     state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)
     assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5

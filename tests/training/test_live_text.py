@@ -121,6 +121,15 @@ def test_class_names_pass_the_tower_of_the_model_too(text_world, tmp_path, task)
     assert load_model(run).info.live_towers == ("text",)
 
 
+def test_batches_in_parts_meet_all_captions_of_the_batch(text_world, trained, tmp_path):
+    run = tmp_path / "run"
+    fit_recipe(load_recipe("synth_mr", [*SMALL, *FINETUNE, "train.accumulate=3"]), *text_world, run, threads=1)
+    rows = [[json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()] for one in (trained, run)]
+    for one, other in zip(*rows, strict=True):
+        if one["kind"] == "train":
+            assert {**other, "kind": 0} == pytest.approx({**one, "kind": 0}, rel=1e-3)
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights(text_world, trained, tmp_path):
     def stop(step, total, values):
         if step == 2:

@@ -9,7 +9,7 @@ from unloc.examples.batches import class_pairs, collate
 from unloc.examples.loader import choose_classes
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
-from unloc.training.objective import compute_losses, saliency_loss
+from unloc.training.objective import compute_losses, rated_steps, saliency_loss
 
 MODEL = {"width": 16, "num_heads": 2, "mlp_width": 32, "num_layers": 1, "num_levels": 2, "num_head_convs": 1}
 
@@ -72,9 +72,13 @@ def test_queries_without_ratings_do_not_count_in_the_saliency_loss():
     rated, other = (replace(example(n), text=np.ones((2, 16), np.float32)) for n in range(2))
     rated = replace(rated, saliency=np.linspace(0, 1, 16).astype(np.float32))
     logits = torch.randn(2, 1, 16)
-    alone = saliency_loss(logits[:1], collate([rated], max_text_tokens=8))
-    torch.testing.assert_close(saliency_loss(logits, collate([rated, other], max_text_tokens=8)), alone)
-    assert saliency_loss(logits[1:], collate([other], max_text_tokens=8)) == 0
+
+    def loss(logits, *examples):
+        batch = collate(examples, max_text_tokens=8)
+        return saliency_loss(logits, batch, rated_steps(batch).sum())
+
+    torch.testing.assert_close(loss(logits, rated, other), loss(logits[:1], rated))
+    assert loss(logits[1:], other) == 0
 
 
 def test_chosen_classes_hold_those_present_and_no_class_twice():

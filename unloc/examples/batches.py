@@ -81,6 +81,17 @@ class Batch:
         """The batch in page-locked memory (DataLoader calls this)."""
         return self._mapped(Tensor.pin_memory)
 
+    def videos(self, first: int, end: int, *, own_texts: bool) -> "Batch":
+        """The batch of some of its videos. `own_texts`: the texts are one per row, and go with it."""
+        rows = slice(first * self.rows_per_video, end * self.rows_per_video)
+        whole = ("frames",) if own_texts else ("frames", "texts", "text_mask")
+        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor) and key not in whole}
+        part = {key: value[rows] for key, value in tensors.items()} | {"frames": self.frames[first:end]}
+        if own_texts:
+            text = part["segment_text"]
+            part["segment_text"] = (text - rows.start).where(text >= 0, -1)
+        return replace(self, video_ids=self.video_ids[rows], **part)
+
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(self, **{key: change(value) for key, value in vars(self).items() if isinstance(value, Tensor)})
 

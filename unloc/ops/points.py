@@ -63,7 +63,7 @@ def localization_targets(
     start, end = segments_steps[..., 0, None], segments_steps[..., 1, None]
     to_start, to_end = points.steps - start, end - points.steps
     farthest, level = to_start.maximum(to_end), points.strides.log2().round().long()
-    edges = torch.tensor(list(range_edges), dtype=farthest.dtype, device=farthest.device)
+    edges = torch.tensor(list(range_edges), dtype=farthest.dtype).to(farthest.device, non_blocking=True)
     centre, reach = (start + end) / 2, radius * points.strides
     valid = (segment_text >= 0)[..., None]
     positive = valid & (farthest >= edges[level]) & (farthest < edges[level + 1])

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 LINKS = ("best", "last")  # in this order: `last` completes a step
 
 WriteMetrics = Callable[[str, int, dict[str, float]], None]
-"""Called with a kind (train or val), a step and its values."""
+"""Called with a kind (train, val or speed), a step and its values; those of `speed` alone depend on time."""
 
 
 @contextmanager
@@ -86,7 +86,8 @@ def _changes(run: Path, before: Recipe, now: Recipe, change_optim: bool) -> dict
         pairs = {f"{section}.{key}": [value, other[section][key]] for key, value in one[section].items()}
         changes |= {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     changeable = {key for key in changes if key.startswith("optim.") and key != "optim.name"}
-    allowed = {"train.checkpoint_minutes"} | (changeable if change_optim else set())
+    allowed = {f"train.{key}" for key in ("checkpoint_minutes", "log_every", "accumulate")}
+    allowed |= changeable if change_optim else set()
     refused = [key for key in changes if key not in allowed]
     if refused:
         shown = "; ".join("{}: run {}, now {}".format(key, *changes[key]) for key in refused)
@@ -194,7 +195,7 @@ def metrics_log(run: Path, step: int, validated: int) -> Iterator[WriteMetrics]:
     Rows after `step` and `validated`, which a killed run left, are removed. Events are written in this thread:
     TensorBoard's own writer hides a full disk in another one.
     """
-    path, last, done = run / "metrics.jsonl", {"train": step, "val": validated}, []
+    path, last, done = run / "metrics.jsonl", {"train": step, "speed": step, "val": validated}, []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             with suppress(ValueError):  # half a line

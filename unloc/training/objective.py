@@ -1,4 +1,11 @@
-"""The loss of a batch: relevance, displacements and saliency with the official normalisers (UnLoc §3.5)."""
+"""The loss of a batch: relevance, displacements and saliency with the official normalisers (UnLoc §3.5).
+
+A batch may pass in parts (gradient accumulation). As between processes, each part fuses its own videos with the texts
+of the whole batch and divides by the whole batch's normalisers, so that losses and gradients of the parts add up.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +13,35 @@ from torch import Tensor, nn
 
 from unloc.config import LossConfig, Recipe
 from unloc.examples.batches import Batch
-from unloc.model.unloc import Outputs
 from unloc.ops.losses import box_loss, focal_loss, sum_over
-from unloc.ops.points import Targets, localization_targets, make_points, shared_displacements
+from unloc.ops.points import localization_targets, make_points, shared_displacements
 from unloc.tasks import task_named
-from unloc.training.distributed import gathered_texts, process_mean
+from unloc.training.distributed import Texts, gathered_texts, process_mean
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the outputs of some videos are compared with. P points over all levels; of AS, the T steps."""
+
+    relevance: Tensor
+    """(B, C, P) bool."""
+    weights: Tensor
+    """Bool, broadcasts to (B, C, P): which of these count."""
+    displacements: Tensor | None
+    """(B, C, P, 2) in strides; None where steps are labelled (AS)."""
+    positives: Tensor
+    """(levels,) positive points that count."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some videos of a batch, with the texts that they meet."""
+
+    batch: Batch
+    texts: Texts
+    labels: Labels
+    normalizers: dict[str, Tensor]
+    """Of the whole batch, by loss."""
 
 
 def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
@@ -18,41 +49,94 @@ def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, 
 
     Videos are paired with all classes, with the captions of the batch (of all processes), or each with its own text.
     """
-    task, config = task_named(recipe.task), recipe.loss
-    has_classes = task.text_kind == "class"
-    own_only = recipe.train.classes_per_video > 0
-    if not has_classes:
-        own_only = recipe.task != "mr" or recipe.train.negatives == "own"
-    texts = gathered_texts(batch, own_only=own_only or has_classes)
-    frame_mask, pairing = batch.model_masks[0], "own" if own_only else "all"
-    frames = batch.frames if batch.frames.ndim == 3 else model.encode(batch.frames)
-    if batch.rows_per_video > 1:
-        frames = frames.repeat_interleave(batch.rows_per_video, dim=0)
-    outputs = model(frames, frame_mask, texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
+    (part,) = split_batch(batch, recipe)
+    return part_losses(model, part, recipe)
+
+
+def split_batch(batch: Batch, recipe: Recipe, num_parts: int = 1) -> list[Part]:
+    """At most so many parts of nearly equal size, whose losses add up to those of the batch."""
+    is_query, has_own = task_named(recipe.task).text_kind == "query", has_own_texts(recipe)
+    texts = gathered_texts(batch, own_only=has_own or not is_query)
+    count = len(batch.frames)
+    edges = [count * part // min(num_parts, count) for part in range(min(num_parts, count) + 1)]
+    batches, labels, sums = [], [], []
+    for first, end in itertools.pairwise(edges):
+        part = batch if len(edges) == 2 else batch.videos(first, end, own_texts=has_own or is_query)
+        met = gathered_texts(part, own_only=True) if has_own else texts
+        if is_query and not has_own:
+            met = replace(texts, first_own=texts.first_own + first)
+        batches.append((part, met))
+        one, normalizers = make_labels(part, met, recipe)
+        labels.append(one)
+        sums.append(normalizers)
+    totals = process_mean(torch.stack([sum(one[key] for one in sums).double() for key in sums[0]])).float()
+    normalizers = dict(zip(sums[0], totals, strict=True))
+    return [Part(*given, one, normalizers) for given, one in zip(batches, labels, strict=True)]
+
+
+def has_own_texts(recipe: Recipe) -> bool:
+    """Whether each row of a batch meets its own text alone, instead of all texts."""
+    if task_named(recipe.task).text_kind == "class":
+        return recipe.train.classes_per_video > 0
+    return recipe.task != "mr" or recipe.train.negatives == "own"
+
+
+def make_labels(batch: Batch, texts: Texts, recipe: Recipe) -> tuple[Labels, dict[str, Tensor]]:
+    """Labels of a batch or a part of one, and its normalisers by loss, which add up over parts."""
+    task, rows, has_own = task_named(recipe.task), batch.rows_per_video, has_own_texts(recipe)
+    displacements, normalizers = None, {}
     if task.localizes:
         num_levels = 1 if recipe.model.pyramid == "none" else recipe.model.num_levels
         points = make_points(batch.frames.shape[1], num_levels, batch.frames.device)
-        text = torch.zeros_like(batch.segment_text) if own_only else batch.segment_text + texts.first_own
-        text, num_texts = text.where(batch.segment_text >= 0, -1), 1 if own_only else len(texts.tokens)
+        text = torch.zeros_like(batch.segment_text) if has_own else batch.segment_text + texts.first_own
+        text, num_texts = text.where(batch.segment_text >= 0, -1), 1 if has_own else len(texts.tokens)
         edges, radius = recipe.targets.range_edges, recipe.targets.radius
         targets = localization_targets(batch.segments_steps, text, num_texts, points, edges, radius)
         weights = point_mask(batch.frame_mask, num_levels)[:, None]
-        if has_classes:  # summed over classes, each point counted once
-            normalizer = weights.sum() / batch.rows_per_video
+        if task.text_kind == "class":  # summed over classes, each point counted once
+            normalizer = weights.sum() / rows
             if recipe.model.displacements == "shared" or recipe.model.fusion == "late":
-                targets = shared_displacements(targets, batch.rows_per_video)
-        elif own_only:
+                targets = shared_displacements(targets, rows)
+        elif has_own:
             weights = weights & texts.mask.any(dim=1)[:, None, None]
             normalizer = weights.sum()
         else:
             weights = caption_weights(point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1))
             normalizer = weights.sum() * len(batch.frames)
-        parts = pair_losses(outputs, targets, weights, normalizer, config)
-    else:
-        labels, rows = batch.step_labels, batch.rows_per_video
-        parts = {"relevance": segmentation_loss(outputs.relevance, labels, batch.frame_mask, rows, config)}
+        relevance, displacements = targets.relevance, targets.displacements
+        sizes = [len(batch.frame_mask[0, :: 2**level]) for level in range(num_levels)]
+        normalizers["box"] = (relevance & weights).sum()
+    else:  # summed over classes, averaged over steps
+        relevance, weights, sizes = batch.step_labels, batch.frame_mask[:, None], [batch.frame_mask.shape[1]]
+        normalizer = batch.frame_mask.sum() / rows
+    normalizers["relevance"] = normalizer
+    if task.text_kind == "query" and batch.is_rated is not None:
+        normalizers["saliency"] = rated_steps(batch).sum()
+    of_points = (relevance & weights).sum((0, 1))
+    positives = torch.stack([level.sum() for level in of_points.split(sizes)])
+    return Labels(relevance, weights, displacements, positives), normalizers
+
+
+def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tensor]:
+    """`compute_losses` of a part: what it adds to those of the whole batch.
+
+    Nothing here waits for the device: points that do not count are masked, not selected.
+    """
+    batch, texts, labels, normalizers, config = part.batch, part.texts, part.labels, part.normalizers, recipe.loss
+    frames = batch.frames if batch.frames.ndim == 3 else model.encode(batch.frames)
+    if batch.rows_per_video > 1:
+        frames = frames.repeat_interleave(batch.rows_per_video, dim=0)
+    pairing = "own" if has_own_texts(recipe) else "all"
+    outputs = model(frames, batch.model_masks[0], texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
+    losses = relevance_losses(outputs.relevance, labels.relevance, config) * labels.weights
+    weight = 1.0 if labels.displacements is None else config.relevance_weight
+    parts = {"relevance": weight * sum_over(losses, normalizers["relevance"])}
+    if labels.displacements is not None:
+        boxes = box_loss(outputs.displacements, labels.displacements, config.box)
+        parts["box"] = sum_over(boxes.where(labels.relevance & labels.weights, 0.0), normalizers["box"])
     if outputs.saliency is not None:
-        parts["saliency"] = config.saliency_weight * saliency_loss(outputs.saliency, batch, texts.first_own)
+        loss = saliency_loss(outputs.saliency, batch, normalizers["saliency"], texts.first_own)
+        parts["saliency"] = config.saliency_weight * loss
     return {"loss": sum(parts.values()), **parts}
 
 
@@ -62,19 +146,6 @@ def caption_weights(owner_valid: Tensor, text_valid: Tensor) -> Tensor:
     """
     owner = torch.arange(len(text_valid), device=text_valid.device) * len(owner_valid) // len(text_valid)
     return (owner_valid[owner] & text_valid[:, None])[None]
-
-
-def pair_losses(
-    outputs: Outputs, targets: Targets, weights: Tensor, normalizer: Tensor, config: LossConfig
-) -> dict[str, Tensor]:
-    """Relevance over all pairs and points that `weights` (broadcast to (B, C, P)) count, divided by the normaliser;
-    displacements averaged over those that are positive.
-    """
-    losses = relevance_losses(outputs.relevance, targets.relevance, config)
-    relevance = config.relevance_weight * sum_over(losses * weights, process_mean(normalizer))
-    positive = targets.relevance & weights
-    boxes = box_loss(outputs.displacements[positive], targets.displacements[positive], config.box)
-    return {"relevance": relevance, "box": sum_over(boxes, process_mean(positive.sum()))}
 
 
 def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:
@@ -90,20 +161,16 @@ def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tens
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
-def segmentation_loss(
-    logits: Tensor, labels: Tensor, frame_mask: Tensor, rows_per_video: int, config: LossConfig
-) -> Tensor:
-    """Of (B, C, T) logits: summed over classes, divided by the number of valid steps."""
-    losses = relevance_losses(logits, labels, config)
-    return sum_over(losses * frame_mask[:, None], process_mean(frame_mask.sum() / rows_per_video))
+def rated_steps(batch: Batch) -> Tensor:
+    """(B, 1, T) true at valid steps of queries with ratings."""
+    return (batch.frame_mask & batch.is_rated[:, None])[:, None]
 
 
-def saliency_loss(logits: Tensor, batch: Batch, first_own: int = 0) -> Tensor:
-    """Cross-entropy with the raters' mean (0-1) as a soft label, mean over valid steps of own queries with ratings."""
+def saliency_loss(logits: Tensor, batch: Batch, normalizer: Tensor, first_own: int = 0) -> Tensor:
+    """Cross-entropy with the raters' mean (0-1) as a soft label over `rated_steps` of own queries."""
     if logits.shape[1] > 1:
         own = torch.arange(len(logits), device=logits.device)
         logits = logits[own, first_own + own][:, None]
-    valid = (batch.frame_mask & batch.is_rated[:, None])[:, None]
     labels = batch.saliency[:, None].to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return sum_over(losses * valid, process_mean(valid.sum()))
+    return sum_over(losses * rated_steps(batch), normalizer)

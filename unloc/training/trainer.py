@@ -1,18 +1,24 @@
-"""Optimizer, schedule (UnLoc §4.1.2) and the loop: deterministic from its seed, resumable to the bit."""
+"""Optimizer, schedule (UnLoc §4.1.2) and the loop: deterministic from its seed, resumable to the bit.
 
+A step on a GPU waits for nothing: what it computed is read every `train.log_every` steps, and before weights are used
+or saved.
+"""
+
+import copy
 import logging
 import math
+import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unloc.config import OptimConfig
 from unloc.errors import DivergedError, LoaderError, StoppedError, one_line
@@ -24,14 +30,16 @@ from unloc.model.build import EndToEnd
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
 from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
-from unloc.training.objective import compute_losses
+from unloc.training.objective import part_losses, split_batch
 from unloc.training.replay import replay
 
 logger = logging.getLogger(__name__)
 COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
 
+LOG_EVERY_ON_GPU = 10
+
 OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called after each step with the steps done, all steps, and the values of this one: epoch, loss, lr."""
+"""Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
 
 
 def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim.Optimizer:
@@ -86,9 +94,8 @@ class Trainer:
         self.recipe, self.info, self.loader, self.run, self.validate = info.recipe, info, loader, run, validate
         self.device, self.on_step = torch.device(device), on_step
         self.model = model.to(self.device)
-        decay = self.recipe.train.ema_decay
-        self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
-        self.predictor = self.averaged.module if self.averaged is not None else self.model
+        self.averaged = copy.deepcopy(self.model) if self.recipe.train.ema_decay > 0 else None
+        self.predictor = self.model if self.averaged is None else self.averaged
         """The weights that predict: the moving average where one is kept."""
         self.optimizer = build_optimizer(self.model, self.recipe.optim)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -97,6 +104,11 @@ class Trainer:
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
         self.saved: tuple[int, int] | None = None
         """Step, and step of the last validation, of the last checkpoint."""
+        self.log_every = self.recipe.train.log_every or (1 if self.reads_at_once else LOG_EVERY_ON_GPU)
+        self.unread: list[tuple[int, tuple[str, ...], dict[str, torch.Tensor]]] = []
+        """Steps done before each batch since the last reading, its videos, and its values on the device."""
+        self.values: dict[str, float] = {}
+        """What was read last."""
 
     def resume(self) -> bool:
         """Continue from the last checkpoint exactly as if the run had not been interrupted; False where there is none.
@@ -132,7 +144,7 @@ class Trainer:
         only once the loss and gradient of the next batch are finite, so that a run that diverges keeps a good one.
         Raises DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
         """
-        self.rng, self.saved_at = self._rng(), time.monotonic()
+        self.rng, self.saved_at, self.speed = self._rng(), time.monotonic(), Speed(self.device)
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
         with metrics_log(self.run, self.step, self.validated) as write, StopSignal() as stop, ExitStack() as stack:
             try:
@@ -141,17 +153,20 @@ class Trainer:
                     if self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps):
                         stop.immediate = True
                         stop.check()
-                        self._validate(write)
+                        with self.speed.paused():
+                            self._validate(write)
                         stop.immediate = False
-                    batch = next(batches, None)
+                    with self.speed.waiting():
+                        batch = next(batches, None)
                     if batch is None:
                         break
-                    losses = self._gradients(batch)
+                    self._gradients(batch)
                     is_validated = self.validated == self.step and self.saved != (self.step, self.validated)
                     if is_validated or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes:
-                        self._save()  # also before the very first step
+                        with self.speed.paused():
+                            self._save()  # also before the very first step
                     stop.check()
-                    self._update(losses, write)
+                    self._update(write)
                 self._save()
             except StoppedError as error:
                 self._save()
@@ -164,33 +179,54 @@ class Trainer:
                 raise LoaderError(f"{self.run}: {one_line(error)} after step {self.step}; {advice}") from None
         return self.metrics
 
-    def _gradients(self, batch: Batch) -> dict[str, float]:
-        """Losses of a batch, with their clipped gradients in the parameters; nothing else changes."""
+    def _gradients(self, batch: Batch) -> None:
+        """Put the clipped gradients of a batch into the parameters; nothing else changes."""
         self.model.train()
-        batch, towers, precision = batch.to(self.device), self.recipe.towers, self.recipe.train.precision
-        frames, chunked = batch.frames, towers.frame_chunk > 0 and batch.frames.ndim == 5
-        replays = chunked and towers.image == "finetune"
         self.optimizer.zero_grad(set_to_none=True)
-        with computing(self.device, precision):
-            if chunked:
-                tokens = self.model.encode_in_chunks(frames, towers.frame_chunk).requires_grad_(replays)
-                batch = replace(batch, frames=tokens)
-            losses = compute_losses(self.model, batch, self.recipe)
-        losses["loss"].backward()
-        if replays:
-            with computing(self.device, precision):
-                generator = torch.Generator().manual_seed(self.recipe.train.seed + self.step)
-                share = towers.replay_share
-                replay(self.model, frames, tokens.grad, towers.frame_chunk, share=share, generator=generator)
-        values = {key: float(value.detach()) for key, value in losses.items()}
-        limit, loss = self.recipe.optim.clip_norm or math.inf, values["loss"]
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            ids = ", ".join(dict.fromkeys(batch.video_ids))
-            raise self._diverged(
-                f"loss {loss}, gradient norm {norm} after step {self.step}, in the batch of videos {ids}"
-            )
-        return values
+        batch, towers, train = batch.to(self.device), self.recipe.towers, self.recipe.train
+        chunked = towers.frame_chunk > 0 and batch.frames.ndim == 5
+        replays = chunked and towers.image == "finetune"
+        generator, sums = torch.Generator().manual_seed(train.seed + self.step), Counter()
+        for part in split_batch(batch, self.recipe, train.accumulate):
+            frames = part.batch.frames
+            with computing(self.device, train.precision):
+                if chunked:
+                    tokens = self.model.encode_in_chunks(frames, towers.frame_chunk).requires_grad_(replays)
+                    part = replace(part, batch=replace(part.batch, frames=tokens))
+                losses = part_losses(self.model, part, self.recipe)
+            losses["loss"].backward()
+            if replays:
+                with computing(self.device, train.precision):
+                    options = {"share": towers.replay_share, "generator": generator}
+                    replay(self.model, frames, tokens.grad, towers.frame_chunk, **options)
+            for key, value in losses.items():
+                sums[key] += value.detach()
+            for level, count in enumerate(part.labels.positives):
+                sums[f"positives_{level}"] += count
+        limit = self.recipe.optim.clip_norm or math.inf
+        sums["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.unread.append((self.step, batch.video_ids, dict(sums)))
+        self.speed.samples += len(batch.frames)
+        if self.reads_at_once:
+            self._read()
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether reading a value does not wait for the device."""
+        return self.device.type == "cpu"
+
+    def _read(self) -> None:
+        """Read the values of all batches since the last time. Raises DivergedError for one that is not finite."""
+        unread, self.unread = self.unread, []
+        rows = torch.stack([torch.stack([*values.values()]) for *_, values in unread]).tolist() if unread else []
+        for (step, video_ids, values), row in zip(unread, rows, strict=True):
+            self.values = dict(zip(values, row, strict=True))
+            loss, norm = self.values["loss"], self.values["grad_norm"]
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                ids = ", ".join(dict.fromkeys(video_ids))
+                raise self._diverged(
+                    f"loss {loss}, gradient norm {norm} after step {step}, in the batch of videos {ids}"
+                )
 
     def _diverged(self, what: str) -> DivergedError:
         advice = "nothing was trained yet: check the cache with `unloc cache verify`, the manifest and --init"
@@ -199,21 +235,30 @@ class Trainer:
             advice += f" and a lower optim.lr (now {self.recipe.optim.lr})"
         return DivergedError(f"{self.run}: training diverged: {what}; {advice}")
 
-    def _update(self, losses: dict[str, float], write: WriteMetrics) -> None:
+    def _update(self, write: WriteMetrics) -> None:
         rate = lr_factor(self.recipe.optim, len(self.loader), self.total_steps, self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * rate
         self.optimizer.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+        if self.averaged is not None:  # by hand: torch's AveragedModel waits for a GPU at each step
+            weight = 1 - self.recipe.train.ema_decay if self.step else 1.0
+            pair = (list(one.parameters()) for one in (self.averaged, self.model))
+            with torch.no_grad():
+                torch._foreach_lerp_(*pair, weight)
         self.step += 1
         self.rng = self._rng()
-        lr = self.optimizer.param_groups[0]["lr"]
-        now = {"epoch": self.step / len(self.loader), "loss": losses["loss"], "lr": lr}
-        write("train", self.step, now | losses)
+        groups = self.optimizer.param_groups[::2]  # each without and with decay
+        rates = {name: group["lr"] for name, group in zip(("lr", "tower_lr"), groups, strict=False)}
+        now = {"epoch": self.step / len(self.loader), "loss": self.values.get("loss", math.nan), **rates}
+        if self.step % self.log_every == 0 or self.step == self.total_steps:
+            self._read()
+            now["loss"] = self.values["loss"]
+            write("train", self.step, now | self.values)
+            write("speed", self.step, self.speed.read())
         self.on_step(self.step, self.total_steps, now)
 
     def _validate(self, write: WriteMetrics) -> None:
+        self._read()
         metrics = {}
         if self.validate is not None:
             metrics = {key: float(value) for key, value in self.validate(self.predictor).items()}
@@ -230,7 +275,8 @@ class Trainer:
         """Write a checkpoint of this step, unless there is one. Raises DivergedError where a weight is not finite."""
         if self.saved == (self.step, self.validated):
             return
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        self._read()
+        if not bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()):
             raise self._diverged(f"a weight is not finite after step {self.step}")
         state = {
             "model": self.model.state_dict(),
@@ -242,6 +288,42 @@ class Trainer:
         info = replace(self.info, step=self.step, metrics=self.metrics if self.validated == self.step else {})
         save_checkpoint(self.run, info, self.predictor.state_dict(), state, is_best=self.best_step == self.step)
         self.saved, self.saved_at = (self.step, self.validated), time.monotonic()
+
+
+class Speed:
+    """Samples a second, share of time waiting for data, and memory, since the last `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began, self.samples, self.waited, self.pause = time.perf_counter(), 0, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in this block is waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this block does not count."""
+        began = time.perf_counter()
+        yield
+        self.pause += time.perf_counter() - began
+
+    def read(self) -> dict[str, float]:
+        """Values for the log; memory is the most that tensors took on a GPU, or this process on a CPU."""
+        seconds = time.perf_counter() - self.began - self.pause
+        if self.device.type == "cuda":
+            num_bytes = torch.cuda.max_memory_allocated(self.device)
+        else:
+            num_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        values = {"samples_per_second": self.samples / seconds, "data_wait": self.waited / seconds}
+        self._restart()
+        return values | {"memory_gib": num_bytes / 2**30}
 
 
 class StopSignal:
