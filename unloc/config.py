@@ -175,7 +175,7 @@ class DecodeConfig(Section):
     nms_sigma: float = number(0.3, 1e-6)
     """Gaussian Soft-NMS: an overlap of IoU u keeps exp(-u^2 / (2 sigma)) of the score."""
     max_detections: int = number(100, 1, 100_000)
-    """Predictions kept per query (MR, HD), or per video over all its classes (TAL)."""
+    """Predictions kept per query (MR, HD), or per video over all its classes (TAL, CLS)."""
     nms_per_class: bool = False
     """TAL: Soft-NMS within each class instead of over all classes; `max_detections` holds per video either way."""
     background_logit: float = 0.0
@@ -196,7 +196,7 @@ class DataConfig(Section):
     fps: float | None = number(None, 1e-6, 1000.0)
     """Frames per second that the cache must hold (paper §4.1.2: 2 for AS; official 10 or 1); null: any."""
     frame_pick: str = one_of("nearest", "floor")
-    """MR, TAL, HD: the frame of step i of T. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N (official)."""
+    """MR, TAL, HD, CLS: frame of step i of T. nearest: in time; floor: frame floor(i (N-1) / (T-1)) of N (official)."""
     max_text_tokens: int = number(32, 2, MAX_TEXT_TOKENS)
     """Text tokens kept (EOS survives truncation)."""
     prompts: bool = False
@@ -242,7 +242,7 @@ class TrainConfig(Section):
 
     epochs: float = number(20.0, 1e-9, MAX_EPOCHS)
     batch_size: int = number(64, 1, 1_000_000)
-    """Videos (TAL, AS) or queries (MR, HD) per step, over all processes."""
+    """Videos (TAL, AS, CLS) or queries (MR, HD) per step, over all processes."""
     eval_every_epochs: float = number(1.0, 1e-9)
     accumulate: int = number(1, 1, 1_000_000)
     """Parts in which a batch passes, each with the memory of one; loss and gradients stay those of the whole batch."""
@@ -255,7 +255,7 @@ class TrainConfig(Section):
     negatives: str = one_of("batch", "own")
     """MR: batch: every caption against every video of the batch (official); own: its own video only."""
     classes_per_video: int = number(0, 0, 1_000_000)
-    """TAL, AS: class names fused with each video per step, its own first, then random others; 0: all (official)."""
+    """TAL, AS, CLS: class names fused with each video per step, its own first, then random ones; 0: all (official)."""
     precision: str = one_of("auto", "fp32", "bf16")
     """fp32 (with TF32 on CUDA), bf16 (autocast) or auto: bf16 on CUDA devices where it is fast. For evaluation too."""
     seed: int = number(0, 0, 2**32 - 1)
@@ -268,7 +268,7 @@ class Recipe(Section):
 
     name: str = "unnamed"
     """Shipped name or the file's stem; ends in `+text_cached` where the recipe trains a tower and the run does not."""
-    task: str = one_of("mr", "tal", "as", "hd")
+    task: str = one_of("mr", "tal", "as", "hd", "cls")
     model: ModelConfig = field(default_factory=ModelConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -292,7 +292,11 @@ class Recipe(Section):
         width, layers, edges, steps = model.width, model.num_layers, self.targets.range_edges, data.num_steps
         rising = len(edges) > 1 and edges[0] == 0 and all(low < high for low, high in itertools.pairwise(edges))
         levels = 1 if model.pyramid == "none" else model.num_levels
-        sentences, of_task = task in ("mr", "hd"), f"the texts of task {task} are sentences"
+        localizes, sentences, of_task = (
+            task not in ("as", "cls"),
+            task in ("mr", "hd"),
+            f"the texts of task {task} are sentences",
+        )
         linear, without_text, shared = model.head == "linear", model.fusion == "none", model.displacements == "shared"
         sampled, saliency = self.train.classes_per_video > 0, model.saliency_head
         blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * width**2
@@ -321,7 +325,7 @@ class Recipe(Section):
             "optim.schedule: step needs epochs, such as optim.step_epochs=[10,15]; or set it to constant": (
                 optim.schedule == "step" and not optim.step_epochs
             ),
-            f"model.head: linear labels level-0 steps; task {task} finds segments: take conv": linear and task != "as",
+            f"model.head: linear labels level-0 steps; task {task} finds segments: take conv": linear and localizes,
             f"model.fusion: none has one output per class name; {of_task}": without_text and sentences,
             f"model.displacements: shared averages over classes; {of_task}": shared and sentences,
             "model.saliency_head: task hd predicts a saliency per clip; set it to true": task == "hd" and not saliency,
@@ -330,7 +334,7 @@ class Recipe(Section):
             "train.classes_per_video: model.fusion none scores all classes; set it to 0": sampled and without_text,
             "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
             f"targets.range_edges: {len(edges) - 1} ranges for {levels} pyramid levels; give one per level (without a "
-            "pyramid: [0, inf])": task != "as" and len(edges) - 1 != levels,
+            "pyramid: [0, inf])": localizes and len(edges) - 1 != levels,
             f"data.num_steps: got {steps}, expected a positive multiple of {2 ** (levels - 1)} for {levels} levels": (
                 steps % 2 ** (levels - 1)
             ),

@@ -155,3 +155,46 @@ def test_timelens_is_read_in_every_form_it_is_found_in(tmp_path, name, content, 
 def test_a_timelens_line_that_is_none_is_an_error_with_its_file(tmp_path, line):
     with pytest.raises(ManifestError, match=r"lines\.txt"):
         convert("timelens", [write(tmp_path / "lines.txt", line)])
+
+
+def test_kinetics_clips_have_the_names_of_their_files_and_all_classes_of_the_lists(tmp_path):
+    header, problems = "label,youtube_id,time_start,time_end,split,is_cc\n", Problems()
+    write(
+        tmp_path / "train.csv",
+        f'{header}"petting animal (not cat)",---0dWlqevI,19,29,train,0\nabseiling,_x,0.0,9.5,train,1\n',
+    )
+    write(tmp_path / "val.csv", f"{header}abseiling,-3B32lodo2M,59,69,validate,0\n")
+    write(tmp_path / "test.csv", "youtube_id,time_start,time_end,split\nzz,2,12,test\n")
+    write(tmp_path / "labels.txt", "zumba\nabseiling\n")
+    manifest = convert("kinetics", [tmp_path, tmp_path / "labels.txt"], None, problems)
+    assert manifest.tasks == ("cls",) and manifest.classes == ("abseiling", "petting animal (not cat)", "zumba")
+    rows = manifest.videos[["video_id", "split", "duration_seconds"]].to_numpy().tolist()
+    assert rows[0] == ["zz_000002_000012", "test", 10.0] and rows[2] == ["_x_000000_000009", "train", 9.5]
+    assert {row[1] for row in rows} == {"train", "val", "test"} and len(manifest.instances) == 3
+    assert manifest.instances[["start_seconds", "end_seconds"]].to_numpy().tolist()[1] == [0.0, 9.5]
+    assert sorted(problems.counts) == ["clip without a label", "split 'validate': written 'val'"]
+    assert not check_manifest(manifest)[1] or {item.kind for item in check_manifest(manifest)[1]} == {
+        "class without instances"
+    }
+    assert convert("kinetics", [tmp_path], "val").splits == ["val"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label,youtube_id,time_start\na,b,1\n", "lacks the columns time_end"),
+        ("label,youtube_id,time_start,time_end,split\na,b,1,x,train\n", r"k\.csv:2: times"),
+        ("label,youtube_id,time_start,time_end\na,b,1,2\n", r"k\.csv:2: no split"),
+    ],
+)
+def test_a_row_of_kinetics_that_cannot_be_read_is_an_error_with_its_line(tmp_path, text, words):
+    with pytest.raises(ManifestError, match=words):
+        convert("kinetics", [write(tmp_path / "k.csv", text)])
+
+
+@pytest.mark.parametrize("count", [400, 600, 700])
+def test_the_class_lists_of_kinetics_are_alphabetical_so_that_labels_alone_give_their_order(shared, tmp_path, count):
+    listed = shared / "annotations" / "kinetics" / f"label_map_k{count}.txt"
+    names = listed.read_text().splitlines()
+    csv = write(tmp_path / "k.csv", f"label,youtube_id,time_start,time_end,split\n{names[-1]},b,1,2,train\n")
+    assert convert("kinetics", [csv, listed]).classes == tuple(names) and len(names) == count

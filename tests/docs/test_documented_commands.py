@@ -31,6 +31,11 @@ STAND_INS = {
     "towers.frame_chunk=32": "towers.frame_chunk=32 data.num_steps=8",
     "--frames 128 --size 256": "--frames 8 --size 112",
     "--tower runs/pixels --frames 128": "--tower runs/pixels --frames 8",
+    "--frames 32 --size 256": "--frames 8 --size 112",
+    "pretrain kinetics_400_b": "pretrain kinetics_400_b towers.name=toy towers.pretrained= data.num_frames=8 "
+    "data.num_steps=8",
+    "--tower runs/k400 --frames 128": "--tower runs/k400 --frames 8",
+    "fit anet_tal_b towers.image=cached": "fit anet_tal_b towers.image=cached towers.name=toy data.num_frames=8",
     "/mnt/unloc/": "",
     "{000000..000127}": "000000",
     "s3://bucket/cache": "bucket-cache",
@@ -157,6 +162,11 @@ def world(tmp_path_factory):
         for manifest in ("mr.jsonl", "activitynet.jsonl", "charades.jsonl"):
             run(f"extract {manifest} --videos videos --cache token_cache --tower toy --fps 4 --workers 0")
         shutil.copytree("token_cache", "data/cache")
+        run("data synth clips_world --videos 2 --seed 6 --clips")
+        shutil.copy("clips_world/annotations/kinetics.csv", "kinetics.csv")
+        Path("clips").symlink_to(folder / "clips_world/clips")
+        run("data convert kinetics --annotations kinetics.csv --out data/clips.jsonl")
+        run("data pack data/clips.jsonl --videos clips --out data/clip_frames --frames 8 --size 112 --workers 1")
         Path("i3d").mkdir()
         for video in Path("videos").iterdir():
             np.save(f"i3d/{video.stem}.npy", np.zeros((20, 8), dtype=np.float32))
@@ -216,7 +226,7 @@ def test_every_block_of_the_page_runs(page, here, bucket, unloc):
             exec(compile(stood_in(text), f"{page}:{line}", "exec"), {})
         for words in command_lines(stood_in(text).replace("s3://bucket", bucket)) if language == "bash" else ():
             if words[0] == "unloc":
-                more = TINY.split() if words[1] == "fit" and "--print-config" not in words else ()
+                more = TINY.split() if words[1] in ("fit", "pretrain") and "--print-config" not in words else ()
                 more = ("--workers", "0") if words[1] == "extract" and "--workers" not in words else more
                 code, _, errors = unloc(*words[1:], *more)
                 assert code == 0, f"{page}:{line}: {shlex.join(words)}\n{errors}"

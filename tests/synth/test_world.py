@@ -1,14 +1,18 @@
 import json
+import math
 
 import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
 
+from unloc.annotations.converters import convert
 from unloc.errors import InputError
 from unloc.synth.events import plan_video
 from unloc.synth.scenes import Scene
+from unloc.synth.vocabulary import CLASS_ACTIONS
 from unloc.synth.world import encode_video, render_video, render_world, video_frames
+from unloc.video.locate import index_videos
 
 SEED = 31
 
@@ -47,7 +51,8 @@ def test_gop_and_b_frames_are_as_planned(tmp_path):
 
 
 def test_a_video_is_the_same_to_the_byte_whoever_renders_it(world, tmp_path):
-    assert render_video((SEED, 1, str(tmp_path), "studio")) == plan_video(SEED, 1).num_frames
+    path = tmp_path / f"{plan_video(SEED, 1).video_id}.mp4"
+    render_video((SEED, 1, "studio", 0.0, math.inf, str(path)))
     [made] = tmp_path.iterdir()
     assert made.read_bytes() == (world / "videos" / made.name).read_bytes()
 
@@ -119,3 +124,19 @@ def test_an_object_changes_its_pixels_and_the_light_changes_all():
     assert 0.005 < changed < 0.4
     gains = np.array([scene.light(t) for t in np.arange(0, plan.duration_seconds, 0.5)])
     assert gains.max() / gains.min() > 1.1
+
+
+def test_clips_show_the_labelled_events_of_their_videos(tmp_path):
+    render_world(tmp_path, num_videos=1, seed=SEED, workers=0, clips=True)
+    plan, manifest = plan_video(SEED, 0), convert("kinetics", [tmp_path / "annotations" / "kinetics.csv"])
+    events = [event for event in plan.events if event.action in CLASS_ACTIONS]
+    assert manifest.name == "synthetic_kinetics" and manifest.splits == [plan.split]
+    assert set(manifest.instances["label"]) == {event.action.name for event in events}
+    files, missing = index_videos(tmp_path / "clips").locate(manifest.videos)
+    assert len(files) == len(manifest.videos) == len(list((tmp_path / "clips").iterdir())) and not missing
+    start = int(events[0].start_seconds)
+    drawn = next(video_frames(plan, SEED, "studio", start)).astype(float)
+    path = next((tmp_path / "clips").glob(f"{plan.video_id}_{start:06d}_*.mp4"))
+    with av.open(str(path)) as container:
+        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+    assert np.abs(decoded - drawn).mean() < 12

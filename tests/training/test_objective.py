@@ -23,10 +23,10 @@ def example(seed, *, steps=False):
     )
 
 
-@pytest.mark.parametrize("task", ["tal", "as"])
+@pytest.mark.parametrize("task", ["tal", "as", "cls"])
 def test_all_classes_as_pairs_give_the_loss_and_gradients_of_all_classes_at_once(task):
-    pyramid = {"pyramid": "none"} if task == "as" else {}
-    edges = [0, float("inf")] if task == "as" else [0, 4, float("inf")]
+    pyramid = {} if task == "tal" else {"pyramid": "none"}
+    edges = [0, 4, float("inf")] if task == "tal" else [0, float("inf")]
     values = {"task": task, "model": MODEL | pyramid, "targets": {"range_edges": edges}}
     texts, mask = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.bool)
     examples = [example(n, steps=task == "as") for n in range(2)]

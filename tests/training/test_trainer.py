@@ -27,6 +27,7 @@ EXTRA = {
     "tal": ["model.class_bias=-3"],
     "as": ["model.pyramid=none", "model.head=linear", "data.num_steps=20", "loss.relevance=sigmoid"],
     "hd": ["model.saliency_head=true"],
+    "cls": ["model.pyramid=none", "model.head=linear", "data.num_steps=20", "loss.relevance=sigmoid"],
 }
 
 

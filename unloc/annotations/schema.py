@@ -53,7 +53,7 @@ class QueryRow:
 
 @dataclass(frozen=True)
 class InstanceRow:
-    """A labelled segment, for temporal action localization and action segmentation."""
+    """A labelled segment, for action localization and segmentation; for classification the whole video."""
 
     video_id: Name
     split: Name
@@ -73,7 +73,7 @@ class Manifest:
     """Videos and their annotations as tables of the rows above; `line` is a row's line in the manifest file."""
 
     name: str
-    tasks: tuple[str, ...]  # which of mr, tal, as, hd the annotations serve
+    tasks: tuple[str, ...]  # which of mr, tal, as, hd, cls the annotations serve
     classes: tuple[str, ...]  # class names in their fixed order; empty for query datasets
     source: str  # where the annotations came from
     videos: pd.DataFrame  # one row per (video_id, split); duration_seconds is NaN where unknown

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-FORMATS = "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14 or timelens."
+FORMATS = "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14, timelens or kinetics."
 BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with bad rows: keep, repair or drop.")]
 
 
@@ -28,6 +28,7 @@ def synth(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world.")] = 0,
     style: Annotated[str, typer.Option("--style", help="studio, or sketch: unseen by what ships.")] = "studio",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
+    clips: Annotated[bool, typer.Option("--clips", help="Also a clip of each labelled event, as in Kinetics.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a world of another seed.")] = False,
 ) -> None:
     """Render the synthetic world: videos, and annotations in the official formats.
@@ -40,8 +41,9 @@ def synth(
     workers = workers or len(os.sched_getaffinity(0))
     options = {"num_videos": videos, "seed": seed, "style": style, "workers": workers, "overwrite": overwrite}
     with progress("rendering", "videos") as on_progress:
-        render_world(out, **options, on_progress=on_progress)
-    typer.echo(f"{out}: {videos} videos in {out / 'videos'}, annotations in {out / 'annotations'}")
+        render_world(out, **options, clips=clips, on_progress=on_progress)
+    also = f", clips in {out / 'clips'}" if clips else ""
+    typer.echo(f"{out}: {videos} videos in {out / 'videos'}{also}, annotations in {out / 'annotations'}")
 
 
 @data_app.command(context_settings={"allow_extra_args": True})

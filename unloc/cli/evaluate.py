@@ -23,7 +23,7 @@ def evaluate_command(
     predictions: Annotated[Path | None, Option(help="File to score; no model, no torch.")] = None,
     baseline: Annotated[bool, Option("--baseline", help="Score the tower's similarity, without training.")] = False,
     floors_only: Annotated[bool, Option("--floors-only", help="Score blind constants only.")] = False,
-    task: Annotated[str | None, Option(help="mr, tal, as or hd (with --predictions).")] = None,
+    task: Annotated[str | None, Option(help="mr, tal, as, hd or cls (with --predictions).")] = None,
     protocol: Annotated[str | None, Option(help="Official variant of the metric.")] = None,
     strict: Annotated[bool, Option("--strict", help="Refuse to score bad predictions.")] = False,
     intervals: Annotated[bool, Option("--intervals", help="95 % bootstrap intervals over videos.")] = False,
@@ -84,7 +84,7 @@ def _check_options(given: set[str], task: str | None) -> None:
         "--export needs RUN, --baseline or --predictions without --zero-shot": (
             "export" in given and (is_zero_shot or "floors_only" in source)
         ),
-        "--task is needed without RUN: mr, tal, as or hd": source & {"predictions", "floors_only"} and task is None,
+        "--task is needed without RUN: mr, tal, as, hd, cls": task is None and source & {"predictions", "floors_only"},
         "--zero-shot scores --predictions of --task tal": is_zero_shot and (source != {"predictions"} or task != "tal"),
         "--vocabulary and --control belong to --zero-shot": given & {"vocabulary", "control"} and not is_zero_shot,
     }

@@ -1,4 +1,4 @@
-"""`unloc fit`: train a recipe on a cache or on frames."""
+"""`unloc fit` and `unloc pretrain`: train a recipe on a cache or on frames."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from unloc.config import Recipe
 
 
+PRETRAIN = """Train on labelled clips, such as Kinetics: which of all class names does a video show (paper §4.1.2).
+
+    Options are those of `unloc fit`, whose runs start from this one (--init RUN). On frames the image tower trains too;
+    `unloc extract --tower RUN` then makes a cache with it.
+
+    Example: unloc pretrain synth_cls train.batch_size=4 train.epochs=1 --manifest data/clips.jsonl
+    --frames data/clip_frames --work-dir runs/clips
+"""
+
+
+@app.command("pretrain", help=PRETRAIN)
 @app.command()
 def fit(
+    context: typer.Context,
     recipe: Annotated[str, Argument(help="Shipped recipe (synth_mr, charades_b, …) or a YAML path.")],
     overrides: Annotated[list[str] | None, Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")] = None,
     manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the training split.")] = None,
@@ -40,7 +52,9 @@ def fit(
     """
     from unloc.recipes import dump_recipe, load_recipe
 
-    resolved = load_recipe(recipe, overrides or [])
+    resolved, command = load_recipe(recipe, overrides or []), context.info_name
+    if command == "pretrain" and resolved.task != "cls":
+        raise InputError(f"unloc pretrain: recipe {resolved.name} is of task {resolved.task}, not cls: use unloc fit")
     if print_config:
         typer.echo(dump_recipe(resolved) + _parameter_comment(resolved))
         return
@@ -48,7 +62,7 @@ def fit(
         kind: data for kind, data in (("cache", cache), ("frames", frames), ("videos", videos)) if data is not None
     }
     if manifest is None or len(given) != 1 or work_dir is None:
-        raise InputError("unloc fit: --manifest, --work-dir and one of --cache, --frames and --videos are needed")
+        raise InputError(f"unloc {command}: --manifest, --work-dir and one of --cache, --frames, --videos are needed")
     [(kind, data)] = given.items()
     from unloc.synth import toy_unloc_folder
     from unloc.training.run import fit_recipe

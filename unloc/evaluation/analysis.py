@@ -97,7 +97,7 @@ def as_detections(task: str, predictions: Predictions, manifest: Manifest) -> tu
     Runs of equal labels become detections with equal scores. Of windows with equal scores the first of the list is
     put last, because matching tries the later one first.
     """
-    if task == "tal":
+    if task in ("tal", "cls"):
         return predictions, manifest.instances
     found = []
     if task == "as":

@@ -9,12 +9,15 @@ and precision is made monotone), on ActivityNet by 2 points, so plain percentile
 
 import numpy as np
 
+from unloc.evaluation.classification import LabelScores
 from unloc.evaluation.detection import DetectionScores
 from unloc.evaluation.queries import QueryScores
 from unloc.evaluation.segmentation import FrameScores
 
 
-def bootstrap_intervals(scores: DetectionScores | QueryScores | FrameScores, seed: int) -> dict[str, list[float]]:
+def bootstrap_intervals(
+    scores: DetectionScores | QueryScores | FrameScores | LabelScores, seed: int
+) -> dict[str, list[float]]:
     """[2.5 %, 97.5 %] of every metric in percent over the draws that define it; none for metrics that are undefined."""
     num_videos, intervals = scores.num_videos, {}
     if not num_videos:

@@ -12,8 +12,9 @@ from unloc.annotations.durations import stated_durations
 from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.bootstrap import bootstrap_intervals
+from unloc.evaluation.classification import LabelScores
 from unloc.evaluation.detection import DetectionScores
-from unloc.evaluation.floors import annotated_segments, detection_floors, frame_floors, moment_floors
+from unloc.evaluation.floors import annotated_segments, detection_floors, frame_floors, label_floors, moment_floors
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
 from unloc.evaluation.queries import Aligned, align, is_answered
 from unloc.evaluation.retrieval import official_report, query_scores, tie_spans
@@ -25,6 +26,7 @@ QUERY_TASKS = ("mr", "hd")
 SCORES: dict[str, Callable] = {
     "tal": DetectionScores,
     "as": frame_scores,
+    "cls": LabelScores,
     "mr": query_scores,
     "hd": partial(query_scores, rated=True),
 }
@@ -53,7 +55,8 @@ def require_annotations(
 ) -> None:
     """Raise InputError if the split has no annotations for the task (hidden, or of another one), or not in seconds."""
     if not has_annotations(task, selected):
-        wanted = {"mr": "queries with segments", "hd": "queries with ratings"}.get(task, "labelled segments")
+        named = {"mr": "queries with segments", "hd": "queries with ratings", "cls": "labels"}
+        wanted = named.get(task, "labelled segments")
         raise InputError(
             f"split {split!r} of manifest {selected.name!r} has no {wanted} for {task}; the manifest has annotations "
             f"for {', '.join(selected.tasks)}; are the annotations of this split hidden? {way_out}"
@@ -70,6 +73,8 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
 
     `durations` are in seconds (NaN or no entry: unknown). Fewer segments outside are logged as a warning.
     """
+    if task == "cls":  # of whole videos
+        return
     table = annotated_segments(selected)
     table = table[(table["label"] == "") == (task in QUERY_TASKS)]
     segments = table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64)
@@ -124,7 +129,8 @@ def evaluate(
     if task == "as":
         floors = frame_floors(selected, predictions)
     else:
-        floors = (detection_floors if task == "tal" else moment_floors)(selected, train or selected)
+        fitted_floors = {"tal": detection_floors, "cls": label_floors}.get(task, moment_floors)
+        floors = fitted_floors(selected, train or selected)
     fitted = {name: f"{name}_fitted_on_{split}" for name in floors if name.startswith(("blind", "constant"))}
     names = fitted if train is None else {}
     floors = {names.get(n, n): SCORES[task](constant, selected, rules).metrics() for n, constant in floors.items()}
@@ -166,11 +172,12 @@ def coverage(task: str, predictions: Predictions | Aligned, selected: Manifest, 
         answered = np.array([is_answered(item, task) for item in predictions], dtype=bool)
         counts = {"queries_annotated": len(answered), "queries_predicted": int(answered.sum())}
         annotated, predicted = selected.queries["video_id"], selected.queries["video_id"][answered]
-    else:
+    elif task == "as":
         annotated = [*selected.instances["video_id"], *selected.videos["video_id"]]
-        predicted = (
-            predictions["video_id"] if task == "tal" else [item.video_id for item in predictions if len(item.labels)]
-        )
+        predicted = [item.video_id for item in predictions if len(item.labels)]
+    else:
+        annotated = [*selected.instances["video_id"], *(selected.videos["video_id"] if task == "tal" else ())]
+        predicted = predictions["video_id"]
     annotated, predicted = dict.fromkeys(annotated), set(predicted)
     missing = [video_id for video_id in annotated if video_id not in predicted]
     num_predicted = len(annotated) - len(missing)

@@ -106,7 +106,7 @@ class Evaluation:
         if self.export is None:
             require_annotations(task, self.selected, self.split)
         if self.report_path is not None and with_report:
-            name = "predictions.json" if task == "tal" else "predictions.jsonl"
+            name = "predictions.json" if task in ("tal", "cls") else "predictions.jsonl"
             paths.append(self.outputs.add(self.report_path.with_name(name), "--out"))
         if self.export is not None:
             paths.append(self.outputs.add(self.export, "--export"))

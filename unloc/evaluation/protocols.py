@@ -110,6 +110,7 @@ _BY_TASK: dict[str, tuple[Protocol, ...]] = {  # the first is the default
         FrameProtocol(name="coin", num_frames=_ceil, first=_floor, after=_ceil),
         FrameProtocol(name="unloc", num_frames=_floor, first=round, after=lambda frames: round(frames) + 1),
     ),
+    "cls": (Protocol(name="kinetics", tie_rule="of equal scores the earlier entry of the file goes first"),),
 }
 PROTOCOLS = {task: {protocol.name: protocol for protocol in found} for task, found in _BY_TASK.items()}
 

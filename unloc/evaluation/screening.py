@@ -92,6 +92,24 @@ def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Pr
     return detections[~(bad | unknown)].reset_index(drop=True)
 
 
+def screen_labels(predictions: pd.DataFrame, manifest: Manifest, problems: Problems) -> pd.DataFrame:
+    """Finite scores of known labels of whole videos."""
+    found = {
+        NOT_FINITE: ~np.isfinite(predictions["score"].to_numpy(dtype=np.float64)),
+        UNKNOWN_LABEL: ~predictions["label"].isin(manifest.classes),
+        "unknown video: left out": ~predictions["video_id"].isin(manifest.videos["video_id"]),
+        "label twice in one video: the best score counts": predictions.duplicated(["video_id", "label"]),
+    }
+    for kind, rows in found.items():
+        for video_id, label in predictions.loc[rows, ["video_id", "label"]].itertuples(index=False):
+            problems.add(kind, f"results[{video_id!r}]: {label!r}")
+    predicted = set(predictions["video_id"])
+    for video_id in manifest.instances["video_id"].unique():
+        problems.add("missing video: counts as wrong", video_id, video_id not in predicted)
+    *left_out, _ = found.values()
+    return predictions[~np.any(left_out, axis=0)].reset_index(drop=True)
+
+
 def screen_moments(
     predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems, *, rated: bool = False
 ) -> list[MomentPrediction]:
@@ -189,6 +207,7 @@ def screen_frames(
 SCREENS: dict[str, Callable[..., Predictions]] = {
     "tal": screen_detections,
     "as": screen_frames,
+    "cls": screen_labels,
     "mr": screen_moments,
     "hd": partial(screen_moments, rated=True),
 }
@@ -207,7 +226,7 @@ def require_match(
             return
         scored = "windows or saliency" if task == "hd" else "windows"
         raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
-    if task == "tal":
+    if task in ("tal", "cls"):
         videos, names = set(predictions["video_id"]), set(predictions["label"])
     else:
         videos = {item.video_id for item in predictions}

@@ -21,7 +21,7 @@ NO_SEGMENTS = np.zeros((0, 2))
 
 
 class Examples:
-    """The examples of a task over one split: a (video, query) pair each (MR, HD), or a video (TAL, AS).
+    """The examples of a task over one split: a (video, query) pair each (MR, HD), or a video (TAL, AS, CLS).
 
     A duration that the manifest does not state is the measured one. Missing videos are counted and logged. Raises
     CoverageError where too few are in the source (`data.coverage`), ManifestError for a label that is not a class.
@@ -83,9 +83,9 @@ class Examples:
             example = linspace_example(video, config, text=text, segments=segments, crop=crop, rng=rng)
             return replace(example, saliency=step_saliency(row, example.grid, config.num_steps))
         segments, classes = self.instances(video.video_id)
-        if self.task.localizes:
+        if self.task.labelled != "steps":
             crop = random_crop(video.times_seconds, NO_SEGMENTS, config, rng)
-            if crop is not None:
+            if crop is not None and self.task.localizes:
                 segments, classes = clip_segments(segments, classes, crop)
             return linspace_example(video, config, segments=segments, segment_classes=classes, crop=crop, rng=rng)
         room = len(video.times_seconds) - config.num_steps

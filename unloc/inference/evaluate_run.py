@@ -23,8 +23,7 @@ from unloc.files import file_sha256
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import OnProgress, predict_split
-from unloc.inference.run_tower import run_tower
-from unloc.model.towers import TowerChoice
+from unloc.inference.run_tower import fingerprint_of_run
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import SUBMITTED_SPLITS
 from unloc.tasks import task_named
@@ -55,16 +54,13 @@ def evaluate_run(
     """
     where, manifest, selected = resolve_device(device), evaluation.manifest, evaluation.selected
     loaded = load_model(run, where)
-    recipe, fingerprint, task = loaded.info.recipe, loaded.info.fingerprint, loaded.info.recipe.task
+    recipe, task = loaded.info.recipe, loaded.info.recipe.task
     if evaluation.task not in (None, task):
         raise InputError(f"unloc eval: --task {evaluation.task}, but {run} was trained for {task}; leave --task out")
     require_task(manifest, task)
     cache = open_cache(evaluation.cache)
     require_seconds(task, selected, evaluation.split, cache.durations_of(selected.videos["video_id"]))
-    if "image" in loaded.info.live_towers:  # its frames are those of the tower as it trained
-        own = run_tower(run, TowerChoice(tower_dtype=cache.fingerprint.get("tower.dtype", "float32"))).fingerprint
-        fingerprint = fingerprint | {f"tower.{key}": value for key, value in own.items()}
-        fingerprint |= {"dtype": cache.fingerprint["dtype"], "tower.pretrained": cache.fingerprint["tower.pretrained"]}
+    fingerprint = fingerprint_of_run(run, loaded.info, cache.fingerprint)
     require_same_cache(fingerprint, cache.fingerprint, evaluation.cache)
     model, stated = model_for_classes(loaded, manifest.classes), described(where, recipe.train.precision)
     stated["recipe"] = {
@@ -171,9 +167,12 @@ def baseline_predictions(task: str, manifest: Manifest, cache: Cache) -> Predict
         if task == "tal":
             for name, column in zip(manifest.classes, similarity.T, strict=True):
                 rows += [(video_id, name, *segment) for segment in segments_above(column, cached)]
+        elif task == "cls":
+            whole = [(0.0, cached.meta["duration_seconds"], score) for score in similarity.mean(axis=0)]
+            rows += [(video_id, name, *segment) for name, segment in zip(manifest.classes, whole, strict=True)]
         else:
             times, scores = at_distinct_times(cached.times_seconds, similarity)
             best, names = scores.max(axis=1), [manifest.classes[index] for index in scores.argmax(axis=1)]
             labels = [name if score > np.median(best) else None for name, score in zip(names, best, strict=True)]
             predictions.append(FramePrediction(video_id=video_id, times_seconds=times, labels=labels, scores=scores))
-    return detections_table(rows) if task == "tal" else predictions
+    return detections_table(rows) if task in ("tal", "cls") else predictions

@@ -3,6 +3,7 @@
 The first three functions need no manifest; `predict_split` loops over them, as validation and `unloc eval` do.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -77,6 +78,16 @@ def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -
     return at_distinct_times(video.times_seconds, logits)
 
 
+@torch.inference_mode()
+def predict_labels(loaded: LoadedModel, videos: Sequence[VideoFrames], texts: ClassTexts) -> list[np.ndarray]:
+    """Probabilities (C,) of all classes in each video."""
+    recipe = loaded.info.recipe
+    examples = [linspace_example(video, recipe.data) for video in videos]
+    outputs = class_outputs(loaded.model, examples, texts, recipe)
+    mask = outputs.relevance.new_tensor(np.stack([example.frame_mask for example in examples]), dtype=torch.bool)
+    return list(outputs.video_logits(mask).double().sigmoid().cpu().numpy())
+
+
 def predict_split(
     loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
 ) -> Predictions:
@@ -92,7 +103,7 @@ def predict_split(
     is_query = task_named(recipe.task).text_kind == "query"
     items = examples.queries.to_dict("records") if is_query else examples.videos
     texts = None if is_query else ClassTexts(classes, source, recipe.data)
-    size = QUERY_BATCH if is_query else VIDEO_BATCH if recipe.task == "tal" else 1
+    size = {"tal": VIDEO_BATCH, "as": 1, "cls": VIDEO_BATCH}.get(recipe.task, QUERY_BATCH)
     for start in range(0, len(items), size):
         part = items[start : start + size]
         if is_query:
@@ -105,6 +116,12 @@ def predict_split(
             found = predict_detections(loaded, [examples.video(video_id) for video_id in part], texts)
             for video_id, detections in zip(part, found, strict=True):
                 predictions += [(video_id, classes[label], *window) for label, window in detections]
+        elif recipe.task == "cls":
+            found = predict_labels(loaded, [examples.video(video_id) for video_id in part], texts)
+            for video_id, scores in zip(part, found, strict=True):
+                best, seconds = np.argsort(-scores, kind="stable"), examples.durations[video_id]
+                rows = ((video_id, classes[label], 0.0, seconds, scores[label]) for label in best)
+                predictions += itertools.islice(rows, recipe.decode.max_detections)
         else:
             times, logits = predict_frames(loaded, examples.video(part[0]), texts)
             background = logits.max(axis=1) <= recipe.decode.background_logit
@@ -113,7 +130,7 @@ def predict_split(
             named = {"video_id": part[0], "times_seconds": times}
             predictions.append(FramePrediction(**named, labels=labels, scores=logits))
         on_progress(min(start + size, len(items)), len(items))
-    return detections_table(predictions) if recipe.task == "tal" else predictions
+    return detections_table(predictions) if recipe.task in ("tal", "cls") else predictions
 
 
 class EncodedInputs:

@@ -4,11 +4,36 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from open_clip.model import CLIP
 
 from unloc.errors import InputError
-from unloc.inference.load import load_model
-from unloc.model.clip import pretrained_clip
+from unloc.inference.load import CheckpointInfo, load_model
+from unloc.model.clip import WeightSettings, clip_model, pretrained_clip
 from unloc.model.towers import Tower, TowerChoice, weights_sha256
+
+
+def fingerprint_of_run(run: Path, info: CheckpointInfo, fingerprint: dict) -> dict:
+    """What a cache states that was made by a run's image tower as it trained, in the dtypes of that `fingerprint`.
+
+    Of a run without an image tower: what the cache stated that it trained on.
+    """
+    if "image" not in info.live_towers:
+        return info.fingerprint
+    own = run_tower(run, TowerChoice(tower_dtype=fingerprint.get("tower.dtype", "float32"))).fingerprint
+    stated = {"dtype": fingerprint.get("dtype"), "tower.pretrained": fingerprint.get("tower.pretrained")}
+    return info.fingerprint | {f"tower.{key}": value for key, value in own.items()} | stated
+
+
+def text_clip_of_run(run: Path) -> tuple[CLIP, str]:
+    """A CLIP with a run's text tower, and the checksum of its towers; its image tower is not the run's."""
+    tower = run_tower(run, TowerChoice())
+    text, stated = tower.text, tower.fingerprint
+    clip = clip_model(stated["name"], WeightSettings(activation=stated["activation"]))
+    clip.token_embedding, clip.transformer, clip.ln_final = text.token_embedding, text.transformer, text.ln_final
+    clip.positional_embedding = text.positions
+    if text.projection is not None:
+        clip.text_projection = text.projection
+    return clip, stated["weights_sha256"]
 
 
 def run_tower(run: Path, choice: TowerChoice) -> Tower:

@@ -24,9 +24,9 @@ class Outputs:
     """The model's outputs per video and text. P points over all levels, T level-0 steps."""
 
     relevance: Float[Tensor, "batch texts points"]
-    """Logits; for AS the points are the level-0 steps."""
+    """Logits; for AS and CLS the points are the level-0 steps."""
     displacements: Float[Tensor, "batch texts points 2"] | None
-    """Distances to start and end in strides, >= 0; None where steps are labelled (AS)."""
+    """Distances to start and end in strides, >= 0; None for AS and CLS."""
     saliency: Float[Tensor, "batch texts time"] | None
     """Saliency logits per level-0 step where there is a saliency head."""
 
@@ -34,6 +34,11 @@ class Outputs:
         """For sums over points and for decoding, also where the model ran in bfloat16."""
         values = (self.relevance, self.displacements, self.saliency)
         return Outputs(*(None if v is None else v.to(torch.promote_types(v.dtype, torch.float32)) for v in values))
+
+    def video_logits(self, frame_mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch texts"]:
+        """Of CLS: the mean over the valid steps, which for a linear head is the logit of the mean token."""
+        valid = frame_mask[:, None].to(self.relevance)
+        return (self.relevance * valid).sum(-1) / valid.sum(-1)
 
 
 class UnLoc(nn.Module):

@@ -151,7 +151,8 @@ class _Reader:
                 self.problems.add("empty list: nothing predicted", place)
             for index, item in enumerate(items):
                 try:
-                    start, end = item["segment"] if isinstance(item["segment"], list) else ()
+                    segment = item.get("segment", [0.0, 0.0]) if self.task == "cls" else item["segment"]
+                    start, end = segment if isinstance(segment, list) else ()
                     numbers = [np.nan if number is None else float(number) for number in (start, end, item["score"])]
                     rows.append((video_id, str(item["label"]), *numbers))
                 except (TypeError, KeyError, ValueError, OverflowError):
@@ -272,9 +273,9 @@ class _Reader:
 
 
 _FORMATS: dict[str, tuple[tuple[str, ...], Callable[[_Reader], pd.DataFrame | list]]] = {  # tasks that read it, and how
-    "ActivityNet JSON": (("tal",), _Reader.detections),
+    "ActivityNet JSON": (("tal", "cls"), _Reader.detections),
     "QVHighlights JSON lines": (("mr", "hd"), _Reader.moments),
     "AS JSON lines": (("as",), _Reader.frames),
-    "csv of detections": (("tal",), _Reader.csv_detections),
+    "csv of detections": (("tal", "cls"), _Reader.csv_detections),
     "csv of windows": (("mr",), _Reader.csv_moments),
 }

@@ -16,6 +16,7 @@ from unloc.predictions.records import DETECTION_COLUMNS, WINDOW_COLUMNS, FramePr
 
 SUBMITTED_SPLITS = ("val", "test")  # of QVHighlights, in one zip
 EXPORTS = {"tal": (".json", ".csv"), "mr": (".jsonl", ".zip", ".csv"), "hd": (".jsonl", ".zip"), "as": (".jsonl",)}
+EXPORTS["cls"] = EXPORTS["tal"]  # labels of whole videos are detections
 """File endings that predictions of a task can be exported to; csv would lose saliency."""
 
 
@@ -31,7 +32,7 @@ def export_predictions(
         raise InputError(f"--export {path}: predictions of {task} are written as {' or '.join(EXPORTS[task])}")
     if suffix == ".csv":
         write_csv(path, predictions)
-    elif task == "tal":
+    elif task in ("tal", "cls"):
         write_detections(path, predictions, external_labels=external_labels)
     elif task == "as":
         write_frames(path, predictions)

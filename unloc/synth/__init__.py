@@ -6,5 +6,5 @@ TOWER_FOLDER = Path(__file__).parent / "toy_tower"  # config.json of open_clip, 
 
 
 def toy_unloc_folder(task: str) -> Path:
-    """The checkpoint of `--init toy` for a task (`toy_unloc/record.json`); HD starts from MR's."""
-    return Path(__file__).parent / "toy_unloc" / {"hd": "mr"}.get(task, task)
+    """The checkpoint of `--init toy` for a task (`toy_unloc/record.json`); HD starts from MR's, CLS from TAL's."""
+    return Path(__file__).parent / "toy_unloc" / {"hd": "mr", "cls": "tal"}.get(task, task)

@@ -6,6 +6,7 @@ videos, `v_synth…`).
 """
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,6 +90,25 @@ def all_annotations(plans: Sequence[VideoPlan], seed: int) -> dict[str, str]:
     contents["coin.json"] = {"database": coin, "version": SYNTHETIC}
     jsons = {path: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for path, content in contents.items()}
     return files | jsons | class_splits()
+
+
+def labelled_clips(plan: VideoPlan) -> dict[str, tuple[str, int, int]]:
+    """Of each event that shows a class a clip, cut at whole seconds: its id (Kinetics' names) to label, start, end."""
+    clips = {}
+    for event in plan.events:
+        start, end = math.floor(event.start_seconds), math.ceil(event.end_seconds)
+        if event.action in CLASS_ACTIONS:
+            clips.setdefault(f"{plan.video_id}_{start:06d}_{end:06d}", (event.action.name, start, end))
+    return clips
+
+
+def clip_annotations(plans: Sequence[VideoPlan]) -> dict[str, str]:
+    """Kinetics' csv of all clips: path below `annotations/` to text."""
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    for plan in plans:
+        rows = labelled_clips(plan).values()
+        lines += [f"{label},{plan.video_id},{start},{end},{plan.split}" for label, start, end in rows]
+    return {"kinetics.csv": "\n".join(lines) + "\n"}
 
 
 def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:

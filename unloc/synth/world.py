@@ -1,12 +1,13 @@
 """Renders a world: videos in H.264 through PyAV, and their annotations in the official formats.
 
-    OUT/world.json  OUT/videos/*.mp4  OUT/annotations/…
+    OUT/world.json  OUT/videos/*.mp4  OUT/annotations/…  and where asked for OUT/clips/*.mp4, one of each labelled event
 
 Each video is a function of (seed, index) and the style, to the byte; what happens in it does not depend on the style. A
 second run renders only the videos that are missing.
 """
 
 import json
+import math
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from unloc.errors import InputError
 from unloc.files import replacing, write_file
 from unloc.synth.events import VideoPlan, plan_video, video_generator
-from unloc.synth.formats import all_annotations
+from unloc.synth.formats import all_annotations, clip_annotations, labelled_clips
 from unloc.synth.scenes import STYLES, Scene
 
 WORLD_VERSION = 1  # to be raised with every change of a pixel or an annotation
@@ -33,9 +34,10 @@ def render_world(
     workers: int,
     style: str = "studio",
     overwrite: bool = False,
+    clips: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Render videos 0 … num_videos-1 of the world `seed` into `out`, with annotations of exactly these.
+    """Render videos 0 … num_videos-1 of the world `seed` into `out`, and their `clips`, with annotations of these.
 
     `style` is one of `scenes.STYLES`. `workers` is the number of processes (0 or 1: this process alone). `on_progress`
     is called with videos done and all.
@@ -56,32 +58,39 @@ def render_world(
                 raise InputError(f"{out} holds the world {found}; asked for {wanted}: {advice}")
             shutil.rmtree(out)
         write_file(record, json.dumps(wanted) + "\n")
-    videos = out / "videos"
     plans = [plan_video(seed, index) for index in range(num_videos)]
-    jobs = [(seed, plan.index, str(videos), style) for plan in plans if not (videos / f"{plan.video_id}.mp4").is_file()]
+    files = {out / "videos" / f"{plan.video_id}.mp4": (plan.index, 0.0, math.inf) for plan in plans}
+    for plan in plans if clips else ():
+        files |= {out / "clips" / f"{key}.mp4": (plan.index, *span) for key, (_, *span) in labelled_clips(plan).items()}
+    jobs = [
+        (seed, index, style, start, end, str(path)) for path, (index, start, end) in files.items() if not path.is_file()
+    ]
     workers = min(workers, len(jobs))
     with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
         rendered = pool.imap_unordered(render_video, jobs) if pool else map(render_video, jobs)
-        for done, _ in enumerate(rendered, start=num_videos - len(jobs) + 1):
-            on_progress(done, num_videos)
-    for path, text in all_annotations(plans, seed).items():
+        for done, _ in enumerate(rendered, start=len(files) - len(jobs) + 1):
+            on_progress(done, len(files))
+    for path, text in (all_annotations(plans, seed) | (clip_annotations(plans) if clips else {})).items():
         write_file(out / "annotations" / path, text)
 
 
-def render_video(job: tuple[int, int, str, str]) -> int:
-    """Render one video of (seed, index, folder, style) and return how many frames it has."""
-    seed, index, folder, style = job
+def render_video(job: tuple[int, int, str, float, float, str]) -> None:
+    """Render (seed, index, style, start, end, path): the part of a video between two times in seconds."""
+    seed, index, style, start, end, path = job
     plan = plan_video(seed, index)
-    with replacing(Path(folder) / f"{plan.video_id}.mp4", sync=False) as part:
-        encode_video(part, plan, video_frames(plan, seed, style))
-    return plan.num_frames
+    with replacing(Path(path), sync=False) as part:
+        encode_video(part, plan, video_frames(plan, seed, style, start, end))
 
 
-def video_frames(plan: VideoPlan, seed: int, style: str = "studio") -> Iterator[np.ndarray]:
-    """All frames of a video in order, uint8 (H, W, 3) RGB; frame i shows the time i / fps, events over distractors."""
+def video_frames(
+    plan: VideoPlan, seed: int, style: str = "studio", start: float = 0.0, end: float = math.inf
+) -> Iterator[np.ndarray]:
+    """All frames of a video, or of a part of it, in order, uint8 (H, W, 3) RGB; frame i shows the time i / fps, events
+    over distractors.
+    """
     scene = Scene(video_generator(seed, plan.index, 1), plan.width, plan.height, plan.duration_seconds, style)
-    for number in range(plan.num_frames):
-        seconds = float(number / plan.fps)
+    times = (float(number / plan.fps) for number in range(plan.num_frames))
+    for seconds in (seconds for seconds in times if start <= seconds < end):
         yield scene.frame(seconds, (item.sprite_at(seconds) for item in (*plan.distractors, *plan.events)))
 
 

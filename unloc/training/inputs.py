@@ -20,6 +20,7 @@ from unloc.errors import ConfigError, FingerprintError
 from unloc.examples.augment import ClipTransform, directed_videos
 from unloc.examples.frame_source import FrameShards, VideoFiles
 from unloc.examples.sources import CachedFrames, CachedTokens, Source, Tokenize
+from unloc.inference.run_tower import text_clip_of_run
 from unloc.model.clip import pretrained_clip
 from unloc.model.towers import Tower, TowerChoice, clip_ids, weights_sha256
 from unloc.video.frame_shards import FrameSpec
@@ -135,7 +136,7 @@ def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> No
     differing, extracted, added = [], [], []
     for key, override, option, value in named:
         found = fingerprint.get(key)
-        if value not in ("", found):
+        if value not in ("", found) and not f"{found}".endswith(f"+{value}"):  # of a run: WEIGHTS+RUN
             differing.append(f"{key}: recipe {value!r}, cache {found!r}")
             extracted += [] if value is None else [f"{option} {value}"]
             added.append(shlex.quote(f"{override}={'null' if found is None else found}"))
@@ -174,22 +175,29 @@ def require_projections(recipe: Recipe, cache: Cache) -> None:
 
 
 def clip_of_cache(towers: TowersConfig, fingerprint: dict, cache: Path | str) -> CLIP:
-    """The CLIP with whose weights a cache was made. A weights file is found by its path in `towers.pretrained`.
+    """The CLIP with whose weights a cache was made. A weights file, or the run whose towers made the cache, is found by
+    its path in `towers.pretrained`; of a run only the text tower is the run's.
 
-    Raises ConfigError where the file is not given, FingerprintError where the weights are others, TowerError where they
+    Raises ConfigError where the path is not given, FingerprintError where the weights are others, TowerError where they
     cannot be had.
     """
     name, pretrained = fingerprint["tower.name"], fingerprint["tower.pretrained"]
-    if Path(towers.pretrained).is_file():
+    is_file = Path(towers.pretrained).is_file()
+    is_of_run = "+" in pretrained and not is_file  # WEIGHTS+RUN
+    if is_file:
         pretrained = towers.pretrained
-    elif Path(pretrained).suffix:
+    elif Path(pretrained).suffix or (is_of_run and not towers.pretrained):
         raise ConfigError(
-            f"towers.pretrained: {cache} was made with the weights file {pretrained!r}; finetuning starts from it: "
-            "give its path, towers.pretrained=PATH, or set towers.text=cached"
+            f"towers.pretrained: {cache} was made with the weights file or run {pretrained!r}; finetuning starts from "
+            "it: give its path, towers.pretrained=PATH, or set towers.text=cached"
         )
     with torch.random.fork_rng(devices=[]):  # the weights above the tower do not depend on how it is made
-        clip, *_ = pretrained_clip(name, pretrained, fingerprint.get("tower.like"))
-    if weights_sha256(clip) != fingerprint.get("tower.weights_sha256"):
+        if is_of_run:
+            clip, found = text_clip_of_run(Path(towers.pretrained))
+        else:
+            clip, *_ = pretrained_clip(name, pretrained, fingerprint.get("tower.like"))
+            found = weights_sha256(clip)
+    if found != fingerprint.get("tower.weights_sha256"):
         raise FingerprintError(
             f"towers.pretrained: the weights of {name} {pretrained} are not those that made {cache} (their "
             "tower.weights_sha256 differs); give the same weights, or extract a cache with these"

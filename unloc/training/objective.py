@@ -21,14 +21,14 @@ from unloc.training.distributed import Texts, gathered_texts, process_mean
 
 @dataclass(frozen=True)
 class Labels:
-    """What the outputs of some videos are compared with. P points over all levels; of AS, the T steps."""
+    """What the outputs of some videos are compared with. P points over all levels; of AS, the T steps; of CLS, one."""
 
     relevance: Tensor
     """(B, C, P) bool."""
     weights: Tensor
     """Bool, broadcasts to (B, C, P): which of these count."""
     displacements: Tensor | None
-    """(B, C, P, 2) in strides; None where steps are labelled (AS)."""
+    """(B, C, P, 2) in strides; None for AS and CLS."""
     positives: Tensor
     """(levels,) positive points that count."""
 
@@ -106,6 +106,12 @@ def make_labels(batch: Batch, texts: Texts, recipe: Recipe) -> tuple[Labels, dic
         relevance, displacements = targets.relevance, targets.displacements
         sizes = [len(batch.frame_mask[0, :: 2**level]) for level in range(num_levels)]
         normalizers["box"] = (relevance & weights).sum()
+    elif task.labelled == "videos":  # summed over classes, averaged over videos
+        classes = batch.segment_text.clamp(max=0) if has_own else batch.segment_text
+        texts_index = torch.arange(1 if has_own else len(texts.tokens), device=classes.device)
+        relevance = (classes[..., None] == texts_index).any(1)[..., None]
+        weights, sizes = torch.ones_like(relevance[:, :1]), [1]
+        normalizer = weights.sum() / rows
     else:  # summed over classes, averaged over steps
         relevance, weights, sizes = batch.step_labels, batch.frame_mask[:, None], [batch.frame_mask.shape[1]]
         normalizer = batch.frame_mask.sum() / rows
@@ -128,7 +134,10 @@ def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tenso
         frames = frames.repeat_interleave(batch.rows_per_video, dim=0)
     pairing = "own" if has_own_texts(recipe) else "all"
     outputs = model(frames, batch.model_masks[0], texts.tokens, texts.model_mask, pairing=pairing).at_least_float32()
-    losses = relevance_losses(outputs.relevance, labels.relevance, config) * labels.weights
+    logits = outputs.relevance
+    if task_named(recipe.task).labelled == "videos":
+        logits = outputs.video_logits(batch.frame_mask)[..., None]
+    losses = relevance_losses(logits, labels.relevance, config) * labels.weights
     weight = 1.0 if labels.displacements is None else config.relevance_weight
     parts = {"relevance": weight * sum_over(losses, normalizers["relevance"])}
     if labels.displacements is not None:

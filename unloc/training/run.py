@@ -23,6 +23,7 @@ from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import EncodedInputs, predict_split
+from unloc.inference.run_tower import fingerprint_of_run
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
@@ -138,6 +139,11 @@ def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manif
     if task_named(recipe.task).text_kind == "query":
         shown = annotated_queries(recipe.task, train.queries)
         train = replace(train, queries=train.queries[shown].reset_index(drop=True))
+    elif recipe.task == "cls":
+        labelled = train.filter(lambda table: table["video_id"].isin(train.instances["video_id"]))
+        if left := len(train.videos) - len(labelled.videos):
+            logger.warning("%d of %d videos have no label: not used in training", left, len(train.videos))
+        train = labelled
     return train, val
 
 
@@ -210,20 +216,31 @@ def start_from(trainer: Trainer, init: Path) -> None:
     """Copy the weights of another run and log which.
 
     Projections, positions and fusion layers must all fit. Pyramid levels and heads may be others where the run was of
-    another task or, with fusion none, of other classes; those that do not fit start fresh. Raises InputError naming
-    what should fit and does not; FingerprintError for tokens of another tower (the sampling may differ).
+    another task or, with fusion none, of other classes; those that do not fit start fresh. On a cache that the run's
+    image tower made, its towers are left out. Raises InputError naming what should fit and does not; FingerprintError
+    for tokens of another tower (the sampling may differ).
     """
-    loaded = load_model(init)
-    sampled = {key: value for key, value in trainer.info.fingerprint.items() if key.startswith("sampling.")}
-    sampled["dtype"] = trainer.info.fingerprint.get("dtype")
-    require_same_cache(loaded.info.fingerprint | sampled, trainer.info.fingerprint | {"dtype": sampled["dtype"]}, init)
+    loaded, made_by = load_model(init), trainer.info.fingerprint
     live, before = set(trainer.info.live_towers), set(loaded.info.live_towers)
+    stated = loaded.info.fingerprint if "image" in live else fingerprint_of_run(init, loaded.info, made_by)
+    same_tower = stated.get("tower.weights_sha256") == made_by.get("tower.weights_sha256")
     for tower in sorted(before - live):
-        option = "--frames" if tower == "image" else "towers.text=finetune"
-        raise InputError(f"--init {init}: its {tower} tower is part of the model; continue with it: {option}")
+        if "image" not in before or not same_tower:
+            way = "--frames, or a cache that it made (`unloc extract --tower RUN`)"
+            way = way if "image" in before else "towers.text=finetune"
+            raise InputError(f"--init {init}: its {tower} tower is part of the model; continue with it: {way}")
+    sampled = {key: value for key, value in made_by.items() if key.startswith("sampling.")}
+    sampled["dtype"] = made_by.get("dtype")
+    require_same_cache(stated | sampled, made_by | {"dtype": sampled["dtype"]}, init)
     own, other = trainer.model.state_dict(), loaded.model.state_dict()
-    if live and not before:
+    if before:  # towers that made the cache are left out
+        towers = tuple(f"{tower}_tower." for tower in before - live)
+        other = {key if live else key.removeprefix("core."): other[key] for key in other if not key.startswith(towers)}
+    elif live:
         other = {f"core.{key}": value for key, value in other.items()}
+    if "text" in live & before:  # a row for each of the recipe's text tokens
+        key = "text_tower.positions"
+        other[key] = torch.cat([other[key][: len(own[key])], own[key][len(other[key]) :]])
     start = tuple(f"{tower}_tower." for tower in live - before)  # as they were when the other run's tokens were made
     other |= {key: value for key, value in own.items() if key.startswith(start)}
     shapes = [

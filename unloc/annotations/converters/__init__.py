@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from unloc.annotations.converters import instances, queries
+from unloc.annotations.converters import clips, instances, queries
 from unloc.annotations.problems import Problems
 from unloc.annotations.schema import Manifest, build_manifest
 from unloc.errors import InputError, ManifestError
@@ -18,8 +18,9 @@ CONVERTERS = {  # what gives the rows and classes of files, the tasks they serve
     "coin": (instances.coin, ("as",), "COIN"),
     "thumos14": (partial(instances.activitynet, dataset="thumos14"), ("tal",), "THUMOS14"),
     "timelens": (queries.timelens, ("mr",), "TimeLens"),
+    "kinetics": (clips.kinetics, ("cls",), "Kinetics"),
 }
-RENDERED_ID = r"v_synth\d+_\d+"  # video ids of `unloc data synth`, in every format
+RENDERED_ID = r"v_synth\d+_\d+(_\d{6}_\d{6})?"  # video and clip ids of `unloc data synth`, in every format
 
 
 def convert(name: str, paths: Sequence[Path], split: str | None = None, problems: Problems | None = None) -> Manifest:
