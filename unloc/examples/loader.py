@@ -1,6 +1,7 @@
 """Training batches: which examples, in which order, and how they are stacked.
 
 Batch `step` of a run depends on the seed and on `step` alone, so a resumed run sees what an uninterrupted one sees.
+Processes that train together have a part each of the batch that one would have; no draw depends on their number.
 """
 
 import signal
@@ -22,6 +23,7 @@ class Loader(Dataset[Batch | Exception]):
     """Batches of one split. `class_texts` are the texts of class tasks; query examples bring their own.
 
     Batches are made in `workers` processes ahead of their use, or by the caller (0): they are the same to the bit.
+    `share` is the rank of this process among those that train together, and how many these are.
     """
 
     def __init__(
@@ -30,11 +32,12 @@ class Loader(Dataset[Batch | Exception]):
         class_texts: ClassTexts | None,
         recipe: Recipe,
         *,
+        share: tuple[int, int] = (0, 1),
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         """`pin_memory`: batches are in page-locked memory, for copies to a GPU that are not waited for."""
-        self.examples, self.class_texts, self.train = examples, class_texts, recipe.train
+        self.examples, self.class_texts, self.train, self.share = examples, class_texts, recipe.train, share
         self.max_text_tokens, self.workers, self.pin_memory = recipe.data.max_text_tokens, workers, pin_memory
         self._epoch, self._order = -1, []
 
@@ -58,6 +61,12 @@ class Loader(Dataset[Batch | Exception]):
                 raise batch
             yield batch
 
+    def videos(self, step: int) -> list[str]:
+        """The videos of the batch of a step, in all processes."""
+        epoch, number = divmod(step, len(self))
+        order = epoch_batches(self.examples.videos, self.train.batch_size, self.train.seed, epoch)
+        return [self.examples.videos[index] for index in order[number]]
+
     def __getitem__(self, step: int) -> Batch | Exception:
         """The batch of a step, or the error that a user should see: DataLoader would add a worker's traceback to it."""
         epoch, number = divmod(step, len(self))
@@ -70,17 +79,21 @@ class Loader(Dataset[Batch | Exception]):
             return error
 
     def batch(self, indices: list[int], epoch: int) -> Batch:
-        """These examples with the random choices (view, crop, jitter, prompts) of an epoch."""
-        seed = self.train.seed
-        examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
+        """This process's part of these examples with the random choices (view, crop, jitter, prompts) of an epoch."""
+        seed, (rank, count) = self.train.seed, self.share
         rng = np.random.default_rng([seed, epoch, indices[0], 1])
         class_texts = None if self.class_texts is None else self.class_texts.sample(rng)
+        indices = indices[rank * len(indices) // count : (rank + 1) * len(indices) // count]
+        examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
         batch = collate(examples, max_text_tokens=self.max_text_tokens, class_texts=class_texts)
         if not self.train.classes_per_video:
             return batch
         present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
-        count = min(self.train.classes_per_video, len(batch.texts))
-        return class_pairs(batch, np.stack([choose_classes(found, len(batch.texts), count, rng) for found in present]))
+        sizes = len(batch.texts), min(self.train.classes_per_video, len(batch.texts))
+        rngs = [np.random.default_rng([seed, epoch, index, 2]) for index in indices]
+        return class_pairs(
+            batch, np.stack([choose_classes(p, *sizes, rng) for p, rng in zip(present, rngs, strict=True)])
+        )
 
 
 def _start_worker(worker: int) -> None:

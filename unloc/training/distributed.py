@@ -1,17 +1,22 @@
 """What several processes share, so that N of them give the loss and gradients of one with the whole batch.
 
 Each process fuses its own videos with the texts of all (as in the official code) and divides its losses by normalisers
-averaged over the processes; DistributedDataParallel averages gradients. Officially TAL and AS use their own.
+averaged over the processes; `average` then averages gradients. Officially TAL and AS use their own normalisers.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unloc.examples.batches import Batch
+
+LONGEST_WAIT = timedelta(days=7)  # for the main process, which validates; one that is lost ends the wait at once
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """The number of this process among them; 0 is the main one, which validates and writes."""
+    return dist.get_rank() if process_count() > 1 else 0
+
+
 def process_mean(value: Tensor) -> Tensor:
     """The mean over all processes, without gradient."""
     if process_count() == 1:
@@ -55,6 +65,67 @@ def process_mean(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / process_count()
+
+
+def average(model: nn.Module, values: dict[str, Tensor], is_stopping: bool) -> tuple[dict[str, Tensor], bool]:
+    """Average the gradients in the parameters and some values over all processes; is any of them stopping?
+
+    One all-reduce after all backward passes: DistributedDataParallel would see only one of them (`training.replay`).
+    A parameter without a gradient in every process keeps none.
+    """
+    if process_count() == 1:
+        return values, is_stopping
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    flags = torch.tensor([is_stopping, *(parameter.grad is not None for parameter in trained)], dtype=torch.int32)
+    dist.all_reduce(flags)
+    is_stopping, *has_gradient = flags.bool().tolist()
+    trained = [parameter for parameter, is_used in zip(trained, has_gradient, strict=True) if is_used]
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
+    parts = [*(value.float() for value in values.values()), *gradients]
+    flat = torch.cat([part.detach().flatten() for part in parts])
+    dist.all_reduce(flat)
+    means = (flat / process_count()).split([part.numel() for part in parts])
+    for parameter, mean in zip(trained, means[len(values) :], strict=True):
+        parameter.grad = mean.view_as(parameter)
+    return {key: mean[0] for key, mean in zip(values, means, strict=False)}, is_stopping
+
+
+def own_rows(count: int) -> tuple[int, int]:
+    """Where this process's rows start in those of all processes one after another, and how many all have."""
+    if process_count() == 1:
+        return 0, count
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(process_count())]
+    dist.all_gather(counts, torch.tensor([count]))
+    return int(sum(counts[: dist.get_rank()])), int(sum(counts))
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value, waiting for it as long as a validation may take."""
+    if process_count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, group=_patient_group())
+    return values[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """The values of all processes in the order of their ranks."""
+    values = [value] * process_count()
+    if process_count() > 1:
+        dist.all_gather_object(values, value, group=_patient_group())
+    return values
+
+
+def copy_from_main(model: nn.Module) -> None:
+    """Give all processes the main one's weights."""
+    if process_count() > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, src=0)
+
+
+@cache
+def _patient_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def _gather(rows: Tensor) -> tuple[Tensor, list[int]]:

@@ -20,16 +20,20 @@ def replay(
     *,
     share: float = 1.0,
     generator: torch.Generator | None = None,
+    place: tuple[int, int] | None = None,
 ) -> None:
     """Add the image tower's gradients, given those (B, T, D) of the tokens of its frames (B, T, 3, S, S).
 
     With a `share` below 1 only that share of the chunks, drawn by the generator, passes again, each weighted by 1 /
-    share: unbiased (ETAD). At least one chunk passes.
+    share: unbiased (ETAD). At least one chunk passes. Processes that train together draw from the chunks of all:
+    `place` is the index of the first of these videos in the whole batch, and how many that has.
     """
-    places = [(video, start) for video in range(len(frames)) for start in range(0, frames.shape[1], chunk)]
+    first, total = place or (0, len(frames))
+    places = [(video, start) for video in range(-first, total - first) for start in range(0, frames.shape[1], chunk)]
     count = max(1, round(share * len(places)))
     chosen = torch.randperm(len(places), generator=generator)[:count].tolist() if share < 1 else range(len(places))
-    for video, start in (places[index] for index in chosen):
+    own = range(len(frames))
+    for video, start in (places[index] for index in chosen if places[index][0] in own):
         part = slice(start, start + chunk)
         tokens = model.encode(frames[video : video + 1, part], start)
         tokens.backward(gradients[video : video + 1, part] * (len(places) / count))

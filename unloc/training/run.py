@@ -4,11 +4,12 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unloc.annotations.durations import cached_durations, required_durations
 from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
@@ -22,16 +23,28 @@ from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
-from unloc.inference.predict import EncodedInputs, predict_split
+from unloc.inference.predict import EncodedInputs, OnProgress, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
+from unloc.training.distributed import process_count, process_rank
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
 from unloc.training.inputs import Inputs, cached_inputs, frame_inputs
 from unloc.training.trainer import OnStep, Trainer
 
 logger = logging.getLogger(__name__)
 FREE_PARTS = ("encoder.levels", "encoder.norm", "relevance_head", "displacement_head", "saliency_head", "logit_")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Several processes that train a run, each with its own trainer (`rebuild_trainer`)."""
+
+    count: int
+    device: dict[str, str]
+    """What they use, as `described`."""
+    fit: Callable[[Trainer], dict[str, float]]
+    """Trains in place of `Trainer.fit`, from the state of the given trainer."""
 
 
 def fit_recipe(
@@ -49,6 +62,7 @@ def fit_recipe(
     init: Path | None = None,
     change_optim: bool = False,
     on_step: OnStep = lambda step, total, values: None,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Train a recipe on `data`, by `kind` a "cache", or a folder of packed "frames" or of "videos"; returns the last
     validation metrics.
@@ -56,7 +70,7 @@ def fit_recipe(
     `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
     pretrained UnLoc. `change_optim` lets a resumed run continue with other values of `optim` than it was started with;
     env.json records from which step on. `loader_workers` processes prepare batches (None: 4 for a GPU, 0 for a CPU),
-    which changes no result.
+    which changes no result. `processes` train instead of this one, which then only checks and prepares.
 
     Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, or a resumed run was
     started on other data; ConfigError where it was started with another recipe; CacheError where another process
@@ -66,10 +80,7 @@ def fit_recipe(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded = load_manifest(manifest)
     require_task(loaded, recipe.task)
-    if kind == "cache":
-        inputs = cached_inputs(recipe, data)
-    else:
-        inputs = frame_inputs(recipe, Path(data), loaded, packed=kind == "frames")
+    inputs = _inputs(recipe, loaded, data, kind)
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
         if inputs.note:
@@ -78,11 +89,17 @@ def fit_recipe(
             require_same_cache(read_json(run / "cache.json"), inputs.fingerprint, data)
         # Every error of the input is found before anything is written, or deleted by overwrite.
         train, val = splits_of(recipe, loaded, inputs.source)
-        if loader_workers is None:
-            loader_workers = min(4, len(os.sched_getaffinity(0))) if device_.type == "cuda" else 0
         options = {"device": device_, "on_step": on_step, "loader_workers": loader_workers}
         trainer = build_trainer(recipe, train, val, inputs, run, **options)
-        used = described(device_, recipe.train.precision) | {"threads": torch.get_num_threads()}
+        count, device_used = (processes.count, processes.device) if processes else (1, None)
+        if (rows := len(trainer.loader.examples) // len(trainer.loader)) < count:
+            raise ConfigError(
+                f"train.batch_size: {recipe.train.batch_size}, but the smallest batch of split "
+                f"{recipe.data.train_split!r} has {rows} examples, one for each of {count} processes are needed; set a "
+                f"larger train.batch_size or --workers {rows}"
+            )
+        used = (device_used or described(device_, recipe.train.precision)) | {"processes": count}
+        used |= {"threads": torch.get_num_threads()} if processes is None else {}
         hashes = data_hashes([train, val], inputs.source)
         before = {"init": None, "changes": []}
         if resume:
@@ -94,7 +111,7 @@ def fit_recipe(
                     f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on "
                     f"these with --init {run}"
                 )
-            for key in [key for key, value in used.items() if before[key] != value]:
+            for key in [key for key, value in used.items() if before.get(key, value) != value]:
                 now = f"{before[key]}, now {used[key]}"
                 logger.warning("%s: the run was started with %s: the last bits of results may differ", key, now)
         is_resumed = resume and trainer.resume()
@@ -115,10 +132,43 @@ def fit_recipe(
             write_file(run / "recipe.yaml", dump_recipe(recipe))
         log_to(run / "log.txt")
         try:
-            return trainer.fit()
+            return trainer.fit() if processes is None else processes.fit(trainer)
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
+
+
+def rebuild_trainer(
+    recipe: Recipe,
+    manifest: Path,
+    data: Path | str,
+    run: Path,
+    *,
+    kind: str = "cache",
+    device: torch.device | str = "cpu",
+    loader_workers: int | None = None,
+    start: dict[str, Tensor] | None = None,
+    on_step: OnStep = lambda step, total, values: None,
+) -> Trainer:
+    """The trainer of a run that `fit_recipe` has prepared, in one of the processes that train it together.
+
+    It is at the last checkpoint or, before the first, has the weights `start`, which only the main process needs.
+    """
+    loaded = load_manifest(manifest)
+    inputs = _inputs(recipe, loaded, data, kind)
+    splits = splits_of(recipe, loaded, inputs.source)
+    options = {"device": device, "loader_workers": loader_workers, "on_step": on_step}
+    trainer = build_trainer(recipe, *splits, inputs, run, **options)
+    if not trainer.resume() and start is not None:
+        for model in (trainer.model, trainer.predictor):
+            model.load_state_dict(start)
+    return trainer
+
+
+def _inputs(recipe: Recipe, manifest: Manifest, data: Path | str, kind: str) -> Inputs:
+    if kind == "cache":
+        return cached_inputs(recipe, data)
+    return frame_inputs(recipe, Path(data), manifest, packed=kind == "frames")
 
 
 def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manifest, Manifest | None]:
@@ -155,7 +205,7 @@ def build_trainer(
     run: Path,
     *,
     device: torch.device | str = "cpu",
-    loader_workers: int = 0,
+    loader_workers: int | None = None,
     on_step: OnStep = lambda step, total, values: None,
 ) -> Trainer:
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
@@ -194,11 +244,14 @@ def build_trainer(
         frozen = LoadedModel(model.to(device).eval(), info)
         class_texts = ClassTexts(train.classes, EncodedInputs(source, frozen), recipe.data)
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source), val)
+    def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
+        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source, on_progress), val)
 
-    is_pinned = torch.device(device).type == "cuda"
-    loader = Loader(examples, class_texts, recipe, workers=loader_workers, pin_memory=is_pinned)
+    is_cuda = torch.device(device).type == "cuda"
+    if loader_workers is None:
+        loader_workers = min(4, len(os.sched_getaffinity(0))) if is_cuda else 0
+    share, workers = (process_rank(), process_count()), {"workers": loader_workers, "pin_memory": is_cuda}
+    loader = Loader(examples, class_texts, recipe, share=share, **workers)
     validated = None if val is None else validate
     return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step)
 

@@ -13,10 +13,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,17 +30,21 @@ from unloc.inference.load import CheckpointInfo
 from unloc.model.build import EndToEnd
 from unloc.model.unloc import UnLoc
 from unloc.tasks import task_named
+from unloc.training.distributed import average, copy_from_main, from_main, own_rows, process_count, process_rank
 from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
 from unloc.training.objective import part_losses, split_batch
 from unloc.training.replay import replay
 
 logger = logging.getLogger(__name__)
+STOPPED = "stopped by SIGTERM"
 COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
 
 LOG_EVERY_ON_GPU = 10
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
+Validate = Callable[[nn.Module, Callable[[int, int], None]], dict[str, float]]
+"""Metrics of a model, given also what to call now and then with how much is done, which may end the validation."""
 
 
 def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim.Optimizer:
@@ -75,9 +80,9 @@ def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int, step:
 
 
 class Trainer:
-    """Model and optimizer of one run; `fit` does the steps.
+    """Model and optimizer of one run; `fit` does the steps, of this process or of those that train together.
 
-    `validate` gives the metrics of a model, which it may leave in evaluation mode; None: the last checkpoint is best.
+    `validate` may leave its model in evaluation mode; None: the last checkpoint is best.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class Trainer:
         loader: Loader,
         run: Path,
         *,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
+        validate: Validate | None = None,
         device: torch.device | str = "cpu",
         on_step: OnStep = lambda step, total, values: None,
     ) -> None:
@@ -102,11 +107,12 @@ class Trainer:
         self.total_steps = max(1, round(self.recipe.train.epochs * len(loader)))
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
+        self.stop = StopSignal()
         self.saved: tuple[int, int] | None = None
         """Step, and step of the last validation, of the last checkpoint."""
         self.log_every = self.recipe.train.log_every or (1 if self.reads_at_once else LOG_EVERY_ON_GPU)
-        self.unread: list[tuple[int, tuple[str, ...], dict[str, torch.Tensor]]] = []
-        """Steps done before each batch since the last reading, its videos, and its values on the device."""
+        self.unread: list[tuple[int, dict[str, torch.Tensor]]] = []
+        """Steps done before each batch since the last reading, and its values on the device."""
         self.values: dict[str, float] = {}
         """What was read last."""
 
@@ -115,7 +121,7 @@ class Trainer:
 
         Rates, decay and momentum are those of the recipe, which may have changed since.
         """
-        state = load_state(self.run)
+        state = from_main(load_state(self.run) if process_rank() == 0 else None)
         if state is None:
             return False
         self.model.load_state_dict(state["model"])
@@ -125,47 +131,42 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, values in zip(self.optimizer.param_groups, of_recipe, strict=True):
             group.update(values)
-        torch.set_rng_state(state["torch_rng"])
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
         self.saved = self.step, self.validated
         return True
-
-    def _rng(self) -> dict[str, torch.Tensor]:
-        of_gpu = {"cuda_rng": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"torch_rng": torch.get_rng_state(), **of_gpu}
 
     def fit(self) -> dict[str, float]:
         """Train to the end; returns the last validation metrics (none without a validation split).
 
         A checkpoint is written at the start, after each validation, every `train.checkpoint_minutes` and on SIGTERM;
         only once the loss and gradient of the next batch are finite, so that a run that diverges keeps a good one.
+        Of processes that train together the main one validates and writes, and all stop after the same step.
         Raises DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
         """
-        self.rng, self.saved_at, self.speed = self._rng(), time.monotonic(), Speed(self.device)
+        copy_from_main(self.model)
+        self.saved_at, self.speed = time.monotonic(), Speed(self.device)
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
-        with metrics_log(self.run, self.step, self.validated) as write, StopSignal() as stop, ExitStack() as stack:
+        is_main, without_rows = process_rank() == 0, nullcontext(lambda kind, step, values: None)
+        rows = metrics_log(self.run, self.step, self.validated) if is_main else without_rows
+        with rows as write, self.stop, ExitStack() as stack:
             try:
                 batches = stack.enter_context(closing(self.loader.batches(self.step, self.total_steps)))
                 while True:
                     if self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps):
-                        stop.immediate = True
-                        stop.check()
                         with self.speed.paused():
                             self._validate(write)
-                        stop.immediate = False
                     with self.speed.waiting():
                         batch = next(batches, None)
                     if batch is None:
                         break
-                    self._gradients(batch)
+                    is_stopping = self._gradients(batch)
                     is_validated = self.validated == self.step and self.saved != (self.step, self.validated)
                     if is_validated or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes:
                         with self.speed.paused():
                             self._save()  # also before the very first step
-                    stop.check()
+                    if is_stopping:
+                        raise StoppedError(STOPPED)
                     self._update(write)
                 self._save()
             except StoppedError as error:
@@ -179,14 +180,16 @@ class Trainer:
                 raise LoaderError(f"{self.run}: {one_line(error)} after step {self.step}; {advice}") from None
         return self.metrics
 
-    def _gradients(self, batch: Batch) -> None:
-        """Put the clipped gradients of a batch into the parameters; nothing else changes."""
+    def _gradients(self, batch: Batch) -> bool:
+        """Put the clipped gradients of a batch into the parameters; nothing else changes. Returns whether to stop."""
         self.model.train()
+        seeds = np.random.SeedSequence([self.recipe.train.seed, self.step, process_rank()])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))  # of dropout
         self.optimizer.zero_grad(set_to_none=True)
         batch, towers, train = batch.to(self.device), self.recipe.towers, self.recipe.train
         chunked = towers.frame_chunk > 0 and batch.frames.ndim == 5
         replays = chunked and towers.image == "finetune"
-        generator, sums = torch.Generator().manual_seed(train.seed + self.step), Counter()
+        (first, total), sums = own_rows(len(batch.frames)), Counter()
         for part in split_batch(batch, self.recipe, train.accumulate):
             frames = part.batch.frames
             with computing(self.device, train.precision):
@@ -196,19 +199,23 @@ class Trainer:
                 losses = part_losses(self.model, part, self.recipe)
             losses["loss"].backward()
             if replays:
+                generator = torch.Generator().manual_seed(train.seed + self.step)
+                options = {"share": towers.replay_share, "generator": generator, "place": (first, total)}
                 with computing(self.device, train.precision):
-                    options = {"share": towers.replay_share, "generator": generator}
                     replay(self.model, frames, tokens.grad, towers.frame_chunk, **options)
+            first += len(frames)
             for key, value in losses.items():
                 sums[key] += value.detach()
             for level, count in enumerate(part.labels.positives):
-                sums[f"positives_{level}"] += count
+                sums[f"positives_{level}"] += count * process_count()
+        sums, is_stopping = average(self.model, dict(sums), self.stop.requested)
         limit = self.recipe.optim.clip_norm or math.inf
         sums["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.unread.append((self.step, batch.video_ids, dict(sums)))
-        self.speed.samples += len(batch.frames)
+        self.unread.append((self.step, sums))
+        self.speed.samples += total
         if self.reads_at_once:
             self._read()
+        return is_stopping
 
     @property
     def reads_at_once(self) -> bool:
@@ -218,12 +225,12 @@ class Trainer:
     def _read(self) -> None:
         """Read the values of all batches since the last time. Raises DivergedError for one that is not finite."""
         unread, self.unread = self.unread, []
-        rows = torch.stack([torch.stack([*values.values()]) for *_, values in unread]).tolist() if unread else []
-        for (step, video_ids, values), row in zip(unread, rows, strict=True):
+        rows = torch.stack([torch.stack([*values.values()]) for _, values in unread]).tolist() if unread else []
+        for (step, values), row in zip(unread, rows, strict=True):
             self.values = dict(zip(values, row, strict=True))
             loss, norm = self.values["loss"], self.values["grad_norm"]
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                ids = ", ".join(dict.fromkeys(video_ids))
+                ids = ", ".join(dict.fromkeys(self.loader.videos(step)))
                 raise self._diverged(
                     f"loss {loss}, gradient norm {norm} after step {step}, in the batch of videos {ids}"
                 )
@@ -246,7 +253,6 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(*pair, weight)
         self.step += 1
-        self.rng = self._rng()
         groups = self.optimizer.param_groups[::2]  # each without and with decay
         rates = {name: group["lr"] for name, group in zip(("lr", "tower_lr"), groups, strict=False)}
         now = {"epoch": self.step / len(self.loader), "loss": self.values.get("loss", math.nan), **rates}
@@ -259,9 +265,18 @@ class Trainer:
 
     def _validate(self, write: WriteMetrics) -> None:
         self._read()
-        metrics = {}
+        metrics: dict[str, float] | None = {}
         if self.validate is not None:
-            metrics = {key: float(value) for key, value in self.validate(self.predictor).items()}
+            if process_rank() == 0:
+                try:
+                    self.stop.check()
+                    found = self.validate(self.predictor, lambda done, total: self.stop.check())
+                    metrics = {key: float(value) for key, value in found.items()}
+                except StoppedError:
+                    metrics = None
+            metrics = from_main(metrics)
+            if metrics is None:
+                raise StoppedError(STOPPED)
             write("val", self.step, metrics)
         headline = task_named(self.recipe.task).headline
         score = metrics.get(headline, float(self.step))
@@ -278,15 +293,15 @@ class Trainer:
         self._read()
         if not bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()):
             raise self._diverged(f"a weight is not finite after step {self.step}")
-        state = {
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged is not None else {},
-            "optimizer": self.optimizer.state_dict(),
-            **self.rng,
-            **{name: getattr(self, name) for name in COUNTERS},
-        }
-        info = replace(self.info, step=self.step, metrics=self.metrics if self.validated == self.step else {})
-        save_checkpoint(self.run, info, self.predictor.state_dict(), state, is_best=self.best_step == self.step)
+        if process_rank() == 0:
+            state = {
+                "model": self.model.state_dict(),
+                "averaged": self.averaged.state_dict() if self.averaged is not None else {},
+                "optimizer": self.optimizer.state_dict(),
+                **{name: getattr(self, name) for name in COUNTERS},
+            }
+            info = replace(self.info, step=self.step, metrics=self.metrics if self.validated == self.step else {})
+            save_checkpoint(self.run, info, self.predictor.state_dict(), state, is_best=self.best_step == self.step)
         self.saved, self.saved_at = (self.step, self.validated), time.monotonic()
 
 
@@ -327,9 +342,9 @@ class Speed:
 
 
 class StopSignal:
-    """SIGTERM raises StoppedError at the next `check` or, while `immediate` (in long work without changes), at once."""
+    """Records that SIGTERM came, or whoever else sets `requested`."""
 
-    requested = immediate = False
+    requested = False
 
     def __enter__(self) -> "StopSignal":
         self._is_main = threading.current_thread() is threading.main_thread()  # only that one can handle signals
@@ -342,11 +357,8 @@ class StopSignal:
 
     def _on_signal(self, *signal_and_frame: object) -> None:
         self.requested = True
-        if self.immediate:
-            self.check()
 
     def check(self) -> None:
         """Raise StoppedError if SIGTERM came."""
         if self.requested:
-            self.immediate = False
-            raise StoppedError("stopped by SIGTERM")
+            raise StoppedError(STOPPED)
