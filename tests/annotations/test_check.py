@@ -18,7 +18,7 @@ from unloc.annotations.check import (
     segment_problem,
     shared_between_splits,
 )
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.errors import InputError, ManifestError
 
@@ -109,7 +109,7 @@ def test_kinds_are_counted_with_their_first_place(bad_manifest):
     problems = counted_findings(findings(bad_manifest), Path("m.jsonl"))
     assert next(iter(problems.counts)) == "duplicate class"
     assert problems.counts["segment not finite"] == 1 and problems.counts["unknown duration [note]"] == 1
-    assert problems.first["segment past the video"].startswith("m.jsonl:6: ")
+    assert problems.places["segment past the video"][0].startswith("m.jsonl:6: ")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from unloc.annotations.check import check_manifest
 from unloc.annotations.converters import CONVERTERS, convert
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.examples.sources import prompted
 

@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from unloc.annotations.converters import CONVERTERS, convert
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.recipes import shipped_recipes
 from unloc.tasks import TASKS
 

@@ -7,15 +7,9 @@ import pytest
 
 from unloc.annotations.check import add_actions, check_manifest, shared_between_splits
 from unloc.annotations.converters import convert
-from unloc.annotations.problems import Problems
-from unloc.annotations.schema import load_manifest, save_manifest
-from unloc.annotations.subsets import (
-    listed_filter,
-    read_class_splits,
-    read_video_list,
-    restricted,
-    zero_shot_sides,
-)
+from unloc.annotations.reading import Problems, listed_filter, read_video_list
+from unloc.annotations.schema import load_manifest, restricted, save_manifest
+from unloc.evaluation.zero_shot import read_class_splits, zero_shot_sides
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.scored import AS, HD, MR, TAL, TRUTH, answer, metrics_of, write_mr, write_tal
 from unloc.annotations.schema import load_manifest
-from unloc.annotations.subsets import nonsense_manifest
 from unloc.errors import InputError
+from unloc.evaluation.zero_shot import nonsense_manifest
 
 
 @pytest.mark.parametrize(

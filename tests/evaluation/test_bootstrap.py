@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.small import average_precision, tal_detections, tal_manifest
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
-from unloc.evaluation.bootstrap import bootstrap_intervals
 from unloc.evaluation.detection import Matches, detection, weighted_precision
-from unloc.evaluation.evaluator import SCORES, evaluate, score
+from unloc.evaluation.evaluator import SCORES, bootstrap_intervals, evaluate, score
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, PROTOCOLS
-from unloc.evaluation.queries import QueryScores
+from unloc.evaluation.retrieval import QueryScores
 from unloc.evaluation.screening import screen_frames
 from unloc.evaluation.segmentation import (
     FrameScores,
@@ -180,7 +179,7 @@ def test_frame_precision_is_that_of_copied_videos_ties_missing_scores_and_all(ce
         scores = table[:given_rows, 1:] if given_rows and rows else None
         edges = np.cumsum([0.0, *(0.5 + np.arange(len(rows)) % 3)])
         truth = table[:, 0].astype(int)
-        names = {"video_id": "v", "predicted": truth, "rows": np.arange(len(rows))}
+        names = {"predicted": truth, "rows": np.arange(len(rows))}
         frames.append(VideoFrames(**names, edges=edges, truth=truth, scores=scores))
     frames[0] = replace(frames[0], scores=np.ones((1, 3)) if frames[0].scores is None else frames[0].scores)
     weight = st.lists(st.integers(0, 3), min_size=len(frames), max_size=len(frames))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import same
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest, save_manifest
 from unloc.evaluation.evaluator import evaluate, score
 from unloc.evaluation.screening import screen_labels

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import SHARED
 from tests.evaluation.small import average_precision, moments, query_manifest, same, tal_detections, tal_manifest
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
 from unloc.evaluation.detection import detection
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS
@@ -37,7 +37,7 @@ def test_a_detection_case_scores_as_officially(case):
     if "official_error" in case:  # a label without ground truth: KeyError there; here reported and left out
         problems = Problems()
         screen_detections(detections, manifest, problems)
-        assert problems.counts == {UNKNOWN_LABEL: 1} and "zzz" in problems.first[UNKNOWN_LABEL]
+        assert problems.counts == {UNKNOWN_LABEL: 1} and "zzz" in problems.places[UNKNOWN_LABEL][0]
         assert found["mAP@avg"] == 100.0
     else:
         assert [found[f"mAP@{t:.2f}"] for t in ACTIVITYNET_THRESHOLDS] == pytest.approx(

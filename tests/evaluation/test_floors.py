@@ -5,8 +5,8 @@ import pytest
 
 from tests.evaluation.small import tal_manifest
 from unloc.annotations.converters import convert
-from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
-from unloc.annotations.subsets import listed_filter, restricted
+from unloc.annotations.reading import listed_filter
+from unloc.annotations.schema import QueryRow, VideoRow, build_manifest, restricted
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import evaluate
 from unloc.evaluation.floors import best_boxes, detection_floors

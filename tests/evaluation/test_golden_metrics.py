@@ -8,8 +8,8 @@ import pytest
 
 from tests.evaluation.small import average_precision, load, same
 from unloc.annotations.converters import convert
-from unloc.annotations.problems import Problems
-from unloc.annotations.subsets import restricted
+from unloc.annotations.reading import Problems
+from unloc.annotations.schema import restricted
 from unloc.evaluation.detection import detection
 from unloc.evaluation.evaluator import evaluate, score
 from unloc.evaluation.protocols import ACTIVITYNET_THRESHOLDS, THUMOS_THRESHOLDS

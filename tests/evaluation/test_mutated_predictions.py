@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.mutations import GONE, changed, places
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest
 from unloc.errors import UnlocError
 from unloc.evaluation.analysis import analyse

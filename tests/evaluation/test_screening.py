@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.evaluation.small import moments
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
-from unloc.evaluation.queries import align
+from unloc.evaluation.retrieval import align
 from unloc.evaluation.screening import screen_moments
 
 ROWS = [VideoRow("v", "test", 20.0), VideoRow("w", "test", 20.0)]

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.video.rendered import X264, Kind, render, uneven_times
-from unloc.annotations.durations import cached_durations
-from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
+from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest, cached_durations
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
 from unloc.evaluation.evaluator import evaluate

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.predictions.reading import read_predictions
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
@@ -149,7 +149,7 @@ def test_a_detection_that_cannot_be_read_is_logged_and_skipped_or_an_error_witho
     path, problems = tal_file(tmp_path / "p.json", {"v": [DETECTION, entry, DETECTION]}), Problems()
     found = read_predictions(path, "tal", problems=problems).predictions
     assert len(found) == 2 and list(problems.counts.values()) == [1]
-    assert "results['v'][1]" in next(iter(problems.first.values()))
+    assert "results['v'][1]" in next(iter(problems.places.values()))[0]
     with pytest.raises(PredictionError, match=r"results\['v'\]\[1\]"):
         read_predictions(path, "tal")
 
@@ -184,7 +184,7 @@ def test_a_line_that_cannot_be_read_is_logged_with_its_number(tmp_path, line):
     path.write_text(f"{good}\n{line}\n{good}\n")
     problems = Problems()
     assert len(read_predictions(path, "mr", problems=problems).predictions) == 2
-    assert list(problems.counts.values()) == [1] and f"{path}:2:" in next(iter(problems.first.values()))
+    assert list(problems.counts.values()) == [1] and f"{path}:2:" in next(iter(problems.places.values()))[0]
     with pytest.raises(PredictionError, match=r"p\.jsonl:2:"):
         read_predictions(path, "mr")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unloc.synth.events import video_generator
-from unloc.synth.sentences import RELATIONS, class_query, event_query, leaves_view
+from unloc.synth.formats import RELATIONS, class_query, event_query, leaves_view
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from tests.training.test_trainer import recipe_for
-from unloc.annotations.durations import cached_durations, measured_durations, required_durations
-from unloc.annotations.schema import VideoRow, build_manifest, load_manifest, save_manifest
+from unloc.annotations.check import measured_durations
+from unloc.annotations.schema import (
+    VideoRow,
+    build_manifest,
+    cached_durations,
+    load_manifest,
+    save_manifest,
+)
 from unloc.cache.opening import open_cache
 from unloc.errors import InputError
 from unloc.training.run import fit_recipe
@@ -86,7 +92,7 @@ def test_what_is_stated_stays_and_what_is_not_is_measured(token_world, video_fol
     cached = cached_durations(
         build_manifest(name="m", tasks=("mr",), rows=[VideoRow("v0", "s", 0.0)]), open_cache(token_world[1])
     )
-    assert required_durations(cached) == {"v0": 16.0}
+    assert cached.required_durations() == {"v0": 16.0}
 
 
 def test_check_measures_unknown_durations_and_writes_them(unloc, video_folder, tmp_path):

@@ -10,17 +10,17 @@ Under `repair` and `drop` the first of duplicates is kept, and a query is droppe
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 
-from unloc.annotations.durations import measured_durations
-from unloc.annotations.problems import Problems
-from unloc.annotations.schema import CLIP_SECONDS, Manifest, load_manifest
-from unloc.errors import InputError, ManifestError
+from unloc.annotations.reading import Problems
+from unloc.annotations.schema import CLIP_SECONDS, Manifest, fill_durations, load_manifest
+from unloc.errors import InputError, ManifestError, VideoError
+from unloc.video.facts import scan
 from unloc.video.locate import Coverage, folder_coverage
 
 RULES = ("keep", "repair", "drop")
@@ -66,9 +66,7 @@ def check_file(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckedFile:
     """Check a manifest file; with a folder of videos also its coverage, and unknown durations are measured from files
-    (`on_progress`: videos measured and all to measure).
-
-    Raises as `load_manifest` and `check_manifest`, MissingError where the folder is absent.
+    (`on_progress`: videos measured and all to measure). Raises as `load_manifest` and `check_manifest`.
     """
     unreadable: dict[int, str] = {}
     manifest, coverage, broken, num_measured = load_manifest(path, unreadable), None, {}, 0
@@ -92,10 +90,27 @@ def check_file(
     return CheckedFile(manifest, result, sorted(found, key=lambda item: item.line), coverage, num_measured)
 
 
-def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:
-    """The manifest after the rule, and every finding with its action: of classes, videos, queries, instances.
+def measured_durations(
+    manifest: Manifest, files: Mapping[str, Path], on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Manifest, int, dict[str, str]]:
+    """The manifest with durations measured from the files where it states none, their number, and failures by video.
 
-    Raises InputError for an unknown rule, ManifestError where no video is left.
+    As in `unloc extract`, a video lasts until its last frame is no longer shown.
+    """
+    unknown = manifest.videos["video_id"][manifest.videos["duration_seconds"].isna()]
+    measured, failed, to_measure = {}, {}, [video_id for video_id in unknown.unique() if video_id in files]
+    for done, video_id in enumerate(to_measure, start=1):
+        try:
+            measured[video_id] = scan(files[video_id]).end_seconds
+        except VideoError as error:
+            failed[video_id] = str(error)
+        on_progress(done, len(to_measure))
+    return fill_durations(manifest, measured), len(measured), failed
+
+
+def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:
+    """The manifest after the rule, and every finding with its action: of classes, videos, queries, instances. Raises
+    InputError for an unknown rule, ManifestError where no video is left.
     """
     if rule not in RULES:
         raise InputError(f"--bad-rows: got {rule!r}, expected one of {', '.join(RULES)}")
@@ -144,10 +159,8 @@ def segment_problem(start: float, end: float, duration: float) -> str | None:
 
 
 def ratings_problem(clips: list | None, scores: list | None, segments: list, duration: float) -> str | None:
-    """The kind of problem of a query's ratings (0-4, per relevant 2 s clip), or None.
-
-    In QVHighlights the relevant clips are exactly those inside the windows. Clips without ratings serve moment
-    retrieval only.
+    """The kind of problem of a query's ratings (0-4, per relevant 2 s clip), or None. In QVHighlights these clips are
+    exactly those inside the windows. Clips without ratings serve moment retrieval only.
     """
     if isinstance(scores, list):
         sizes = set(map(len, scores))

@@ -7,31 +7,59 @@ field a key), a dict of keys and their types (those that admit None may be absen
     Segment  [start, end] in seconds, in the order written
 """
 
+import csv
+import io
 import json
 import math
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, NewType, get_args, get_origin, get_type_hints
 
-from unloc.annotations.problems import Problems
 from unloc.errors import ManifestError, MissingError
-from unloc.files import url_of
+from unloc.files import url_of, write_file
 
 Name = NewType("Name", str)
 Segment = NewType("Segment", list)
 _DESCRIPTIONS = {str: "a string", float: "a number", Name: "a non-empty string", Segment: "[start, end] in seconds"}
 _types_of = cache(get_type_hints)
+_ID_COLUMNS = ("video_id", "video", "video_name", "video-id", "vid", "id", "name")
+_PREFIXES = re.compile(r"^(v_)+")  # ActivityNet's; some YouTube ids begin with `v_` themselves
+
+
+@dataclass
+class Problems:
+    """For each kind of problem, or of change, how often it occurs and where."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, place: str, count: int = 1) -> None:
+        """Log `count` problems of a kind, found at one place; none where the count is 0."""
+        if count:
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            # Line breaks and lone surrogates of a foreign file are escaped: each kind is printed on one line.
+            place = place.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+            self.places.setdefault(kind, []).append(place)
+
+    def lines(self) -> list[str]:
+        """One line a kind: count, kind, first place."""
+        return [f"{count} × {kind} (first: {self.places[kind][0]})" for kind, count in self.counts.items()]
+
+    def save(self, path: Path) -> None:
+        """Write each with its place as a JSON line."""
+        rows = [{"change": kind, "place": place} for kind, places in self.places.items() for place in places]
+        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
-    """The paths, each once, folders replaced by those of their files that match the first pattern that any matches.
-
-    Files that match `but` are left out; case does not count. Raises MissingError for a path that does not exist.
+    """The paths, each once, folders replaced by those of their files that match the first pattern that any matches, and
+    not `but`; case does not count. Raises MissingError for a path that does not exist.
     """
     found: list[Path] = []
     for path in paths:
@@ -91,8 +119,13 @@ def parse_json(text: str, place: str, problems: Problems | None = None) -> objec
 
 
 def read_json(kind: Any, path: Path, problems: Problems | None = None) -> Any:
-    """The JSON value of a file, as that type. Raises as `read_text`, `parse_json` and `typed`."""
-    return typed(kind, parse_json(read_text(path), str(path), problems), str(path))
+    """The JSON value of a file, as that type. Raises as `read_text` and `parse_as`."""
+    return parse_as(kind, read_text(path), str(path), problems)
+
+
+def parse_as(kind: Any, text: str, place: str, problems: Problems | None = None) -> Any:
+    """The JSON value of a file or a line, as that type. Raises as `parse_json` and `typed`."""
+    return typed(kind, parse_json(text, place, problems), place)
 
 
 def typed(kind: Any, value: object, place: str) -> Any:
@@ -147,3 +180,46 @@ def brief(value: object) -> str:
     """The value as JSON, at most 60 characters of it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def read_video_list(path: Path) -> frozenset[str]:
+    """The video ids of a list, each once, without ActivityNet's `v_`: JSON (a list of ids, an object keyed by id, or
+    an object of lists of ids), a csv with a column of ids, or text with the id first in each line.
+    """
+    if path.suffix.lower() == ".json":
+        content = read_json(object, path)
+        ids = list(content) if isinstance(content, dict | list) else []
+        if isinstance(content, dict) and all(isinstance(one, list) for one in content.values()):
+            ids = [video_id for one in content.values() for video_id in one] or ids
+        if not all(isinstance(video_id, str) for video_id in ids) or not ids:
+            raise ManifestError(f"{path}: expected a list of video ids or an object keyed by them")
+    else:
+        ids = [line if path.suffix.lower() == ".csv" else line.split()[0] for line in read_names(path, *_ID_COLUMNS)]
+    return frozenset(_PREFIXES.sub("", video_id.strip()) for video_id in ids)
+
+
+def read_names(path: Path, *columns: str) -> tuple[str, ...]:
+    """The first of these columns that a csv has, or the lines of another file, each once. Raises ManifestError."""
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(io.StringIO(read_text(path)))
+        column = next((name for name in columns if name in (reader.fieldnames or ())), None)
+        if column is None:
+            raise ManifestError(f"{path}:1: no column `{'` or `'.join(columns)}`; it has {reader.fieldnames}")
+        names = [row[column] or "" for row in reader]
+    else:
+        names = read_text(path).split("\n")
+    names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        raise ManifestError(f"{path}: no {'video id' if 'video_id' in columns else 'name'} in this list")
+    return names
+
+
+def listed_filter(without: Iterable[Path], only: Iterable[Path]) -> Callable[[str], bool]:
+    """Whether a video is in all lists of `only` and in none of `without`."""
+    blocked, kept = ([read_video_list(path) for path in paths] for paths in (without, only))
+
+    def keep(video_id: str) -> bool:
+        bare = _PREFIXES.sub("", video_id)
+        return all(bare in ids for ids in kept) and not any(bare in ids for ids in blocked)
+
+    return keep

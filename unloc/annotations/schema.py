@@ -13,16 +13,21 @@ Captions val_1 and val_2): videos are keyed by (video_id, split), and annotation
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from unloc.annotations.reading import Name, Segment, brief, parse_json, read_as, read_lines
+from unloc.annotations.reading import Name, Problems, Segment, brief, listed_filter, parse_json, read_as, read_lines
 from unloc.errors import InputError, ManifestError, MissingError
 from unloc.files import url_of, write_file
 from unloc.tasks import task_named
+
+if TYPE_CHECKING:
+    from unloc.cache.reading import Cache
 
 CLIP_SECONDS = 2.0  # QVHighlights: saliency is given per clip of this length
 HEADER = {"version": float, "name": str, "tasks": list[str], "classes": list[str] | None, "source": str | None}
@@ -98,6 +103,21 @@ class Manifest:
             known = ", ".join(self.splits) or "none"
             raise MissingError(f"split {split!r} is not in manifest {self.name!r}; it has: {known}")
         return self.filter(lambda table: table["split"] == split)
+
+    def stated_durations(self) -> dict[str, float]:
+        """Seconds of every video, NaN where unknown."""
+        return self.videos.drop_duplicates("video_id").set_index("video_id")["duration_seconds"].to_dict()
+
+    def required_durations(self) -> dict[str, float]:
+        """Seconds of every video. Raises InputError where one is unknown (nothing guesses it), with ways to find it."""
+        durations, unknown = self.stated_durations(), self.videos["video_id"][~_has_duration(self)].unique()
+        if len(unknown):
+            raise InputError(
+                f"manifest {self.name!r} states no duration for {len(unknown)} of {len(durations)} videos (first: "
+                f"{unknown[0]}), which metrics and floors need: give --cache with a cache of these videos, or measure "
+                "them: unloc data check MANIFEST --videos DIR --out NEW"
+            )
+        return durations
 
 
 def build_manifest(
@@ -186,3 +206,41 @@ def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) ->
     header, *body = rows.values()
     described = {"classes": header["classes"] or (), "source": header["source"] or ""}
     return build_manifest(name=header["name"], tasks=header["tasks"], rows=body, lines=list(rows)[1:], **described)
+
+
+def cached_durations(manifest: Manifest, cache: "Cache") -> Manifest:
+    """The manifest with the measured durations of cached videos where it states none."""
+    unknown = manifest.videos["video_id"][~_has_duration(manifest)].unique().tolist()
+    return fill_durations(manifest, cache.durations_of(unknown))
+
+
+def fill_durations(manifest: Manifest, seconds: Mapping[str, float]) -> Manifest:
+    """The manifest with these durations, by video, where it states none."""
+    found = manifest.videos["video_id"].map(seconds).astype(float)
+    stated = manifest.videos["duration_seconds"].where(_has_duration(manifest) | found.isna(), found)
+    return replace(manifest, videos=manifest.videos.assign(duration_seconds=stated))
+
+
+def _has_duration(manifest: Manifest) -> pd.Series:
+    return manifest.videos["duration_seconds"].between(0, math.inf, inclusive="neither")
+
+
+def restricted(manifest: Manifest, keep: Callable[[str], bool], split: str | None = None) -> Manifest:
+    """The manifest with those videos for whose id `keep` is true; with `split`, other splits stay whole."""
+    return manifest.filter(
+        lambda table: table["video_id"].map(keep).astype(bool) | (split is not None and table["split"] != split)
+    )
+
+
+def apply_lists(manifest: Manifest, without: Iterable[Path], only: Iterable[Path], problems: Problems) -> Manifest:
+    """The manifest without the videos of the lists `without` and with those of `only`; each left out is logged. Raises
+    InputError where a list leaves no video.
+    """
+    filters = {f"--without {path}": listed_filter([path], []) for path in without}
+    for option, keep in (filters | {f"--only {path}": listed_filter([], [path]) for path in only}).items():
+        for video_id in manifest.videos["video_id"].unique():
+            problems.add(f"video left out by {option}", video_id, not keep(video_id))
+        before, manifest = len(manifest.videos), restricted(manifest, keep)
+        if manifest.videos.empty:
+            raise InputError(f"{option}: no video is left of {before}; are its ids of this dataset?")
+    return manifest

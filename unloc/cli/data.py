@@ -64,9 +64,8 @@ def convert(
     """
     from unloc.annotations.check import add_actions, check_manifest, counted_findings
     from unloc.annotations.converters import convert as convert_files
-    from unloc.annotations.problems import Problems
-    from unloc.annotations.schema import load_manifest, save_manifest
-    from unloc.annotations.subsets import apply_lists
+    from unloc.annotations.reading import Problems
+    from unloc.annotations.schema import apply_lists, load_manifest, save_manifest
 
     paths, problems = [*annotations, *map(Path, context.args)], Problems()
     _refuse_overwriting(paths, out, changes)
@@ -99,7 +98,7 @@ def check(
     Example: unloc data check data/mr.jsonl --videos data/videos --bad-rows repair --out data/mr.repaired.jsonl
     """
     from unloc.annotations.check import add_actions, check_file, counted_findings
-    from unloc.annotations.problems import Problems
+    from unloc.annotations.reading import Problems
     from unloc.annotations.schema import save_manifest
     from unloc.cli.progress import progress
 
@@ -153,7 +152,7 @@ def zero_shot(
     Example: unloc data zero-shot anet.jsonl --lists train_50_test_50/ActivityNet --split validation --out data/zs50
     """
     from unloc.annotations.schema import load_manifest, save_manifest
-    from unloc.annotations.subsets import nonsense_manifest, read_class_splits, zero_shot_sides
+    from unloc.evaluation.zero_shot import nonsense_manifest, read_class_splits, zero_shot_sides
 
     loaded = load_manifest(manifest)
     for split in read_class_splits(lists):

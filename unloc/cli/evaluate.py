@@ -1,5 +1,6 @@
 """`unloc eval`: run a model on a split, or score a file of predictions without one."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -43,27 +44,17 @@ def evaluate_command(
 
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
-    _check_options({name for name, value in locals().items() if value}, task)
+    given = {name: value for name, value in locals().items() if value is not None}
+    _check_options({name for name, value in given.items() if value}, task)
     from unloc.evaluation.job import Evaluation, evaluate_file, evaluate_floors
 
     if run or baseline:
         from unloc.inference.evaluate_run import evaluate_baseline, evaluate_run, run_folder
-    evaluation = Evaluation(
-        manifest_path=manifest,
-        split=split,
-        task=task,
-        cache=cache,
-        train_split=train_split,
-        protocol=protocol,
-        interval_seed=seed if intervals else None,
-        external_labels=external_labels,
-        analyse=analyse,
-        without=without or [],
-        only=only or [],
-        out=run_folder(run) / "eval" / split if run and not out else out,
-        export=export,
-        inputs=[path for path in (predictions, control, *(vocabulary or [])) if path],
-    )
+    options = {field.name: given[field.name] for field in fields(Evaluation) if field.name in given}
+    options |= {"manifest_path": manifest, "interval_seed": seed if intervals else None}
+    options["out"] = run_folder(run) / "eval" / split if run and not out else out
+    options["inputs"] = [path for path in (predictions, control, *(vocabulary or [])) if path]
+    evaluation = Evaluation(**options)
     if predictions:
         report = evaluate_file(evaluation, predictions, strict, zero_shot, vocabulary, control)
     elif run:

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
 from unloc.errors import InputError
 from unloc.evaluation.detection import Matches, class_average_precision, found_at_multiple, overlap_over_union
-from unloc.evaluation.queries import align, ground_truth_windows
+from unloc.evaluation.retrieval import align, ground_truth_windows
 from unloc.evaluation.screening import Predictions
 from unloc.evaluation.segmentation import label_runs
 from unloc.predictions.records import detections_table
@@ -47,7 +46,7 @@ def analyse(task: str, predictions: Predictions, manifest: Manifest) -> dict:
     `recall_at_1x` uses only the n best.
     """
     detections, instances = as_detections(task, predictions, manifest)
-    matches, durations = Matches(detections, instances, np.array([REACHED])), required_durations(manifest)
+    matches, durations = Matches(detections, instances, np.array([REACHED])), manifest.required_durations()
     kinds, counts = kinds_of(matches), np.bincount(matches.truth_class, minlength=len(matches.classes))
     # 0 for the G best detections of each label, 1 for the next G, …
     rank = (np.arange(len(kinds)) - matches.starts[matches.class_code]) // counts[matches.class_code]
@@ -58,14 +57,14 @@ def analyse(task: str, predictions: Predictions, manifest: Manifest) -> dict:
     def precision_of(kept: np.ndarray) -> float:  # mAP@0.50, the mean over labels
         return 100.0 * float(class_average_precision(matches, kept).mean()) if matches.classes else 0.0
 
-    lengths = matches.truth[:, 1] - matches.truth[:, 0]
-    durations_seconds = np.array([durations.get(matches.videos[code], np.nan) for code in matches.truth_video])
+    lengths, middles = np.diff(matches.truth)[:, 0], matches.truth.mean(axis=1)
+    of_video = np.array([durations.get(matches.videos[code], np.nan) for code in matches.truth_video])
     _, group, sizes = np.unique(matches.truth_keys, return_inverse=True, return_counts=True)
     properties = {
         "length_seconds": (lengths, (0.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, np.inf)),
-        "share_of_video": (lengths / durations_seconds, (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, np.inf)),
-        "position_of_middle": (matches.truth.mean(axis=1) / durations_seconds, (0.0, 0.2, 0.4, 0.6, 0.8, np.inf)),
-        "instances_in_video": (sizes[group].astype(np.float64), (1.0, 2.0, 3.0, 6.0, 11.0, np.inf)),
+        "share_of_video": (lengths / of_video, (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, np.inf)),
+        "position_of_middle": (middles / of_video, (0.0, 0.2, 0.4, 0.6, 0.8, np.inf)),
+        "instances_in_video": (sizes[group], (1.0, 2.0, 3.0, 6.0, 11.0, np.inf)),
     }
     found, at_once = (found_at_multiple(matches, multiple)[:, 0] for multiple in (MULTIPLES, 1))
     recall: dict[str, list[dict]] = {name: [] for name in properties}
@@ -92,26 +91,22 @@ def analyse(task: str, predictions: Predictions, manifest: Manifest) -> dict:
 
 
 def as_detections(task: str, predictions: Predictions, manifest: Manifest) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(detections, instances) of any task with a label each: the class, or the number of the query.
-
-    Runs of equal labels become detections with equal scores. Of windows with equal scores the first of the list is
-    put last, because matching tries the later one first.
-    """
+    """(detections, instances) of any task with a label each: the class, or the number of the query."""
     if task in ("tal", "cls"):
         return predictions, manifest.instances
     found = []
     if task == "as":
-        durations = required_durations(manifest)
+        durations = manifest.required_durations()
         for item in predictions:
             codes, names = pd.factorize(np.array(item.labels, dtype=object))  # -1 is background
             edges = item.edges(durations.get(item.video_id, 0.0))
             for label, first, after in label_runs(codes):
                 found.append((item.video_id, names[label], edges[first], edges[after], 1.0))
         return detections_table(found), manifest.instances
-    rows, videos = [], manifest.queries["video_id"].tolist()
-    aligned, truth = align(predictions, manifest), ground_truth_windows(manifest, clamp=True)
-    for number, (item, video_id, windows) in enumerate(zip(aligned, videos, truth, strict=True)):
+    rows, aligned, truth = [], align(predictions, manifest), ground_truth_windows(manifest, clamp=True)
+    for number, (item, video_id, windows) in enumerate(zip(aligned, manifest.queries["video_id"], truth, strict=True)):
         if item is not None:
+            # Reversed: of equal scores matching tries the later one first.
             found += [(item.video_id, str(number), *window) for window in item.windows[::-1]]
         rows += [(video_id, None, str(number), start, end, None) for start, end in windows]
     return detections_table(found), pd.DataFrame(rows, columns=INSTANCE_COLUMNS)
@@ -158,7 +153,6 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
         axis.set(xlabel="points of mAP@0.50 gained without them")
         axis.invert_yaxis()
 
-        # Recall at IoU 0.5 in the bins of every property, with the number of segments in each.
         for axis, (name, rows) in zip(figures[2].subplots(2, 2).flat, analysis["recall"].items(), strict=True):
             table = pd.DataFrame(rows, index=[f"≥ {row['from']:g}\n({row['segments']})" for row in rows])
             table = table[["recall", "recall_at_1x"]]
@@ -166,7 +160,7 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
             axis.set(title=name.replace("_", " "), ylabel="% found")
         labels = ("of the 10·n best", "of the n best (n segments of the label in the video; in brackets: segments)")
         figures[2].legend(axis.containers, labels, loc="outside upper center", ncols=2, frameon=False)
-
-        for figure, name in zip(figures, PLOTS, strict=True):
-            figure.savefig(folder / name, format="svg", metadata={"Date": None})
-    return [folder / name for name in PLOTS]
+        paths = [folder / name for name in PLOTS]
+        for figure, path in zip(figures, paths, strict=True):
+            figure.savefig(path, format="svg", metadata={"Date": None})
+    return paths

@@ -1,10 +1,9 @@
 """Temporal action localization: average precision as each official scorer computes it, vectorised.
 
-Procedure (ActivityNet's eval_detection): per class, predictions of all videos by falling score; each takes the
-best-overlapping ground truth of its own video and class that is free and reaches the threshold; precision is made
-monotone from the right and integrated at every change of recall (VOC 2011). Segments are not clamped. Ties: of equal
-scores the later entry of the file goes first, as the official sort does with few entries; of ground truths with equal
-IoU the later is tried first.
+As ActivityNet's eval_detection: per class, predictions of all videos by falling score; each takes the best-overlapping
+ground truth of its own video and class that is free and reaches the threshold; precision is made monotone from the
+right and integrated at every change of recall (VOC 2011). Segments are not clamped. Ties: of equal scores the later
+entry of the file goes first, as the official sort does with few entries; of ground truths with equal IoU the later.
 """
 
 from collections.abc import Iterator
@@ -26,10 +25,7 @@ def detection(detections: pd.DataFrame, manifest: Manifest, protocol: str = "act
 
 
 class Matches:
-    """Detections, sorted by class and then by falling score, and whether each takes a ground truth.
-
-    Detections of classes without ground truth are left out.
-    """
+    """Detections of classes with ground truth, by class and then by falling score, and whether each takes one."""
 
     def __init__(self, detections: pd.DataFrame, instances: pd.DataFrame, thresholds: np.ndarray) -> None:
         # The ground truth in the order of the annotations: (N,) codes and segments (N, 2).
@@ -117,12 +113,9 @@ class DetectionScores:
         return pd.DataFrame(values, self.matches.classes, names).to_dict("index")
 
     def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The metrics with each video counted once, and (draws,) of each for weights (draws, videos).
-
-        Detections in videos without ground truth count once in every draw.
-        """
+        """The metrics with each video counted once, and (draws,) of each for weights (draws, videos)."""
         num_videos = len(self.matches.videos)
-        draws = np.ones((len(weights) + 1, num_videos + 1))
+        draws = np.ones((len(weights) + 1, num_videos + 1))  # the last: detections in videos without ground truth
         draws[1:, :-1] = weights[:, :num_videos]
         centre, *rest = (
             self._means(values[present], draw[self.matches.truth_video])
@@ -132,10 +125,9 @@ class DetectionScores:
 
     def _means(self, precision: np.ndarray, weights: np.ndarray) -> dict[str, float]:
         """Metrics from the precision (classes, thresholds) of the present classes, and weights of the ground truth."""
-        counts = {"mAP": len(precision) + self.num_absent}
+        metrics, thresholds, counts = {}, self.rules.thresholds, {"mAP": len(precision) + self.num_absent}
         if self.rules.as_unloc:
             counts["mAP_present_classes"] = len(precision)
-        metrics, thresholds = {}, self.rules.thresholds
         for name, count in counts.items():
             mean = 100.0 * precision.sum(axis=0) / count if count else np.full(len(thresholds), np.nan)
             metrics |= {f"{name}@{threshold:.2f}": float(at) for threshold, at in zip(thresholds, mean, strict=True)}
@@ -165,10 +157,9 @@ def kept_truth(instances: pd.DataFrame, rules: DetectionProtocol) -> pd.DataFram
 def class_average_precision(
     matches: Matches, kept: np.ndarray | slice = slice(None), *, single_precision: bool = False
 ) -> np.ndarray:
-    """(classes, thresholds) average precision of every class with ground truth, 0 for one without detections.
+    """(classes, thresholds) average precision of every class with ground truth, of the detections `kept`.
 
-    Of the detections only those `kept`. `single_precision`: precision and recall are rounded to float32 as in UnLoc's
-    scorer (differs by 1e-8).
+    `single_precision`: precision and recall are rounded to float32 as in UnLoc's scorer (differs by 1e-8).
     """
     counts = np.bincount(matches.truth_class, minlength=len(matches.classes))
     values = np.zeros((len(matches.classes), len(matches.thresholds)))
@@ -187,9 +178,8 @@ def class_average_precision(
 
 
 def weighted_precision(matches: Matches, draws: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Average precision (classes, thresholds), and which (classes,) have ground truth, for each row of weights.
-
-    `draws` (draws, videos + 1); the last weight is that of detections in videos without ground truth.
+    """Average precision (classes, thresholds), and which (classes,) have ground truth, for each row of weights (draws,
+    videos + 1); the last weight is that of detections in videos without ground truth.
     """
     num_classes = len(matches.classes)
     columns = [np.flatnonzero(column) for column in matches.hits.T]

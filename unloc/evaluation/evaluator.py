@@ -1,35 +1,28 @@
 """One call for all tasks: metrics, floors, intervals and coverage as in metrics.json."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import stated_durations
 from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
-from unloc.evaluation.bootstrap import bootstrap_intervals
 from unloc.evaluation.classification import LabelScores
 from unloc.evaluation.detection import DetectionScores
 from unloc.evaluation.floors import annotated_segments, detection_floors, frame_floors, label_floors, moment_floors
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
-from unloc.evaluation.queries import Aligned, align, is_answered
-from unloc.evaluation.retrieval import official_report, query_scores, tie_spans
+from unloc.evaluation.retrieval import QueryScores, align, is_answered, official_report, query_scores, tie_spans
 from unloc.evaluation.screening import Predictions, other_unit
-from unloc.evaluation.segmentation import frame_scores
+from unloc.evaluation.segmentation import FrameScores, frame_scores
 
 logger = logging.getLogger(__name__)
+Scores = DetectionScores | FrameScores | LabelScores | QueryScores
 QUERY_TASKS = ("mr", "hd")
-SCORES: dict[str, Callable] = {
-    "tal": DetectionScores,
-    "as": frame_scores,
-    "cls": LabelScores,
-    "mr": query_scores,
-    "hd": partial(query_scores, rated=True),
-}
+SCORES = {"tal": DetectionScores, "as": frame_scores, "cls": LabelScores, "mr": query_scores}
+SCORES["hd"] = partial(query_scores, rated=True)
 """What all metrics and intervals of a task are computed from, by predictions (of mr and hd: `align`), the selected
 manifest and the protocol."""
 MOST_OUTSIDE = 0.1  # share of segments; official files have a few of videos that were cut since
@@ -65,7 +58,7 @@ def require_annotations(
     if num_hidden:
         where = f"split {split!r} of manifest {selected.name!r}: {num_hidden} of {len(selected.queries)} queries"
         logger.warning("%s have no annotations: not used in training, scored as the protocol says", where)
-    require_seconds(task, selected, split, stated_durations(selected))
+    require_seconds(task, selected, split, selected.stated_durations())
 
 
 def require_seconds(task: str, selected: Manifest, split: str, durations: Mapping[str, float]) -> None:
@@ -84,11 +77,10 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
     if not unit and not outside.any():
         return
     first = int(np.argmax(outside))
-    row = table.iloc[first]
     found = (
         f"split {split!r} of manifest {selected.name!r}: {int(outside.sum())} of {len(outside)} segments lie wholly "
-        f"outside their videos (line {row['line']}: [{row['start_seconds']:g}, {row['end_seconds']:g}] in "
-        f"{lengths[first]:g} s of {row['video_id']})"
+        f"outside their videos (line {table['line'].iloc[first]}: [{segments[first, 0]:g}, {segments[first, 1]:g}] in "
+        f"{lengths[first]:g} s of {table['video_id'].iloc[first]})"
     )
     if unit or outside.mean() > MOST_OUTSIDE:
         guess = f"; segments look like {unit}" if unit else ""
@@ -97,10 +89,7 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
 
 
 def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None) -> dict[str, float]:
-    """The task's metrics in percent, by name, on an already selected manifest.
-
-    Raises InputError for a protocol that the task does not have.
-    """
+    """The task's metrics in percent, by name, on an already selected manifest. Raises InputError as `protocol_for`."""
     aligned = align(predictions, manifest) if task in QUERY_TASKS else predictions
     return SCORES[task](aligned, manifest, protocol_for(task, protocol, manifest)).metrics()
 
@@ -125,15 +114,16 @@ def evaluate(
     selected = manifest.select(split)
     rules = protocol_for(task, protocol, selected)
     report = header(task, selected, split, rules)
-    train = manifest.select(train_split) if train_split in manifest.splits else None
+    has_train = train_split in manifest.splits
     if task == "as":
-        floors = frame_floors(selected, predictions)
+        constants = frame_floors(selected, predictions)
     else:
-        fitted_floors = {"tal": detection_floors, "cls": label_floors}.get(task, moment_floors)
-        floors = fitted_floors(selected, train or selected)
-    fitted = {name: f"{name}_fitted_on_{split}" for name in floors if name.startswith(("blind", "constant"))}
-    names = fitted if train is None else {}
-    floors = {names.get(n, n): SCORES[task](constant, selected, rules).metrics() for n, constant in floors.items()}
+        train = manifest.select(train_split) if has_train else selected
+        constants = {"tal": detection_floors, "cls": label_floors}.get(task, moment_floors)(selected, train)
+    floors = {}
+    for name, constant in constants.items():
+        fitted = f"_fitted_on_{split}" if name.startswith(("blind", "constant")) and not has_train else ""
+        floors[name + fitted] = SCORES[task](constant, selected, rules).metrics()
     if predictions is None:
         return report | {"floors": floors}
     aligned = align(predictions, selected) if task in QUERY_TASKS else predictions
@@ -165,7 +155,28 @@ def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
     }
 
 
-def coverage(task: str, predictions: Predictions | Aligned, selected: Manifest, rules: Protocol) -> dict:
+def bootstrap_intervals(scores: Scores, seed: int) -> dict[str, list[float]]:
+    """95 % intervals: [2.5 %, 97.5 %] of every metric in percent over the draws that define it.
+
+    Videos are drawn with replacement, as many as there are; a video drawn twice counts twice. Matches within a video do
+    not depend on the draw, so each draw only weights them. The spread of the draws is centred on the score: mAP of
+    copied videos is biased upwards (fewer distinct videos, and precision is made monotone), on ActivityNet by 2 points,
+    so plain percentiles would not contain the score.
+    """
+    num_videos, intervals = scores.num_videos, {}
+    if not num_videos:
+        return {}
+    counts = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=1000)
+    centre, draws = scores.drawn(counts)
+    for name, column in draws.items():
+        defined = column[np.isfinite(column)]
+        if len(defined) and np.isfinite(centre[name]):
+            ends = np.percentile(defined, (2.5, 97.5)) - defined.mean() + centre[name]
+            intervals[name] = np.clip(ends, 0.0, 100.0).tolist()
+    return intervals
+
+
+def coverage(task: str, predictions: Predictions, selected: Manifest, rules: Protocol) -> dict:
     """Counts of annotated and predicted videos (and queries), the missing videos, and the metrics without them."""
     counts: dict[str, int] = {}
     if task in QUERY_TASKS:

@@ -11,7 +11,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import CLIP_SECONDS, INSTANCE_COLUMNS, Manifest
 from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.retrieval import ratings_of
@@ -22,9 +21,8 @@ PAIRS_AT_ONCE = 200_000  # of boxes and segments, which fit into the processor's
 
 
 def best_boxes(relative: np.ndarray, count: int, overlap: float = 0.5) -> np.ndarray:
-    """(count, 2) boxes in shares of the video: each next one reaches the IoU with most segments not yet reached.
-
-    Of boxes that reach equally many the one that overlaps those segments best is taken.
+    """(count, 2) boxes in shares of the video: each next one reaches the IoU with most segments not yet reached; of
+    equally good ones the one that overlaps those segments best.
     """
     if not len(relative):
         return np.array([[0.0, 1.0]]).repeat(count, axis=0)
@@ -51,21 +49,17 @@ def annotated_segments(manifest: Manifest) -> pd.DataFrame:
 
 
 def relative_segments(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 2) annotated segments in shares of their video's duration, clamped to it, and (N,) labels ("" of queries).
-
-    Segments of videos that no row describes are left out.
-    """
+    """(N, 2) segments in shares of their video, clamped to it, and (N,) labels ("" of queries); of described videos."""
     table = annotated_segments(manifest)
-    lengths = table["video_id"].map(required_durations(manifest)).to_numpy(dtype=np.float64)[:, None]
+    lengths = table["video_id"].map(manifest.required_durations()).to_numpy(dtype=np.float64)[:, None]
     relative = np.clip(table[["start_seconds", "end_seconds"]].to_numpy(dtype=np.float64) / lengths, 0.0, 1.0)
     known = ~np.isnan(lengths[:, 0])
     return relative[known], table["label"].to_numpy(dtype=object)[known]
 
 
 def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentPrediction]]:
-    """Constant boxes fitted on train at IoU 0.5 and 0.7, and the whole video, for every query in its order.
-
-    Saliency: the mean curve of the ratings on train over the relative time of the video.
+    """For every query boxes fitted on train at IoU 0.5 and 0.7, and the whole video; saliency is the mean curve of the
+    ratings on train over the relative time of the video.
     """
     relative, _ = relative_segments(train)
     boxes = {
@@ -76,7 +70,7 @@ def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentP
     rated = [ratings.mean(axis=1) for ratings in ratings_of(train) if ratings is not None and len(ratings)]
     places = np.linspace(0, 1, 20)
     curve = np.mean([np.interp(places, np.linspace(0, 1, len(one)), one) for one in rated], axis=0) if rated else None
-    durations, floors = required_durations(manifest), {name: [] for name in boxes}
+    durations, floors = manifest.required_durations(), {name: [] for name in boxes}
     for qid, video_id, text in manifest.queries[["qid", "video_id", "text"]].itertuples(index=False):
         duration, saliency = durations.get(video_id, 0.0), None
         if curve is not None:
@@ -93,7 +87,7 @@ def detection_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFr
     """Every class in every video with that class's best box; and with the true labels of each video known, constant
     boxes and the whole video (what a perfect video classifier would get without any localization).
     """
-    durations = required_durations(manifest)
+    durations = manifest.required_durations()
     relative, labels = relative_segments(train)
     boxes = best_boxes(relative, 10)
     truth = manifest.instances[["video_id", "label"]].drop_duplicates()

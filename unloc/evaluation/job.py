@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,24 +13,15 @@ from pathlib import Path
 import pandas as pd
 
 from unloc import __version__
-from unloc.annotations.durations import cached_durations
-from unloc.annotations.problems import Problems
-from unloc.annotations.schema import Manifest, load_manifest
-from unloc.annotations.subsets import (
-    ClassSplit,
-    listed_filter,
-    nonsense_manifest,
-    read_class_splits,
-    read_names,
-    restricted,
-)
+from unloc.annotations.reading import Problems, listed_filter, read_names
+from unloc.annotations.schema import Manifest, cached_durations, load_manifest, restricted
 from unloc.cache.opening import open_cache
 from unloc.errors import InputError, MissingError, PredictionError
 from unloc.evaluation.analysis import PLOTS, analyse, write_plots
 from unloc.evaluation.evaluator import evaluate, has_annotations, header, require_annotations
 from unloc.evaluation.protocols import protocol_for
 from unloc.evaluation.screening import SCREENS, Predictions, require_match
-from unloc.evaluation.zero_shot import zero_shot
+from unloc.evaluation.zero_shot import ClassSplit, nonsense_manifest, read_class_splits, zero_shot
 from unloc.files import file_sha256, write_file
 from unloc.predictions.reading import PredictionFile, read_predictions
 from unloc.predictions.records import StoredScores
@@ -46,34 +37,29 @@ VERSIONED = {"numpy": "numpy", "pandas": "pandas", "torch": "torch", "open_clip"
 class Evaluation:
     """One evaluation of a split: its annotations, the options of scoring, and the files it writes.
 
-    `manifest` is without the videos left out of the split, `selected` that split of it. Raises as `load_manifest`;
-    InputError if an output would replace an input or a file that no evaluation wrote.
+    `manifest` is without the videos left out of the split, `selected` that split of it; `messages` and `warnings` say
+    to the user what happened. Raises as `load_manifest`; InputError if an output would replace an input or a file that
+    no evaluation wrote.
     """
 
     manifest_path: Path
     split: str
     task: str | None = None
-    cache: Path | None = None
-    """Cache of the videos: durations that the manifest does not state, and tokens for a model."""
-    train_split: str | None = None
-    """Split that blind floors are fitted on; by default the one that models of the dataset are trained on."""
+    cache: Path | None = None  # of the videos: durations that the manifest does not state, and tokens for a model
+    train_split: str | None = None  # that floors are fitted on; by default the one that models are trained on
     protocol: str | None = None
     interval_seed: int | None = None
     external_labels: bool = False
     analyse: bool = False
     without: list[Path] = field(default_factory=list)
     only: list[Path] = field(default_factory=list)
-    out: Path | None = None
-    """Folder, or file of the report."""
-    export: Path | None = None
-    """File for the predictions."""
-    inputs: list[Path] = field(default_factory=list)
-    """Further files that are read."""
-    messages: list[str] = field(default_factory=list, init=False)
-    """What happened, for the user."""
-    warnings: list[str] = field(default_factory=list, init=False)
+    out: Path | None = None  # folder, or file of the report
+    export: Path | None = None  # file for the predictions
+    inputs: list[Path] = field(default_factory=list)  # further files that are read
 
     def __post_init__(self) -> None:
+        self.messages: list[str] = []
+        self.warnings: list[str] = []
         lists, self.report_path = [*self.without, *self.only], None
         self.outputs = Outputs([self.manifest_path, *self.inputs, *lists])
         if self.out is not None:
@@ -122,8 +108,9 @@ class Evaluation:
         for path in paths:
             self.messages.append(f"  wrote {path}")
             for name in missing_submissions(path) if path.suffix.lower() == ".zip" else ():
-                message = f"    lacks {name}, which the server takes too: export that split to the same file"
-                self.messages.append(message)
+                self.messages.append(
+                    f"    lacks {name}, which the server takes too: export that split to the same file"
+                )
 
     def report(self, task: str, predictions: Predictions | None) -> dict | None:
         """metrics.json of predictions, as `evaluate`; None if the split has no annotations."""
@@ -191,17 +178,17 @@ class Outputs:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """The files are written within this block. Raises OSError if a folder cannot be written."""
-        self._update_records(is_done=False)
+
+        def record(hash_of: Callable[[Path], str | None]) -> None:
+            for path in self._paths:
+                known = _record(path.parent) | {path.name: hash_of(path)}
+                write_file(path.with_name(RECORD), json.dumps(known, indent=1) + "\n")
+
+        record(lambda path: None)
         try:
             yield
         finally:
-            self._update_records(is_done=True)
-
-    def _update_records(self, *, is_done: bool) -> None:
-        for path in self._paths:
-            written = file_sha256(path) if path.is_file() else ""
-            known = _record(path.parent) | {path.name: written if is_done else None}
-            write_file(path.with_name(RECORD), json.dumps(known, indent=1) + "\n")
+            record(lambda path: file_sha256(path) if path.is_file() else "")
 
 
 def _record(folder: Path) -> dict[str, str | None]:
@@ -242,33 +229,30 @@ class PredictionFiles:
         return predictions, screened
 
     def of_split(self, split: ClassSplit) -> pd.DataFrame:
-        """Detections of one file for every class split, or of each split's own file below a folder.
-
-        NAME.json or NAME/predictions.json, NAME being that of the split or its last part. Raises MissingError if a
-        split has no file.
+        """Detections of one file for every class split, or of each split's own file below a folder: NAME.json or
+        NAME/predictions.json, NAME being that of the split or its last part. Raises MissingError if there is none.
         """
         path, names = self.path, (split.name, split.name.rsplit("/", 1)[-1])
         if path.is_dir():
             files = [path / name / "predictions.json" for name in names] + [path / f"{name}.json" for name in names]
             path = next(filter(Path.is_file, files), None)
         if path is None:
-            expected = f"no predictions for class split {split.name!r}; expected {split.name}/predictions.json"
-            raise MissingError(f"{self.path}: {expected}")
+            where = f"{self.path}: no predictions for class split {split.name!r}"
+            raise MissingError(f"{where}; expected {split.name}/predictions.json")
         return self.read(path)[1]
 
     def description(self) -> dict:
         """Formats, hashes and problems of the files, and who states that labels of another model were used."""
         stated = [file.external_labels for file in self.files.values() if file.external_labels is not None]
-        by_command, first = self.evaluation.external_labels, self.problems.first
-        by_file = "by the file" if stated else "nowhere"
-        hashes = {str(path): file_sha256(path) for path in self.files}
+        by_command, by_file = self.evaluation.external_labels, "by the file" if stated else "nowhere"
+        hashes, places = {str(path): file_sha256(path) for path in self.files}, self.problems.places
         return {
             "predictions_format": ", ".join(dict.fromkeys(file.format for file in self.files.values())),
             "predictions_sha256": hashes if len(hashes) > 1 else next(iter(hashes.values()), None),
             "scores_sha256": {path.name: file_sha256(path) for path in sorted(self.score_files)},
             "external_labels": by_command or any(stated),
             "external_labels_stated": "by the command" if by_command and not any(stated) else by_file,
-            "bad_predictions": {kind: [number, first[kind]] for kind, number in self.problems.counts.items()},
+            "bad_predictions": {kind: [number, places[kind][0]] for kind, number in self.problems.counts.items()},
         }
 
 

@@ -26,27 +26,21 @@ class DetectionProtocol(Protocol):
     """How one official code computes average precision of detections."""
 
     thresholds: np.ndarray
-    averaged: slice = field(default_factory=lambda: slice(None))
-    """Which of the thresholds mAP@avg averages."""
-    shortest_seconds: float = -np.inf
-    """Ground truth must be at least this long (ActionFormer: 1 ms)."""
-    drops_repeats: bool = False
-    """Whether ground truth of one label within 1 ms of an earlier one is dropped."""
-    recall_multiples: tuple[int, ...] = ()
-    """k of recall@kx."""
+    averaged: slice = field(default_factory=lambda: slice(None))  # the thresholds that mAP@avg averages
+    shortest_seconds: float = -np.inf  # of ground truth that counts (ActionFormer: 1 ms)
+    drops_repeats: bool = False  # ground truth of one label within 1 ms of an earlier one does not count
+    recall_multiples: tuple[int, ...] = ()  # k of recall@kx
     as_unloc: bool = False
-    """Whether precision and recall are rounded to float32 before integration, and classes of the manifest without
-    ground truth and predictions count as 0 in the mean."""
+    """Precision and recall are rounded to float32 before integration, and classes of the manifest without ground truth
+    and predictions count as 0 in the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalProtocol(Protocol):
     """How one official code compares windows with the ground truth of a query."""
 
-    clamps_truth: bool = True
-    """Whether ground truth is clamped to [0, duration]."""
-    by_score: bool = True
-    """True: best score first, IoU over the union. False: the file's order, IoU over the hull of both segments."""
+    clamps_truth: bool = True  # ground truth is clamped to [0, duration]
+    by_score: bool = True  # best score first, IoU over the union; else the file's order, IoU over the segments' hull
     nms_overlap: float | None = None
     """2D-TAN: windows that overlap an earlier kept one by more are dropped, and queries with reversed ground truth; IoU
     must be above the threshold instead of at least the threshold."""
@@ -61,10 +55,8 @@ class FrameProtocol(Protocol):
 
     tie_rule: str = "mAP takes frames of equal score as one step; accuracy takes the labels of the file"
     num_frames: Callable[[float], int]
-    first: Callable[[float], int]
-    """First frame of a segment that starts here."""
-    after: Callable[[float], int]
-    """Frame after the last one of a segment that ends here."""
+    first: Callable[[float], int]  # first frame of a segment that starts here
+    after: Callable[[float], int]  # frame after the last one of a segment that ends here
 
 
 def _floor(frames: float) -> int:
@@ -121,10 +113,7 @@ def is_rated(manifest: Manifest) -> bool:
 
 
 def protocol_for(task: str, name: str | None, manifest: Manifest) -> Protocol:
-    """The named protocol of a task, or the one that papers quote for the dataset.
-
-    Raises InputError where the task has no protocol of that name.
-    """
+    """The named protocol of a task, or the one that papers quote for the dataset. Raises InputError if it has none."""
     if name is None and task == "tal" and "thumos" in manifest.name.lower():
         name = "thumos14"
     if name is None and task == "mr" and is_rated(manifest):

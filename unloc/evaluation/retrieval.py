@@ -1,25 +1,26 @@
-"""Moment retrieval and highlights: R@n at IoU m, mIoU and QVHighlights' mAP, HL-mAP and Hit1, by `protocols`.
+"""Moment retrieval and highlights: which prediction answers which query, and the scores of every query by `protocols`.
 
 Ties by score: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy sorts short
 lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.detection import match, overlap_over_union
 from unloc.evaluation.protocols import RetrievalProtocol, protocol_for
-from unloc.evaluation.queries import Aligned, QueryScores, align, ground_truth_windows
 from unloc.predictions.records import MomentPrediction
 
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # of highlights: the lowest rating that is good
 RANKS, THRESHOLDS = (1, 5, 10), (0.3, 0.5, 0.7)
 QVHIGHLIGHTS_THRESHOLDS = np.round(np.linspace(0.5, 0.95, 10), 2)
 MAX_WINDOWS = 10  # that QVHighlights' mAP reads of a list
+Aligned = Sequence[MomentPrediction | None]
+"""The prediction of every query of a manifest in its order, None where there is none (`align`)."""
 
 
 def moment_retrieval(
@@ -45,6 +46,100 @@ def highlight_detection(predictions: Sequence[MomentPrediction], manifest: Manif
     rules = protocol_for("hd", None, manifest)
     metrics = query_scores(align(predictions, manifest), manifest, rules, rated=True).metrics()
     return {name: value for name, value in metrics.items() if name.startswith("HL-")}
+
+
+class QueryKeys:
+    """Keys that pair predictions with queries: the qid, else video and sentence.
+
+    A known qid is enough, as officially for QVHighlights: video and sentence may differ. Only if the manifest uses one
+    qid for queries of several videos, the video must match too.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        columns = manifest.queries[["qid", "video_id", "text"]]
+        self.queries: list[tuple[str, str, str]] = list(columns.itertuples(index=False, name=None))
+        num_videos = columns.groupby("qid")["video_id"].nunique()
+        self._repeated = set(num_videos.index[num_videos > 1])
+        self.annotated = {self.by_qid(qid, video): (video, text) for qid, video, text in self.queries}
+        self.counts = Counter(text_key(video_id, text) for _, video_id, text in self.queries)
+
+    def by_qid(self, qid: str, video_id: str) -> tuple[str, ...]:
+        """The key of a qid."""
+        return (qid, video_id, "") if qid in self._repeated else (qid,)
+
+    def of(self, item: MomentPrediction) -> tuple[str, ...] | None:
+        """The key of the query that a prediction answers; None if there is no such query."""
+        by_qid, by_text = self.by_qid(item.qid, item.video_id), text_key(item.video_id, item.query)
+        return by_qid if by_qid in self.annotated else by_text if by_text in self.counts else None
+
+
+def text_key(video_id: str, text: str) -> tuple[str, str]:
+    """Video and sentence with normalised whitespace: releases differ in blanks and line breaks."""
+    return video_id, " ".join(text.split())
+
+
+def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
+    """The prediction of every query of the manifest by `QueryKeys`, None where there is none.
+
+    Repeats of a sentence are answered in file order. Of several predictions for one query the last counts.
+    """
+    keys = QueryKeys(manifest)
+    answers: dict[tuple[str, ...] | None, list[MomentPrediction]] = defaultdict(list)
+    for item in predictions:
+        answers[keys.of(item)].append(item)
+    waiting = {key: iter(answers[key][-count:]) for key, count in keys.counts.items()}
+    aligned = []
+    for qid, video_id, text in keys.queries:
+        given = answers.get(keys.by_qid(qid, video_id))
+        aligned.append(given[-1] if given else next(waiting[text_key(video_id, text)], None))
+    return aligned
+
+
+def is_answered(item: MomentPrediction | None, task: str) -> bool:
+    """Whether there is a prediction: an empty list is none; for hd saliency without windows is one."""
+    return item is not None and (len(item.windows) > 0 or (task == "hd" and item.saliency is not None))
+
+
+def ground_truth_windows(manifest: Manifest, *, clamp: bool) -> list[np.ndarray]:
+    """(N, 2) ground truth of every query in seconds, clamped to its video if asked.
+
+    As officially, starts are clamped at 0 and ends at the duration: a window after the end of its video ends up
+    reversed. Raises InputError if a duration is needed and unknown.
+    """
+    durations, truth = manifest.required_durations() if clamp else {}, []
+    for video_id, segments in zip(manifest.queries["video_id"], manifest.queries["segments"], strict=True):
+        windows = np.asarray(segments, dtype=np.float64).reshape(-1, 2)
+        if video_id in durations:
+            windows = np.column_stack([windows[:, 0].clip(min=0.0), windows[:, 1].clip(max=durations[video_id])])
+        truth.append(windows)
+    return truth
+
+
+@dataclass(frozen=True)
+class QueryScores:
+    """Metrics that are means over queries, as one value per query: any weighting of the videos can be scored."""
+
+    video_ids: np.ndarray  # (queries,) the video of each query
+    values: dict[str, np.ndarray]  # (queries,) fractions for each metric; NaN where the query does not count
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos with queries."""
+        return len(set(self.video_ids))
+
+    def metrics(self) -> dict[str, float]:
+        """Each metric in percent: the mean over the queries that count; NaN if none does."""
+        counted = {name: values[~np.isnan(values)] for name, values in self.values.items()}
+        return {name: 100.0 * float(kept.mean()) if len(kept) else np.nan for name, kept in counted.items()}
+
+    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """`metrics`, and (draws,) of each in percent for weights (draws, videos)."""
+        weights, results = weights[:, np.unique(self.video_ids, return_inverse=True)[1]], {}
+        for name, values in self.values.items():
+            counts = ~np.isnan(values)
+            with np.errstate(invalid="ignore"):
+                results[name] = 100.0 * (weights @ np.where(counts, values, 0.0)) / (weights @ counts)
+        return self.metrics(), results
 
 
 def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol, *, rated: bool = False) -> QueryScores:
@@ -84,11 +179,7 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
         best[row, : len(found)] = found
     reached = np.fmax.accumulate(best, axis=1)
     compare = np.greater if rules.nms_overlap is not None else np.greater_equal
-    values = {
-        f"R{rank}@{threshold}": compare(reached[:, rank - 1], threshold).astype(np.float64)
-        for rank in RANKS
-        for threshold in THRESHOLDS
-    }
+    values = {f"R{n}@{at}": compare(reached[:, n - 1], at).astype(np.float64) for n in RANKS for at in THRESHOLDS}
     values["mIoU"] = best[:, 0]
     values = {name: np.where(counted, column, np.nan) for name, column in values.items()}
     if rules.ranges:
@@ -134,10 +225,8 @@ def _qvhighlights_values(aligned: Aligned, in_range: dict[str, list[np.ndarray]]
         precision = np.cumsum(hits, axis=1) / np.arange(1, MAX_WINDOWS + 1)[:, None]
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = (precision * hits).sum(axis=1) / np.maximum(counts, 1)[:, None]
-        first = [
-            np.fmax.reduce(hull_ratio(given[:1, None, :2], one), axis=None, initial=0.0)
-            for given, one in zip(lists, kept, strict=True)
-        ]
+        pairs = zip(lists, kept, strict=True)
+        first = [np.fmax.reduce(hull_ratio(w[:1, None, :2], one), axis=None, initial=0.0) for w, one in pairs]
         reached = np.array(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
         precision, reached = (np.where(counts[:, None] > 0, table, np.nan) for table in (precision, reached))
         values[f"MR-{name}-mAP"] = precision.mean(axis=1)
@@ -201,9 +290,8 @@ def _highlight_values(aligned: Aligned, manifest: Manifest) -> dict[str, np.ndar
             precisions[row] = hits[row] = 0.0
             continue
         saliency = np.zeros(0) if prediction is None or prediction.saliency is None else prediction.saliency
-        # As officially, scores are cut to the clips of the video, or padded with zeros.
-        kept = np.asarray(saliency, dtype=np.float64)[: len(ratings)]
-        scores = np.concatenate([kept, np.zeros(len(ratings) - len(kept))])
+        scores = np.zeros(len(ratings))  # as officially cut to the clips of the video, or padded with zeros
+        scores[: len(saliency)] = saliency[: len(ratings)]
         positive = ratings[:, None, :] >= minimums[None, :, None]  # (clips, levels, raters)
         # AP: monotone precision, averaged where recall changes. Equal scores are one step; each change of recall weighs
         # the same, however many positives it adds; no positives 0, all positives 1.
@@ -227,16 +315,15 @@ def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
 
     Raises InputError if the duration of a video is unknown.
     """
-    durations = required_durations(manifest)
-    rated: list[np.ndarray | None] = []
+    durations, rated = manifest.required_durations(), []
     columns = ["video_id", "relevant_clip_ids", "saliency_scores"]
     for video_id, clip_ids, scores in manifest.queries[columns].itertuples(index=False):
-        ratings = None
-        if isinstance(scores, list):
-            num_clips = int(durations.get(video_id, 0.0) / CLIP_SECONDS)  # 0: a query of a video that no row describes
-            ratings = np.zeros((num_clips, len(scores[0]) if scores else 3))
-            for clip, row in zip(clip_ids, scores, strict=True):
-                if clip < num_clips:
-                    ratings[clip] = row
-        rated.append(ratings)
+        if not isinstance(scores, list):
+            rated.append(None)
+            continue
+        num_clips = int(durations.get(video_id, 0.0) / CLIP_SECONDS)  # 0: a query of a video that no row describes
+        rated.append(np.zeros((num_clips, len(scores[0]) if scores else 3)))
+        for clip, row in zip(clip_ids, scores, strict=True):
+            if clip < num_clips:
+                rated[-1][clip] = row
     return rated

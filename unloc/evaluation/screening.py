@@ -16,21 +16,20 @@ from pathlib import Path, PurePath
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import stated_durations
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.annotations.subsets import words_of
 from unloc.errors import PredictionError
-from unloc.evaluation.queries import QueryKeys, align, is_answered, text_key
+from unloc.evaluation.retrieval import Aligned, QueryKeys, align, is_answered, text_key
+from unloc.evaluation.zero_shot import words_of
 from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction
 
-Predictions = pd.DataFrame | Sequence[MomentPrediction] | Sequence[FramePrediction]
+Predictions = pd.DataFrame | Aligned | Sequence[FramePrediction]
 NOT_FINITE = "NaN or infinite score or time: left out"
 REVERSED = "reversed segment: scored as it stands"
 REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
 UNKNOWN_LABEL = "unknown label: left out"
-REWRITES: dict[str, Callable[[str], object]] = {
+REWRITES: dict[str, Callable[[str], object]] = {  # changes of names on both sides that may make them equal
     "removing v_": lambda name: name.removeprefix("v_"),
     "removing the folder and the file ending": lambda name: PurePath(name).stem,
     "folding case": lambda name: name.casefold().strip(),
@@ -38,7 +37,6 @@ REWRITES: dict[str, Callable[[str], object]] = {
     "removing v_, folder, file ending and case": lambda name: PurePath(name).stem.removeprefix("v_").casefold(),
     "comparing only their words": lambda name: words_of(name) or name,
 }
-"""Changes of names on both sides that may make them equal, smallest first."""
 
 
 def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
@@ -65,28 +63,26 @@ def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -
 
 def screen_detections(detections: pd.DataFrame, manifest: Manifest, problems: Problems) -> pd.DataFrame:
     """Detections with finite numbers and known labels."""
-    numbers = detections[["start_seconds", "end_seconds", "score"]].to_numpy(dtype=np.float64)
+    numbers, videos = detections[DETECTION_COLUMNS[2:]].to_numpy(dtype=np.float64), detections["video_id"]
     bad = ~np.isfinite(numbers).all(axis=1)
-    unknown = ~detections["label"].isin(manifest.classes).to_numpy()
+    unknown = ~detections["label"].isin(manifest.classes)
+    unseen = "label without ground truth in this split: not scored"
     found = {
         NOT_FINITE: bad,
         REVERSED: ~bad & (numbers[:, 1] < numbers[:, 0]),
-        "unknown video: its detections count as wrong": ~detections["video_id"].isin(manifest.videos["video_id"]),
+        "unknown video: its detections count as wrong": ~videos.isin(manifest.videos["video_id"]),
         UNKNOWN_LABEL: unknown,
-        "label without ground truth in this split: not scored": (
-            ~unknown & ~detections["label"].isin(manifest.instances["label"])
-        ),
+        unseen: ~unknown & ~detections["label"].isin(manifest.instances["label"]),
     }
     for kind, rows in found.items():
-        if np.any(rows):
+        if rows.any():
             first = int(np.argmax(rows))
             video_id, label, start, end, score = detections.iloc[first][DETECTION_COLUMNS]
-            number = int((detections["video_id"].iloc[:first] == video_id).sum())
-            place = f"results[{video_id!r}][{number}]: {label!r} [{start:g}, {end:g}] score {score:g}"
-            problems.add(kind, place, int(np.sum(rows)))
-    lengths = detections["video_id"].map(stated_durations(manifest)).to_numpy(dtype=np.float64)
+            place = f"results[{video_id!r}][{(videos[:first] == video_id).sum()}]"
+            problems.add(kind, f"{place}: {label!r} [{start:g}, {end:g}] score {score:g}", int(rows.sum()))
+    lengths = videos.map(manifest.stated_durations()).to_numpy(dtype=np.float64)
     _add_unit(problems, numbers[~bad, :2], lengths[~bad])
-    predicted = set(detections["video_id"])
+    predicted = set(videos)
     for video_id in manifest.videos["video_id"]:
         problems.add("missing video: counts as missed", video_id, video_id not in predicted)
     return detections[~(bad | unknown)].reset_index(drop=True)
@@ -117,7 +113,7 @@ def screen_moments(
 
     `rated`: saliency is scored too, so its problems are recorded.
     """
-    keys, durations = QueryKeys(manifest), stated_durations(manifest)
+    keys, durations = QueryKeys(manifest), manifest.stated_durations()
     kept, seen, lengths = [], Counter(), []
     for item in predictions:
         place = f"{item.place}: qid {item.qid or 'not given'}, video {item.video_id}, query {item.query!r}"
@@ -134,7 +130,7 @@ def screen_moments(
         seen[key] += 1
         problems.add(REPEATED, place, seen[key] > keys.counts.get(key, 1))
         finite, saliency = np.isfinite(item.windows).all(axis=1), item.saliency
-        windows = item.windows[finite]
+        windows, duration = item.windows[finite], durations.get(video_id, np.nan)
         problems.add(NOT_FINITE, f"{place}: windows", int((~finite).sum()))
         problems.add(REVERSED, place, int((windows[:, 1] < windows[:, 0]).sum()))
         problems.add(EMPTY, place, not len(item.windows))
@@ -143,7 +139,6 @@ def screen_moments(
         if saliency is not None and not np.isfinite(saliency).all():
             problems.add("NaN or infinite saliency: the whole list is left out", place)
             saliency = None
-        duration = durations.get(video_id, np.nan)
         kept.append(replace(item, windows=windows, saliency=saliency))
         lengths.append(np.full(len(windows), duration))
         problems.add("no pred_saliency_scores: all clips rank alike", place, rated and saliency is None)
@@ -165,8 +160,7 @@ def screen_frames(
 
     Raises PredictionError if scores do not have one column per class of the manifest.
     """
-    durations = stated_durations(manifest)
-    kept: dict[str, FramePrediction] = {}
+    durations, kept = manifest.stated_durations(), {}
     for item in predictions:
         place, duration = f"{item.place}: {item.video_id}", durations.get(item.video_id)
         if duration is None:
@@ -188,10 +182,8 @@ def screen_frames(
         if item.scores is None:
             continue
         if len(item.scores.shape) != 2 or item.scores.shape[1] != len(manifest.classes):
-            raise PredictionError(
-                f"{place}: scores have shape {item.scores.shape}, expected (frames, {len(manifest.classes)}): one "
-                f"column per class of manifest {manifest.name!r}, in its order"
-            )
+            expected = f"expected (frames, {len(manifest.classes)}): one column per class of manifest {manifest.name!r}"
+            raise PredictionError(f"{place}: scores have shape {item.scores.shape}, {expected}, in its order")
         try:
             finite = np.isfinite(item.scores)
         except (ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -218,24 +210,24 @@ def require_match(
     path: Path, task: str, predictions: Predictions, screened: Predictions, manifest: Manifest, split: str
 ) -> None:
     """Raise PredictionError, with a hint, if no prediction of a file has a video, a query or a class of the split."""
+    error, selected, is_query, hint = f"{path}: nothing matches:", manifest.select(split), task in ("mr", "hd"), ""
     if not len(predictions):
-        raise PredictionError(f"{path}: nothing matches: there are no predictions in it")
-    selected, of_queries, hint = manifest.select(split), task in ("mr", "hd"), ""
-    if of_queries and len(screened):
+        raise PredictionError(f"{error} there are no predictions in it")
+    if is_query and len(screened):
         if any(is_answered(item, task) for item in screened):
             return
         scored = "windows or saliency" if task == "hd" else "windows"
-        raise PredictionError(f"{path}: nothing matches: none of the {len(predictions)} predictions has {scored}")
+        raise PredictionError(f"{error} none of the {len(predictions)} predictions has {scored}")
     if task in ("tal", "cls"):
         videos, names = set(predictions["video_id"]), set(predictions["label"])
     else:
         videos = {item.video_id for item in predictions}
-        names = {name for item in predictions for name in ([item.query] if of_queries else item.labels)} - {None}
+        names = {name for item in predictions for name in ([item.query] if is_query else item.labels)} - {None}
     what, given, known = "video ids", videos, set(selected.videos["video_id"])
     if videos & known:
-        what = "queries" if of_queries else "class names"
-        given, known = names, set(selected.queries["text"] if of_queries else selected.classes)
-        if not of_queries and (not given or given & known):
+        what = "queries" if is_query else "class names"
+        given, known = names, set(selected.queries["text"] if is_query else selected.classes)
+        if not is_query and (not given or given & known):
             return
     elif others := [name for name in manifest.splits if videos & set(manifest.select(name).videos["video_id"])]:
         hint = f"; they are videos of split {', '.join(others)}"
@@ -244,6 +236,6 @@ def require_match(
         if not hint and set(map(rewrite, different)) & set(map(rewrite, known)):
             hint = f"; {what.removeprefix('video ')} match after {change}"
     raise PredictionError(
-        f"{path}: nothing matches: none of the {len(given)} {what} (first {min(given)!r}) is in split {split!r} of "
+        f"{error} none of the {len(given)} {what} (first {min(given)!r}) is in split {split!r} of "
         f"manifest {manifest.name!r} (first {min(known, default='')!r}){hint}"
     )

@@ -16,7 +16,6 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from unloc.annotations.durations import required_durations
 from unloc.annotations.schema import Manifest
 from unloc.evaluation.protocols import FrameProtocol, protocol_for
 from unloc.evaluation.retrieval import hull_ratio
@@ -45,17 +44,11 @@ def action_segmentation(
 class VideoFrames:
     """Truth and prediction of one video, frame by frame."""
 
-    video_id: str
-    edges: np.ndarray
-    """(frames + 1,) seconds at which frames begin, and the last one ends."""
-    truth: np.ndarray
-    """(frames,) class, -1 background."""
-    predicted: np.ndarray
-    """(frames,) the same; a name that the manifest does not know is a class of its own."""
-    rows: np.ndarray
-    """(frames,) index into the given labels and rows of scores; past the last label there is none."""
-    scores: np.ndarray | StoredScores | None
-    """(given labels, classes) as predicted."""
+    edges: np.ndarray  # (frames + 1,) seconds at which frames begin, and the last one ends
+    truth: np.ndarray  # (frames,) class, -1 background
+    predicted: np.ndarray  # (frames,) the same; a name that the manifest does not know is a class of its own
+    rows: np.ndarray  # (frames,) index into the given labels and rows of scores; past the last label there is none
+    scores: np.ndarray | StoredScores | None  # (given labels, classes) as predicted
 
     @property
     def seconds(self) -> np.ndarray:
@@ -102,7 +95,7 @@ def frame_scores(predictions: Sequence[FramePrediction], manifest: Manifest, rul
     """Every video of the (selected) manifest in frames; one without prediction at the rate that the first prediction
     states, else 1 fps. Raises InputError if a duration is unknown.
     """
-    by_video, durations = {item.video_id: item for item in predictions}, required_durations(manifest)
+    by_video, durations = {item.video_id: item for item in predictions}, manifest.required_durations()
     code = {name: index for index, name in enumerate(manifest.classes)}
     instances = dict(list(manifest.instances.groupby("video_id", sort=False)))
     fps = (predictions[0].fps if predictions else None) or 1.0
@@ -127,7 +120,6 @@ def frame_scores(predictions: Sequence[FramePrediction], manifest: Manifest, rul
         labels = [BACKGROUND if name is None else code.get(name, len(code)) for name in item.labels]
         frames.append(
             VideoFrames(
-                video_id=video_id,
                 edges=edges,
                 truth=frame_labels(places, table["label"].map(code), num_frames, rules),
                 predicted=np.array([*labels, BACKGROUND])[np.minimum(rows, len(labels))],
@@ -147,14 +139,30 @@ def frame_labels(places: np.ndarray, labels: np.ndarray, num_frames: int, rules:
 
 
 def frame_counts(frames: Sequence[VideoFrames]) -> dict[str, np.ndarray]:
-    """What all metrics but mAP are computed from, per video: correct seconds, seconds, edit score, counts of runs."""
-    runs = np.array([_run_counts(video) for video in frames]).reshape(-1, len(OVERLAPS), 3)
-    return {
-        "right": np.array([video.seconds[video.truth == video.predicted].sum() for video in frames]),
-        "seconds": np.array([video.seconds.sum() for video in frames]),
-        "edit": np.array([_edit_score(video.truth, video.predicted) for video in frames]),
-        **{f"F1@{round(100 * overlap)}": runs[:, number] for number, overlap in enumerate(OVERLAPS)},
-    }
+    """What all metrics but mAP are computed from, per video: correct seconds, seconds, edit score, and for each of
+    OVERLAPS the counts (right, wrong, missed) of predicted runs.
+    """
+    correct, seconds, edit = np.zeros((3, len(frames)))
+    runs = np.zeros((len(OVERLAPS), len(frames), 3), dtype=np.int64)
+    for number, video in enumerate(frames):
+        wanted, found = label_runs(video.truth), label_runs(video.predicted)
+        # A run is right if the true run of its class with the best IoU reaches the overlap and no earlier one took it.
+        ratio = hull_ratio(video.edges[found[:, None, 1:]], video.edges[wanted[None, :, 1:]])
+        ratio = np.where(found[:, None, 0] == wanted[None, :, 0], ratio, 0.0)
+        ratio = np.pad(ratio, [(0, 0), (0, 1)])  # a last column of zeros: there may be nothing wanted
+        best, reached = ratio.argmax(axis=1), ratio.max(axis=1)
+        for column, overlap in enumerate(OVERLAPS):
+            right = len(np.unique(best[reached >= overlap - ROUNDING]))
+            runs[column, number] = right, len(found) - right, len(wanted) - right
+        # Edit score: 1 - Levenshtein distance of the two sequences of classes over the longer one; 1 if both are empty.
+        distance = steps = np.arange(len(found) + 1)
+        for row, label in enumerate(wanted[:, 0], start=1):
+            changed = np.minimum(distance[1:] + 1, distance[:-1] + (found[:, 0] != label))
+            distance = np.minimum.accumulate(np.append(row, changed) - steps) + steps
+        edit[number] = 1.0 - distance[-1] / max(len(wanted), len(found), 1)
+        correct[number], seconds[number] = video.seconds[video.truth == video.predicted].sum(), video.seconds.sum()
+    f1_counts = {f"F1@{round(100 * overlap)}": counts for overlap, counts in zip(OVERLAPS, runs, strict=True)}
+    return {"right": correct, "seconds": seconds, "edit": edit} | f1_counts
 
 
 def weighted_counts(counts: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, float]:
@@ -174,32 +182,6 @@ def label_runs(labels: np.ndarray) -> np.ndarray:
     edges = np.flatnonzero(np.r_[True, np.diff(labels) != 0, True]) if len(labels) else np.zeros(1, dtype=np.int64)
     runs = np.column_stack([labels[edges[:-1]], edges[:-1], edges[1:]])
     return runs[runs[:, 0] != BACKGROUND]
-
-
-def _run_counts(video: VideoFrames) -> list[tuple[int, int, int]]:
-    """(right, wrong, missed) predicted runs of one video for each of OVERLAPS.
-
-    A run is right if the true run of its class with the best IoU reaches that overlap and no earlier one has taken it.
-    """
-    wanted, found = label_runs(video.truth), label_runs(video.predicted)
-    ratio = hull_ratio(video.edges[found[:, None, 1:]], video.edges[wanted[None, :, 1:]])
-    ratio = np.where(found[:, None, 0] == wanted[None, :, 0], ratio, 0.0)
-    ratio = np.pad(ratio, [(0, 0), (0, 1)])  # a last column of zeros: there may be nothing wanted
-    best, reached = ratio.argmax(axis=1), ratio.max(axis=1)
-    right = [len(np.unique(best[reached >= overlap - ROUNDING])) for overlap in OVERLAPS]
-    return [(number, len(found) - number, len(wanted) - number) for number in right]
-
-
-def _edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """1 - Levenshtein distance of the two sequences of classes over the longer one; 1 if both are empty."""
-    wanted, found = label_runs(truth)[:, 0], label_runs(predicted)[:, 0]
-    if not len(wanted) and not len(found):
-        return 1.0
-    distance = steps = np.arange(len(found) + 1)
-    for row, label in enumerate(wanted, start=1):
-        changed = np.minimum(distance[1:] + 1, distance[:-1] + (found != label))
-        distance = np.minimum.accumulate(np.append(row, changed) - steps) + steps
-    return 1.0 - distance[-1] / max(len(wanted), len(found))
 
 
 def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.ndarray:

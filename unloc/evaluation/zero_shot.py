@@ -1,27 +1,43 @@
 """Zero-shot temporal action localization: the unseen classes of each class split, then the mean over the splits.
 
 Ground truth and predictions are restricted to the unseen classes; AP per class and the mean over classes as in
-`detection`. Ten random splits each of 50 % and 75 % seen classes are usual (UnLoc §4.3, EffPrompt, STALE).
+`detection`. Class lists are those of EffPrompt and STALE: a folder holds `train/split_0.list` (seen) and
+`test/split_0.list` (unseen), one class name a line; ten random splits each of 50 % and 75 % seen classes are usual
+(UnLoc §4.3, Table 7).
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.schema import Manifest
-from unloc.annotations.subsets import (
-    ClassSplit,
-    check_class_split,
-    names_in_vocabulary,
-    nonsense_manifest,
-    restrict_to_classes,
-    words_of,
-)
-from unloc.errors import InputError
+from unloc.annotations.reading import read_lines
+from unloc.annotations.schema import Manifest, restricted
+from unloc.errors import ManifestError, MissingError
 from unloc.evaluation.detection import detection
 from unloc.evaluation.floors import detection_floors
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSplit:
+    """One division of a dataset's classes. Raises ManifestError where a class, by its words, is on both sides."""
+
+    name: str
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        seen = {words_of(name) or name: name for name in self.seen}
+        leaked = [(name, seen[words_of(name) or name]) for name in self.unseen if (words_of(name) or name) in seen]
+        if leaked:
+            first = "{!r} is {!r}".format(*leaked[0])
+            raise ManifestError(f"{self.name}: {len(leaked)} unseen classes are seen ones, first {first}")
+
 
 PredictionsOf = Callable[[ClassSplit], pd.DataFrame]
 """Detections for a class split: of the model trained on its seen classes, or of one model for all splits."""
@@ -39,19 +55,14 @@ def zero_shot(
 ) -> dict[str, dict]:
     """For every share of seen classes (`train_50_test_50`, …): mean, std and each split's metrics in percent.
 
-    `manifest` is the selected test split; std is that of the population of splits. The report also holds the leak
-    check; the floors, fitted on the seen classes of `train`; the mean of the nonsense control, `control_of` being
-    detections for the `nonsense_manifest`; and which unseen names the `vocabularies` of pretraining have.
-    Raises InputError for an unknown protocol or a leak, ManifestError if a split does not fit the manifest.
+    `manifest` is the selected test split; std is that of the population of splits. The report also holds the floors,
+    fitted on the seen classes of `train`; the mean of the nonsense control, `control_of` being detections for the
+    `nonsense_manifest`; and which unseen names the `vocabularies` of pretraining have. Raises InputError for an unknown
+    protocol, ManifestError if a split does not fit the manifest.
     """
     groups: dict[str, list[ClassSplit]] = {}
     for split in splits:
         check_class_split(split, manifest)
-        seen = {words_of(name): name for name in split.seen}
-        leaked = [(name, seen[words_of(name)]) for name in split.unseen if words_of(name) in seen]
-        if leaked:
-            first = "{!r} is {!r}".format(*leaked[0])
-            raise InputError(f"{split.name}: {len(leaked)} unseen classes are seen ones, first {first}")
         folder = str(PurePosixPath(split.name).parent)
         share = f"{len(split.seen)}_seen_{len(split.unseen)}_unseen" if folder == "." else folder
         groups.setdefault(share, []).append(split)
@@ -91,3 +102,113 @@ def mean_and_std(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, f
     columns = {name: np.array([score[name] for score in scores]) for name in scores[0]}
     mean, std = ({name: float(of(column)) for name, column in columns.items()} for of in (np.mean, np.std))
     return {"mean": mean, "std": std}
+
+
+def read_class_splits(folder: Path) -> list[ClassSplit]:
+    """All splits below a folder, ordered by their numbers and named by their path, such as `train_50_test_50/split_3`.
+
+    Raises MissingError where there is none or a side is missing, ManifestError for a list without or with equal names.
+    """
+    found = {}
+    for path in folder.rglob("train/*.list"):
+        other = path.parent.parent / "test" / path.name
+        if not other.is_file():
+            raise MissingError(f"{path}: its unseen side {other} does not exist")
+        name = (path.parent.parent.relative_to(folder) / path.stem).as_posix()
+        order = (str(path.parent), int("0" + "".join(filter(str.isdigit, path.stem))), path.name)
+        found[order] = ClassSplit(name=name, seen=read_class_list(path), unseen=read_class_list(other))
+    if not found:
+        reason = f"no train/*.list below {folder}" if folder.is_dir() else f"folder {folder} does not exist"
+        raise MissingError(f"class lists: {reason}")
+    return [found[order] for order in sorted(found)]
+
+
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """The class names of a list in its order. Raises ManifestError where one is repeated or there is none."""
+    names: dict[str, int] = {}
+    for number, line in read_lines(path):
+        if names.setdefault(line.strip(), number) != number:
+            raise ManifestError(f"{path}:{number}: {line.strip()!r} is in line {names[line.strip()]} too")
+    if not names:
+        raise ManifestError(f"{path}: no class name in this list")
+    return tuple(names)
+
+
+def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
+    """Raise ManifestError where a class of the manifest is on no side, or one side has none of its classes.
+
+    Listed classes that the manifest lacks are allowed: a manifest may hold only some of a dataset's videos.
+    """
+    left = [name for name in manifest.classes if name not in {*split.seen, *split.unseen}]
+    if left:
+        where = f"{split.name}: {len(left)} classes of manifest {manifest.name!r}"
+        raise ManifestError(f"{where} are on no side, first {left[0]!r}")
+    for side in ("seen", "unseen"):
+        if not set(getattr(split, side)) & set(manifest.classes):
+            raise ManifestError(f"{split.name}: manifest {manifest.name!r} has none of the {side} classes")
+
+
+def restrict_to_classes(manifest: Manifest, names: tuple[str, ...]) -> Manifest:
+    """The manifest with those of its classes that are named, in the order of the names; all videos stay."""
+    classes = tuple(name for name in names if name in manifest.classes)
+    instances = manifest.instances[manifest.instances["label"].isin(classes)].reset_index(drop=True)
+    return replace(manifest, classes=classes, instances=instances)
+
+
+def zero_shot_sides(manifest: Manifest, split: ClassSplit, test_split: str) -> tuple[Manifest, Manifest]:
+    """Training on videos that show seen classes only, and testing unseen classes in the whole test split.
+
+    Videos that also show an unseen class are not trained on: their unseen actions would count as background. Videos
+    of the test split without an unseen class stay: predictions on them count as wrong, as in the AP of all classes.
+    Raises ManifestError where the split does not fit or leaves no training video, MissingError for an unknown split.
+    """
+    check_class_split(split, manifest)
+    instances = manifest.instances
+    seen, unseen = (set(instances["video_id"][instances["label"].isin(names)]) for names in (split.seen, split.unseen))
+    if not seen - unseen:
+        raise ManifestError(f"{split.name}: no video of manifest {manifest.name!r} shows seen classes only")
+    train = restricted(manifest, (seen - unseen).__contains__)
+    return restrict_to_classes(train, split.seen), restrict_to_classes(manifest.select(test_split), split.unseen)
+
+
+def nonsense_manifest(manifest: Manifest) -> Manifest:
+    """The manifest with its classes renamed to made-up words, in the same order: a control for zero-shot scores.
+
+    A model asked for meaningless names can localise, but cannot know which class is which. A made-up name has as many
+    words of the same lengths; it depends on the name alone, except for a rare clash.
+    """
+    made: dict[str, str] = {}
+    letters = tuple("bdfgklmnprstvz"), tuple("aeiou")
+    for name in manifest.classes:
+        rng = np.random.default_rng([0, *name.encode()])
+        lengths, new = [len(word) for word in name.split() or ["word"]], ""
+        while not new or new in made.values() or new in manifest.classes:
+            # Words of one letter get two, as one could be an article.
+            words = ("".join(rng.choice(letters[index % 2]) for index in range(max(2, length))) for length in lengths)
+            new, lengths = f"{new} {' '.join(words)}".strip(), [4]
+        made[name] = new
+    instances = manifest.instances.assign(label=manifest.instances["label"].map(made))
+    classes = tuple(made[name] for name in manifest.classes)
+    return replace(manifest, name=f"{manifest.name}_nonsense", classes=classes, instances=instances)
+
+
+def words_of(name: str) -> frozenset[str]:
+    """The words of a name, whatever their order, case, underscores or capitals: BaseballPitch has two."""
+    return frozenset(word.lower() for word in _WORDS.findall(name))
+
+
+def names_in_vocabulary(names: Collection[str], vocabulary: Collection[str]) -> dict[str, dict[str, list[str]]]:
+    """Which names the vocabulary contains, each with the matching entries: is an "unseen" class really unseen?
+
+    "same": the same words in any order; "within": all words of one are among those of the other. Words must be spelled
+    alike: "skipping rope" is "Rope skipping", but "kayak" is not "kayaking".
+    """
+    entries = [(entry, words_of(entry)) for entry in vocabulary]
+    found: dict[str, dict[str, list[str]]] = {"same": {}, "within": {}}
+    for name in names:
+        words = words_of(name)
+        same = [entry for entry, others in entries if words and words == others]
+        within = [entry for entry, others in entries if words and others and (words < others or others < words)]
+        if same or within:
+            found["same" if same else "within"][name] = same or within
+    return found

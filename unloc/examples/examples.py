@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.durations import cached_durations, stated_durations
-from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.annotations.schema import CLIP_SECONDS, Manifest, cached_durations
 from unloc.config import DataConfig
 from unloc.errors import CoverageError, ManifestError
 from unloc.examples.batches import Example
@@ -29,7 +28,7 @@ class Examples:
 
     def __init__(self, task: str, manifest: Manifest, source: Source, config: DataConfig) -> None:
         self.task, self.source, self.config = task_named(task), source, config
-        self.durations = stated_durations(cached_durations(manifest, source))
+        self.durations = cached_durations(manifest, source).stated_durations()
         missing = [video_id for video_id in self.durations if video_id not in source]
         total, held = len(self.durations), len(self.durations) - len(missing)
         if missing:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.annotations.subsets import names_in_vocabulary
 from unloc.cache.opening import open_cache
 from unloc.cache.reading import Cache, CachedVideo
 from unloc.errors import InputError
 from unloc.evaluation.evaluator import Predictions, require_seconds
 from unloc.evaluation.job import Evaluation
+from unloc.evaluation.zero_shot import names_in_vocabulary
 from unloc.examples.sources import CachedTokens
 from unloc.examples.steps import at_distinct_times, nearest_index, token_spans
 from unloc.files import file_sha256

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.problems import Problems
-from unloc.annotations.reading import Name, brief, parse_json, read_as
+from unloc.annotations.reading import Name, Problems, brief, parse_json, read_as
 from unloc.errors import ManifestError, MissingError, PredictionError
 from unloc.predictions.records import (
     DETECTION_COLUMNS,
@@ -56,7 +55,16 @@ def read_predictions(
     """
     path = Path(path)
     text, packing = _unpacked_text(path, split)
-    name = _format_of(path, text)
+    head = text[:100_000].lstrip()
+    if head.startswith("{") and (key := _FIRST_KEY.search(head)):
+        name = ("ActivityNet JSON", "QVHighlights JSON lines", "AS JSON lines")[key.lastindex - 1]
+    else:
+        columns = set(next(csv.reader([head.split("\n", 1)[0].strip()]), []))
+        forms = {"csv of detections": DETECTION_COLUMNS, "csv of windows": WINDOW_COLUMNS}
+        name = next((form for form, wanted in forms.items() if columns.issuperset(wanted)), None)
+        if name is None:
+            problem = f"not a known format of predictions (starts with {head[:40]!r})" if head else "is empty"
+            raise PredictionError(f"{path}: {problem}; expected {', '.join(_FORMATS)}")
     tasks, read = _FORMATS[name]
     if task not in tasks:
         others = " or ".join(other for other, (tasks, _) in _FORMATS.items() if task in tasks)
@@ -94,18 +102,6 @@ def _unpacked_text(path: Path, split: str | None) -> tuple[str, str]:
         raise PredictionError(f"{path}: cannot be unpacked ({error}); is the file cut off or encrypted?") from None
 
 
-def _format_of(path: Path, text: str) -> str:
-    head = text[:100_000].lstrip()
-    if head.startswith("{") and (key := _FIRST_KEY.search(head)):
-        return ("ActivityNet JSON", "QVHighlights JSON lines", "AS JSON lines")[key.lastindex - 1]
-    columns = next(csv.reader([head.split("\n", 1)[0].strip()]), [])
-    for name, wanted in (("csv of detections", DETECTION_COLUMNS), ("csv of windows", WINDOW_COLUMNS)):
-        if set(wanted) <= set(columns):
-            return name
-    problem = f"not a known format of predictions (starts with {head[:40]!r})" if head else "is empty"
-    raise PredictionError(f"{path}: {problem}; expected {', '.join(_FORMATS)}")
-
-
 @dataclass
 class _Reader:
     """Reads one file; a method for each format."""
@@ -137,7 +133,7 @@ class _Reader:
             repeated, kind = Problems(), "duplicate id: of a video that occurs twice the last list counts"
             parse_json(self.text, str(self.path), repeated)
             for key, count in repeated.counts.items():
-                self.problems.add(kind, repeated.first[key], count)
+                self.problems.add(kind, repeated.places[key][0], count)
         external = content.get("external_data")
         used = external.get("used") if isinstance(external, dict) else None
         self.external_labels = None if used is None else bool(used)
@@ -245,14 +241,14 @@ class _Reader:
 
     def csv_rows(self) -> Iterator[tuple[str, dict[str, str], list[float]]]:
         """(place, row, [start, end, score]) of every line; an empty number is NaN."""
-        reader = csv.DictReader(io.StringIO(self.text, newline=""))
+        reader, names = csv.DictReader(io.StringIO(self.text, newline="")), WINDOW_COLUMNS[-3:]
         try:
             for row in reader:
                 place = f"{self.path}:{reader.line_num}"
                 try:
-                    numbers = [float(row[name]) if row[name] else np.nan for name in WINDOW_COLUMNS[-3:]]
+                    numbers = [float(row[name]) if row[name] else np.nan for name in names]
                 except (TypeError, ValueError):
-                    self.skip(f"{place}: {', '.join(WINDOW_COLUMNS[-3:])} must be numbers")
+                    self.skip(f"{place}: {', '.join(names)} must be numbers")
                 else:
                     yield place, row, numbers
         except csv.Error as error:

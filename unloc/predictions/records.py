@@ -25,8 +25,7 @@ class MomentPrediction:
     qid: str
     video_id: str
     query: str
-    windows: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
-    """(N, 3) start, end in seconds and score, in the file's order."""
+    windows: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))  # (N, 3) start, end, score in file order
     saliency: np.ndarray | None = None  # one score per 2 s clip, where there is saliency
     place: str = field(default="", compare=False)  # file and line it was read from
 
@@ -54,12 +53,9 @@ class FramePrediction:
     video_id: str
     labels: list[str | None]  # class name, or None for background
     times_seconds: np.ndarray | None = None
-    """(num_labels,) rising: a label lasts from its time until the next; the first from the start, the last to the end.
-    """
-    fps: float | None = None
-    """The rate stated by a file of others: label k lasts from k / fps to (k + 1) / fps."""
-    scores: np.ndarray | StoredScores | None = None
-    """(num_labels, num_classes) score of each class in the manifest's class order."""
+    """(num_labels,) rising: a label lasts from its time to the next, the first from the start, the last to the end."""
+    fps: float | None = None  # stated by a file of others: label k lasts from k / fps to (k + 1) / fps
+    scores: np.ndarray | StoredScores | None = None  # (num_labels, num_classes), in the manifest's class order
     place: str = field(default="", compare=False)  # file and line it was read from
 
     def __post_init__(self) -> None:
@@ -79,10 +75,8 @@ class FramePrediction:
             object.__setattr__(self, "times_seconds", times)
 
     def edges(self, duration_seconds: float) -> np.ndarray:
-        """(num_labels + 1,) seconds: label k lasts from edge k to edge k + 1, in a video of that length.
-
-        As official frames at the end of a video count whole, the last label lasts as long as the one before it, at most
-        a second, even where the video ends earlier.
+        """(num_labels + 1,) seconds: label k lasts from edge k to edge k + 1. The last one lasts as long as the one
+        before it, at most a second, even where the video ends earlier: official frames at its end count whole.
         """
         if self.fps is not None:
             return np.arange(len(self.labels) + 1) / self.fps

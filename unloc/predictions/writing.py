@@ -23,10 +23,7 @@ EXPORTS["cls"] = EXPORTS["tal"]  # labels of whole videos are detections
 def export_predictions(
     path: Path, task: str, predictions: pd.DataFrame | Sequence, split: str, *, external_labels: bool = False
 ) -> None:
-    """Predictions in the format of the name's ending: .json (ActivityNet), .jsonl, .zip (QVHighlights) or .csv.
-
-    Raises InputError where the task has no such format.
-    """
+    """Predictions in the format of the name's ending. Raises InputError where the task has no such format."""
     suffix = path.suffix.lower()
     if suffix not in EXPORTS[task]:
         raise InputError(f"--export {path}: predictions of {task} are written as {' or '.join(EXPORTS[task])}")
@@ -53,8 +50,7 @@ def write_detections(path: Path, detections: pd.DataFrame, *, external_labels: b
 def write_moments(path: Path, predictions: Sequence[MomentPrediction], split: str | None = None) -> None:
     """Write a QVHighlights submission; numeric qids as numbers, as there.
 
-    With a split (val or test) as a zip, under the name that QVHighlights' server expects. It takes both splits in one
-    zip: files of other splits in an existing zip are kept.
+    With a split (val or test) into a zip for QVHighlights' server, which takes both: other files in it are kept.
     """
     rows = []
     for item in predictions:
@@ -84,11 +80,8 @@ def missing_submissions(path: Path) -> list[str]:
 
 
 def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
-    """Write JSON lines with the time of every label (or the rate that a file stated), and class scores in
-    `<stem>_scores.npz` next to them, one array per video.
-    """
-    arrays, rows = {}, []
-    sidecar = path.with_name(f"{path.stem}_scores.npz")
+    """Write JSON lines, and class scores in `<stem>_scores.npz` next to them, one array per video."""
+    arrays, rows, sidecar = {}, [], path.with_name(f"{path.stem}_scores.npz")
     for item in predictions:
         timing = {"fps": item.fps} if item.times_seconds is None else {"times_seconds": item.times_seconds.tolist()}
         rows.append({"video_id": item.video_id, **timing, "labels": item.labels})

@@ -180,9 +180,8 @@ def _time_steps(rng: np.random.Generator, steps: tuple[Action, ...], duration: f
 
 
 def _add_side_events(rng: np.random.Generator, events: list[Event], duration: float) -> None:
-    """Add up to two further actions to the steps, each perhaps twice, never during an event of the same look.
-
-    Half are classes that are no step, half no class; half of those look like a step of this video.
+    """Add up to two further actions to the steps, each perhaps twice, never during an event of the same look. Half are
+    classes that are no step, half no class; half of those look like a step of this video.
     """
     own_looks = {step.action.look for step in events}
     for _ in range(int(rng.choice(3, p=[0.2, 0.45, 0.35]))):

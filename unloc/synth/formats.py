@@ -1,8 +1,8 @@
-"""The world's annotations in the official formats of six datasets, exactly as those are released.
+"""The world's annotations in the official formats of six datasets, exactly as those are released, and their sentences.
 
-Deviations: the test splits have annotations, COIN has a validation subset, the Charades csv has only the columns `id`
-and `length`, and `version` says that the world is synthetic (files without such a key show it by the ids of their
-videos, `v_synth…`).
+A query has 5-20 words; some name another event ("after the blue square …"). Deviations: the test splits have
+annotations, COIN has a validation subset, the Charades csv has only the columns `id` and `length`, and `version` says
+that the world is synthetic (files without such a key show it by the ids of their videos, `v_synth…`).
 """
 
 import json
@@ -12,19 +12,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from unloc.synth.events import Event, VideoPlan, video_generator
-from unloc.synth.sentences import class_query, event_query
-from unloc.synth.vocabulary import CLASS_ACTIONS, MOTIONS, STEP_ACTIONS, TASKS
+from unloc.synth.vocabulary import CLASS_ACTIONS, MOTION_PHRASES, MOTIONS, SHAPE_WORDS, STEP_ACTIONS, TASKS
 
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
 SYNTHETIC = "synthetic world rendered by unloc"
 CLIP_SECONDS = 2
+OPENINGS = ("", "", "", "we see that ", "the camera shows how ", "at some point ", "in this part ", "watch how ")
+CLOSINGS = ("", "", "", " on the screen", " in the picture", " for a while", " in front of the background")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+MIN_WORDS, MAX_WORDS = 5, 20
+RELATIONS = {
+    "after": lambda event, other: event.start_seconds >= other.end_seconds,
+    "before": lambda event, other: event.end_seconds <= other.start_seconds,
+    "while": lambda event, other: (
+        event.overlap_seconds(other.start_seconds, other.end_seconds) > 0.5 * event.length_seconds
+    ),
+}
 
 
 def all_annotations(plans: Sequence[VideoPlan], seed: int) -> dict[str, str]:
-    """Every annotation file of a world: path below `annotations/` to text.
-
-    ActivityNet has the events whose actions are classes, COIN the steps of each video's task in order, ActivityNet
-    Captions and Charades-STA a sentence per event, QVHighlights a query per action of a video with all its moments.
+    """Every annotation file of a world: path below `annotations/` to text. ActivityNet has the events whose actions are
+    classes, COIN the steps of each video's task in order, ActivityNet Captions and Charades-STA a sentence per event,
+    QVHighlights a query per action of a video with all its moments.
     """
     anet, coin, captions, num_queries = {}, {}, {split: {} for split in SUBSETS}, 0
     texts = {"charades_sta_{}.txt": "", "Charades_v1_{}.csv": "id,length\n"}
@@ -112,10 +121,8 @@ def clip_annotations(plans: Sequence[VideoPlan]) -> dict[str, str]:
 
 
 def relevant_clips(events: Sequence[Event], num_clips: int) -> dict[int, int]:
-    """The 2 s clips that show the events, in order, with their grade as highlights, 1-4.
-
-    A clip is relevant where events fill half of it, and a better highlight the longer its object glows. The best clip
-    is always relevant, with grade 4.
+    """The 2 s clips that events fill by half, in order, with their grade as highlights, 1-4: better the longer an
+    object glows. The best clip is always relevant, with grade 4.
     """
     grades, quality = {}, {}
     for clip in range(num_clips):
@@ -136,9 +143,8 @@ def rate_clips(grades: dict[int, int], rng: np.random.Generator) -> list[list[in
 
 
 def class_splits() -> dict[str, str]:
-    """`zero_shot/{train_50_test_50,train_75_test_25}/{train,test}/split_{0..9}.list`, one class name per line.
-
-    Every word of an unseen class (its colour, its shape, its motion) occurs in seen classes; the class itself does not.
+    """`zero_shot/{train_50_test_50,train_75_test_25}/{train,test}/split_{0..9}.list`, one class name per line. Every
+    word of an unseen class (its colour, its shape, its motion) occurs in seen classes; the class itself does not.
     """
     files, rng = {}, np.random.default_rng(20)  # they are part of the benchmark: the same for every world
     for folder, share in {"train_50_test_50": 0.5, "train_75_test_25": 0.75}.items():
@@ -152,3 +158,71 @@ def class_splits() -> dict[str, str]:
             for side, names in {"train": seen, "test": unseen}.items():
                 files[f"zero_shot/{folder}/{side}/split_{number}.list"] = "\n".join(sorted(names)) + "\n"
     return files
+
+
+def class_query(event: Event, rng: np.random.Generator) -> str:
+    """A sentence that is true of every event of that action in the video."""
+    return _finish(_clause(event, rng), rng)
+
+
+def event_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
+    """A sentence that is true of this event alone: where the video repeats the action it says which one, by another
+    event or by number; some other sentences name another event without need.
+    """
+    body = _clause(event, rng)
+    same = [other for other in plan.events if other.action == event.action]
+    relations = _relations(event, same, plan, rng)
+    if relations and (len(same) > 1 or rng.random() < 0.15):
+        relation = relations[rng.integers(len(relations))]
+        return _finish(f"{relation}, {body}" if rng.random() < 0.5 else f"{body} {relation}", rng)
+    if len(same) > 1:
+        body += f" for the {ORDINALS[same.index(event)]} time"
+    return _finish(body, rng)
+
+
+def leaves_view(event: Event, plan: VideoPlan) -> bool:
+    """Whether the object is gone at the event's end, and nothing else of its look is in view around then."""
+    return event.still_after_seconds == 0.0 and not _has_look_alike(event, plan, event.end_seconds)
+
+
+def _clause(event: Event, rng: np.random.Generator, article: str = "", verb: str = "") -> str:
+    """'a red disc climbs upward'; a random article or verb where none is given."""
+    words, phrases = SHAPE_WORDS[event.action.shape], MOTION_PHRASES[event.action.motion]
+    article = article or ("a" if rng.random() < 0.6 else "the")
+    noun = words[rng.integers(len(words))]
+    return f"{article} {event.action.colour} {noun} {verb or phrases[rng.integers(len(phrases))]}"
+
+
+def _finish(body: str, rng: np.random.Generator) -> str:
+    """The sentence with an opening and a closing if that is not too long, between 5 and 20 words."""
+    sentence = OPENINGS[rng.integers(len(OPENINGS))] + body + CLOSINGS[rng.integers(len(CLOSINGS))]
+    if len(sentence.split()) > MAX_WORDS:
+        sentence = body
+    if len(sentence.split()) < MIN_WORDS:
+        sentence += " in the video"
+    return sentence[0].upper() + sentence[1:] + ("." if rng.random() < 0.7 else "")
+
+
+def _relations(event: Event, same: Sequence[Event], plan: VideoPlan, rng: np.random.Generator) -> list[str]:
+    """'after the blue square leaves', … relating it to an event of another look, not true of its repetitions."""
+    phrases, looks = [], [item.action.look for item in plan.events]
+    for other in plan.events:
+        if other is event or looks.count(other.action.look) > 1:
+            continue
+        for relation, holds in RELATIONS.items():
+            if holds(event, other) and not any(holds(third, other) for third in same if third is not event):
+                verb = ""
+                if relation == "after" and leaves_view(other, plan):
+                    verb = "leaves"
+                elif relation == "before" and other.still_before_seconds == 0.0:
+                    verb = "" if _has_look_alike(other, plan, other.start_seconds) else "appears"
+                phrases.append(f"{relation} {_clause(other, rng, 'the', verb)}")
+    return phrases
+
+
+def _has_look_alike(event: Event, plan: VideoPlan, seconds: float) -> bool:
+    """Is another object of the event's look in view within 2 s of this time?"""
+    look = event.action.look
+    items = (item for item in (*plan.events, *plan.distractors) if item is not event and item.action.look == look)
+    spans = (item.visible_seconds for item in items)
+    return any(start < seconds + 2.0 and end > seconds - 2.0 for start, end in spans)

@@ -24,14 +24,11 @@ class Style:
     """How a world is drawn. What happens in it does not depend on it."""
 
     colours: Mapping[str, tuple[int, int, int]]
-    levels: tuple[float, float]
-    """Least and most brightness of a background's colours, 0-255."""
+    levels: tuple[float, float]  # least and most brightness of a background's colours, 0-255
     patterns: tuple[str, ...]
     grain: np.ndarray
-    outline: float = 1.0
-    """Width of the drawn rim of a shape, of its radius; 1: filled."""
-    shadow: float = 0.0
-    """How much darker the right edge of the picture is, 0-1."""
+    outline: float = 1.0  # width of the drawn rim of a shape, of its radius; 1: filled
+    shadow: float = 0.0  # how much darker the right edge of the picture is, 0-1
 
 
 SKETCH_COLOURS = {
@@ -209,9 +206,8 @@ def _outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -
 
 
 def _make_texture(rng: np.random.Generator, style: Style) -> np.ndarray:
-    """A random background that tiles seamlessly: uint8 (2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE, 3), repeated twice.
-
-    Fractal noise between two muted colours, under a pattern. Repeating it lets any crop be a slice.
+    """A random background, uint8 (2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE, 3): fractal noise between two muted colours,
+    under a pattern. It tiles seamlessly and is repeated, so that any crop is a slice.
     """
     palette = []
     for _ in range(3):  # muted colours

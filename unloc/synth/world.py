@@ -39,9 +39,9 @@ def render_world(
 ) -> None:
     """Render videos 0 … num_videos-1 of the world `seed` into `out`, and their `clips`, with annotations of these.
 
-    `style` is one of `scenes.STYLES`. `workers` is the number of processes (0 or 1: this process alone). `on_progress`
-    is called with videos done and all.
-    Raises InputError where `out` holds another world (unless `overwrite` empties it first) or anything else.
+    `workers` is the number of processes (0 or 1: this process alone); `on_progress` is called with videos done and all.
+    Raises InputError for a style that is none of `scenes.STYLES`, and where `out` holds anything but this world (unless
+    it is another world and `overwrite` empties it first).
     """
     if style not in STYLES:
         raise InputError(f"--style: got {style!r}, expected one of {', '.join(STYLES)}")

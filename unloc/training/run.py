@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unloc.annotations.durations import cached_durations, required_durations
-from unloc.annotations.schema import Manifest, load_manifest, manifest_rows
-from unloc.annotations.subsets import restricted
+from unloc.annotations.schema import Manifest, cached_durations, load_manifest, manifest_rows, restricted
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
@@ -220,7 +218,7 @@ def build_trainer(
         )
     if val is not None:
         Examples(recipe.task, val, source, recipe.data)  # what it lacks is reported now, not after an epoch
-        required_durations(val)
+        val.required_durations()
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
     example = examples.example(0)

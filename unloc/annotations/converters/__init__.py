@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from unloc.annotations.converters import clips, instances, queries
-from unloc.annotations.problems import Problems
+from unloc.annotations.reading import Problems
 from unloc.annotations.schema import Manifest, build_manifest
 from unloc.errors import InputError, ManifestError
 
@@ -26,8 +26,8 @@ RENDERED_ID = r"v_synth\d+_\d+(_\d{6}_\d{6})?"  # video and clip ids of `unloc d
 def convert(name: str, paths: Sequence[Path], split: str | None = None, problems: Problems | None = None) -> Manifest:
     """The manifest of official annotation files or folders of them; every change is logged in `problems`.
 
-    `split` keeps one subset where the files state subsets, and names the split where they do not.
-    Raises InputError for an unknown format name, MissingError for absent files, ManifestError with file and place.
+    `split` keeps one subset where the files state subsets, and names the split where they do not. Raises InputError for
+    an unknown format, MissingError for absent files, ManifestError with file and place.
     """
     if name not in CONVERTERS:
         raise InputError(f"format {name!r} is not known; expected one of {', '.join(CONVERTERS)}")

@@ -4,8 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from unloc.annotations.problems import Problems
-from unloc.annotations.reading import files_below, read_text
+from unloc.annotations.reading import Problems, files_below, read_text
 from unloc.annotations.schema import InstanceRow, Rows, VideoRow
 from unloc.errors import ManifestError
 

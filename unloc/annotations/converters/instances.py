@@ -3,8 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from unloc.annotations.problems import Problems
-from unloc.annotations.reading import Name, Segment, files_below, read_json, typed
+from unloc.annotations.reading import Name, Problems, Segment, files_below, read_json, typed
 from unloc.annotations.schema import InstanceRow, Rows, VideoRow
 from unloc.errors import ManifestError
 from unloc.recipes import dataset_description
@@ -18,9 +17,8 @@ SUBSETS = {"training": "activitynet", "testing": "activitynet", "Validation": "t
 def activitynet(paths: list[Path], split: str | None, problems: Problems, dataset: str = "activitynet") -> Rows:
     """All videos and instances as written, of ActivityNet or THUMOS14, whose subsets are put in lower case.
 
-    Classes alphabetically, like the official ids: the labels of all subsets, and the leaves of a taxonomy (nodes that
-    are no other's parent), also those that no video here shows. 30 instances of THUMOS14 start after the end of their
-    video; they are kept, since the official scorers count them.
+    Classes alphabetically, like the official ids: the labels of all subsets, and the leaves of a taxonomy. 30 instances
+    of THUMOS14 start after the end of their video; they are kept, since the official scorers count them.
     """
     rows, labels = [], set()
     pattern = "thumos*.json" if dataset == "thumos14" else "activity*net*.json"
@@ -47,15 +45,13 @@ def activitynet(paths: list[Path], split: str | None, problems: Problems, datase
 
 
 def coin(paths: list[Path], split: str | None, problems: Problems) -> Rows:
-    """All videos and steps as written. Classes in the order of the official step ids.
+    """All videos and steps as written. Classes in the order of the step ids: for COIN itself the 778 steps of its
+    taxonomy, for another dataset in its format the steps of the files.
 
-    For COIN itself these are the 778 steps of its taxonomy, whichever of them the files show; for another dataset in
-    its format, the steps of the files. A step name shared by several ids carries its task, as `name (Task)`, and its id
-    where one task has it twice: ids are the classes. An official split file among the paths (video id to subset) tells
-    which videos lack annotations.
+    A step name shared by several ids carries its task, as `name (Task)`, and its id where one task has it twice. An
+    official split file among the paths (video id to subset) tells which videos lack annotations.
     """
-    videos, listed = {}, {}
-    steps: dict[str, tuple[str, str]] = {}  # id to (label, task), as first seen
+    videos, listed, steps = {}, {}, {}  # steps: id to (label, task), as first seen
     for path in files_below(paths, "coin*.json", "*.json", but="coin_test_without*.json"):
         content = read_json(object, path, problems)
         if isinstance(content, dict) and content and all(isinstance(value, str) for value in content.values()):

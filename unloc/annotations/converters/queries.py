@@ -7,8 +7,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from unloc.annotations.problems import Problems
-from unloc.annotations.reading import files_below, is_number, parse_json, read_json, read_lines, read_text, typed
+from unloc.annotations.reading import (
+    Problems,
+    files_below,
+    is_number,
+    parse_as,
+    read_json,
+    read_lines,
+    read_text,
+    typed,
+)
 from unloc.annotations.schema import Name, QueryRow, Rows, Segment, VideoRow
 from unloc.errors import ManifestError
 
@@ -40,7 +48,6 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ro
     """`ID START END##SENTENCE` lines of txt files; lengths from the csv files given with them (columns id, length).
 
     Segments as written: 2,367 official ends are past the video's length; the protocol says whether they are clamped.
-    Raises ManifestError where a video has no length.
     """
     files = files_below(paths, "charades*.[ct][sx][vt]", "*.[ct][sx][vt]")
     texts = [path for path in files if path.suffix.lower() != ".csv"]
@@ -75,16 +82,14 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ro
 
 
 def qvhighlights(paths: list[Path], split: str | None, problems: Problems) -> Rows:
-    """JSON lines: queries with their windows and the three raters' saliency per relevant clip.
-
-    Where two files of a split hold the same query, one of them without windows (the test file as first released), the
-    one with windows is used.
+    """JSON lines: queries with their windows and the three raters' saliency per relevant clip. Of the same query in two
+    files of a split, one without windows (the test file as first released), the one with windows is used.
     """
     videos, queries, repeats = {}, {}, []
     for path, name in _files_with_splits(files_below(paths, "highlight_*.jsonl", "*.jsonl"), split, problems):
         for number, line in read_lines(path):
             place = f"{path}:{number}"
-            entry = typed(HIGHLIGHTS, parse_json(line, place), place)
+            entry = parse_as(HIGHLIGHTS, line, place)
             text, windows = _sentence(entry["query"], place, problems), entry["relevant_windows"] or []
             ratings = {key: entry[key] for key in ("relevant_clip_ids", "saliency_scores")}
             row = QueryRow(entry["vid"], name, entry["qid"], text, windows, **ratings)
@@ -108,8 +113,7 @@ def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     The split is what --split or the file's name says, else test, or train for the training set's form. Lengths come
     from `duration` where a file gives it; otherwise they stay unknown until extraction measures them.
     """
-    videos: dict[tuple[str, str], VideoRow] = {}
-    queries = []
+    videos, queries = {}, []
     for path in files_below(paths, "*timelens*.json*", "*.json*", "*.txt"):
         stated = _splits_in_name(path)
         if not split and len(stated) > 1:
@@ -119,7 +123,7 @@ def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
             contents = {f"{path}:{number}": line.strip() for number, line in read_lines(path)}
             for place, line in contents.items():
                 if MARK not in line or line[0] in '{["':
-                    contents[place] = parse_json(line, place)
+                    contents[place] = parse_as(object, line, place)
         else:
             contents = {str(path): read_json(object, path, problems)}
         entries = (entry for place, content in contents.items() for entry in _timelens_entries(content, place))
@@ -175,10 +179,8 @@ def _splits_in_name(path: Path) -> list[str]:
 
 
 def _files_with_splits(files: list[Path], split: str | None, problems: Problems) -> list[tuple[Path, str]]:
-    """Every file with its split: the one its name states, or `split`.
-
-    Of several files whose names state splits, `split` keeps those that state it; else it names the split of them all.
-    Raises ManifestError where the split of a file is not known.
+    """Every file with its split: the one its name states, or `split`. Of several files whose names state splits, it
+    keeps those that state it; else it names the split of them all. Raises ManifestError where a split is not known.
     """
     stated = {path: _splits_in_name(path) for path in files}
     if split is None:
