@@ -13,6 +13,7 @@ from unloc.errors import DivergedError
 from unloc.examples.batches import class_pairs, collate
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
+from unloc.tasks import task_named
 from unloc.training import trainer as trainer_module
 from unloc.training.objective import part_losses, split_batch
 from unloc.training.run import fit_recipe
@@ -27,6 +28,8 @@ CASES = {
     "pairs": {"task": "tal", "model": MODEL, "train": {"classes_per_video": 2}},
     "as": {"task": "as", "model": MODEL, "loss": {"relevance": "sigmoid"}},
     "as pairs": {"task": "as", "model": MODEL, "train": {"classes_per_video": 1}},
+    "cls": {"task": "cls", "model": MODEL, "loss": {"relevance": "sigmoid"}},
+    "cls pairs": {"task": "cls", "model": MODEL, "train": {"classes_per_video": 2}},
 }
 
 
@@ -62,7 +65,7 @@ def test_parts_add_up_to_the_losses_gradients_and_positives_of_the_whole_batch(c
     recipe, found = recipe_of(case), []
     for count in (1, 2, 5, 9):
         torch.manual_seed(0)
-        model = UnLoc(recipe.model, 16, 16, 16, localizes=recipe.task != "as")
+        model = UnLoc(recipe.model, 16, 16, 16, localizes=task_named(recipe.task).localizes)
         parts, sums = split_batch(batch_of(recipe), recipe, count), {}
         assert len(parts) == min(count, 5)
         for part in parts:
@@ -93,7 +96,7 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_read_nothing_back(case):
     recipe = recipe_of(case)
-    model, batch = UnLoc(recipe.model, 16, 16, 16, localizes=recipe.task != "as"), batch_of(recipe)
+    model, batch = UnLoc(recipe.model, 16, 16, 16, localizes=task_named(recipe.task).localizes), batch_of(recipe)
     with Recorder() as recorder:
         for part in split_batch(batch, recipe, 2):
             part_losses(model, part, recipe)["loss"].backward()
