@@ -39,7 +39,7 @@ def test_frames_times_and_texts_are_enough(token_world, tmp_path, task):
         np.testing.assert_allclose(windows, rows[["start_seconds", "end_seconds", "score"]].to_numpy(), atol=1e-4)
         assert [loaded.info.classes[label] for label, _ in found] == list(rows["label"])
     else:
-        times, logits = predict_frames(loaded, video, classes)
+        ((times, logits),) = predict_frames(loaded, [video], classes)
         (wanted,) = [prediction for prediction in expected if prediction.video_id == "v50"]
         np.testing.assert_array_equal(times, wanted.times_seconds)
         np.testing.assert_allclose(logits, wanted.scores, atol=1e-4)

@@ -46,12 +46,12 @@ def predict_moments(
     outputs = forward(loaded.model, batch, recipe, pairing="own")
     segments = segments_in_seconds(outputs, examples, recipe)[:, 0]
     kept, found = kept_windows(segments, outputs.relevance[:, 0].sigmoid(), recipe.decode), []
+    step_logits = None if outputs.saliency is None else outputs.saliency[:, 0].float().cpu().numpy()
     for row, (example, (_, windows)) in enumerate(zip(examples, kept, strict=True)):
         saliency = None
-        if outputs.saliency is not None:  # the step logits, linearly interpolated at the middle of each clip
+        if step_logits is not None:  # linearly interpolated at the middle of each clip
             middles = (np.arange(max(1, int(example.duration_seconds / CLIP_SECONDS))) + 0.5) * CLIP_SECONDS
-            logits = outputs.saliency[row, 0].float().cpu().numpy()
-            saliency = np.interp(example.grid.to_steps(middles), np.arange(len(logits)), logits)
+            saliency = np.interp(example.grid.to_steps(middles), np.arange(step_logits.shape[1]), step_logits[row])
         found.append((windows, saliency))
     return found
 
@@ -64,18 +64,23 @@ def predict_detections(
     recipe = loaded.info.recipe
     examples = [linspace_example(video, recipe.data) for video in videos]
     outputs = class_outputs(loaded.model, examples, texts, recipe)
-    rows = zip(segments_in_seconds(outputs, examples, recipe), outputs.relevance, strict=True)
-    return [detections_of(boxes, logits.sigmoid(), recipe.decode) for boxes, logits in rows]
+    return detections_of(segments_in_seconds(outputs, examples, recipe), outputs.relevance.sigmoid(), recipe.decode)
 
 
 @torch.inference_mode()
-def predict_frames(loaded: LoadedModel, video: VideoFrames, texts: ClassTexts) -> tuple[np.ndarray, np.ndarray]:
-    """Times (T,) of a video's frames and the logits (T, C) of all classes at each."""
+def predict_frames(
+    loaded: LoadedModel, videos: Sequence[VideoFrames], texts: ClassTexts
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Times (T,) of each video's frames and the logits (T, C) of all classes at each. Windows of all are one batch."""
     recipe = loaded.info.recipe
-    windows = windows_of(video, recipe.data.num_steps)
-    outputs = class_outputs(loaded.model, windows, texts, recipe)
-    logits = outputs.relevance.transpose(1, 2).double().cpu().numpy()[np.stack([one.frame_mask for one in windows])]
-    return at_distinct_times(video.times_seconds, logits)
+    windows = [windows_of(video, recipe.data.num_steps) for video in videos]
+    outputs = class_outputs(loaded.model, [window for own in windows for window in own], texts, recipe)
+    logits, first, found = outputs.relevance.transpose(1, 2).double().cpu().numpy(), 0, []
+    for video, own in zip(videos, windows, strict=True):
+        valid = np.stack([window.frame_mask for window in own])
+        found.append(at_distinct_times(video.times_seconds, logits[first : first + len(own)][valid]))
+        first += len(own)
+    return found
 
 
 @torch.inference_mode()
@@ -103,7 +108,7 @@ def predict_split(
     is_query = task_named(recipe.task).text_kind == "query"
     items = examples.queries.to_dict("records") if is_query else examples.videos
     texts = None if is_query else ClassTexts(classes, source, recipe.data)
-    size = {"tal": VIDEO_BATCH, "as": 1, "cls": VIDEO_BATCH}.get(recipe.task, QUERY_BATCH)
+    size = QUERY_BATCH if is_query else VIDEO_BATCH
     for start in range(0, len(items), size):
         part = items[start : start + size]
         if is_query:
@@ -123,12 +128,13 @@ def predict_split(
                 rows = ((video_id, classes[label], 0.0, seconds, scores[label]) for label in best)
                 predictions += itertools.islice(rows, recipe.decode.max_detections)
         else:
-            times, logits = predict_frames(loaded, examples.video(part[0]), texts)
-            background = logits.max(axis=1) <= recipe.decode.background_logit
-            best = zip(background, logits.argmax(axis=1), strict=True)
-            labels = [None if is_background else classes[label] for is_background, label in best]
-            named = {"video_id": part[0], "times_seconds": times}
-            predictions.append(FramePrediction(**named, labels=labels, scores=logits))
+            found = predict_frames(loaded, [examples.video(video_id) for video_id in part], texts)
+            for video_id, (times, logits) in zip(part, found, strict=True):
+                background = logits.max(axis=1) <= recipe.decode.background_logit
+                best = zip(background, logits.argmax(axis=1), strict=True)
+                labels = [None if is_background else classes[label] for is_background, label in best]
+                named = {"video_id": video_id, "times_seconds": times}
+                predictions.append(FramePrediction(**named, labels=labels, scores=logits))
         on_progress(min(start + size, len(items)), len(items))
     return detections_table(predictions) if recipe.task in ("tal", "cls") else predictions
 
@@ -219,16 +225,23 @@ def kept_windows(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list
     return [(index[valid], window[valid]) for index, window, valid in rows]
 
 
-def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[tuple[int, np.ndarray]]:
-    """(class index, [start, end, score]) of one video's (C, P, 2) segments after Soft-NMS: at most `max_detections` of
-    all classes, best first.
+def detections_of(segments: Tensor, scores: Tensor, config: DecodeConfig) -> list[list[tuple[int, np.ndarray]]]:
+    """(class index, [start, end, score]) of each video's segments after Soft-NMS: at most `max_detections` of all
+    classes, best first. Segments (B, C, P, 2), scores (B, C, P).
 
     Soft-NMS runs over all classes together by default, as in the official code; within each class with `nms_per_class`.
     """
+    count, points = scores.shape[1:]
     if config.nms_per_class:
-        per_class = enumerate(kept_windows(segments, scores, config))
-        found = [(label, window) for label, (_, windows) in per_class for window in windows]
-        return sorted(found, key=lambda item: -item[1][2])[: config.max_detections]
-    label, point = torch.nonzero(scores > config.score_threshold).T
-    ((index, windows),) = kept_windows(segments[label, point][None], scores[label, point][None], config)
-    return list(zip(label.cpu().numpy()[index].tolist(), windows, strict=True))
+        rows, found = kept_windows(segments.flatten(0, 1), scores.flatten(0, 1), config), []
+        for first in range(0, len(rows), count):
+            per_class = enumerate(rows[first : first + count])
+            video = [(label, window) for label, (_, windows) in per_class for window in windows]
+            found.append(sorted(video, key=lambda item: -item[1][2])[: config.max_detections])
+        return found
+    segments, scores = segments.flatten(1, 2), scores.flatten(1)
+    above = scores > config.score_threshold
+    chosen = above.byte().argsort(dim=1, descending=True, stable=True)[:, : int(above.sum(1).amax())]  # in their order
+    segments, scores = segments.gather(1, chosen[..., None].expand(-1, -1, 2)), scores.gather(1, chosen)
+    rows = zip((chosen // points).cpu().numpy(), kept_windows(segments, scores, config), strict=True)
+    return [list(zip(labels[index].tolist(), windows, strict=True)) for labels, (index, windows) in rows]

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+CHECK_EVERY_ON_CPU, CHECK_EVERY_ON_GPU = 1, 16  # candidates taken until it is asked whether a row has any left
+
 
 @torch.no_grad()
 def soft_nms(
@@ -20,6 +22,7 @@ def soft_nms(
     until `max_detections` are taken or no score is above `score_threshold` (>= 0). Segments may be in any unit.
     """
     rows, num_points = scores.shape
+    check_every = CHECK_EVERY_ON_CPU if scores.device.type == "cpu" else CHECK_EVERY_ON_GPU  # a GPU is waited for
     num_kept = min(max_detections, num_points)
     remaining = scores.where(scores > score_threshold, -1.0)  # NaN, too, is never taken
     index = torch.zeros(rows, num_kept, dtype=torch.long, device=scores.device)
@@ -29,9 +32,9 @@ def soft_nms(
     for step in range(num_kept):
         best, place = remaining.max(dim=1, keepdim=True)
         alive = best > score_threshold
-        if not bool(alive.any()):
+        if step % check_every == 0 and not bool(alive.any()):
             break
-        index[:, step : step + 1], kept[:, step : step + 1] = place, best.where(alive, 0.0)
+        index[:, step : step + 1], kept[:, step : step + 1] = place.where(alive, 0), best.where(alive, 0.0)
         chosen_start, chosen_end, chosen_length = (values.gather(1, place) for values in (start, end, length))
         torch.minimum(end, chosen_end, out=overlap)
         torch.maximum(start, chosen_start, out=union)
