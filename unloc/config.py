@@ -256,10 +256,18 @@ class TrainConfig(Section):
     """MR: batch: every caption against every video of the batch (official); own: its own video only."""
     classes_per_video: int = number(0, 0, 1_000_000)
     """TAL, AS, CLS: class names fused with each video per step, its own first, then random ones; 0: all (official)."""
+    compile: str = one_of("auto", "on", "off")
+    """torch.compile of fusion, pyramid and heads: a minute at the start, then faster steps. auto: on a GPU, for runs of
+    at least 1,000 steps; never on a CPU, where it does not pay."""
     precision: str = one_of("auto", "fp32", "bf16")
     """fp32 (with TF32 on CUDA), bf16 (autocast) or auto: bf16 on CUDA devices where it is fast. For evaluation too."""
     seed: int = number(0, 0, 2**32 - 1)
     """Seed of weights, order and sampling."""
+
+    def __post_init__(self) -> None:
+        """YAML reads a bare on and off as true and false."""
+        object.__setattr__(self, "compile", {"True": "on", "False": "off"}.get(self.compile, self.compile))
+        Section.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -341,6 +349,8 @@ class Recipe(Section):
             f"model.width: {sizes} make {billions:.1f} billion parameters, expected at most {MAX_BILLIONS}": (
                 billions > MAX_BILLIONS
             ),
+            f"train.accumulate: {self.train.accumulate} parts of a batch of {self.train.batch_size}; give as many or "
+            "fewer": self.train.accumulate > self.train.batch_size,
             f"train.batch_size: {self.train.batch_size} examples of {steps} steps take {gib:,.0f} GiB for frames, "
             f"expected at most {MAX_BATCH_GIB}": gib > MAX_BATCH_GIB,
         }.items():

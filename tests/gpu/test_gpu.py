@@ -25,6 +25,7 @@ from unloc.model.towers import GPU_BATCH
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
 from unloc.training.run import fit_recipe
+from unloc.training.trainer import Trainer
 
 WANTED = os.environ.get("UNLOC_GPU_TESTS_ON", "cuda")
 pytestmark = [
@@ -36,7 +37,7 @@ pytestmark = [
 TOKENS = {"float32": 5e-3, "bfloat16": 5e-2}
 OUTPUTS = {"fp32": 1e-2, "bf16": 6e-2}
 LOSSES = {"fp32": 2e-2, "bf16": 1e-1}
-EIGHT_STEPS = ("train.epochs=0.8", "train.eval_every_epochs=0.8", "model.dropout=0")
+EIGHT_STEPS = ("train.epochs=0.8", "train.eval_every_epochs=0.8", "model.dropout=0", "train.log_every=1")
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:
@@ -123,6 +124,32 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_device(token_world, tmp_path):
     device = resolve_device(WANTED)
     assert used["precision"] == resolve_precision("auto", device)
     assert used["device"] == (torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
+
+
+@pytest.mark.parametrize("words", [[], ["train.accumulate=2", "train.ema_decay=0.9"], ["optim.name=sgd"]], ids=str)
+@pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])
+def test_a_step_waits_for_nothing(token_world, tmp_path, monkeypatch, task, words):
+    if resolve_device(WANTED).type == "cpu":
+        pytest.skip("nothing to wait for on a CPU")
+
+    def checked(name, mode):
+        method = getattr(Trainer, name)
+
+        def run(self, *given):
+            before = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                return method(self, *given)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+
+        monkeypatch.setattr(Trainer, name, run)
+
+    for name, mode in (("_gradients", "error"), ("_update", "error"), ("_read", "default")):
+        checked(name, mode)
+    recipe = recipe_for(task, "train.epochs=1", "data.val_split=''", "train.log_every=100", *words)
+    fit_recipe(recipe, *token_world, tmp_path / "run", device=WANTED, threads=1)
+    assert len(losses_of(tmp_path / "run")) == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.small import small_example
 from tests.training.test_trainer import Killed, at_step, kill, metrics_of, recipe_for, weights_of
-from unloc.errors import DivergedError
+from unloc.errors import ConfigError, DivergedError
 from unloc.examples.batches import class_pairs, collate
 from unloc.model.unloc import UnLoc
 from unloc.recipes import recipe_from_dict
@@ -81,6 +81,11 @@ def test_parts_add_up_to_the_losses_gradients_and_positives_of_the_whole_batch(c
         assert other.keys() == found[0].keys()
         for key, value in found[0].items():
             torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_more_parts_than_videos_are_refused():
+    with pytest.raises(ConfigError, match=r"train\.accumulate: 5 parts of a batch of 4"):
+        recipe_for("mr", "train.batch_size=4", "train.accumulate=5")
 
 
 class Recorder(TorchDispatchMode):

@@ -44,6 +44,7 @@ def fit(
     loader_workers: Annotated[
         int | None, Option(min=0, help="Processes that prepare batches: 4 for a GPU, 0 for a CPU; same results.")
     ] = None,
+    wandb: Annotated[str | None, Option(help="Project of Weights & Biases to log to as well (extra wandb).")] = None,
     print_config: Annotated[bool, Option("--print-config", help="Print the resolved recipe and its size.")] = False,
 ) -> None:
     """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on frames.
@@ -69,7 +70,7 @@ def fit(
 
     start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
     options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
-    options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind}
+    options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind, "wandb": wandb}
     with shown_warnings("unloc"), progress("training", "steps") as report:
 
         def on_step(step: int, total: int, now: dict) -> None:

@@ -1,7 +1,7 @@
 """The run folder: who may write to it, what a resumed run may change, and its files.
 
     RUN/  recipe.yaml (resolved)  env.json (versions, revision, seed, data)  cache.json (fingerprint)  log.txt
-          metrics.jsonl  tensorboard/
+          metrics.jsonl  curves.png  tensorboard/  wandb/
           checkpoints/step-00000120/  model.safetensors  checkpoint.json  state.pt
           checkpoints/last, best      links to two of them
 
@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -86,7 +88,7 @@ def _changes(run: Path, before: Recipe, now: Recipe, change_optim: bool) -> dict
         pairs = {f"{section}.{key}": [value, other[section][key]] for key, value in one[section].items()}
         changes |= {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     changeable = {key for key in changes if key.startswith("optim.") and key != "optim.name"}
-    allowed = {f"train.{key}" for key in ("checkpoint_minutes", "log_every", "accumulate")}
+    allowed = {f"train.{key}" for key in ("checkpoint_minutes", "log_every", "accumulate", "compile")}
     allowed |= changeable if change_optim else set()
     refused = [key for key in changes if key not in allowed]
     if refused:
@@ -186,6 +188,39 @@ def load_state(run: Path) -> dict | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); start again with --overwrite") from None
+
+
+def require_wandb() -> None:
+    """Raise InputError where Weights & Biases is not installed."""
+    if find_spec("wandb") is None:
+        raise InputError("--wandb: needs wandb, which is not installed: pip install 'unloc[wandb]'")
+
+
+@contextmanager
+def wandb_log(run: Path, recipe: Recipe, project: str) -> Iterator[WriteMetrics]:
+    """Write rows to a run of Weights & Biases, the same one after each resume.
+
+    Raises InputError where it cannot be started, as without an account; WANDB_MODE=offline needs none.
+    """
+    import wandb
+
+    name = run / "wandb_id"
+    if not name.is_file():
+        write_file(name, secrets.token_hex(8))
+    options = {"project": project, "name": run.name, "config": asdict(recipe), "dir": str(run), "resume": "allow"}
+    try:
+        logged_run = wandb.init(**options, id=name.read_text(encoding="utf-8"))
+    except wandb.Error as error:
+        raise InputError(f"--wandb {project}: {one_line(error)}; WANDB_MODE=offline works without an account") from None
+    logged_run.define_metric("*", step_metric="step")  # a resumed run does some of its steps again
+
+    def write(kind: str, at_step: int, values: dict[str, float]) -> None:
+        logged_run.log({"step": at_step} | {f"{kind}/{key}": value for key, value in values.items()})
+
+    try:
+        yield write
+    finally:
+        logged_run.finish()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from unloc.inference.run_tower import fingerprint_of_run
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.distributed import process_count, process_rank
-from unloc.training.folder import environment, locked_run, logged, make_folder, read_json
+from unloc.training.folder import environment, locked_run, logged, make_folder, read_json, require_wandb
 from unloc.training.inputs import Inputs, cached_inputs, frame_inputs
 from unloc.training.trainer import OnStep, Trainer
 
@@ -59,6 +59,7 @@ def fit_recipe(
     loader_workers: int | None = None,
     init: Path | None = None,
     change_optim: bool = False,
+    wandb: str | None = None,
     on_step: OnStep = lambda step, total, values: None,
     processes: Processes | None = None,
 ) -> dict[str, float]:
@@ -68,12 +69,15 @@ def fit_recipe(
     `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
     pretrained UnLoc. `change_optim` lets a resumed run continue with other values of `optim` than it was started with;
     env.json records from which step on. `loader_workers` processes prepare batches (None: 4 for a GPU, 0 for a CPU),
-    which changes no result. `processes` train instead of this one, which then only checks and prepares.
+    which changes no result. `wandb` names a project of Weights & Biases to log to as well. `processes` train instead of
+    this one, which then only checks and prepares.
 
     Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, or a resumed run was
     started on other data; ConfigError where it was started with another recipe; CacheError where another process
     trains into the folder, or the disk is full.
     """
+    if wandb is not None:
+        require_wandb()
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     loaded = load_manifest(manifest)
@@ -87,7 +91,7 @@ def fit_recipe(
             require_same_cache(read_json(run / "cache.json"), inputs.fingerprint, data)
         # Every error of the input is found before anything is written, or deleted by overwrite.
         train, val = splits_of(recipe, loaded, inputs.source)
-        options = {"device": device_, "on_step": on_step, "loader_workers": loader_workers}
+        options = {"device": device_, "on_step": on_step, "loader_workers": loader_workers, "wandb": wandb}
         trainer = build_trainer(recipe, train, val, inputs, run, **options)
         count, device_used = (processes.count, processes.device) if processes else (1, None)
         if (rows := len(trainer.loader.examples) // len(trainer.loader)) < count:
@@ -145,6 +149,7 @@ def rebuild_trainer(
     kind: str = "cache",
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
+    wandb: str | None = None,
     start: dict[str, Tensor] | None = None,
     on_step: OnStep = lambda step, total, values: None,
 ) -> Trainer:
@@ -155,7 +160,7 @@ def rebuild_trainer(
     loaded = load_manifest(manifest)
     inputs = _inputs(recipe, loaded, data, kind)
     splits = splits_of(recipe, loaded, inputs.source)
-    options = {"device": device, "loader_workers": loader_workers, "on_step": on_step}
+    options = {"device": device, "loader_workers": loader_workers, "wandb": wandb, "on_step": on_step}
     trainer = build_trainer(recipe, *splits, inputs, run, **options)
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
@@ -204,6 +209,7 @@ def build_trainer(
     *,
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
+    wandb: str | None = None,
     on_step: OnStep = lambda step, total, values: None,
 ) -> Trainer:
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
@@ -251,7 +257,7 @@ def build_trainer(
     share, workers = (process_rank(), process_count()), {"workers": loader_workers, "pin_memory": is_cuda}
     loader = Loader(examples, class_texts, recipe, share=share, **workers)
     validated = None if val is None else validate
-    return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step)
+    return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step, wandb=wandb)
 
 
 def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]:

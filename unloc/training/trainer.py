@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,16 +22,17 @@ import torch
 from torch import nn
 
 from unloc.config import OptimConfig
-from unloc.errors import DivergedError, LoaderError, StoppedError, one_line
+from unloc.errors import ConfigError, DivergedError, LoaderError, StoppedError, one_line
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo
 from unloc.model.build import EndToEnd
-from unloc.model.unloc import UnLoc
+from unloc.model.unloc import Outputs, UnLoc
 from unloc.tasks import task_named
+from unloc.training.curves import draw_curves
 from unloc.training.distributed import average, copy_from_main, from_main, own_rows, process_count, process_rank
-from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
+from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint, wandb_log
 from unloc.training.objective import part_losses, split_batch
 from unloc.training.replay import replay
 
@@ -40,6 +41,7 @@ STOPPED = "stopped by SIGTERM"
 COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpoint's state
 
 LOG_EVERY_ON_GPU = 10
+COMPILED_FROM = 1000  # steps of a run for which compiling pays
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
@@ -79,6 +81,26 @@ def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int, step:
     return 1.0
 
 
+def compile_core(model: UnLoc | EndToEnd) -> None:
+    """Let fusion, pyramid and heads run through torch.compile, in place: weights keep their names.
+
+    Texts of any number of tokens are one graph. The first step raises ConfigError where nothing can be compiled.
+    """
+    core = model.core if isinstance(model, EndToEnd) else model
+    compiled = torch.compile(core.forward)
+
+    def forward(*tokens_and_masks: torch.Tensor | None, pairing: str = "all") -> Outputs:
+        for texts in tokens_and_masks[2:]:
+            if texts is not None:
+                torch._dynamo.maybe_mark_dynamic(texts, 1)
+        try:
+            return compiled(*tokens_and_masks, pairing=pairing)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ConfigError(f"train.compile: failed here ({one_line(error)}); set train.compile=off") from error
+
+    core.forward = forward
+
+
 class Trainer:
     """Model and optimizer of one run; `fit` does the steps, of this process or of those that train together.
 
@@ -95,9 +117,11 @@ class Trainer:
         validate: Validate | None = None,
         device: torch.device | str = "cpu",
         on_step: OnStep = lambda step, total, values: None,
+        wandb: str | None = None,
     ) -> None:
+        """`wandb`: a project of Weights & Biases to log to as well."""
         self.recipe, self.info, self.loader, self.run, self.validate = info.recipe, info, loader, run, validate
-        self.device, self.on_step = torch.device(device), on_step
+        self.device, self.on_step, self.wandb = torch.device(device), on_step, wandb
         self.model = model.to(self.device)
         self.averaged = copy.deepcopy(self.model) if self.recipe.train.ema_decay > 0 else None
         self.predictor = self.model if self.averaged is None else self.averaged
@@ -105,6 +129,9 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.recipe.optim)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.total_steps = max(1, round(self.recipe.train.epochs * len(loader)))
+        is_long = self.device.type == "cuda" and self.total_steps >= COMPILED_FROM
+        if self.recipe.train.compile == "on" or (self.recipe.train.compile == "auto" and is_long):
+            compile_core(self.model)
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
         self.stop = StopSignal()
@@ -115,6 +142,7 @@ class Trainer:
         """Steps done before each batch since the last reading, and its values on the device."""
         self.values: dict[str, float] = {}
         """What was read last."""
+        self.drawn_from = float("-inf")
 
     def resume(self) -> bool:
         """Continue from the last checkpoint exactly as if the run had not been interrupted; False where there is none.
@@ -147,9 +175,18 @@ class Trainer:
         copy_from_main(self.model)
         self.saved_at, self.speed = time.monotonic(), Speed(self.device)
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
-        is_main, without_rows = process_rank() == 0, nullcontext(lambda kind, step, values: None)
-        rows = metrics_log(self.run, self.step, self.validated) if is_main else without_rows
-        with rows as write, self.stop, ExitStack() as stack:
+        with ExitStack() as stack:
+            writers = []
+            if process_rank() == 0:
+                writers.append(stack.enter_context(metrics_log(self.run, self.step, self.validated)))
+            if process_rank() == 0 and self.wandb is not None:
+                writers.append(stack.enter_context(wandb_log(self.run, self.recipe, self.wandb)))
+            stack.enter_context(self.stop)
+
+            def write(kind: str, step: int, values: dict[str, float]) -> None:
+                for to in writers:
+                    to(kind, step, values)
+
             try:
                 batches = stack.enter_context(closing(self.loader.batches(self.step, self.total_steps)))
                 while True:
@@ -169,6 +206,7 @@ class Trainer:
                         raise StoppedError(STOPPED)
                     self._update(write)
                 self._save()
+                self._draw(at_end=True)
             except StoppedError as error:
                 self._save()
                 message = f"{self.run}: {error} after step {self.step}, which is saved; use --resume"
@@ -270,7 +308,8 @@ class Trainer:
             if process_rank() == 0:
                 try:
                     self.stop.check()
-                    found = self.validate(self.predictor, lambda done, total: self.stop.check())
+                    with torch.compiler.set_stance("force_eager"):  # its shapes and modes would be compiled, too
+                        found = self.validate(self.predictor, lambda done, total: self.stop.check())
                     metrics = {key: float(value) for key, value in found.items()}
                 except StoppedError:
                     metrics = None
@@ -278,6 +317,7 @@ class Trainer:
             if metrics is None:
                 raise StoppedError(STOPPED)
             write("val", self.step, metrics)
+            self._draw()
         headline = task_named(self.recipe.task).headline
         score = metrics.get(headline, float(self.step))
         if score > self.best:
@@ -285,6 +325,14 @@ class Trainer:
         self.metrics, self.validated = metrics, self.step
         shown = ", ".join(f"{key} {value:.2f}" for key, value in list(metrics.items())[:4])
         logger.info("step %d/%d: %s (best %s %.2f)", self.step, self.total_steps, shown, headline, self.best)
+
+    def _draw(self, *, at_end: bool = False) -> None:
+        """Draw the curves so far, before the end only as often as it takes little of the time."""
+        began = time.perf_counter()
+        if process_rank() == 0 and (at_end or began >= self.drawn_from):
+            draw_curves(self.run)
+            done = time.perf_counter()
+            self.drawn_from = done + 20 * (done - began)
 
     def _save(self) -> None:
         """Write a checkpoint of this step, unless there is one. Raises DivergedError where a weight is not finite."""
