@@ -16,8 +16,7 @@ import numpy as np
 import ray
 import torch
 
-from pipeline.shared_batches import BusyClock, SharedBatches
-from pipeline.workers import RemoteEncoder
+from pipeline.workers import BusyClock, RemoteEncoder, SharedBatches
 from unloc.inference.encode import EncodeConfig, encode_frames
 from unloc.model.towers import GPU_BATCH
 

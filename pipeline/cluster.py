@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayError, RayTa
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.decoding import Job, Limits
-from pipeline.workers import EncoderLost, EncodeWorker, Result, VideoWorker, last_line
+from pipeline.workers import EncodeWorker, Result, VideoWorker, last_line
 from unloc.errors import UnlocError, one_line
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig
@@ -45,16 +45,13 @@ STREAM = {"num_returns": "streaming", "_generator_backpressure_num_objects": RES
 class ExtractOptions:
     """How the job runs; nothing here changes a token."""
 
-    workers: int = 1
-    """Ray actors that decode; 0: this process and one decoding process, without Ray; -1: one for each CPU of this
-    machine, or of the cluster at `address`."""
+    workers: int = 1  # Ray actors that decode; 0: this process and one that decodes; -1: one for each CPU
     encoders: int | None = None  # Ray actors that only encode; 0: workers encode too; None: one per GPU of the cluster
     address: str | None = None  # of an existing Ray cluster; None starts a local one
     limits: Limits = field(default_factory=Limits)
     shard_size: int = 512  # most videos in a shard; one of more than SHARD_BYTES is split
     retry_failed: bool = False  # even if their file has not changed
-    refresh: tuple[str, ...] = ()
-    """Ids of cached videos to extract again; `changed`: all whose file is not the one that was cached."""
+    refresh: tuple[str, ...] = ()  # ids of cached videos to extract again; `changed`: all whose file has changed
 
     @property
     def uses_cluster(self) -> bool:
@@ -157,13 +154,11 @@ class Role(StrEnum):
 
 
 class Event(NamedTuple):
-    """What an actor reports: it has loaded (value: its device), is alive (seconds without progress), has a result
-    (Result or EncoderLost), has finished its group; it raised an error of its own code, or its process died (message).
-    """
+    """What an actor reports."""
 
     actor: ActorHandle
-    kind: str
-    value: str | float | Result | EncoderLost | None = None
+    kind: str  # it has loaded, is alive, has a result, has finished its group; raised an error, or died
+    value: str | float | Result | None = None  # its device; seconds without progress; result or lost encoder; message
 
 
 class RayActors:

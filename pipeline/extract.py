@@ -24,14 +24,15 @@ from unloc.cache.reading import Cache
 from unloc.cache.shards import Failure, Result, ShardWriter, last_failures
 from unloc.cache.writing import VideoTokens, write_projections, write_texts
 from unloc.errors import CacheError, InputError
-from unloc.files import disk_full_errors, write_file
+from unloc.files import disk_full_errors, file_identity, write_file
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.video.video_file import VideoFile, file_hash, file_identity
+from unloc.video.video_file import VideoFile, file_hash
 
 logger = logging.getLogger(__name__)
 TEXTS_AT_ONCE = 20_000
 CHANGED = "changed"  # in `refresh`: every video whose file has changed
 HELPED_BY_PARTIAL = ("truncated", "decode_error")  # reasons that --allow-partial may remove
+Files = dict[str, VideoFile]  # by the id of the video
 Progress = Callable[[int, int, int, int], None]
 """Called with the videos done, videos due, frames encoded and videos failed so far in this run."""
 
@@ -40,18 +41,16 @@ def extract(
     cache_path: Path | str,
     config: EncodeConfig,
     options: ExtractOptions,
-    files: dict[str, VideoFile],
+    files: Files,
     missing: Sequence[str],
     texts: Sequence[str],
     on_progress: Progress = lambda *counts: None,
 ) -> Summary:
     """Bring every video and text into the cache; existing videos are skipped.
 
-    `files` has the file of every video, in order; `missing` are those without one. Refreshed videos go into new shards,
-    which replace the older ones once they are complete. If the cache was made with another tower or preprocessing, a
-    new one is made next to it (`Summary.cache`). A cache in a bucket (a URL) is written in its local mirror and
-    published shard by shard. Raises CacheError where another process writes the cache, the disk is full or the bucket
-    keeps failing, InputError where a video to refresh has no file.
+    `files` has the file of every video, in order; `missing` are those without one. If the cache was made with another
+    tower or preprocessing, a new one is made next to it (`Summary.cache`). Raises CacheError where another process
+    writes the cache, the disk is full or the bucket keeps failing, InputError where a video to refresh has no file.
     """
     started = time.perf_counter()
     if unknown := set(options.refresh) - files.keys() - {CHANGED}:
@@ -62,8 +61,7 @@ def extract(
         home = home_for(cache_path, encoder.fingerprint)
         path, summary.cache = home.folder, str(home)
         packages = ("unloc", "torch", "torchvision", "open_clip_torch", "zarr", "decord", "av", "numpy")
-        with open_for_writing(home, encoder.fingerprint, {name: version(name) for name in packages}):
-            cache = Cache(path)
+        with open_for_writing(home, encoder.fingerprint, {name: version(name) for name in packages}) as cache:
             if encoder.tower.projections and not cache.projections:
                 write_projections(path, encoder.tower.projections)
             new_texts = [text for text in dict.fromkeys(texts) if text not in cache.text_index]
@@ -77,9 +75,7 @@ def extract(
     return summary
 
 
-def is_worth_a_try(
-    failure: Failure, files: dict[str, VideoFile], config: EncodeConfig, options: ExtractOptions
-) -> bool:
+def is_worth_a_try(failure: Failure, files: Files, config: EncodeConfig, options: ExtractOptions) -> bool:
     """May a video that failed before succeed now?"""
     file = files.get(failure.video_id)
     partial_helps = config.allow_partial and not failure.partial_allowed and failure.reason in HELPED_BY_PARTIAL
@@ -87,11 +83,7 @@ def is_worth_a_try(
 
 
 class _Job:
-    """One run over the videos that are due."""
-
-    def __init__(
-        self, home: Home, encoder: Encoder, options: ExtractOptions, files: dict[str, VideoFile], summary: Summary
-    ) -> None:
+    def __init__(self, home: Home, encoder: Encoder, options: ExtractOptions, files: Files, summary: Summary) -> None:
         self.home, self.path, self.summary = home, home.folder, summary
         self.encoder, self.config, self.options = encoder, encoder.config, options
         self.files, self.same_file = split_by_file(files, Cache(self.path).rows)
@@ -147,10 +139,19 @@ class _Job:
                     self.ledger.write(ledger_row(result))
                 if isinstance(result, Failure) and video_id in self.files:
                     self.summary.add(result)
-        self.writer.release(set(self.writer.planned) - self.writer.done - self.files.keys())
+        self.writer.release(set(self.writer.planned) - self.writer.done.keys() - self.files.keys())
         planned, failures = set(self.writer.planned), last_failures(self.cache)
         given_up = {video_id for video_id, failure in failures.items() if not self.is_worth_a_try(failure)}
-        refreshed, due = self._refreshed(given_up), []
+        cached = [video_id for video_id in self.files if video_id in self.cache]
+        changed = {video_id for video_id in cached if self._has_changed(video_id)}
+        asked = {self.same_file.get(video_id, video_id) for video_id in self.options.refresh}
+        refreshed = asked & set(cached) | (changed - given_up if CHANGED in asked else set())
+        # An id that shared the tokens of a refreshed one gets its own.
+        refreshed |= {video_id for video_id in cached if self.cache.own_id(video_id) in refreshed}
+        self.summary.changed = [video_id for video_id in cached if video_id in changed - refreshed]
+        for video_id in self.summary.changed:
+            logger.warning("%s: %s is not the file that was cached", video_id, self.files[video_id])
+        due = []
         for video_id in self.files:
             if video_id in planned:
                 continue
@@ -160,21 +161,8 @@ class _Job:
                 self.summary.add(failures[video_id])
         self.writer.add(due, self.options.shard_size)
         self.summary.failed_before = self.summary.failed
-        num_pending = len(set(self.writer.planned) - self.writer.done)
+        num_pending = len(set(self.writer.planned) - self.writer.done.keys())
         self.summary.cached_before = len(self.files) - num_pending - self.summary.failed
-
-    def _refreshed(self, given_up: set[str]) -> set[str]:
-        """Cached videos to extract again; changed files that are not are reported."""
-        cached = [video_id for video_id in self.files if video_id in self.cache]
-        changed = {video_id for video_id in cached if self._has_changed(video_id)}
-        asked = {self.same_file.get(video_id, video_id) for video_id in self.options.refresh}
-        chosen = asked & set(cached) | (changed - given_up if CHANGED in asked else set())
-        # An id that shared the tokens of a chosen one gets its own.
-        chosen |= {video_id for video_id in cached if self.cache.own_id(video_id) in chosen}
-        self.summary.changed = [video_id for video_id in cached if video_id in changed - chosen]
-        for video_id in self.summary.changed:
-            logger.warning("%s: %s is not the file that was cached", video_id, self.files[video_id])
-        return chosen
 
     def _has_changed(self, video_id: str) -> bool:
         """Compares size and time stamp with the cached file's; the content where only the time stamp differs."""
@@ -226,13 +214,8 @@ def results_of(jobs: list[Job], encoder: Encoder, options: ExtractOptions, summa
     summary.seconds_start_up += pool.seconds_to_first_worker
 
 
-def split_by_file(
-    files: dict[str, VideoFile], own: Collection[str] = ()
-) -> tuple[dict[str, VideoFile], dict[str, str]]:
-    """(one id of each file with the file, every other id with that one); ids with tokens of their own keep the file.
-
-    Several ids may have one file (`v_<id>` and `<id>`, a row that two datasets share), which is decoded once.
-    """
+def split_by_file(files: Files, own: Collection[str] = ()) -> tuple[Files, dict[str, str]]:
+    """(one id of each file with the file, every other id, as `v_<id>` of `<id>`, with that one); `own` ids keep it."""
     first: dict[VideoFile, str] = {}
     for video_id in sorted(files, key=lambda video_id: video_id not in own):
         first.setdefault(files[video_id], video_id)
@@ -249,11 +232,8 @@ def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) ->
         write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in dropped})
 
 
-def add_aliases(path: Path, files: dict[str, VideoFile], same: dict[str, str]) -> Cache:
-    """Record every id whose file is that of a cached video as another id of it; returns the cache with them.
-
-    `files` and `same` are those of `split_by_file`.
-    """
+def add_aliases(path: Path, files: Files, same: dict[str, str]) -> Cache:
+    """Record every id of `split_by_file` whose file is that of a cached video as an alias; the cache with them."""
     cache, new, cached = Cache(path), {}, defaultdict(list)
     for own in cache.rows:
         cached[cache.column("file_bytes", own), cache.column("file_mtime_ns", own)].append(own)

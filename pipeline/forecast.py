@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ SAMPLE_VIDEOS, SAMPLE_TEXTS, SAMPLE_SECONDS = 5, 32, 60.0
 SCAN_SECONDS = 20.0  # for files whose duration is unknown: enough for hundreds of local files
 RAY_SECONDS = 5.0  # to start a local Ray, measured
 FILES_PER_SHARD, FILES_FOR_TEXTS, FILES_PER_CACHE = 4, 3, 6
-TABLE = {
+TABLE = {  # what is printed of a forecast
     "videos": "{videos} to do, {cached_before} cached and {failed_before} failed before, {missing} without a file",
     "hours": "{hours_of_video:.2f} of video",
     "frames": "{frames} ({frames_per_second:.1f} a second with {workers} workers and {encoders} encoders)",
@@ -37,7 +37,6 @@ TABLE = {
     "disk": "{bytes:,} bytes in {files} files",
     "sample": "{sampled} videos, {sampled_frames} frames",
 }
-"""What is printed of a forecast."""
 
 
 def forecast(
@@ -49,10 +48,7 @@ def forecast(
     texts: Sequence[str],
     durations: dict[str, float],
 ) -> dict:
-    """What the videos that are due would take at the present speed of this machine, by name; `failures`: of the sample.
-
-    `durations` are seconds of video where known. Raises CoverageError where none of the sampled videos can be encoded.
-    """
+    """What the videos that are due would take here; `durations`: seconds where known. Raises CoverageError."""
     started = time.perf_counter()
     with connected(options) if options.uses_cluster else nullcontext():
         config, device = suited_to_device(config, options)
@@ -125,11 +121,17 @@ def forecast(
 
 def _seconds_of(due: dict[str, VideoFile], durations: dict[str, float]) -> list[float]:
     """Durations of the videos: as stated, else measured, and their mean for those that there is no time to read."""
-    seconds = [durations[name] for name in due if 0 < durations.get(name, math.nan) < math.inf]
-    unknown = [file for name, file in due.items() if not 0 < durations.get(name, math.nan) < math.inf]
+
+    def measured_seconds(file: VideoFile) -> float:
+        with suppress(VideoError), on_disk(file) as path:
+            return scan(path).end_seconds
+        return 0.0  # it cannot be opened
+
+    stated = {name: durations[name] for name in due if 0 < durations.get(name, math.nan) < math.inf}
+    unknown = [file for name, file in due.items() if name not in stated]
     shuffled = np.random.default_rng(0).permutation(len(unknown)).tolist()
-    measured = _within(SCAN_SECONDS, (_measured_seconds(unknown[index]) for index in shuffled))
-    return seconds + measured + [sum(measured) / max(1, len(measured))] * (len(unknown) - len(measured))
+    measured = _within(SCAN_SECONDS, (measured_seconds(unknown[index]) for index in shuffled))
+    return [*stated.values(), *measured, *[sum(measured) / max(1, len(measured))] * (len(unknown) - len(measured))]
 
 
 def _within(seconds: float, items: Iterable) -> list:
@@ -140,12 +142,3 @@ def _within(seconds: float, items: Iterable) -> list:
         if time.perf_counter() - started > seconds:
             break
     return found
-
-
-def _measured_seconds(file: VideoFile) -> float:
-    """Duration of the video; 0 for a file that cannot be opened."""
-    try:
-        with on_disk(file) as path:
-            return scan(path).end_seconds
-    except VideoError:
-        return 0.0

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,8 +52,7 @@ def ledger_row(result: Result) -> dict:
 class Summary:
     """Saved as CACHE/summary.json. Seconds of stages are summed over workers; `seconds_wall` is elapsed time."""
 
-    cache: str = ""
-    """Where the tokens are: not the cache asked for if that has another fingerprint, but its sibling."""
+    cache: str = ""  # where the tokens are: in a sibling of the cache asked for if that has another fingerprint
     videos: int = 0
     cached_before: int = 0
     cached_now: int = 0
@@ -90,7 +88,7 @@ class Summary:
         if isinstance(result, Failure):
             self.failed += 1
             self.failures.append(result.to_row())
-            self.reasons = dict(Counter(row["reason"] for row in self.failures))
+            self.reasons[result.reason] = self.reasons.get(result.reason, 0) + 1
             return
         row = result.meta
         self.cached_now += 1
@@ -104,10 +102,8 @@ class Summary:
         """Raises CoverageError where a smaller share of the videos is cached."""
         if self.coverage < share:
             first = "{video_id}: {reason}: {message}".format(**self.failures[0])
-            raise CoverageError(
-                f"{self.cache}: {self.cached} of {self.videos} videos are cached, --coverage asks for {share:.0%} "
-                f"(first: {first}); all reasons: {self.cache}/ledger.jsonl"
-            )
+            counts = f"{self.cached} of {self.videos} videos are cached, --coverage asks for {share:.0%}"
+            raise CoverageError(f"{self.cache}: {counts} (first: {first}); all reasons: {self.cache}/ledger.jsonl")
 
     def to_dict(self) -> dict:
         """For JSON."""

@@ -1,7 +1,4 @@
-"""Repair of a cache: the damaged videos are extracted again, and a shard is replaced once the new one is complete.
-
-Videos with intact tokens and rows are copied. What cannot be repaired stays as it is and is reported.
-"""
+"""Repair of a cache: damaged videos are extracted again, intact ones copied; what cannot be repaired is reported."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,12 +12,19 @@ from pipeline.decoding import Job
 from pipeline.extract import add_aliases, results_of, split_by_file
 from pipeline.ledger import MISSING, Ledger, Summary
 from unloc.cache import OnProgress
-from unloc.cache.audit import Audit, Damage, audit_cache
-from unloc.cache.metadata import CHECKSUM_KEY, group_metadata, read_attributes, write_checked
+from unloc.cache.metadata import group_metadata, read_attributes, write_checked
 from unloc.cache.opening import Home
 from unloc.cache.reading import Cache, read_table
 from unloc.cache.shards import FAILED, Failure, ShardWriter, last_failures
-from unloc.cache.writing import fingerprint_differences, stored_video, write_projections, write_texts
+from unloc.cache.writing import (
+    Audit,
+    Damage,
+    audit_cache,
+    fingerprint_differences,
+    stored_video,
+    write_projections,
+    write_texts,
+)
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
 from unloc.files import folder_lock, remove_leftovers, write_file
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -32,24 +36,21 @@ class Repair:
     """One repair: `run` does it, and then it says what was damaged and what of it is left."""
 
     home: Home
-    find_file: Callable[[str, str | None], VideoFile | None]
-    """The file of a video id, given the file name that the cache knows; None where there is none."""
+    find_file: Callable[[str, str | None], VideoFile | None]  # as `VideoIndex.find`, for the file name in the cache
     options: ExtractOptions
     files: dict[str, VideoFile] | None = None  # of a manifest; without one some losses cannot be repaired
     texts: Sequence[str] = ()  # of the manifest
     pretrained: str | None = None  # weights file of the tower that made the cache
     left: list[str] = field(default_factory=list)  # what could not be repaired: place, reason and what to do
     notes: list[str] = field(default_factory=list)  # what was repaired only as far as the manifest goes
-    shards: dict[str, Cache] = field(default_factory=dict)
-    """Every shard whose table can be read, alone: others may be damaged, or replace videos of it."""
+    shards: dict[str, Cache] = field(default_factory=dict)  # each whose table can be read, alone: others may be damaged
     before: Audit = field(init=False)
     after: Audit = field(init=False)
 
     def run(self, on_progress: OnProgress = lambda done, total: None) -> "Repair":
-        """Audit the cache and repair what can be repaired, locked for writing all the while; returns itself.
+        """Audit the cache and repair what can be repaired; returns itself.
 
-        First what needs no tower, aliases last. Raises CacheError where another process writes the cache or not even
-        its fingerprint can be read, FingerprintError where the tower that made it is needed and cannot be loaded.
+        Raises CacheError where another process writes it or its fingerprint is lost, FingerprintError: no tower.
         """
         path, root = self.home.folder, []
         with self.home.lock(), folder_lock(path):
@@ -57,13 +58,14 @@ class Repair:
             try:
                 read_attributes(path)
             except CacheError:
-                _copy_metadata(path / "shards", path)
+                read_attributes(path / "shards")  # a copy of it
+                write_file(path / "zarr.json", (path / "shards" / "zarr.json").read_bytes())
                 root = [Damage("zarr.json", "is not what was written")]
             before = audit_cache(path, on_progress)
             self.before = replace(before, damages=(*root, *before.damages))
             places = {damage.place for damage in before.damages}
             if "shards/zarr.json" in places:
-                _copy_metadata(path, path / "shards")
+                write_file(path / "shards" / "zarr.json", (path / "zarr.json").read_bytes())
             if "texts/zarr.json" in places:
                 write_file(path / "texts" / "zarr.json", group_metadata({}))
             if "projections.json" in places:
@@ -74,14 +76,24 @@ class Repair:
                     shard.tables = {folder.name: read_table(folder)}
                     self.shards[folder.name] = shard
             if "plan.json" in places:  # which videos a stopped extraction had planned is written nowhere else
-                write_checked(path / "plan.json", {name: _ids(shard) for name, shard in self.shards.items()})
+                plan = {name: [*shard.rows, *last_failures(shard)] for name, shard in self.shards.items()}
+                write_checked(path / "plan.json", plan)
                 if any((path / "staging").glob("*")):
                     self.left.append("plan.json: the plan of unfinished videos is lost; run `unloc extract`")
             folders = [damage for damage in before.damages if not damage.place.endswith(".json")]
             self._repair_texts([damage for damage in folders if damage.place.startswith("texts/")])
             self._repair_shards([damage for damage in folders if damage.place.startswith("shards/")])
             if "aliases.json" in places:
-                self._repair_aliases()
+                if self.files is None:
+                    self.left.append("aliases.json: other ids of cached videos are lost; give --manifest and --videos")
+                elif any(damage.place.startswith("shards/") for damage in audit_cache(path).damages):
+                    self.left.append("aliases.json: can be repaired once the shards are; run the same command again")
+                else:
+                    (path / "aliases.json").unlink()
+                    aliases = add_aliases(path, *split_by_file(self.files)).aliases
+                    write_checked(path / "aliases.json", aliases)
+                    advice = "run `unloc extract` with any other manifest of these videos"
+                    self.notes.append(f"aliases.json: has {len(aliases)} ids of the manifest again; {advice}")
             self.after = audit_cache(path)
             self.home.publish()
         return self
@@ -149,14 +161,12 @@ class Repair:
                 writer.forget(writer.open[name])
 
     def _stage_intact(self, writer: ShardWriter, name: str, broken: Sequence[str]) -> list[Job]:
-        """Reopen a shard and stage what is intact of it; the jobs of its other videos.
-
-        Raises CacheError where its videos are not known or a file has changed, MissingError where there is no file.
-        """
+        """Reopen a shard, stage what is intact of it; jobs of its other videos. Raises CacheError and MissingError."""
         shard, later = self.shards.get(name), [other for key, other in self.shards.items() if key > name]
         replaced = {video_id for other in later for video_id in other.rows}
         if shard is not None:
-            ids, failures = _ids(shard), last_failures(shard)
+            failures = last_failures(shard)
+            ids = [*shard.rows, *failures]
         elif name in writer.plan:  # the ledger knows what failed, but a failure after a refresh is not of this shard
             ids, rows = writer.plan[name], Ledger(self.home.folder).last_rows()
             refreshed = {video_id for other in later for video_id in last_failures(other)}
@@ -164,7 +174,7 @@ class Repair:
             failures = {i: Failure.from_row(row) for i, row in noted.items() if row["reason"] != MISSING}
         else:
             raise CacheError("no plan names its videos; remove the folder and run `unloc extract` with the manifest")
-        writer.reopen(name, [video_id for video_id in ids if video_id not in replaced])
+        writer.assign({name: [video_id for video_id in ids if video_id not in replaced]})
         jobs = []
         for video_id in writer.open[name]:
             if video_id in failures:
@@ -182,7 +192,7 @@ class Repair:
             row = {"file_bytes": shard.column("file_bytes", video_id)}
             with suppress(CacheError):
                 row = shard.rows[video_id]
-        found = self.find_file(video_id, row.get("file"))
+        found = (self.files or {}).get(video_id) or self.find_file(video_id, row.get("file"))
         if found is None:
             file = row.get("file", "file name unknown")
             raise MissingError(f"video {video_id!r} ({file}) is not in the video folder; name the folder with --videos")
@@ -191,26 +201,3 @@ class Repair:
             advice = f"give the folder that has that one, or take the new one: unloc extract … --refresh {video_id}"
             raise CacheError(f"{found} is not the file that was cached as {video_id!r}; {advice}")
         return found
-
-    def _repair_aliases(self) -> None:
-        if self.files is None:
-            self.left.append("aliases.json: the other ids of cached videos are lost; give --manifest and --videos")
-        elif any(damage.place.startswith("shards/") for damage in audit_cache(self.home.folder).damages):
-            self.left.append("aliases.json: can be repaired once the shards are; run the same command again")
-        else:
-            (self.home.folder / "aliases.json").unlink()
-            aliases = add_aliases(self.home.folder, *split_by_file(self.files)).aliases
-            write_checked(self.home.folder / "aliases.json", aliases)
-            advice = "run `unloc extract` with any other manifest of these videos"
-            self.notes.append(f"aliases.json: has {len(aliases)} ids of the manifest again; {advice}")
-
-
-def _ids(shard: Cache) -> list[str]:
-    """Ids of the videos of a shard, those that failed last."""
-    return [*shard.rows, *last_failures(shard)]
-
-
-def _copy_metadata(source: Path, target: Path) -> None:
-    attributes = read_attributes(source)
-    del attributes[CHECKSUM_KEY]
-    write_file(target / "zarr.json", group_metadata(attributes))

@@ -1,7 +1,7 @@
 """Assigns videos to actors and replaces actors that die, hang or fail. It does not call Ray: `RayActors` does.
 
-Two layouts. Fused: every worker decodes and encodes. Split: decoders send their frames to encoders, which have the
-GPUs. An actor gets videos once it has loaded, one group at a time; a decoder only while an encoder has loaded too.
+Fused: every worker decodes and encodes. Split: decoders send their frames to encoders, which have the GPUs. An actor
+gets one group of videos at a time once it has loaded; a decoder only while an encoder has loaded too.
 """
 
 import logging
@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from pipeline.cluster import Event, Node, RayActors, Role
 from pipeline.decoding import MACHINE, Job
-from pipeline.workers import MAX_NODE_FAILURES, EncoderLost, Result, completed_failure, video_failure
+from pipeline.workers import MAX_NODE_FAILURES, Result, completed_failure, video_failure
 from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError
@@ -30,10 +30,9 @@ REPORT_SECONDS = 60.0  # between warnings that nothing runs
 
 
 def pool_size(nodes: list[Node], workers: int, encoders: int | None, num_jobs: int) -> tuple[int, int]:
-    """(workers or decoders, encoders): as asked for, as far as the cluster has room.
+    """(workers or decoders, encoders) for which the cluster has room; -1 workers: one a core; None encoders: one a GPU.
 
-    -1 workers: one per core. None encoders: one per GPU; 0: workers encode too. An encoder takes a core, and a GPU
-    where the cluster has some; there are never more encoders than decoders.
+    An encoder takes a core, and a GPU where there are some; there are never more encoders than decoders.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     num_workers = min(num_jobs, cpus if workers == -1 else workers)
@@ -226,10 +225,10 @@ class Supervisor:
                 # Decoders apply the timeout to their own child process, so they get longer.
                 if value > self.timeout_seconds * (1.0 if actor.role is Role.ENCODER else 1.5):
                     self._fail_actor(actor, f"no progress for {value:.0f} s")
-            case "result" if isinstance(value, EncoderLost):
-                self._retry(actor.take_tasks(), value.message)
+            case "result" if isinstance(value, str):  # its encoder is lost
+                self._retry(actor.take_tasks(), value)
                 if actor.encoder in self._pool:
-                    self._fail_actor(self._pool[actor.encoder], value.message)
+                    self._fail_actor(self._pool[actor.encoder], value)
             case "result" if isinstance(value, VideoTokens):
                 del actor.tasks[value.video_id]
                 for one in {actor.handle, actor.encoder} & self._pool.keys():

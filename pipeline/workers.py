@@ -1,8 +1,14 @@
 """What workers do: jobs in, results out as they are ready. The same code runs in this process and in Ray actors."""
 
+import math
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 
 import numpy as np
 import ray
@@ -10,35 +16,25 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.decoding import MACHINE, Ended, GuardedDecoder, Job, Limits, Retried
-from pipeline.shared_batches import BusyClock, SharedBatches
+from pipeline.decoding import MACHINE, GuardedDecoder, Job, Limits, Retried
 from unloc.cache.shards import Failure, Result
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError, VideoError
+from unloc.files import file_identity
 from unloc.inference.encode import EncodeConfig, Encoder, EncodingCall, PixelEncoder, encode_frames, may_mix
 from unloc.video.reading import CHANGED, ReadSpec
-from unloc.video.video_file import RemoteVideo, VideoFile, file_hash, file_identity
+from unloc.video.video_file import RemoteVideo, VideoFile, file_hash
 
 FRAMES_PER_CALL = 64  # sent at once to an encoder in another process
 CALLS_AHEAD = 4  # that a decoder may have running there
+BATCHES_RUNNING = 2  # in an encoder: one computes while the next is put together and copied
+ENCODER_ERRORS = (RuntimeError, ValueError)  # torch's, such as out of memory: passed on to the callers
 MAX_NODE_FAILURES = 5  # without a finished video in between; then a machine gets no more videos
-
-
-@dataclass(frozen=True)
-class EncoderLost:
-    """The encoder in another process failed; the remaining jobs of the group are not done."""
-
-    message: str
 
 
 def encode_jobs(encoder: PixelEncoder, decoder: GuardedDecoder, jobs: Iterable[Job]) -> Iterator[Result]:
     """Results of all jobs, each as soon as it is ready: a job may finish before one whose last batch is not full."""
-
-    def events() -> Iterator[tuple[Job, object]]:
-        for job, event in decoder.events(jobs):
-            yield job, event.row if isinstance(event, Ended) else event
-
-    for job, result in encode_frames(encoder, events()):
+    for job, result in encode_frames(encoder, decoder.events(jobs)):
         if isinstance(result, VideoError):
             result = Failure(job.video_id, result.reason, str(result))
         if not isinstance(result, Retried):
@@ -85,10 +81,7 @@ def video_failure(job: Job, failure: Failure) -> Failure | None:
 
 
 def in_process_results(encoder: Encoder, limits: Limits, jobs: list[Job]) -> Iterator[Result]:
-    """Results with the tower in this process (`--workers 0`) and the decoder in a guarded child process.
-
-    An occasional failure of this machine is a Failure with the reason MACHINE; UnlocError where it keeps failing.
-    """
+    """Results with the tower in this process (`--workers 0`). Raises UnlocError where this machine keeps failing."""
     by_id, num_failures = {job.video_id: job for job in jobs}, 0
     with GuardedDecoder(encoder.read_spec, limits) as decoder:
         for result in encode_jobs(encoder, decoder, jobs):
@@ -102,6 +95,109 @@ def in_process_results(encoder: Encoder, limits: Limits, jobs: list[Job]) -> Ite
                     raise UnlocError(f"this machine keeps failing: {result.message}; {advice}")
                 result = failure or result
             yield result
+
+
+class BusyClock:
+    """How long an actor has been busy with one step; waiting for others is no step."""
+
+    since = math.inf
+
+    def start(self) -> None:
+        """A step begins."""
+        self.since = time.monotonic()
+
+    def stop(self) -> None:
+        """The actor waits for others."""
+        self.since = math.inf
+
+    def seconds(self) -> float:
+        """Since the step began; 0 while waiting."""
+        return max(0.0, time.monotonic() - self.since)
+
+
+@dataclass(eq=False)
+class _Request:
+    pixels: np.ndarray
+    answer: Future = field(default_factory=Future)
+    num_started: int = 0
+    tokens: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+_Part = tuple[_Request, int, int]  # frames start to stop of a request
+
+
+class SharedBatches:
+    """Frames of calls from many threads in full batches of one encoder, of one call each unless the encoder `mixes`."""
+
+    def __init__(self, encoder: PixelEncoder) -> None:
+        self.encoder = encoder
+        self._arrived: SimpleQueue[_Request] = SimpleQueue()
+        self._running: SimpleQueue[tuple[list[_Part], EncodingCall]] = SimpleQueue()
+        self._free_places = threading.Semaphore(BATCHES_RUNNING)
+        self._starting, self._waiting = BusyClock(), BusyClock()
+        for target in (self._start_batches, self._finish_batches):
+            threading.Thread(target=target, daemon=True).start()
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+        """(N, views, D) float32 tokens of pixels (N, views, 3, S, S) uint8, and the seconds that they took."""
+        request = _Request(pixels)
+        self._arrived.put(request)
+        return request.answer.result()
+
+    def seconds_busy(self) -> float:
+        """How long the encoder has been at the batch that it started first; 0 where none runs."""
+        return max(self._starting.seconds(), self._waiting.seconds())
+
+    def _start_batches(self) -> None:
+        requests: deque[_Request] = deque()
+        while True:
+            if not requests:
+                requests.append(self._arrived.get())
+            self._free_places.acquire()
+            while not self._arrived.empty():
+                requests.append(self._arrived.get())
+            parts, room = [], self.encoder.batch
+            while requests and room and (self.encoder.mixes or not parts):
+                request = requests[0]
+                start, stop = request.num_started, min(request.num_started + room, len(request.pixels))
+                parts.append((request, start, stop))
+                request.num_started, room = stop, room - (stop - start)
+                if stop == len(request.pixels):
+                    requests.popleft()
+            self._starting.start()
+            try:
+                pixels = np.concatenate([request.pixels[start:stop] for request, start, stop in parts])
+                self._running.put((parts, self.encoder.start_encoding(pixels)))
+            except ENCODER_ERRORS as error:
+                self._fail(parts, error)
+            self._starting.stop()
+            requests = deque(request for request in requests if not request.answer.done())
+
+    def _finish_batches(self) -> None:
+        while True:
+            parts, call = self._running.get()
+            self._waiting.start()
+            try:
+                tokens, seconds = call()
+            except ENCODER_ERRORS as error:
+                self._fail(parts, error)
+            else:
+                first = 0
+                for request, start, stop in parts:
+                    request.tokens.append(tokens[first : first + stop - start])
+                    request.seconds += seconds * (stop - start) / len(tokens)
+                    first += stop - start
+                    if stop == len(request.pixels) and not request.answer.done():
+                        request.answer.set_result((np.concatenate(request.tokens), request.seconds))
+                self._free_places.release()
+            self._waiting.stop()
+
+    def _fail(self, parts: list[_Part], error: Exception) -> None:
+        for request, *_ in parts:
+            if not request.answer.done():
+                request.answer.set_exception(error)
+        self._free_places.release()
 
 
 class RemoteEncoder:
@@ -172,8 +268,8 @@ class VideoWorker:
         self.encoder = Encoder(self.config) if encodes else None
         return "cpu"
 
-    def results(self, jobs: list[Job], encode_worker: ActorHandle | None) -> Iterator[Result | EncoderLost]:
-        """Results of the jobs as they are ready; EncoderLost ends them early."""
+    def results(self, jobs: list[Job], encode_worker: ActorHandle | None) -> Iterator[Result | str]:
+        """Results of the jobs as they are ready; the message of an encoder that failed ends them early."""
         encoder = self.encoder or RemoteEncoder(self.config, self.clock, encode_worker)
         self.clock.start()
         try:
@@ -183,7 +279,7 @@ class VideoWorker:
                 self.clock.start()
         except RayError as error:
             self.decoder.close()
-            yield EncoderLost(last_line(error))
+            yield last_line(error)
         finally:
             self.clock.stop()
 

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import google_crc32c
 
@@ -34,10 +34,7 @@ def url_of(path: Path | str) -> str | None:
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` at the end of the block and removed after an error.
-
-    `sync`: the file survives a power cut once this returns. Raises OSError naming `path`.
-    """
+    """A temporary path, renamed to `path` at the end or removed after an error; `sync`: power cuts are survived."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -56,10 +53,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; its folder is made if need be. Raises OSError naming `path`.
-
-    Text is UTF-8; a lone surrogate becomes its JSON escape.
-    """
+    """Write a file whole or not at all, with its folder; text as UTF-8, a lone surrogate as its JSON escape."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
@@ -74,10 +68,7 @@ def fsync(path: Path) -> None:
 
 
 def commit_folder(part: Path, target: Path) -> None:
-    """Rename a written folder `.NAME.part` to its name, after all of it is on the disk; an existing one is replaced.
-
-    Killed between the two renames, the replaced folder is restored by `remove_leftovers`.
-    """
+    """Rename a written folder `.NAME.part` once it is on the disk; `remove_leftovers` restores what it replaces."""
     for item in [*part.rglob("*"), part]:
         fsync(item)
     replaced = part.with_name(f".{target.name}.old.part")
@@ -115,6 +106,15 @@ def disk_full_errors(path: Path | str) -> Iterator[None]:
         raise
 
 
+def file_identity(file: Any) -> dict:
+    """Size and time of change of what has a `stat`, a cheap test for a changed file; empty where it has none."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return {}
+    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
@@ -132,10 +132,7 @@ def file_crc32c(path: Path) -> str:
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = False) -> Iterator[TextIO | None]:
-    """Lock a file, made if need be; yields it open, or None where another process has the lock and `wait` is false.
-
-    The lock is the operating system's: it ends with the process, however that ends, even if its children live on.
-    """
+    """Lock a file at most until this process ends; yields it open, or None where another process has the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from unloc.annotations.schema import QueryRow, VideoRow, build_manifest
-from unloc.cache.audit import audit_cache
 from unloc.cache.features import ImportConfig, import_features, list_features
 from unloc.cache.opening import open_cache
+from unloc.cache.writing import audit_cache
 from unloc.errors import FingerprintError, InputError, MissingError
 
 CLIPS = {"spacing_seconds": 2.0, "span_seconds": 2.0}

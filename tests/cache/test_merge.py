@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.extract import ExtractOptions, extract
-from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.metadata import group_metadata
 from unloc.cache.opening import open_cache
 from unloc.cache.shards import ShardWriter
+from unloc.cache.writing import audit_cache
 from unloc.errors import CacheError, FingerprintError, InputError
 from unloc.inference.encode import EncodeConfig
 

@@ -15,9 +15,15 @@ import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.flaky_store import FlakyFileSystem
-from unloc.cache.audit import audit_cache
 from unloc.cache.opening import Home, exact_copy, mirror_folder, open_cache, open_for_writing
-from unloc.cache.writing import VideoTokens, create_or_check, token_checksum, write_texts, write_video_shard
+from unloc.cache.writing import (
+    VideoTokens,
+    audit_cache,
+    create_or_check,
+    token_checksum,
+    write_texts,
+    write_video_shard,
+)
 from unloc.errors import CacheError, InputError, MissingError
 from unloc.files import url_of
 
@@ -26,8 +32,8 @@ FINGERPRINT = {"dtype": "float16", "sampling.fps": 2.0}
 
 @contextmanager
 def writable(url):
-    with open_for_writing(Home(url), FINGERPRINT, {}) as home:
-        yield home.folder
+    with open_for_writing(Home(url), FINGERPRINT, {}) as cache:
+        yield cache.path
 
 
 def video(number, length=40):
@@ -133,12 +139,11 @@ def test_a_mirror_of_a_cache_that_was_removed_is_not_taken_for_the_new_one(writt
 
 def test_a_second_writer_is_refused_and_the_lock_of_a_killed_one_is_taken_over(url):
     store, root = fsspec.core.url_to_fs(url)
-    with (
-        writable(url) as folder,
-        pytest.raises(CacheError, match="is writing"),
-        Home(url, folder.with_name("other")).lock(),
-    ):
-        pass
+    with writable(url) as folder, pytest.raises(CacheError, match="is writing"):
+        other = Home(url)
+        other.folder = folder.with_name("other")
+        with other.lock():
+            pass
     assert not store.exists(f"{root}/lock")
     dead = {"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1", "token": "x"}
     store.pipe_file(f"{root}/lock", json.dumps(dead).encode())

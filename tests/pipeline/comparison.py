@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.conftest import render_video, write_manifest
 from unloc.annotations.schema import VideoRow
-from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
+from unloc.cache.writing import audit_cache
 
 
 def render_videos(folder: Path, num_frames: Iterable[int]) -> tuple[Path, Path]:

@@ -15,13 +15,13 @@ import av
 import pytest
 
 from pipeline import decoding
-from pipeline.decoding import Ended, Frames, GuardedDecoder, Job, Limits, Retried
+from pipeline.decoding import GuardedDecoder, Job, Limits, Retried
 from tests.conftest import render_video
 from unloc.cache.shards import Failure
+from unloc.files import file_identity
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video import facts, pyav_reader
 from unloc.video.reading import VideoReading
-from unloc.video.video_file import file_identity
 
 LIMITS = Limits(timeout_seconds=20.0, memory_bytes=1 << 30)
 
@@ -100,7 +100,7 @@ def decode(spec, monkeypatch, video_folder, tmp_path):
         with GuardedDecoder(spec, limits) as decoder:
             for job, event in decoder.events(jobs):
                 events[job.video_id].append(event)
-                pids.update([decoder._child.process.pid] if isinstance(event, Ended) else [])
+                pids.update([decoder.process.pid] if isinstance(event, dict) else [])
         return events, pids
 
     return run
@@ -110,7 +110,7 @@ def kinds(events: list) -> list[type]:
     return [type(event) for event in events]
 
 
-WHOLE = [Frames, Ended]
+WHOLE = [tuple, dict]  # frames, row
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_frames_that_flow_do_not_time_out_however_long_they_take_together(spec, 
     monkeypatch.setattr(decoding, "VideoReading", Slow)
     with GuardedDecoder(spec, Limits(timeout_seconds=1.5)) as decoder:
         events = [event for _, event in decoder.events([Job("v6", video_folder / "v6.mp4")])]
-    assert isinstance(events[-1], Ended) and events[-1].row["seconds_waiting"] > 1.5
+    assert isinstance(events[-1], dict) and events[-1]["seconds_waiting"] > 1.5
     assert Retried not in kinds(events)
 
 
@@ -177,7 +177,7 @@ def test_a_long_reading_of_which_no_frame_is_wanted_yet_does_not_time_out(monkey
     spec = Encoder(EncodeConfig(num_frames=2)).read_spec
     with GuardedDecoder(spec, Limits(timeout_seconds=1.0)) as decoder:
         events = [event for _, event in decoder.events([Job("long", path)])]
-    assert isinstance(events[-1], Ended) and events[-1].row["seconds_waiting"] > 1.0
+    assert isinstance(events[-1], dict) and events[-1]["seconds_waiting"] > 1.0
     assert Retried not in kinds(events)
 
 
@@ -222,9 +222,9 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again_and_its_row_is
     with whole as decoder:
         events = [event for _, event in decoder.events([Job("v", path)])]
     assert Retried in kinds(events)
-    if isinstance(events[-1], Ended):
-        assert events[-1].row["content_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert events[-1].row["file_bytes"] == path.stat().st_size
+    if isinstance(events[-1], dict):
+        assert events[-1]["content_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert events[-1]["file_bytes"] == path.stat().st_size
     else:
         assert events[-1].file_identity == file_identity(path)
 
@@ -269,7 +269,7 @@ def test_a_video_survives_four_kills_from_outside(decode):
 
 def test_deaths_of_its_decoder_count_for_one_video_only(decode):
     events, _ = decode("crash_once", "hang_once", "abort_once", limits=Limits(timeout_seconds=2.0))
-    assert all(isinstance(those[-1], Ended) for those in events.values())
+    assert all(isinstance(those[-1], dict) for those in events.values())
 
 
 def test_a_decoder_is_replaced_after_some_videos(decode):
@@ -287,7 +287,7 @@ def test_the_decoder_ends_with_the_process_that_started_it(spec, video_folder, t
     if child == 0:
         decoder = GuardedDecoder(spec, LIMITS)
         next(decoder.events([Job("v0", video_folder / "v0.mp4")]))
-        (tmp_path / "pid").write_text(str(decoder._child.process.pid))
+        (tmp_path / "pid").write_text(str(decoder.process.pid))
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     orphan = Path("/proc") / (tmp_path / "pid").read_text() / "status"

@@ -21,8 +21,8 @@ from pipeline import decoding
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import check_equal, token_bytes
 from unloc.annotations.schema import VideoRow, build_manifest
-from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
+from unloc.cache.writing import audit_cache
 from unloc.errors import CacheError, CoverageError, UnlocError
 from unloc.inference.encode import EncodeConfig
 from unloc.video.locate import index_videos

@@ -11,10 +11,10 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.ledger import Ledger
 from pipeline.repair import Repair
 from tests.pipeline.comparison import files_of
-from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.opening import Home, open_cache
 from unloc.cache.shards import ShardWriter
+from unloc.cache.writing import audit_cache
 from unloc.errors import InputError
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.video.video_file import file_hash

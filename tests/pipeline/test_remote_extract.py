@@ -14,8 +14,8 @@ import pytest
 from pipeline.extract import ExtractOptions, extract
 from tests.flaky_store import FlakyFileSystem
 from tests.pipeline.comparison import files_of, token_bytes
-from unloc.cache.audit import audit_cache
 from unloc.cache.opening import exact_copy, mirror_folder, open_cache
+from unloc.cache.writing import audit_cache
 from unloc.errors import CacheError
 from unloc.inference.encode import EncodeConfig
 

@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.decoding import Ended, GuardedDecoder, Job, Limits, Retried
+from pipeline.decoding import GuardedDecoder, Job, Limits, Retried
 from pipeline.extract import ExtractOptions, extract
 from tests.conftest import write_manifest
 from tests.pipeline.comparison import token_bytes
@@ -150,7 +150,7 @@ def test_a_download_that_fails_twice_is_tried_again_and_leaves_no_file(faulty, v
     upload(video_folder, "faulty://bucket/videos")
     faulty(deed, times=2)
     events = decode("faulty://bucket/videos")
-    assert isinstance(events[-1], Ended) and FaultyFileSystem.marker.read_text() == "xx"
+    assert isinstance(events[-1], dict) and FaultyFileSystem.marker.read_text() == "xx"
     assert not list((tmp_path / "temporary").iterdir())
 
 
@@ -207,9 +207,9 @@ def test_an_object_that_changes_after_it_was_listed_or_fetched_is_decoded_as_it_
     monkeypatch.setattr(decoding, "VideoReading", Changing)
     events = decode("faulty://bucket/videos")
     shutil.rmtree(other)
-    assert Retried in map(type, events) and isinstance(events[-1], Ended)
-    assert events[-1].row["file_bytes"] == (video_folder / "v5.mp4").stat().st_size
-    assert events[-1].row["duration_seconds"] == pytest.approx(3.0, abs=0.01)
+    assert Retried in map(type, events) and isinstance(events[-1], dict)
+    assert events[-1]["file_bytes"] == (video_folder / "v5.mp4").stat().st_size
+    assert events[-1]["duration_seconds"] == pytest.approx(3.0, abs=0.01)
 
 
 class Server(SimpleHTTPRequestHandler):
@@ -235,8 +235,8 @@ def test_videos_of_a_web_server_are_read_and_half_ones_noticed(video_folder, tmp
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/videos"
         whole = decode(url, "a film")[-1]
-        assert whole.row["file"] == "a film.mp4"
-        assert whole.row["content_sha256"] == hashlib.sha256((video_folder / "v0.mp4").read_bytes()).hexdigest()
+        assert whole["file"] == "a film.mp4"
+        assert whole["content_sha256"] == hashlib.sha256((video_folder / "v0.mp4").read_bytes()).hexdigest()
         (file,) = index_videos(url).locate(manifest("a film").videos)[0].values()
         with on_disk(file) as copy:
             assert copy.read_bytes() == (video_folder / "v0.mp4").read_bytes()

@@ -16,11 +16,10 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.repair import Repair
 from tests.conftest import render_video
 from tests.pipeline.comparison import files_of
-from unloc.cache.audit import audit_cache
 from unloc.cache.metadata import group_metadata, read_attributes
 from unloc.cache.opening import Home, open_cache
 from unloc.cache.shards import ShardWriter
-from unloc.cache.writing import VideoTokens
+from unloc.cache.writing import VideoTokens, audit_cache
 from unloc.errors import CacheError, FingerprintError, MissingError
 from unloc.files import folder_lock
 from unloc.inference.encode import EncodeConfig

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pipeline.shared_batches import BATCHES_RUNNING, SharedBatches
+from pipeline.workers import BATCHES_RUNNING, SharedBatches
 
 
 class PretendedEncoder:

@@ -10,7 +10,6 @@ import pytest
 from pipeline.cluster import Event, Node, Role
 from pipeline.decoding import MACHINE, Job
 from pipeline.supervisor import Supervisor, pool_size
-from pipeline.workers import EncoderLost
 from unloc.cache.shards import Failure
 from unloc.cache.writing import VideoTokens
 from unloc.errors import UnlocError
@@ -100,7 +99,7 @@ class World:
             encoder = self.actors.get(actor.encoder)
             if encoder is None or actor.encoder in self.killed:
                 actor.has_group, actor.jobs = False, deque()
-                return [Event(number, "result", EncoderLost("gone")), Event(number, "finished")]
+                return [Event(number, "result", "gone"), Event(number, "finished")]
             if encoder.is_stopped:
                 return [Event(number, "alive", 0.0)]
         if not actor.has_group:

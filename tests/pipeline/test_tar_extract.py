@@ -9,8 +9,8 @@ import pytest
 from pipeline.extract import ExtractOptions, extract
 from tests.pipeline.comparison import token_bytes
 from unloc.annotations.schema import VideoRow, build_manifest
-from unloc.cache.audit import audit_cache
 from unloc.cache.opening import open_cache
+from unloc.cache.writing import audit_cache
 from unloc.inference.encode import EncodeConfig
 from unloc.video.locate import index_videos, shard_members
 from unloc.video.packing import pack_videos

@@ -11,10 +11,9 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.repair import Repair
 from tests.conftest import write_manifest
 from unloc.annotations.schema import QueryRow, VideoRow, load_manifest
-from unloc.cache.audit import audit_cache
 from unloc.cache.merge import merge
 from unloc.cache.opening import Home, open_cache
-from unloc.cache.writing import write_projections
+from unloc.cache.writing import audit_cache, write_projections
 from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
 from unloc.inference.load import load_model

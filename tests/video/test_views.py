@@ -8,7 +8,8 @@ from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, create_or_check, write_video_shard
 from unloc.errors import InputError
 from unloc.examples.sources import CachedTokens
-from unloc.video.preprocess import PreprocessSpec, make_views, require_views, resize_and_crop, resize_for_crop
+from unloc.video.preprocess import PreprocessSpec, make_views, resize_and_crop, resize_for_crop
+from unloc.video.reading import FrameSampling
 
 SPEC = PreprocessSpec(image_size=28, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -62,7 +63,7 @@ def test_crops_are_all_over_the_picture_and_half_of_them_are_mirrored():
 )
 def test_unknown_and_repeated_views_are_refused(views):
     with pytest.raises(InputError, match="--views"):
-        require_views(views)
+        FrameSampling(fps=1.0, views=views)
 
 
 def test_training_draws_any_view_and_evaluation_reads_the_centre(tmp_path):

@@ -1,8 +1,7 @@
 """How tokens are stored: float16, float32 or bfloat16, from the float32 that a tower gives.
 
-float16 and bfloat16 round to the nearest value, ties to even: float16 keeps 11 significant bits of values up to 65504,
-bfloat16 keeps 8 of any float32. NumPy and Zarr have no bfloat16: its bits, the upper half of the float32, are stored as
-uint16.
+Values are rounded to the nearest, ties to even: float16 keeps 11 significant bits up to 65504, bfloat16 keeps 8 of any
+float32. NumPy and Zarr have no bfloat16: its bits, the upper half of the float32, are stored as uint16.
 """
 
 import numpy as np
@@ -19,10 +18,7 @@ def require_token_dtype(name: str, option: str) -> None:
 
 
 def to_stored(tokens: np.ndarray, dtype: str) -> np.ndarray:
-    """Float tokens of any shape as they are stored.
-
-    Raises InputError where a token is not finite, or is beyond what the dtype holds: it would be cached as infinity.
-    """
+    """Float tokens as they are stored. Raises InputError where one is not finite or is beyond what the dtype holds."""
     values = np.ascontiguousarray(tokens, dtype=np.float32)
     if dtype == "bfloat16":
         bits = values.view(np.uint32)

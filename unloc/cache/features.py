@@ -17,10 +17,10 @@ import numpy as np
 from unloc.cache import OnProgress
 from unloc.cache.dtype import require_token_dtype, to_stored
 from unloc.cache.opening import Home, open_for_writing
-from unloc.cache.reading import Cache
 from unloc.cache.shards import Added, Failure, Result, ShardWriter, failures_of
 from unloc.cache.writing import VideoTokens, token_checksum, write_texts
 from unloc.errors import InputError, MissingError, VideoError, one_line
+from unloc.files import file_identity
 
 SHARD_SIZE = 512
 MAX_DRIFT = 0.1  # typical share by which tokens may cover more or less than the given durations
@@ -51,10 +51,7 @@ class FeatureFile:
 
 
 def list_features(format_name: str, source: Path, dataset: str | None = None) -> dict[str, FeatureFile]:
-    """What a source holds, by the name it gives each video, in order. `dataset`: name of the array in a file.
-
-    Raises InputError for an unknown format and for a name that is found twice, MissingError where nothing is found.
-    """
+    """Features by the name a source gives each video, in order. Raises InputError; MissingError: there are none."""
     if format_name not in FORMATS:
         raise InputError(f"format: got {format_name!r}, expected one of {', '.join(FORMATS)}")
     if not source.exists():
@@ -134,15 +131,12 @@ FORMATS: dict[str, Callable[[Path, str | None], Iterator[FeatureFile]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What is imported and what is known about it; all of it but `transposed` is in the fingerprint.
-
-    Token k is shown at span / 2 + k * spacing, or, without a spacing, T tokens share the video's duration evenly.
-    """
+    """What is imported and what is known about it; all of it but `transposed` is in the fingerprint."""
 
     format: str  # one of `FORMATS`
     origin: str  # who made the features with which tower, in words
-    spacing_seconds: float | None = None  # from one token to the next
-    span_seconds: float = 0.0  # what one token looks at; 0: a single frame
+    spacing_seconds: float | None = None  # from one token to the next; None: T tokens share the duration evenly
+    span_seconds: float = 0.0  # what one token looks at, shown at its middle; 0: a single frame
     dtype: str = "float16"  # how tokens are stored
     dataset: str | None = None  # name of the array inside a file
     transposed: bool = False  # files hold (D, T)
@@ -185,9 +179,8 @@ def import_features(
 ) -> Added:
     """Import the features of a source into the cache at a path or URL.
 
-    `durations` names a manifest's videos, with seconds or NaN; None imports all of the source. `texts` is a folder of
-    QID.npz or qidQID.npz with `last_hidden_state` (K, D), one for each (QID, text) of `queries`.
-    Raises InputError where the timing contradicts the durations, or no file can be read.
+    `durations`: seconds or NaN of a manifest's videos; None imports all of the source. `texts`: a folder of QID.npz or
+    qidQID.npz with `last_hidden_state` (K, D) for `queries`. Raises InputError where the timing contradicts them.
     """
     found = list_features(config.format, source, config.dataset)
     durations, files = dict.fromkeys(found, np.nan) if durations is None else durations, {}
@@ -202,12 +195,11 @@ def import_features(
         video_id: partial(_imported, video_id, file, config, frame_dim, durations[video_id])
         for video_id, file in files.items()
     }
-    with open_for_writing(Home(out), config.fingerprint(frame_dim), {}) as home:
-        cache = Cache(home.folder)
+    with open_for_writing(Home(out), config.fingerprint(frame_dim), {}) as cache:
         failed = {  # before, and the file has not changed since
             video_id: failure.to_row()
             for video_id, failure in failures_of(cache).items()
-            if video_id in files and failure.file_identity == _identity(files[video_id].path)
+            if video_id in files and failure.file_identity == file_identity(files[video_id].path)
         }
         new = [video_id for video_id in files if video_id not in failed]
         added = ShardWriter(cache).fill(new, results, SHARD_SIZE, on_progress)
@@ -247,7 +239,7 @@ def _check_timing(files: dict[str, FeatureFile], config: ImportConfig, durations
 
 
 def _imported(video_id: str, file: FeatureFile, config: ImportConfig, frame_dim: int, duration: float) -> Result:
-    identity = _identity(file.path)
+    identity = file_identity(file.path)
     try:
         tokens = file.tokens(transposed=config.transposed)
         if tokens.shape[1] != frame_dim:
@@ -275,15 +267,10 @@ def _imported(video_id: str, file: FeatureFile, config: ImportConfig, frame_dim:
     return VideoTokens(row, stored)
 
 
-def _identity(path: Path) -> dict:
-    stat = path.stat()
-    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
-
-
 def _text_tokens(folder: Path, qid: str) -> np.ndarray:
-    for path in (folder / f"qid{qid}.npz", folder / f"{qid}.npz"):
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                tokens = np.asarray(stored["last_hidden_state"], dtype=np.float32)
-            return tokens.reshape(-1, tokens.shape[-1])
-    raise MissingError(f"{folder}: has neither qid{qid}.npz nor {qid}.npz for a query of the manifest")
+    path = next((path for path in (folder / f"qid{qid}.npz", folder / f"{qid}.npz") if path.is_file()), None)
+    if path is None:
+        raise MissingError(f"{folder}: has neither qid{qid}.npz nor {qid}.npz for a query of the manifest")
+    with np.load(path, allow_pickle=False) as stored:
+        tokens = np.asarray(stored["last_hidden_state"], dtype=np.float32)
+    return tokens.reshape(-1, tokens.shape[-1])

@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from unloc.cache import OnProgress
-from unloc.cache.audit import audit_cache
 from unloc.cache.metadata import write_checked
 from unloc.cache.opening import Home, open_cache, open_for_writing
 from unloc.cache.reading import Cache
 from unloc.cache.shards import Added, ShardWriter, failures_of
-from unloc.cache.writing import fingerprint_differences, stored_video, write_projections, write_texts
+from unloc.cache.writing import audit_cache, fingerprint_differences, stored_video, write_projections, write_texts
 from unloc.errors import CacheError, FingerprintError, InputError
 
 
@@ -21,10 +20,9 @@ def merge(
     shard_size: int = 512,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Added:
-    """Copy the videos and texts of all sources into the cache `out`, made if need be; paths or URLs.
+    """Copy the videos and texts of all sources into the cache `out`, made if need be; a video counts once.
 
-    A video of several sources counts once, if its tokens are the same. Raises FingerprintError naming the keys that
-    differ, CacheError for a damaged source and for a video whose tokens differ between sources.
+    Raises FingerprintError naming the keys that differ, CacheError for a damaged source and for tokens that differ.
     """
     home, caches = Home(out), [open_cache(source) for source in sources]
     if home.folder.resolve() in [cache.path.resolve() for cache in caches]:
@@ -34,14 +32,27 @@ def merge(
         for place in {f"shards/{name}" for name in cache.tables} | {place for place, *_ in cache.text_index.values()}:
             cache.fetch(place)
         for damage in audit_cache(cache.path).damages:
-            message = f"{cache.path}/{damage.place}: {damage.reason}"
-            raise CacheError(f"{message}; run `unloc cache verify --repair` on it first")
+            place = f"{cache.path}/{damage.place}"
+            raise CacheError(f"{place}: {damage.reason}; run `unloc cache verify --repair` on it first")
         names = (str(first.path), str(cache.path))
         if differing := fingerprint_differences(first.fingerprint, cache.fingerprint, names=names):
             raise FingerprintError(f"caches of different towers or preprocessing cannot be merged ({differing})")
-    with open_for_writing(home, first.fingerprint, first.versions):
-        target = Cache(home.folder)
-        added = _copy_videos(target, caches, shard_size, on_progress)
+    with open_for_writing(home, first.fingerprint, first.versions) as target:
+        found = {}
+        for cache in (*caches, target):
+            for video_id, row in cache.rows.items():
+                other = found.setdefault(video_id, cache)
+                if other is not cache and other.rows[video_id]["tokens_sha256"] != row["tokens_sha256"]:
+                    problem = f"{other.path} and {cache.path} hold different tokens of it"
+                    advice = "of other files, or of machines that round differently: keep it in one of them"
+                    raise CacheError(f"video {video_id!r}: {problem}, {advice}")
+        videos = {name: partial(stored_video, cache, name) for name, cache in found.items() if cache is not target}
+        failed = {name: one for cache in caches for name, one in failures_of(cache).items() if name not in videos}
+        failed_before = failures_of(target)
+        new = [*videos, *(video_id for video_id in failed if video_id not in failed_before)]
+        results = videos | {name: lambda failure=failure: failure for name, failure in failed.items()}
+        added = ShardWriter(target).fill(new, results, shard_size, on_progress)
+        added.cached_before = sum(video_id in target for video_id in videos)
         texts = {text: cache for cache in caches for text in cache.text_index if text not in target.text_index}
         tokens = ((text, cache.stored_text(text)) for text, cache in texts.items())
         added.texts = write_texts(target.path, tokens, target.dtype)
@@ -53,25 +64,4 @@ def merge(
         new = {alias: own for alias, own in aliases.items() if alias not in target and own in target.rows}
         if new:
             write_checked(target.path / "aliases.json", target.aliases | new)
-    return added
-
-
-def _copy_videos(target: Cache, caches: Sequence[Cache], shard_size: int, on_progress: OnProgress) -> Added:
-    """The first cache that has a video's tokens counts; a failure counts where none has them."""
-    found: dict[str, Cache] = {}
-    for cache in (*caches, target):
-        for video_id, row in cache.rows.items():
-            other = found.setdefault(video_id, cache)
-            if other is not cache and other.rows[video_id]["tokens_sha256"] != row["tokens_sha256"]:
-                raise CacheError(
-                    f"video {video_id!r}: {other.path} and {cache.path} hold different tokens of it (other files under "
-                    "one id, or machines that round differently); remove it from one of them"
-                )
-    cached = {name: partial(stored_video, cache, name) for name, cache in found.items() if cache is not target}
-    failed = {name: failure for cache in caches for name, failure in failures_of(cache).items() if name not in cached}
-    failed_before = failures_of(target)
-    new = [*cached, *(video_id for video_id in failed if video_id not in failed_before)]
-    results = cached | {name: lambda failure=failure: failure for name, failure in failed.items()}
-    added = ShardWriter(target).fill(new, results, shard_size, on_progress)
-    added.cached_before = sum(video_id in target for video_id in cached)
     return added

@@ -1,7 +1,4 @@
-"""Objects below one URL (`s3://bucket/cache`, `memory://cache`), read and written whole, over fsspec.
-
-Stores fail now and then: every action is tried again, and an object counts as sent once its size is right.
-"""
+"""Objects below one URL (`s3://bucket/cache`), over fsspec: what fails is tried again, what is sent is checked."""
 
 import json
 import logging
@@ -10,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.callbacks import Callback
@@ -20,7 +17,6 @@ from unloc.files import file_crc32c
 
 logger = logging.getLogger(__name__)
 ATTEMPTS, PAUSE_SECONDS = 7, 0.1  # pauses double: about six seconds in all
-Result = TypeVar("Result")
 
 
 class ObjectStore:
@@ -36,9 +32,6 @@ class ObjectStore:
             raise InputError(f"{url}: {one_line(error)}{hint}") from None
         self.root = root.rstrip("/")
 
-    def _key(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
     def infos(self) -> dict[str, dict]:
         """Every object with what the store says of it."""
         found, start = {}, f"{self.root.lstrip('/')}/"
@@ -49,18 +42,18 @@ class ObjectStore:
 
     def info(self, name: str) -> dict:
         """What the store says of an object now. Raises FileNotFoundError where it is not there."""
-        return self._try(lambda: self.store.info(self._key(name)), name)
+        return self._try(lambda: self.store.info(f"{self.root}/{name}"), name)
 
     def read(self, name: str) -> bytes:
         """The bytes of an object. Raises FileNotFoundError where it is not there."""
-        return self._try(lambda: self.store.cat_file(self._key(name)), name)
+        return self._try(lambda: self.store.cat_file(f"{self.root}/{name}"), name)
 
     def download(self, name: str, copy: BinaryIO, size: int | None, callback: Callback) -> None:
         """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
 
         def get() -> None:
             copy.truncate(0)
-            self.store.get_file(self._key(name), f"/proc/self/fd/{copy.fileno()}", callback=callback)
+            self.store.get_file(f"{self.root}/{name}", f"/proc/self/fd/{copy.fileno()}", callback=callback)
             received = os.fstat(copy.fileno()).st_size
             if size is not None and received != size:
                 raise OSError(f"received {received} of its {size} bytes")
@@ -73,7 +66,7 @@ class ObjectStore:
         part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several readers may fetch one object
 
         def get() -> None:
-            self.store.get_file(self._key(name), str(part))
+            self.store.get_file(f"{self.root}/{name}", str(part))
             if checksum is not None and file_crc32c(part) != checksum:
                 raise OSError("its checksum is not the one in its table; run `unloc cache verify`")
 
@@ -85,9 +78,9 @@ class ObjectStore:
 
         def put() -> None:
             try:
-                self.store.put_file(str(file), self._key(name))
+                self.store.put_file(str(file), f"{self.root}/{name}")
                 self.store.invalidate_cache()
-                size = self.store.info(self._key(name))["size"]
+                size = self.store.info(f"{self.root}/{name}")["size"]
             except FileNotFoundError as error:
                 raise OSError(f"not found after it was sent ({one_line(error)})") from None
             if size != file.stat().st_size:
@@ -99,7 +92,7 @@ class ObjectStore:
         """Write a JSON object where there is none; what is there now. Raises MissingError where there is no bucket."""
         raw = json.dumps(content).encode()
         try:
-            self._try(lambda: self.store.pipe_file(self._key(name), raw, mode="create"), name)
+            self._try(lambda: self.store.pipe_file(f"{self.root}/{name}", raw, mode="create"), name)
         except FileExistsError:  # or this one: a first attempt may have arrived though it was reported as failed
             with suppress(FileNotFoundError, ValueError):
                 return json.loads(self.read(name))
@@ -111,11 +104,20 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
         with suppress(FileNotFoundError):
-            self._try(lambda: self.store.rm_file(self._key(name)), name)
+            self._try(lambda: self.store.rm_file(f"{self.root}/{name}"), name)
 
-    def _try(self, action: Callable[[], Result], name: str) -> Result:
+    def _try(self, action: Callable[[], Any], name: str) -> Any:
         """The result of an action, repeated while the store fails. Raises CacheError after the last attempt."""
-        temporary, final = _store_errors()
+        temporary, final = [OSError], [PermissionError]
+        with suppress(ImportError):  # clients of S3 and of the web have classes of their own
+            from botocore import exceptions as s3
+
+            temporary += [s3.BotoCoreError, s3.ClientError]
+            final += [s3.NoCredentialsError, s3.PartialCredentialsError]
+        with suppress(ImportError):
+            import aiohttp
+
+            temporary.append(aiohttp.ClientError)
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
@@ -124,27 +126,12 @@ class ObjectStore:
                 return action()
             except (FileNotFoundError, FileExistsError):
                 raise
-            except final as error:
+            except tuple(final) as error:
                 raise CacheError(f"{self.url}/{name}: not allowed ({one_line(error)}); check credentials") from None
-            except temporary as error:
+            except tuple(temporary) as error:
                 message = one_line(error)
                 logger.info("%s/%s: %s (attempt %d)", self.url, name, message, attempt + 1)
         raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({message}); run the same command again")
-
-
-def _store_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
-    """Errors of stores that may pass, and those that will not; clients of S3 and of the web have their own classes."""
-    temporary, final = [OSError], [PermissionError]
-    with suppress(ImportError):
-        from botocore import exceptions as s3
-
-        temporary += [s3.BotoCoreError, s3.ClientError]
-        final += [s3.NoCredentialsError, s3.PartialCredentialsError]
-    with suppress(ImportError):
-        import aiohttp
-
-        temporary.append(aiohttp.ClientError)
-    return tuple(temporary), tuple(final)
 
 
 def read_url(url: str) -> bytes:

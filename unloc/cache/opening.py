@@ -1,8 +1,7 @@
 """Caches by path or URL: opened to read, locked to write, copied to audit, described.
 
-A cache in a bucket has a local copy, the mirror, which is what is mapped and written. Tables are fetched when the cache
-is opened, a shard's tokens when the first of its videos is read. An object store has no rename: a shard is there once
-its `zarr.json` is, which is sent last. What is fetched is compared with its checksum.
+A cache in a bucket has a local copy, the mirror, which is mapped and written. Tables are fetched when the cache is
+opened, tokens when they are read. An object store has no rename: a shard is there once its `zarr.json`, sent last, is.
 """
 
 import hashlib
@@ -34,10 +33,12 @@ LAST = ("ledger.jsonl", "summary.json")
 class Home:
     """Where the cache at a path or URL is written: its folder; for a remote one the mirror, published to its URL."""
 
-    def __init__(self, path: Path | str, folder: Path | None = None) -> None:
-        """`folder`: another mirror than the usual one. Raises InputError for a URL that cannot hold a cache."""
+    is_exact = False  # has it every object as it is at the URL, damaged or not? (`exact_copy`)
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises InputError for a URL that cannot hold a cache."""
         self.url = url_of(path)
-        self.folder = folder or (Path(path) if self.url is None else mirror_folder(self.url))
+        self.folder = Path(path) if self.url is None else mirror_folder(self.url)
         if self.url is not None:
             self.store = ObjectStore(self.url)
             if "/" not in self.store.root:  # its sibling would be another bucket
@@ -59,14 +60,6 @@ class Home:
             if is_free:
                 self._synchronise()
 
-    def pull_files(self, place: str) -> None:
-        """Fetch a file, an array or a shard (`shards/00003`) where it is not here yet. Raises CacheError for damage."""
-        shard = "/".join(place.split("/")[:2])
-        for name, checksum in read_attributes(self.folder / shard)["files"].items():
-            file = f"{shard}/{name}"
-            if f"{file}/".startswith(f"{place}/") and not (self.folder / file).is_file():
-                self.store.fetch(file, self.folder / file, checksum)
-
     def publish(self) -> None:
         """Send what is new, tables last. Raises CacheError where the store keeps failing; the next call continues."""
         if self.url is None:
@@ -81,6 +74,9 @@ class Home:
                 self.store.send(file, name)
                 self._sent[name] = checksum
         self._published |= {*new}
+        for name in [name for name in self._sent if self.is_exact and not (self.folder / name).is_file()]:
+            self.store.remove(name)  # a repair has removed it
+            del self._sent[name]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -93,28 +89,26 @@ class Home:
                 is_free = stack.enter_context(file_lock(self._lock_file("write")))
             if not is_free:
                 raise CacheError(f"{self.url}: another process on this machine is writing this cache; wait for it")
-            self._take_lock()
+            pid = os.getpid()
+            mine = {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "token": uuid.uuid4().hex}
+            for attempt in range(2):
+                owner = self.store.create(LOCK, mine)
+                if owner == mine:
+                    break
+                is_gone = owner.get("host") == mine["host"] and _start_of(owner.get("pid")) != owner.get("started")
+                if attempt or (owner and not is_gone):
+                    process = f"process {owner.get('pid')} on {owner.get('host')}"
+                    raise CacheError(f"{self.url}/{LOCK}: {process} is writing this cache; wait, or remove that object")
+                self.store.remove(LOCK)
             try:
                 self._synchronise()
                 yield
             finally:
                 self.store.remove(LOCK)
 
-    def _take_lock(self) -> None:
-        pid = os.getpid()
-        mine = {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "token": uuid.uuid4().hex}
-        for _ in range(2):
-            owner = self.store.create(LOCK, mine)
-            if owner == mine:
-                return
-            is_gone = owner.get("host") == mine["host"] and _start_of(owner.get("pid")) != owner.get("started")
-            if owner and not is_gone:
-                break
-            self.store.remove(LOCK)
-        process = f"process {owner.get('pid')} on {owner.get('host')}"
-        raise CacheError(f"{self.url}/{LOCK}: {process} is writing this cache; wait, or remove that object")
-
     def _synchronise(self) -> None:
+        if self.is_exact:
+            return
         remote = {name: info["size"] for name, info in self.store.infos().items()}
         root = self.folder / "zarr.json"
         if "zarr.json" not in remote or (root.is_file() and root.read_bytes() != self.store.read("zarr.json")):
@@ -146,27 +140,6 @@ class Home:
         return [file.parent.relative_to(self.folder).as_posix() for file in tables]
 
 
-class ExactCopy(Home):
-    """Every object of a remote cache as it is, damaged or not, in a folder of its own."""
-
-    def _synchronise(self) -> None:
-        if self._sent:  # it stays as it was fetched
-            return
-        names = self.store.infos().keys() - {LOCK}
-        if "zarr.json" not in names:
-            raise MissingError(f"cache {self.url} does not exist")
-        for name in names:
-            self.store.fetch(name, self.folder / name)
-            self._sent[name] = file_crc32c(self.folder / name)
-
-    def publish(self) -> None:
-        """Send what was repaired, and remove what the repair removed."""
-        super().publish()
-        for name in [name for name in self._sent if not (self.folder / name).is_file()]:
-            self.store.remove(name)
-            del self._sent[name]
-
-
 def mirror_folder(url: str) -> Path:
     """Where the mirror of a remote cache is: below $UNLOC_MIRRORS, else ~/.cache/unloc/mirrors."""
     home = Path(os.environ.get("UNLOC_MIRRORS") or Path.home() / ".cache" / "unloc" / "mirrors")
@@ -182,10 +155,7 @@ def _start_of(pid: int | None) -> str | None:
 
 
 def open_cache(path: Path | str) -> Cache:
-    """The cache at a path or URL; of a remote one tokens are downloaded to its mirror when they are first read.
-
-    Raises MissingError where there is none, CacheError where it is of another format or damaged.
-    """
+    """The cache at a path or URL, whose tokens are downloaded when read. Raises MissingError; CacheError: damaged."""
     home = Home(path)
     if home.url is None:
         return Cache(home.folder)
@@ -197,7 +167,12 @@ def open_cache(path: Path | str) -> Cache:
 
 
 def _download(url: str, place: str) -> None:
-    Home(url).pull_files(place)  # made anew: after a fork the clients of stores do not work
+    """Fetch a file, an array or a shard (`shards/00003`) where it is not here yet. Raises CacheError for damage."""
+    home, shard = Home(url), "/".join(place.split("/")[:2])  # made anew: after a fork stores' clients do not work
+    for name, checksum in read_attributes(home.folder / shard)["files"].items():
+        file = f"{shard}/{name}"
+        if f"{file}/".startswith(f"{place}/") and not (home.folder / file).is_file():
+            home.store.fetch(file, home.folder / file, checksum)
 
 
 def home_for(path: Path | str, fingerprint: dict) -> Home:
@@ -213,14 +188,14 @@ def home_for(path: Path | str, fingerprint: dict) -> Home:
 
 
 @contextmanager
-def open_for_writing(home: Home, fingerprint: dict, versions: dict) -> Iterator[Home]:
+def open_for_writing(home: Home, fingerprint: dict, versions: dict) -> Iterator[Cache]:
     """Lock a cache, create it if need be, publish it at the end. Raises CacheError (locked) and FingerprintError."""
     with home.lock(), folder_lock(home.folder):
         remove_leftovers(home.folder)
         create_or_check(home.folder, fingerprint, versions)
         home.publish()
         try:
-            yield home
+            yield Cache(home.folder)
         except OSError:
             remove_leftovers(home.folder)  # half-written files may be what fills the disk
             raise
@@ -235,15 +210,19 @@ def exact_copy(path: Path | str) -> Iterator[Home]:
         yield home
         return
     with tempfile.TemporaryDirectory(prefix="unloc-audit-") as folder:
-        copy = ExactCopy(home.url, Path(folder) / "cache")
-        copy.pull()
-        yield copy
+        home.folder, home.is_exact = Path(folder) / "cache", True
+        names = home.store.infos().keys() - {LOCK}
+        if "zarr.json" not in names:
+            raise MissingError(f"cache {home.url} does not exist")
+        for name in names:
+            home.store.fetch(name, home.folder / name)
+            home._sent[name] = file_crc32c(home.folder / name)
+        yield home
 
 
 def describe(path: Path | str) -> dict[str, dict]:
     """Fingerprint, versions, contents and failures of a cache at a path or URL."""
     cache, home = open_cache(path), Home(path)
-    decoders = Counter(row["decoder"] for row in cache.rows.values())
     local = [item.stat().st_size for item in cache.path.rglob("*") if item.is_file()]
     sizes = [info["size"] for info in home.store.infos().values()] if home.url else local
     failures = failures_of(cache)
@@ -254,13 +233,12 @@ def describe(path: Path | str) -> dict[str, dict]:
         "shards": len(cache.tables),
         "frame tokens": sum(cache.column("num_tokens", video_id) for video_id in cache.rows),
         "hours of video": round(sum(cache.column("duration_seconds", name) for name in cache.rows) / 3600, 3),
-        "decoders": dict(decoders),
+        "decoders": dict(Counter(row["decoder"] for row in cache.rows.values())),
         "texts": len(cache.text_index),
         "files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 2),
     }
-    if cache.note:
-        contents["note"] = cache.note
+    contents |= {"note": cache.note} if cache.note else {}
     if home.url:
         contents |= {"local copy": str(cache.path), "megabytes of the local copy": round(sum(local) / 1e6, 2)}
     reasons = dict(Counter(failure.reason for failure in failures.values()))

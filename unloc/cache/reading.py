@@ -1,24 +1,19 @@
 """A cache in a local folder: tokens of videos and texts in sharded Zarr v3, read by mapping the shard files.
 
-    CACHE/zarr.json                    fingerprint (which tower and preprocessing) and versions
-    CACHE/shards/00000/zarr.json       the shard's table: columns with one value per video, rows of the videos that
-                                       failed, and checksums of all files of the shard
-    CACHE/shards/00000/frames          (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
-    CACHE/shards/00000/videos.jsonl    everything else known of each video, one line per video
-    CACHE/aliases.json                 ids that name the same file as a cached video (`v_<id>` and `<id>`)
-    CACHE/projections.json             CLIP's own projections, where tokens are kept before them
-    CACHE/texts/00000/zarr.json        table of texts: [text, first row, rows]
-    CACHE/texts/00000/tokens           (rows, D), all tokens of each text from BOS to EOS
-
-Opening reads the tables; a video's row, with its times, is read when asked for. Any Zarr v3 reader opens the arrays.
-`shards/zarr.json` holds a copy of the fingerprint.
+CACHE/zarr.json                  fingerprint and versions; a copy is in CACHE/shards/zarr.json
+CACHE/shards/00000/zarr.json     columns with one value per video, rows of failed videos, checksums of the files
+CACHE/shards/00000/frames        (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
+CACHE/shards/00000/videos.jsonl  all else known of each video, one line per video, read when asked for
+CACHE/texts/00000/zarr.json      [text, first row, rows] of each text; its tokens (rows, D) are in `tokens`
+CACHE/aliases.json, projections.json   other ids of cached videos; CLIP's projections of tokens kept before them
 """
 
 import json
 import mmap
 import resource
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -38,8 +33,7 @@ MOST_MAPS, MOST_TIMES = 10_000, 20_000
 class ShardMap:
     """Read-only rows of an uncompressed Zarr array in one shard file, by mapping that file.
 
-    It holds the plain little-endian chunks one after another, then an index (offset and length of each chunk as uint64)
-    and the index's crc32c. As the chunks are whole rows and in order, the file begins with the array itself.
+    Plain little-endian chunks of whole rows in order, thus the array itself, then an index and its crc32c.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,10 +61,7 @@ class ShardMap:
         self._row_bytes = count // shape[0] * dtype.itemsize
 
     def rows(self, first: int, count: int) -> np.ndarray:
-        """(count, …) in the stored dtype, a view into the map; the kernel is told to fetch all of it at once.
-
-        Otherwise a cold read waits for one small piece after another: ten times as long (benchmarks/cache_io.py).
-        """
+        """(count, …) in the stored dtype, a view; the kernel fetches it at once: else a cold read takes ten times."""
         start = first * self._row_bytes
         aligned = start - start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, aligned, start + count * self._row_bytes - aligned)
@@ -81,10 +72,8 @@ class ShardMap:
 class CachedVideo:
     """Frame tokens of one video."""
 
-    frames: np.ndarray
-    """(views, T, D), read only: a view into the mapped shard, or of a bfloat16 cache a float32 copy."""
-    times_seconds: np.ndarray
-    """(T,) when each frame is shown from, seconds from the start of the video. Read only."""
+    frames: np.ndarray  # (views, T, D), read only: a view into the mapped shard, of a bfloat16 cache a float32 copy
+    times_seconds: np.ndarray  # (T,) when each frame is shown from, seconds from the start of the video, read only
     _read_row: Callable[[], dict] = field(repr=False)
 
     @cached_property
@@ -94,10 +83,7 @@ class CachedVideo:
 
 
 def read_table(shard: Path) -> dict:
-    """The table of a shard of videos, with `COLUMNS` as arrays. Raises CacheError where it is damaged.
-
-    int64, -1 where a row has no such value; durations float64, NaN; ids a list.
-    """
+    """The table of a shard: `COLUMNS` as int64 (-1: none) or float64 (NaN: none), ids a list. Raises CacheError."""
     table = read_attributes(shard)
     for name in COLUMNS[1:]:
         values, dtype = table["videos"][name], np.float64 if name == "duration_seconds" else np.int64
@@ -107,38 +93,26 @@ def read_table(shard: Path) -> dict:
     return table
 
 
-class Rows(Mapping[str, dict]):
+class Rows(UserDict):
     """The row of every cached video by id, read each time it is asked for. Raises CacheError where it is damaged."""
 
     def __init__(self, cache: "Cache") -> None:
-        self._cache, self._places = cache, cache.places
+        self._cache, self.data = cache, cache.places
 
     def __getitem__(self, video_id: str) -> dict:
-        shard, position = self._places[video_id]
+        shard, position = self.data[video_id]
         ends = self._cache._line_ends(shard)
         start = int(ends[position - 1]) if position else 0
         with (self._cache.path / "shards" / shard / ROWS).open("rb") as handle:
             handle.seek(start)
             return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
 
-    def __contains__(self, video_id: object) -> bool:
-        return video_id in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
 
 class Cache:
     """Read access by video id and by text. Shards written after opening are not seen."""
 
     def __init__(self, path: Path, download: Callable[[str], None] | None = None) -> None:
-        """`download` brings a file or array that is about to be read into the folder, where it is not there yet.
-
-        Raises MissingError where there is no cache, CacheError where it is of another format or damaged.
-        """
+        """`download` fetches a file or array that is about to be read. Raises MissingError; CacheError: damaged."""
         if not (path / "zarr.json").is_file():
             problem = "has no zarr.json" if path.exists() else "does not exist"
             raise MissingError(f"cache {path} {problem}; name a folder that `unloc extract … --cache` wrote")
@@ -146,8 +120,7 @@ class Cache:
         self.path, self._download = path, download
         self.fingerprint: dict = attributes["fingerprint"]
         self.versions: dict = attributes["versions"]
-        self.dtype: str = self.fingerprint.get("dtype", "float16")
-        """How tokens are stored: float16, float32 or bfloat16."""
+        self.dtype: str = self.fingerprint.get("dtype", "float16")  # of stored tokens: float16, float32 or bfloat16
         self._finite: set[str] = set()  # videos whose tokens were checked
         # A map holds an open file: at most half of those that the process may open.
         num_maps = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, MOST_MAPS)
@@ -220,12 +193,6 @@ class Cache:
         own = video_id if video_id in self.places else self.aliases.get(video_id)
         return own if own in self.places else None
 
-    def _require_id(self, video_id: str) -> str:
-        own = self.own_id(video_id)
-        if own is None:
-            raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
-        return own
-
     def column(self, name: str, video_id: str) -> int | float:
         """One of `COLUMNS` of one of `rows`, without parsing the row (`read_table`)."""
         shard, position = self.places[video_id]
@@ -235,10 +202,6 @@ class Cache:
         """Measured seconds of those videos that are cached, by any of their ids; NaN where a row does not know it."""
         cached = (video_id for video_id in video_ids if video_id in self)
         return {video_id: self.column("duration_seconds", self.own_id(video_id)) for video_id in cached}
-
-    def row(self, video_id: str) -> dict:
-        """The row of a video by any of its ids. Raises MissingError where it is not cached."""
-        return self.rows[self._require_id(video_id)]
 
     def _find_line_ends(self, shard: str) -> np.ndarray:
         """Where each line of a shard's `videos.jsonl` ends; the file is compared with its checksum."""
@@ -254,7 +217,9 @@ class Cache:
         return times
 
     def __getitem__(self, video_id: str) -> CachedVideo:
-        own = self._require_id(video_id)
+        own = self.own_id(video_id)
+        if own is None:
+            raise MissingError(f"{self.path}: video {video_id!r} is not in the cache ({len(self)} are)")
         frames = from_stored(self.stored_tokens(own), self.dtype)
         if own not in self._finite:
             self._require_finite(f"video {video_id!r}", frames)

@@ -1,16 +1,12 @@
 """From results to shards, for extract, merge and import: places are planned, results staged, shards written.
 
-    CACHE/plan.json        name of each shard → ids of its videos, in order
-    CACHE/staging/HASH     result of one video whose shard is not complete yet
-
-A video's place is fixed before its result is known, and a shard is written in the order of the plan. So a job that was
-interrupted and started again writes the same bytes as one that was not.
+CACHE/plan.json has the ids of the videos of each shard, in order; CACHE/staging/HASH the result of one whose shard is
+not complete yet. As places are planned before results are known, an interrupted job ends with the same bytes.
 """
 
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +98,9 @@ class ShardWriter:
         files = {self._staged_file(video_id) for video_id in self.planned}
         for item in set(self.staging.iterdir()) - files:
             item.unlink()
-        self.done = {video_id for video_id in self.planned if self.staged(video_id) is not None}  # with a result
+        results = ((video_id, self.staged(video_id)) for video_id in self.planned)
+        # Number and bytes of the tokens of every planned video that has a result, (0, 0) for a failure.
+        self.done = {video_id: _size(result) for video_id, result in results if result is not None}
 
     @property
     def planned(self) -> list[str]:
@@ -118,15 +116,14 @@ class ShardWriter:
         """Give videos places in new shards; places in the plan are kept from then on."""
         written = {item.name for item in (self.path / "shards").glob("[0-9]*")}
         first = 1 + max((int(name.partition("-")[0]) for name in self.plan.keys() | written), default=-1)
-        for number, start in enumerate(range(0, len(video_ids), shard_size)):
-            name = SHARD_NAME.format(first + number)
-            self.plan[name] = self.open[name] = video_ids[start : start + shard_size]
-        if video_ids:
-            write_checked(self.path / "plan.json", self.plan)
+        parts = [video_ids[start : start + shard_size] for start in range(0, len(video_ids), shard_size)]
+        if parts:
+            self.assign({SHARD_NAME.format(first + number): part for number, part in enumerate(parts)})
 
-    def reopen(self, name: str, video_ids: list[str]) -> None:
-        """Write an existing shard again, of these videos; it stays as it is until then."""
-        self.plan[name] = self.open[name] = video_ids
+    def assign(self, places: dict[str, list[str]]) -> None:
+        """Open shards for these videos; an existing shard stays as it is until it is written again."""
+        self.plan |= places
+        self.open |= places
         write_checked(self.path / "plan.json", self.plan)
 
     def release(self, video_ids: Collection[str]) -> None:
@@ -152,20 +149,16 @@ class ShardWriter:
             for video_id in ids:
                 if video_id not in self.done:
                     self.put(results[video_id]())
-                result = self._whole(video_id)
-                if isinstance(result, Failure):
-                    added.failures.append(result.to_row())
-                else:
+                if self.done[video_id][0]:
                     added.videos += 1
+                else:
+                    added.failures.append(self._whole(video_id).to_row())
                 on_progress(added.videos + len(added.failures), num_planned)
             self.write(name)
         return added
 
     def put(self, result: Result) -> None:
-        """Stage a result: a line of JSON, the bytes of its tokens, and a crc32c over both.
-
-        The file is not flushed to the disk: after a power cut the last results may be damaged and are extracted again.
-        """
+        """Stage a result: a line of JSON, tokens, a crc32c over both. Not flushed: a power cut may damage the last."""
         if isinstance(result, Failure):
             head, tokens = {"failure": result.to_row()}, b""
         else:
@@ -177,7 +170,7 @@ class ShardWriter:
                 checksum.update(part)
                 handle.write(part)
             handle.write(checksum.digest())
-        self.done.add(result.video_id)
+        self.done[result.video_id] = _size(result)
 
     def staged(self, video_id: str) -> Result | None:
         """The staged result of a video; None where there is none, or it is damaged."""
@@ -195,40 +188,30 @@ class ShardWriter:
         """Remove staged results."""
         for video_id in video_ids:
             self._staged_file(video_id).unlink(missing_ok=True)
-            self.done.discard(video_id)
+            self.done.pop(video_id, None)
 
     def replaced(self, name: str) -> list[str]:
         """Videos of a complete shard that get new tokens: an earlier shard has tokens of them."""
-        return [i for i in self.open[name] if i in self.cache.rows and self._staged_size(i)[0]]
+        return [video_id for video_id in self.open[name] if video_id in self.cache.rows and self.done[video_id][0]]
 
     def _staged_file(self, video_id: str) -> Path:
         return self.staging / hashlib.sha256(video_id.encode()).hexdigest()[:24]
 
-    def _staged_size(self, video_id: str) -> tuple[int, int]:
-        """Number and bytes of staged tokens, without reading them; of a failure (0, 0)."""
-        with self._staged_file(video_id).open("rb") as handle:
-            stored = json.loads(handle.readline())
-        if "failure" in stored:
-            return 0, 0
-        return stored["shape"][0], math.prod(stored["shape"]) * np.dtype(stored["dtype"]).itemsize
-
     def write(self, name: str) -> None:
         """Write a complete shard, above SHARD_BYTES as `00003`, `00003-1`, … Raises CacheError for a damaged result."""
-        ids = self.open.pop(name)
-        sizes = {video_id: self._staged_size(video_id) for video_id in ids}
         parts, room = [[]], SHARD_BYTES
-        for video_id in ids:
-            if parts[-1] and sizes[video_id][1] > room:
+        for video_id in self.open.pop(name):
+            if parts[-1] and self.done[video_id][1] > room:
                 parts.append([])
                 room = SHARD_BYTES
             parts[-1].append(video_id)
-            room -= sizes[video_id][1]
+            room -= self.done[video_id][1]
         names = [name, *(f"{name}-{number}" for number in range(1, len(parts)))]
         if len(parts) > 1:
             self.plan |= dict(zip(names, parts, strict=True))
             write_checked(self.path / "plan.json", self.plan)
         for part, part_ids in zip(names, parts, strict=True):
-            lengths = {video_id: sizes[video_id][0] for video_id in part_ids if sizes[video_id][0]}
+            lengths = {video_id: self.done[video_id][0] for video_id in part_ids if self.done[video_id][0]}
             failed = [self._whole(video_id).to_row() for video_id in part_ids if video_id not in lengths]
             videos = map(self._whole, lengths)
             write_video_shard(self.path, part, videos, failed, self.cache.dtype, [*lengths.values()])
@@ -239,3 +222,7 @@ class ShardWriter:
         if result is None:
             raise CacheError(f"{self.path}: the staged result of {video_id!r} is damaged; run the same command again")
         return result
+
+
+def _size(result: Result) -> tuple[int, int]:
+    return (0, 0) if isinstance(result, Failure) else (len(result.tokens), result.tokens.nbytes)

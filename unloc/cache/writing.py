@@ -1,11 +1,11 @@
-"""Writing a cache: a new one with its fingerprint, shards of videos, shards of texts; each appears in one rename."""
+"""Writing a cache: shards of videos and of texts, each in one rename; and its audit, against their checksums."""
 
 import hashlib
 import json
 import shutil
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -13,9 +13,10 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from unloc.cache import OnProgress
 from unloc.cache.dtype import STORED_DTYPES
-from unloc.cache.metadata import FORMAT, SHARD_NAME, group_metadata, write_checked
-from unloc.cache.reading import COLUMNS, ROWS, Cache
+from unloc.cache.metadata import FORMAT, SHARD_NAME, group_metadata, read_attributes, read_checked, write_checked
+from unloc.cache.reading import COLUMNS, ROWS, Cache, ShardMap
 from unloc.errors import CacheError, FingerprintError
 from unloc.files import LOCK, commit_folder, file_crc32c, write_file
 
@@ -83,10 +84,7 @@ def write_projections(path: Path, projections: Mapping[str, np.ndarray]) -> None
 def write_video_shard(
     path: Path, name: str, videos: Iterable[VideoTokens], failed: list[dict], dtype: str, lengths: Sequence[int] = ()
 ) -> None:
-    """Write a shard of videos (in this order) and the rows of those that failed; an existing shard is replaced.
-
-    With `lengths`, the videos' numbers of tokens, videos are taken from a generator one at a time.
-    """
+    """Write or replace a shard of videos and of rows of failed ones; with `lengths` `videos` may be a generator."""
     lengths = lengths or [len(video.tokens) for video in videos]
     chunk = lengths[0] if len(set(lengths)) == 1 else CHUNK_ROWS
     firsts = np.cumsum([0, *(-(-length // chunk) * chunk for length in lengths)]).tolist()
@@ -138,9 +136,8 @@ def _new_shard(target: Path, table: dict) -> Iterator[Path]:
 def _write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int], chunk_rows: int, dtype: str) -> None:
     """One uncompressed Zarr v3 array in one shard file; its parts begin at the rows `firsts`, zeros fill the gaps.
 
-    The last of `firsts` is the number of all rows. zarr writes the array's metadata. The shard file is written here, as
-    zarr would hold all of it in memory several times: the chunks in order, then offset and length of each as uint64,
-    then the crc32c of these (Zarr v3, `sharding_indexed`).
+    The last of `firsts` is the number of all rows. zarr writes the metadata, but would hold the shard file in memory
+    several times: chunks, then offset and length of each as uint64, then the crc32c of these (`sharding_indexed`).
     """
     import zarr  # here: it takes 0.4 s, which readers need not wait for
 
@@ -172,3 +169,71 @@ def _write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int],
 def token_checksum(tokens: np.ndarray) -> str:
     """sha256 of a video's token bytes as they are stored."""
     return hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One folder or file of a cache that is not what was written."""
+
+    place: str  # relative to the cache: `shards/00003`, `texts/00000`, `shards/zarr.json`, `plan.json`
+    reason: str
+    broken: tuple[str, ...] = ()  # videos whose tokens or row are lost; unknown where the shard's table is damaged
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was read and which of it is damaged."""
+
+    num_videos: int
+    num_texts: int
+    damages: tuple[Damage, ...]
+
+
+def audit_cache(path: Path, on_progress: OnProgress = lambda done, total: None) -> Audit:
+    """Compare every byte; `on_progress` gets shards done and all. Raises MissingError; CacheError: no fingerprint."""
+    Cache(path)
+    damages, video_ids, num_texts = [], set(), 0
+    for name in ("shards/zarr.json", "texts/zarr.json", "aliases.json", "plan.json", "projections.json"):
+        try:
+            read_attributes((path / name).parent) if "/" in name else read_checked(path / name)
+        except CacheError:
+            damages.append(Damage(name, "is not what was written"))
+    folders = [*sorted(path.glob("shards/[0-9]*")), *sorted(path.glob("texts/[0-9]*"))]
+    for number, folder in enumerate(folders):
+        on_progress(number, len(folders))
+        place = f"{folder.parent.name}/{folder.name}"
+        try:
+            table = read_attributes(folder)
+        except CacheError:
+            damages.append(Damage(place, "its table is damaged: the names of what it holds cannot be read"))
+            continue
+        num_texts += len(table.get("texts", ()))
+        video_ids.update(table.get("videos", {}).get("video_id", ()))
+        if reason := _damaged_file(folder, table["files"]):
+            damages.append(Damage(place, reason, tuple(_broken_videos(folder, table)) if "videos" in table else ()))
+    on_progress(len(folders), len(folders))
+    return Audit(len(video_ids), num_texts, tuple(damages))
+
+
+def _damaged_file(folder: Path, checksums: dict[str, str]) -> str | None:
+    """What is wrong with a shard's files against the checksums in its table; None where nothing is."""
+    found = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file()} - {"zarr.json"}
+    for name in sorted(checksums.keys() | found):
+        if name not in found:
+            return f"{name} is gone"
+        if name not in checksums:
+            return f"{name} is not of this shard"
+        if file_crc32c(folder / name) != checksums[name]:
+            return f"checksum of {name} differs"
+    return None
+
+
+def _broken_videos(folder: Path, table: dict) -> list[str]:
+    """Videos of a shard with an intact table whose tokens or row are not what was written."""
+    with suppress(CacheError, FileNotFoundError):
+        if file_crc32c(folder / ROWS) == table["files"].get(ROWS):
+            frames = ShardMap(folder / "frames")
+            rows = map(json.loads, (folder / ROWS).read_bytes().splitlines())
+            spans = ((row, frames.rows(row["first_row"], row["num_tokens"])) for row in rows)
+            return [row["video_id"] for row, tokens in spans if token_checksum(tokens) != row["tokens_sha256"]]
+    return table["videos"]["video_id"]

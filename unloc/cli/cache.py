@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -10,11 +10,6 @@ from typer import Argument, Option
 from unloc.cli import app
 from unloc.cli.progress import progress
 from unloc.errors import CacheError, InputError
-
-if TYPE_CHECKING:
-    from pipeline.repair import Repair
-    from unloc.cache.opening import Home
-    from unloc.video.video_file import VideoFile
 
 Format = Literal["moment-detr", "univtg", "actionformer", "opentad", "hdf5", "clip-video-encode"]
 SHOWN_FAILURES = 20
@@ -61,15 +56,25 @@ def verify(
     """
     if videos and shards:
         raise InputError("--repair: give one of --videos and --shards")
-    from unloc.cache.audit import audit_cache
     from unloc.cache.opening import exact_copy
     from unloc.cache.reading import Cache
     from unloc.cache.shards import open_shards
+    from unloc.cache.writing import audit_cache
 
     left, notes = [], []
     with exact_copy(cache) as home, progress("verifying", "shards") as on_progress:
         if repair:
-            done = _repair_of(home, videos, shards, manifest, pretrained, workers).run(on_progress)
+            from pipeline.extract import ExtractOptions
+            from pipeline.repair import Repair
+            from unloc.annotations.schema import load_manifest
+            from unloc.examples.sources import manifest_texts
+            from unloc.video.locate import index_videos
+
+            index, files, texts = index_videos(videos, shards), None, ()
+            if manifest:
+                loaded = load_manifest(manifest)
+                files, texts = index.locate(loaded.videos)[0], manifest_texts(loaded, prompts=True)
+            done = Repair(home, index.find, ExtractOptions(workers=workers), files, texts, pretrained).run(on_progress)
             found, audit, left, notes = done.before, done.after, done.left, done.notes
         else:
             found = audit = audit_cache(home.folder, on_progress)
@@ -91,27 +96,6 @@ def verify(
         typer.echo(f"{cache}: {num_planned} videos are planned and not written; `unloc extract` continues with them")
 
 
-def _repair_of(
-    home: "Home", videos: Path | None, shards: str | None, manifest: Path | None, pretrained: str | None, workers: int
-) -> "Repair":
-    from pipeline.extract import ExtractOptions
-    from pipeline.repair import Repair
-    from unloc.annotations.schema import load_manifest
-    from unloc.examples.sources import manifest_texts
-    from unloc.video.locate import index_videos
-
-    index = index_videos(videos, shards)
-    files, texts = None, ()
-    if manifest:
-        loaded = load_manifest(manifest)
-        files, texts = index.locate(loaded.videos)[0], manifest_texts(loaded, prompts=True)
-
-    def find_file(video_id: str, file: str | None) -> "VideoFile | None":
-        return (files or {}).get(video_id) or index.find(video_id, file)
-
-    return Repair(home, find_file, ExtractOptions(workers=workers), files, texts, pretrained)
-
-
 @cache_app.command()
 def merge(
     out: Annotated[str, Argument(help="Cache to create or extend; folder or URL.")],
@@ -126,10 +110,8 @@ def merge(
 
     with progress("merging", "videos") as on_progress:
         done = join(out, sources, shard_size=shard_size, on_progress=on_progress)
-    typer.echo(
-        f"{out}: {done.videos} videos added, {done.cached_before} were cached before, {len(done.failures)} failed in "
-        f"all sources, {done.texts} texts added"
-    )
+    counts = f"{done.videos} videos added, {done.cached_before} were cached before"
+    typer.echo(f"{out}: {counts}, {len(done.failures)} failed in all sources, {done.texts} texts added")
 
 
 @cache_app.command("import")
@@ -183,10 +165,8 @@ def import_command(
     given = {"durations": durations, "queries": queries, "texts": texts}
     with progress("importing", "videos") as on_progress:
         done = import_features(cache, source, config, **given, on_progress=on_progress)
-    typer.echo(
-        f"{cache}: {done.videos} videos imported, {done.cached_before} were cached before, "
-        f"{len(done.failures)} failed, {len(done.missing)} of the manifest are not in the source, {done.texts} texts"
-    )
+    counts = f"{done.videos} videos imported, {done.cached_before} were cached before, {len(done.failures)} failed"
+    typer.echo(f"{cache}: {counts}, {len(done.missing)} of the manifest are not in the source, {done.texts} texts")
     for row in done.failures[:SHOWN_FAILURES]:
         typer.echo(f"failed: {row['video_id']}: {row['reason']}: {row['message']}", err=True)
     if done.missing:

@@ -16,7 +16,6 @@ from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.cluster import ExtractOptions
-    from pipeline.ledger import Summary
     from unloc.inference.encode import EncodeConfig
 
 SHOWN_FAILURES = 20
@@ -67,6 +66,7 @@ def extract(
     Example: unloc extract data/mr.jsonl --videos data/videos --cache data/cache --fps 4
     """
     options = dict(locals())
+    from pipeline.extract import extract as extract_into
     from pipeline.forecast import TABLE, forecast
     from unloc.annotations.schema import load_manifest
     from unloc.examples.sources import manifest_texts
@@ -88,22 +88,15 @@ def extract(
         table = {name: text.format(**values) for name, text in TABLE.items()}
         _print(values, table, as_json, "--plan --json")
         return
-    summary = _run(*job)
-    _print(summary.to_dict(), summary.table(), as_json, f"{summary.cache}/ledger.jsonl")
-    summary.require_coverage(coverage)
-
-
-def _run(*job: Any) -> "Summary":
-    """Extract, with progress and warnings; SIGTERM stops it as Ctrl-C does."""
-    from pipeline.extract import extract
-
     started = time.perf_counter()
 
     def on_progress(done: int, due: int, frames: int, failed: int) -> None:
         report(done, due, frames_per_second=f"{frames / (time.perf_counter() - started):.1f}", failed=failed)
 
     with shown_warnings("pipeline"), progress("extracting", "videos") as report, sigterm_as_interrupt():
-        return extract(*job, on_progress)
+        summary = extract_into(*job, on_progress)
+    _print(summary.to_dict(), summary.table(), as_json, f"{summary.cache}/ledger.jsonl")
+    summary.require_coverage(coverage)
 
 
 def _settings(options: dict) -> tuple["EncodeConfig", "ExtractOptions"]:
@@ -125,7 +118,6 @@ def _settings(options: dict) -> tuple["EncodeConfig", "ExtractOptions"]:
 
 
 def _print(values: dict, table: dict, as_json: bool, all_failures: str) -> None:
-    """Values as JSON or a table, then the first failures."""
     lines = [f"{name:10} {text}" for name, text in table.items()]
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
     failures = values["failures"]

@@ -17,10 +17,7 @@ LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {elapsed} ela
 
 @contextmanager
 def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
-    """Show how far an action is, its rate and the time left: a bar on a terminal, elsewhere a line every 30 s.
-
-    Yields the callback `report(done, total, **details)`, in which details are values to show as well, such as `loss`.
-    """
+    """Yields `report(done, total, **details)`, which shows rate and time left: a bar, or a line every 30 s if piped."""
     from tqdm import tqdm
 
     bar, is_over = None, threading.Event()

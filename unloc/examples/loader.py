@@ -16,7 +16,7 @@ from unloc.errors import UnlocError
 from unloc.examples.batches import Batch, class_pairs, collate
 from unloc.examples.examples import Examples
 from unloc.examples.sources import ClassTexts
-from unloc.video.frame_shards import start_worker
+from unloc.video.reading import start_worker
 
 
 class Loader(Dataset[Batch | Exception]):

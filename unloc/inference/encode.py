@@ -1,8 +1,7 @@
 """From a video file to tokens: the one path that extract workers, `--workers 0` and predict all run.
 
-Frames of many videos go into full batches of the tower, as a short video alone would leave most of its last batch
-empty. A frame's token must not depend on its place in a batch: this is tried once, with the first batch that could be
-shared; where the bits differ, each batch holds one video.
+Frames of many videos go into full batches of the tower. A frame's token must not depend on its place in a batch: this
+is tried once, with the first batch that could be shared; where the bits differ, each batch holds one video.
 """
 
 import json
@@ -29,14 +28,14 @@ from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
 logger = logging.getLogger(__name__)
 EncodingCall = Callable[[], tuple[np.ndarray, float]]
 """Returns (N, views, D) float32 tokens and the seconds that the tower took for them."""
+Keyed = tuple[Hashable, object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(TowerChoice, FrameSampling):
     """Everything that decides a video's tokens, apart from the file itself."""
 
-    dtype: str = "float16"
-    """How tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)."""
+    dtype: str = "float16"  # how tokens are stored: float16, float32 or bfloat16 (`unloc.cache.dtype`)
 
     def __post_init__(self) -> None:
         TowerChoice.__post_init__(self)
@@ -45,11 +44,7 @@ class EncodeConfig(TowerChoice, FrameSampling):
 
     @classmethod
     def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
-        """The settings that made a cache. A tower of a weights file needs that file again: `pretrained`.
-
-        Raises FingerprintError for a cache whose tokens were imported. That the weights are the same is known only once
-        `Encoder(config).fingerprint` equals this one.
-        """
+        """The settings that made a cache; `pretrained`: its weights file. Raises FingerprintError: imported tokens."""
         if "tower.name" not in fingerprint:
             origin = fingerprint.get("origin", "unknown")
             raise FingerprintError(f"its tokens were imported (origin: {origin}), not extracted: import them again")
@@ -159,14 +154,11 @@ class _Waiting(NamedTuple):
     pixels: np.ndarray
 
 
-def encode_frames(
-    encoder: PixelEncoder, events: Iterable[tuple[Hashable, object]]
-) -> Iterator[tuple[Hashable, VideoTokens | VideoError | object]]:
-    """(key, tokens) of each video as soon as it is complete; VideoError (`does_not_fit`) if they do not fit the dtype.
+def encode_frames(encoder: PixelEncoder, events: Iterable[Keyed]) -> Iterator[Keyed]:
+    """(key, VideoTokens) of each video as soon as it is complete; or VideoError where they do not fit the dtype.
 
-    Events name a video by any key, one video after another. Each is `(positions, pixels)`: some frames (F, views, 3, S,
-    S) uint8 and which of its tokens each becomes; or, after all frames, its row, whose `times_seconds` has the time of
-    every token. Any other event discards the video's frames so far, and is passed on.
+    Events name a video by any key, one after another: `(positions, pixels)`, some frames (F, views, 3, S, S) uint8 and
+    which tokens each becomes; then its row, with the time of every token. Others discard its frames and are passed on.
     """
     videos: dict[Hashable, _OpenVideo] = {}
     waiting: list[_Waiting] = []
@@ -184,7 +176,7 @@ def encode_frames(
                 frame.video.tokens |= dict.fromkeys(frame.positions, token)
                 frame.video.seconds_encode += seconds / len(frames)
 
-    def finished() -> Iterator[tuple[Hashable, VideoTokens | VideoError]]:
+    def finished() -> Iterator[Keyed]:
         for key, video in list(videos.items()):
             if video.row is not None and len(video.tokens) >= len(video.row["times_seconds"]):
                 del videos[key]

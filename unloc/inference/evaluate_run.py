@@ -1,7 +1,7 @@
 """Evaluations that run a model or the baseline on a cache; scoring itself is in `unloc.evaluation`.
 
-The baseline, without training: cosine of each frame token with the text's EOS token; consecutive frames whose
-similarity, standardised within the video, is above a threshold are a prediction, scored by their mean similarity.
+The baseline's predictions are runs of frames whose cosine with the text's EOS token, standardised within the video, is
+above a threshold, scored by its mean.
 """
 
 from collections.abc import Callable
@@ -97,10 +97,7 @@ def _evaluate(
 
 
 def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
-    """The model with the classes of the manifest, where they are not those it was trained on (zero-shot).
-
-    Raises InputError for a model whose head only knows the classes it was trained on.
-    """
+    """The model with other classes of the manifest (zero-shot). Raises InputError where its head knows only its own."""
     if not loaded.info.classes or loaded.info.classes == classes:
         return loaded
     if loaded.info.recipe.model.fusion == "none":
@@ -132,17 +129,14 @@ def segments_above(similarity: np.ndarray, cached: CachedVideo) -> np.ndarray:
 def baseline_predictions(task: str, manifest: Manifest, cache: Cache) -> Predictions:
     """Predictions for the queries or classes of all cached videos, of the kind the task has.
 
-    Moments have saliency per 2 s clip. A frame's label is the most similar class, background where that similarity is
-    below the video's median. Raises InputError for a cache whose frames and texts are not CLIP's embeddings: only these
-    can be compared.
+    Moments have saliency per 2 s clip. A frame's label is the most similar class, background below the video's median.
+    Raises InputError for a cache whose frames and texts are not CLIP's embeddings.
     """
     wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1}
     stated = {key: cache.fingerprint.get(key, value) for key, value in wanted.items()}
     if others := [f"{key} {value}" for key, value in stated.items() if value != wanted[key]]:
-        raise InputError(
-            f"{cache.path}: the baseline compares CLIP's embeddings, the cache has other tokens ({', '.join(others)}); "
-            "extract a cache with the projections"
-        )
+        problem = f"has other tokens than CLIP's embeddings ({', '.join(others)}), which the baseline compares"
+        raise InputError(f"{cache.path}: {problem}; extract a cache with the projections")
     predictions, rows = [], []
     if task in ("mr", "hd"):
         queries = [row for row in manifest.queries.to_dict("records") if row["video_id"] in cache]

@@ -26,22 +26,14 @@ CHECKPOINT_VERSION = 2
 class CheckpointInfo:
     """What a checkpoint records besides its weights."""
 
-    recipe: Recipe
-    """The resolved recipe it was trained with."""
-    classes: tuple[str, ...]
-    """Class names in their order; empty for query tasks."""
-    frame_dim: int
-    """Channels of a frame token."""
-    text_dim: int
-    """Channels of a text token."""
-    fingerprint: dict
-    """Which tower and preprocessing made the tokens it was trained on."""
-    step: int
-    """Optimizer steps done."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Validation metrics at this step."""
-    live_towers: tuple[str, ...] = ()
-    """Towers whose weights the checkpoint has, before the core: "image", "text"; the others' tokens are given."""
+    recipe: Recipe  # resolved, as it was trained with
+    classes: tuple[str, ...]  # names in their order; empty for query tasks
+    frame_dim: int  # channels of a frame token
+    text_dim: int  # channels of a text token
+    fingerprint: dict  # which tower and preprocessing made the tokens it was trained on
+    step: int  # optimizer steps done
+    metrics: dict[str, float] = field(default_factory=dict)  # of the validation at this step
+    live_towers: tuple[str, ...] = ()  # "image", "text": whose weights the checkpoint has; of others tokens are given
 
     def to_dict(self) -> dict:
         """As JSON; the recipe becomes its YAML text, which states every key and keeps inf."""
@@ -65,7 +57,7 @@ class LoadedModel:
 
 
 def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model of a run folder (its best checkpoint, else its last), of one checkpoint folder or of a file in it.
+    """The model of a run folder (its best checkpoint, else its last), of a checkpoint folder or of a file in it.
 
     Raises MissingError where there is none, InputError where it is damaged or of another version.
     """
@@ -73,9 +65,8 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
     candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
     folder = next((folder for folder in candidates if (folder / "checkpoint.json").is_file()), None)
     if folder is None:
-        raise MissingError(
-            f"{run}: no checkpoint here (looked for checkpoints/best, checkpoints/last); `unloc fit` makes one"
-        )
+        places = "looked for checkpoints/best, checkpoints/last"
+        raise MissingError(f"{run}: no checkpoint here ({places}); `unloc fit` makes one")
     try:
         values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         if (version := values.pop("version", None)) != CHECKPOINT_VERSION:
@@ -102,16 +93,12 @@ def require_task(manifest: Manifest, task: str) -> None:
 
 
 def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:
-    """Raise FingerprintError naming every key that differs: the cache is of another tower or preprocessing.
+    """Raise FingerprintError naming every key that differs, but for views and batch.
 
-    Views are ignored: the first is always the centre, and only training reads others. So is the batch size, which only
-    changes the last bits of tokens.
+    Only training reads other views than the first, and the batch only changes the last bits of tokens.
     """
     ignored = {"views": ["centre"], "tower.batch": None}
     one, other = (values | ignored for values in (trained_on, fingerprint))
-    differing = fingerprint_differences(one, other, names=("model", "cache"))
-    if differing:
-        raise FingerprintError(
-            f"{where}: made by another tower or preprocessing than the model was trained on ({differing}); "
-            "extract a cache with the model's tower and sampling"
-        )
+    if differing := fingerprint_differences(one, other, names=("model", "cache")):
+        problem = f"made by another tower or preprocessing than the model was trained on ({differing})"
+        raise FingerprintError(f"{where}: {problem}; extract a cache with the model's tower and sampling")

@@ -1,7 +1,4 @@
-"""Predictions of a model: of frames with their times and texts, and of all videos of a manifest.
-
-The first three functions need no manifest; `predict_split` loops over them, as validation and `unloc eval` do.
-"""
+"""Predictions of a model: of frames with their times and texts without a manifest, and of all videos of a manifest."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -96,10 +93,7 @@ def predict_labels(loaded: LoadedModel, videos: Sequence[VideoFrames], texts: Cl
 def predict_split(
     loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
 ) -> Predictions:
-    """Predictions for every video of the (already selected) manifest, of the kind the task has.
-
-    The towers of a model encode every text once, and a video's frames once for consecutive queries.
-    """
+    """Predictions for all videos of the selected manifest, of the kind the task has; texts are encoded once."""
     if isinstance(loaded.model, EndToEnd):
         source = EncodedInputs(source, loaded)
         loaded = replace(loaded, model=loaded.model.core)

@@ -1,7 +1,7 @@
 """Frames by decord, read in order: its random access returns wrong frames on ordinary files, its sequence does not.
 
-decord reports no error when it is wrong, so a stream must first prove sound: every frame that decord announces must be
-a packet that is shown, and its time stamps must be those of the packets, up to the constant that decord subtracts.
+It reports no error when it is wrong, so a stream must first prove sound: its frames must be the packets that are shown,
+its time stamps theirs, up to the constant that decord subtracts.
 """
 
 from collections.abc import Iterator
@@ -52,13 +52,10 @@ class DecordReader(PyAVReader):
                 yield ShownFrame(list(range(first, stop)), float(times[index]), frame.asnumpy())
 
     def _unsound_by_frames(self) -> str | None:
-        """decord scales all frames to the first one's size, and applies matrices that are no rotation by quarter turns.
-
-        Only VP9 changes size off a key frame.
-        """
+        """decord scales all frames to the first one's size, and applies matrices that are no rotation by quarters."""
         sizes = set()
         with open_stream(self.facts.path) as (container, stream, _):
-            if self.facts.codec != "vp9":
+            if self.facts.codec != "vp9":  # only VP9 changes size off a key frame
                 stream.codec_context.skip_frame = "NONKEY"
             try:
                 for frame in container.decode(stream):

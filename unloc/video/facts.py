@@ -1,9 +1,9 @@
 """Facts of a video stream, measured from its packets: headers are wrong about durations, frame counts and rates.
 
-Time zero is the container's start, as for the ffmpeg command line: seconds = pts - container start time. A stream that
-begins later keeps its offset.
+Time zero is the container's start, as for the ffmpeg command line; a stream that begins later keeps its offset.
 """
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from av.video.stream import VideoStream
 
 from unloc.errors import VideoError, one_line
 from unloc.video import OnProgress
-from unloc.video.file_bytes import ZERO_HOLE, holds_zero_run, missing_mp4_index, stated_bytes
 from unloc.video.mpeg4 import Mpeg4Packets
 
 av.logging.set_level(None)  # ffmpeg's own messages would break the progress bar; errors carry what matters
@@ -33,6 +32,7 @@ FORMATS = (
 ONE_FILE = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 LEAP = 4.0  # median frame distances; a larger jump between two packets may be a hole, reordered B-frames jump less
 TAIL_BYTES = 1 << 20  # searched for zeros after the last packet
+ZERO_HOLE = bytes(16_384)  # longer than a block of silence in uncompressed sound
 ZERO_RUN = bytes(48)  # longer than any run of zeros at a packet's border seen in intact files
 PACKET = np.dtype(
     [(name, "i8") for name in ("stamp", "dts", "duration", "size", "position")]
@@ -50,31 +50,25 @@ class VideoFacts:
     pixel_format: str
     width: int
     height: int
-    sample_aspect_ratio: Fraction
-    """Width over height of a stored pixel. Frames keep the stored pixels, as open_clip's transform and all published
-    features do; this says which videos a player would stretch."""
-    packets: np.ndarray
-    """Rows of PACKET in the file's order; `has_pts` and `stamps_in_output_order` say what the stamps mean."""
-    packet_times: np.ndarray
-    """Rising presentation times in seconds of all packets that are shown."""
-    clock_start_seconds: float
-    """The container's start, which was subtracted from the file's own time stamps."""
+    sample_aspect_ratio: Fraction  # width over height of a stored pixel; frames keep these, a player would stretch
+    packets: np.ndarray  # rows of PACKET in the file's order; `stamps_in_output_order` says what the stamps mean
+    packet_times: np.ndarray  # rising presentation times in seconds of all packets that are shown
+    clock_start_seconds: float  # the container's start, which was subtracted from the file's own time stamps
     last_duration_seconds: float
     num_discarded: int  # packets hidden by an edit list
     num_damaged: int  # packets that are cut short, or begin or end in zeros: a hole in the file
     num_temporal_layers: int  # of an HEVC stream in MP4 or Matroska; 0 where unknown
     hole_seconds: float  # time without packets where the file has a hole of zeros
-    bad_box: int | None
-    """Byte at which an MP4/MOV file stops being boxes; later packets of a fragmented file cannot be found."""
+    bad_box: int | None  # byte at which a hole ends the boxes of an MP4/MOV file: fragments after it are not found
     stated_bytes: int | None  # length of the file as its container states it
     num_bytes: int
     num_frames_from_header: int  # 0 where the header does not say
     rate_from_header: float  # average frames per second, 0 where the header does not say
     interlaced: bool  # true where the stream's field order is known and not progressive
     has_pts: bool  # false where some packets have no presentation time
+    # True where a packet's stamp is not the time of its own frame (AVI and ASF count packets, MPEG-4 packs B-frames),
+    # but the sorted stamps are the times of the frames in the order in which a decoder returns them.
     stamps_in_output_order: bool
-    """True where a packet's stamp is not the time of its own frame: AVI and ASF count packets, MPEG-4 packs B-frames.
-    The sorted stamps are then the times of the frames in the order in which a decoder returns them."""
 
     @property
     def first_seconds(self) -> float:
@@ -93,10 +87,7 @@ class VideoFacts:
 
     @property
     def is_truncated(self) -> bool:
-        """Was the file cut off? Its container states more bytes than there are, and frames are missing.
-
-        A fragmented MP4 that is broken between fragments counts too: the break hides all later fragments.
-        """
+        """Was it cut off: are there fewer bytes than stated and frames missing, or is it broken between fragments?"""
         indexed = self.num_frames_from_header if "mov" in self.container else 0
         if self.stated_bytes is not None:
             misses_frames = len(self.packets) < indexed or self.num_damaged > 0 or indexed == 0
@@ -109,11 +100,7 @@ class VideoFacts:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream, float]]:
-    """The opened file, its best video stream (not simply the first), and the container's start in seconds.
-
-    One thread decodes: a worker has one core, and some streams differ by kind of thread. Raises VideoError with a
-    reason where the file cannot be opened or has no video stream.
-    """
+    """The opened file, its best video stream (not simply the first), the container's start. Raises VideoError."""
     if not path.is_file():
         raise VideoError(f"{path}: file does not exist", reason="not_found")
     if path.stat().st_size == 0:
@@ -135,7 +122,7 @@ def open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream, float
             raise VideoError(f"{path}: has no video stream that can be decoded", reason="no_video_stream")
         if stream.disposition & Disposition.attached_pic:
             raise VideoError(f"{path}: has no video stream, only a picture for its sound", reason="no_video_stream")
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = 1  # a worker has one core, and some streams differ by kind of thread
         yield container, stream, (container.start_time or 0) / av.time_base
 
 
@@ -275,3 +262,63 @@ def _hole_seconds(path: Path, packets: np.ndarray, times: np.ndarray, num_announ
     if num_announced > len(times) and holds_zero_run(path, end, end + TAIL_BYTES):
         lost += (num_announced - len(times)) * typical
     return lost
+
+
+def mp4_boxes(path: Path) -> tuple[list[bytes], int, bool]:
+    """(names of the top-level boxes, byte after the last, as it states, False where something else follows)."""
+    names, end, num_bytes = [], 0, path.stat().st_size
+    with path.open("rb") as handle:
+        while end + 8 <= num_bytes:
+            handle.seek(end)
+            head = handle.read(16)
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:16], "big") if size == 1 else size
+            if size < 8 or not head[4:8].isascii() or not head[4:8].strip(b"\0"):
+                return names, end, False
+            names.append(head[4:8])
+            end += size
+    return names, end, True
+
+
+def missing_mp4_index(path: Path) -> str | None:
+    """The message for an MP4/MOV file that was cut off before the end of its index (`moov`); None for other files."""
+    names, end, _ = mp4_boxes(path)
+    num_bytes = path.stat().st_size
+    if end <= num_bytes or names[0] not in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip"):
+        return None
+    where = "inside" if b"moov" in names else "before"
+    return f"the file is cut off {where} its index, at {num_bytes} of at least {end} bytes; nothing can be read"
+
+
+def stated_bytes(path: Path, container: str) -> tuple[int | None, int | None]:
+    """(length that the container states, byte at which a hole ends the boxes of an MP4/MOV file); None: neither."""
+    with path.open("rb") as handle:
+        if "mov" in container:
+            _, end, is_sound = mp4_boxes(path)
+            handle.seek(end)
+            has_hole = not is_sound and handle.read(8)[:4] == bytes(4)
+            has_hole = has_hole and any(block.strip(b"\0") for block in iter(lambda: handle.read(1 << 20), b""))
+            return (end if is_sound else None), (end if has_hole else None)
+        if container == "avi":
+            head = handle.read(12)
+            is_stated = head[:4] == b"RIFF" and head[4:8] != bytes(4)
+            return (8 + int.from_bytes(head[4:8], "little") if is_stated else None), None
+        position = 0
+        for _ in range(4 if "matroska" in container else 0):  # the EBML header, perhaps a void, then the segment
+            handle.seek(position)
+            head = handle.read(12)
+            if len(head) < 12 or head[4] == 0:
+                break
+            length = 9 - head[4].bit_length()
+            unknown = (1 << 7 * length) - 1
+            size = int.from_bytes(head[4 : 4 + length], "big") & unknown
+            if head[:4] == b"\x18\x53\x80\x67":  # the segment
+                return (None if size == unknown else position + 4 + length + size), None
+            position += 4 + length + size
+    return None, None
+
+
+def holds_zero_run(path: Path, start: int, stop: int) -> bool:
+    """Do the bytes start … stop of the file hold a block of zeros?"""
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(ZERO_HOLE, start, stop) >= 0

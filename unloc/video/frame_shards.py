@@ -4,17 +4,14 @@
     OUT/frames-000000.jsonl   how the shard was packed; then, for each video, its JSON and where its JPEGs are in the
                               tar file, or why it failed
 
-NUMBER is the video's place in the manifest, as WebDataset would cut ids at a dot. The manifest alone decides which
-video is in which shard, and the same files give the same bytes. A shard appears, index first, when it is complete; an
-existing one is not written again.
+NUMBER is the video's place in the manifest, as WebDataset would cut ids at a dot. The same manifest and files give the
+same bytes. A shard appears, index first, when it is complete; an existing one is not written again.
 """
 
-import ctypes
 import io
 import json
 import multiprocessing
 import os
-import signal
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +22,6 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -33,7 +29,7 @@ from torchvision.transforms.v2 import functional as F
 from unloc.errors import CacheError, CoverageError, InputError, MissingError, VideoError, one_line
 from unloc.files import replacing, write_file
 from unloc.video.preprocess import PreprocessSpec, resize_for_crop
-from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
+from unloc.video.reading import FrameSampling, ReadSpec, VideoReading, start_worker
 from unloc.video.video_file import VideoFile, on_disk
 
 SHARD_NAME = "frames-{:06d}.tar"
@@ -42,10 +38,8 @@ JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 KEPT = ("video_id", "file", "file_bytes", "content_sha256", "duration_seconds", "covered_seconds", "times_seconds")
 KEPT += ("truncated", "decoder", "codec", "width", "height", "sample_aspect_ratio")
 DECODING_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-PR_SET_PDEATHSIG = 1
 Job = tuple[str, VideoFile | None, "FrameSpec"]
-Packed = tuple[dict, list[bytes]]
-"""A video's row and JPEGs; no JPEGs where the row says why it failed."""
+Packed = tuple[dict, list[bytes]]  # a video's row and JPEGs; none where the row says why it failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +47,11 @@ class FrameSpec:
     """Which frames of a video are packed, and how large they are."""
 
     sampling: FrameSampling
-    size: int = 256
-    """Most pixels of the short side; smaller videos keep their size."""
+    size: int = 256  # most pixels of the short side; smaller videos keep their size
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 4096:
             raise InputError(f"--size: got {self.size}, expected 16 to 4096 pixels")
-
-    @property
-    def reading(self) -> ReadSpec:
-        """The same for a `VideoReading`, which resizes as `unloc extract` does for a tower of this size."""
-        preprocess = PreprocessSpec(image_size=self.size, mean=(0.0,) * 3, std=(1.0,) * 3)
-        return ReadSpec(fps=self.sampling.fps, num_frames=self.sampling.num_frames, preprocess=preprocess)
 
     def to_dict(self) -> dict:
         """What the index states."""
@@ -74,14 +61,15 @@ class FrameSpec:
 def sampled_frames(
     video_id: str, file: VideoFile, spec: FrameSpec, convert: Callable[[Tensor], Any] = Tensor.numpy
 ) -> tuple[dict, list]:
-    """A video's row, and each frame that `unloc extract` would encode, (3, H, W) uint8, converted.
+    """A video's row, and each frame that `unloc extract` would encode, (3, H, W) uint8, converted. Raises VideoError.
 
     Where the stream changes size, later frames are cropped or padded about their centre to the size of the first.
-    Raises VideoError as `VideoReading`.
     """
+    preprocess = PreprocessSpec(image_size=spec.size, mean=(0.0,) * 3, std=(1.0,) * 3)
+    read_spec = ReadSpec(fps=spec.sampling.fps, num_frames=spec.sampling.num_frames, preprocess=preprocess)
     with on_disk(file) as path:
-        reading, shape = VideoReading(path, spec.reading, file), None
-        preprocess, frames = reading.spec.preprocess, [None] * len(reading.wanted_seconds)
+        reading, shape = VideoReading(path, read_spec, file), None
+        frames = [None] * len(reading.wanted_seconds)
         for shown in reading.reader.frames_at(reading.wanted_seconds):
             reading.times_seconds[shown.positions] = shown.time_seconds
             if shape is None:
@@ -96,16 +84,15 @@ def sampled_frames(
     return {key: row[key] for key in KEPT} | shape | spec.to_dict(), frames
 
 
-def to_jpeg(pixels: Tensor) -> bytes:
-    """(3, H, W) uint8 as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, **JPEG)
-    return buffer.getvalue()
-
-
 def _pack_video(job: Job) -> Packed:
     """A video's row and JPEGs; its faults are data. OSError stops the job: it may be no fault of the video."""
     video_id, file, spec = job
+
+    def to_jpeg(pixels: Tensor) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, **JPEG)
+        return buffer.getvalue()
+
     try:
         if file is None:
             raise VideoError("the manifest's video has no file", reason="not_found")
@@ -127,10 +114,9 @@ def pack_frames(
     videos_per_shard: int = VIDEOS_PER_SHARD,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
-    """Pack the videos of a manifest, in its order, with `workers` processes (1: this one alone); returns their rows.
+    """Pack videos with `workers` processes (1: this one alone); their rows, with `reason` and `message` of failures.
 
-    The row of a video that failed has `video_id`, `reason` and `message` only. Raises InputError where there is nothing
-    to pack, or OUT has shards of other videos or another packing.
+    Raises InputError where there is nothing to pack, or OUT has shards of other videos or another packing.
     """
     if not files:
         raise InputError(f"{out}: no video of the manifest was found; nothing is packed")
@@ -158,10 +144,9 @@ def require_coverage(rows: list[dict], share: float) -> None:
     """Raises CoverageError where a smaller share of the videos is packed."""
     failed = [row for row in rows if "reason" in row]
     if (len(rows) - len(failed)) / len(rows) < share:
-        raise CoverageError(
-            f"{len(rows) - len(failed)} of {len(rows)} videos are packed, --coverage asks for {share:.0%} (first: "
-            f"{failed[0]['video_id']}: {failed[0]['reason']}); delete a shard to try its failed videos again"
-        )
+        counts = f"{len(rows) - len(failed)} of {len(rows)} videos are packed, --coverage asks for {share:.0%}"
+        first = f"{failed[0]['video_id']}: {failed[0]['reason']}"
+        raise CoverageError(f"{counts} (first: {first}); delete a shard to try its failed videos again")
 
 
 def _pack_all(jobs: list[Job], workers: int) -> Iterator[Packed]:
@@ -184,13 +169,6 @@ def _pack_all(jobs: list[Job], workers: int) -> Iterator[Packed]:
                         yield {"video_id": job[0], "reason": "crash", "message": message}, []
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def start_worker() -> None:
-    """What a process that prepares data begins with: one thread, and an end with its parent, however that ends."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # otherwise it waits for ever when the parent is killed
 
 
 def _write_shard(path: Path, first: int, spec: FrameSpec, packed: Iterable[Packed]) -> Iterator[dict]:

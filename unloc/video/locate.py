@@ -35,10 +35,9 @@ class VideoIndex:
         self.files, self.root = loose | exact, root
 
     def find(self, video_id: str, file: str | None = None) -> VideoFile | None:
-        """The file that the manifest names, else one named like the id, with or without ActivityNet's `v_`; or None.
+        """The file that the manifest names, by a path below the root, an absolute path into it, or a URL; or None.
 
-        A file is named by a path below the root, an absolute path into it, or a URL. It must exist: another file that
-        happens to be named like the id does not replace it.
+        Only where it names none, one named like the id, with or without ActivityNet's `v_`.
         """
         if not isinstance(file, str):
             bare = video_id.removeprefix("v_")
@@ -129,10 +128,7 @@ def expand_shards(pattern: str) -> list[Path]:
 
 
 def shard_members(pattern: str) -> dict[str, TarMember]:
-    """Every file in the tar files of a pattern by its name there; of a truncated tar file, those before its end.
-
-    Raises InputError for a file that is no plain tar file or a name in two of them, MissingError for an absent one.
-    """
+    """Files in the tar files of a pattern by name, of a truncated one its first. Raises InputError and MissingError."""
     found: dict[str, TarMember] = {}
     for tar in expand_shards(pattern):
         count = 0

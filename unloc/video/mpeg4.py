@@ -1,8 +1,7 @@
 """MPEG-4 Part 2 packets with two frames or with none (ISO/IEC 14496-2 §6.2.3, §6.2.5).
 
-AVI has one packet for each moment. DivX and XviD put a B-frame into the packet of the reference frame before it
-(packed B-frames) and an empty packet (`vop_coded` = 0) where the next frame would be. Encoders also write an empty
-packet where the previous frame stays on screen.
+In AVI, DivX and XviD put a B-frame into the packet before it (packed B-frames) and an empty packet (`vop_coded` = 0)
+where it would be. An empty packet also lets the previous frame stay on screen.
 """
 
 import av
@@ -20,14 +19,25 @@ class Mpeg4Packets:
         """headers: the codec's extradata; the packets may carry the same headers instead."""
         self.time_bits = _time_bits(headers)
         self.has_b_frames = False
-        self.num_packed = 0
-        """Packets with more frames than they show."""
+        self.num_packed = 0  # packets with more frames than they show
         self._stamps: set[int] = set()
         self._ahead = 0
 
     def shows_frame(self, packet: av.Packet) -> bool:
         """Does the packet bring a new frame, or is a frame that came packed in an earlier one shown at its time?"""
-        num_frames, stamp = self._count_frames(bytes(packet)), packet.pts if packet.pts is not None else packet.dts
+        data, stamp = bytes(packet), packet.pts if packet.pts is not None else packet.dts
+        vops = data.split(VOP)[1:]
+        num_frames = len(vops)
+        self.has_b_frames |= any(vop and vop[0] >> 6 == B_VOP for vop in vops)
+        if self.time_bits is None:
+            self.time_bits = _time_bits(data[:256])
+        if num_frames == 1 and len(data) <= MAX_EMPTY_BYTES and self.time_bits is not None:
+            bits = _Bits(vops[0])
+            bits.take(2)  # coding type
+            while bits.take(1):
+                pass  # seconds passed
+            bits.take(1 + self.time_bits + 1)
+            num_frames = bits.take(1)  # vop_coded
         is_new = stamp is None or stamp not in self._stamps
         self._stamps.add(stamp)
         if num_frames == 0 and self._ahead == 0:
@@ -35,20 +45,6 @@ class Mpeg4Packets:
         self._ahead += num_frames - is_new
         self.num_packed += num_frames > is_new
         return is_new
-
-    def _count_frames(self, packet: bytes) -> int:
-        vops = packet.split(VOP)[1:]
-        self.has_b_frames |= any(vop and vop[0] >> 6 == B_VOP for vop in vops)
-        if self.time_bits is None:
-            self.time_bits = _time_bits(packet[:256])
-        if len(vops) != 1 or len(packet) > MAX_EMPTY_BYTES or self.time_bits is None:
-            return len(vops)
-        bits = _Bits(vops[0])
-        bits.take(2)  # coding type
-        while bits.take(1):
-            pass  # seconds passed
-        bits.take(1 + self.time_bits + 1)
-        return bits.take(1)  # vop_coded
 
 
 class _Bits:

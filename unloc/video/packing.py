@@ -1,8 +1,4 @@
-"""A folder of videos into WebDataset tar shards: few large files in place of many small ones.
-
-The manifest's order and the file sizes alone decide which video is in which shard; times are kept and owners left out,
-so the same videos give the same bytes. A shard appears when it is complete; an existing one is not written again.
-"""
+"""A folder of videos into WebDataset tar shards: the same manifest and files give the same bytes."""
 
 import tarfile
 from collections.abc import Callable
@@ -39,9 +35,8 @@ def pack_videos(
 ) -> PackSummary:
     """Write a manifest's `videos`, found as `files`, into OUT/videos-000000.tar and so on.
 
-    A video is named as `unloc extract` will look for it: as the manifest's file, else by its id. A shard holds at most
-    `shard_bytes` of videos, or one video that is larger. Raises InputError where there is nothing to pack, or OUT has
-    shards of other videos.
+    A video is named as the manifest's file, else by its id. A shard holds at most `shard_bytes`, or one larger video;
+    an existing one is kept. Raises InputError where there is nothing to pack, or OUT has shards of other videos.
     """
     named = videos.drop_duplicates("video_id").set_index("video_id")["file"]
     packed: dict[str, Path] = {}

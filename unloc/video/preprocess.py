@@ -1,15 +1,12 @@
 """From a decoded frame to the pixels a tower sees: open_clip's transform on uint8 tensors, and views of the frame.
 
-The resize is bicubic with antialiasing on uint8, within two grey levels of PIL's at an eighth of its cost.
-
-Views are the pictures of a frame whose tokens a cache holds:
+The resize is bicubic with antialiasing on uint8, within two grey levels of PIL's at an eighth of its cost. Views are
+pictures of a frame whose tokens a cache holds; training draws one per example:
 
     centre   the tower's own centre crop; always the first: evaluation and prediction read it
     flip     the centre crop mirrored
     cropN    a random crop of the frame with short side 8/7 of the tower's size, mirrored with probability 1/2; one
              choice per video, drawn from N and the file's content (as the official training: short side 256, crop 224)
-
-Training draws one view per example, so it keeps this augmentation though frames are encoded once.
 """
 
 import hashlib
@@ -23,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from unloc.errors import InputError, TowerError
+from unloc.errors import TowerError
 
 CLEARLY_MORE = 1.08  # measured with Pillow 13: the height is resized first from 1.10 times the width's shrinking on
 CENTRE = ("centre",)
@@ -38,17 +35,13 @@ class PreprocessSpec:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"
-    """bicubic or bilinear."""
-    resize_mode: str = "shortest"
-    """shortest: short side to image_size, then centre crop; squash: both sides to image_size."""
+    interpolation: str = "bicubic"  # or bilinear
+    resize_mode: str = "shortest"  # short side to image_size, then centre crop; squash: both sides to image_size
 
     def __post_init__(self) -> None:
         if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
-            raise TowerError(
-                f"preprocessing: got interpolation {self.interpolation!r} with resize_mode {self.resize_mode!r}, "
-                "expected bicubic or bilinear with shortest or squash"
-            )
+            got = f"interpolation {self.interpolation!r} with resize_mode {self.resize_mode!r}"
+            raise TowerError(f"preprocessing: got {got}, expected bicubic or bilinear with shortest or squash")
 
 
 def resize_and_crop(image: np.ndarray, spec: PreprocessSpec) -> Tensor:
@@ -76,13 +69,6 @@ def normalise(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
     mean = torch.tensor(spec.mean, device=pixels.device).view(3, 1, 1) * 255.0
     std = torch.tensor(spec.std, device=pixels.device).view(3, 1, 1) * 255.0
     return (pixels.float() - mean) / std
-
-
-def require_views(views: tuple[str, ...]) -> None:
-    """Raises InputError for an unknown or repeated view, or where the first is not the centre."""
-    if views[:1] != CENTRE or len(set(views)) < len(views) or not all(map(VIEW_NAME.fullmatch, views)):
-        expected = "centre, which evaluation reads, then flip and crops with different numbers (crop0)"
-        raise InputError(f"--views: got {','.join(views)!r}, expected {expected}")
 
 
 def make_views(image: np.ndarray, views: Sequence[str], spec: PreprocessSpec, content_sha256: str = "") -> Tensor:

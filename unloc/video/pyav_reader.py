@@ -1,8 +1,8 @@
 """Frames by PyAV, chosen by presentation time; only wanted frames are converted.
 
 Where the facts say which packet becomes which frame, only the groups of pictures with wanted frames are decoded,
-without unwanted non-reference frames. This is verified on the way: each wanted frame must come out intact with its own
-time stamp, else everything still wanted is read by decoding every frame in order.
+without unwanted non-reference frames. Each wanted frame must come out intact with its own time stamp: what does not is
+read by decoding every frame in order.
 """
 
 import math
@@ -43,12 +43,9 @@ class ShownFrame(NamedTuple):
 class DecodePlan(NamedTuple):
     """What to decode for some wanted times."""
 
-    positions: dict[int, list[int]]
-    """Time stamp of each frame to return → indices into the wanted times that it answers."""
-    ranges: list[range]
-    """Packets in the file's order, disjoint and rising. Each is decoded from a fresh state, and the decoder flushed."""
-    skip_unreferenced: bool
-    """May frames be skipped that no other frame needs?"""
+    positions: dict[int, list[int]]  # time stamp of each frame to return → indices into the wanted times it answers
+    ranges: list[range]  # packets in the file's order, disjoint and rising; each is decoded from a fresh state
+    skip_unreferenced: bool  # may frames be skipped that no other frame needs?
 
 
 class PyAVReader:
@@ -59,12 +56,9 @@ class PyAVReader:
     def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = lambda: None) -> None:
         """Raises VideoError for a file that was cut off or has a large hole, unless allow_partial."""
         self.facts, self.allow_partial, self.on_progress = facts, allow_partial, on_progress
-        self.decoded_seconds: list[float] = []
-        """Times of all decoded frames; empty where only parts had to be decoded, without a failure."""
-        self.reason = "asked for"
-        """Why this decoder reads the file."""
-        self.num_errors = 0
-        """Packets that did not decode."""
+        self.decoded_seconds: list[float] = []  # of all frames; empty where only parts had to be decoded
+        self.reason = "asked for"  # why this decoder reads the file
+        self.num_errors = 0  # packets that did not decode
         self._converter = av.video.reformatter.VideoReformatter()  # building its tables costs more than using it
         if allow_partial:
             return
@@ -75,18 +69,13 @@ class PyAVReader:
         if facts.is_truncated:
             frames = f" of {facts.num_frames_from_header}" if facts.num_frames_from_header else ""
             readable = facts.num_bytes if facts.bad_box is None else facts.bad_box
-            raise VideoError(
-                f"{facts.path}: the file is cut off: {len(facts.packets)}{frames} frames, {readable} of "
-                f"{max(facts.stated_bytes or 0, facts.num_bytes)} bytes, {length_seconds:.2f} s are readable; "
-                "--allow-partial reads them",
-                reason="truncated",
-            )
+            num_bytes = f"{readable} of {max(facts.stated_bytes or 0, facts.num_bytes)} bytes"
+            found = f"{len(facts.packets)}{frames} frames, {num_bytes}, {length_seconds:.2f} s are readable"
+            message = f"{facts.path}: the file is cut off: {found}; --allow-partial reads them"
+            raise VideoError(message, reason="truncated")
 
     def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:
-        """The frame shown at each wanted time (rising), as `shown_at`: by plan, and in order what no plan gave.
-
-        Raises VideoError where too little decodes.
-        """
+        """The frame shown at each wanted time (rising, see `shown_at`). Raises VideoError where too little decodes."""
         wanted_seconds = np.asarray(wanted_seconds, dtype=np.float64)
         done: set[int] = set()
         if plan := make_plan(self.facts, wanted_seconds):
@@ -152,8 +141,7 @@ class PyAVReader:
     def _in_order(self, wanted: list[tuple[int, float]]) -> Iterator[ShownFrame]:
         """The frames at wanted (position, time) pairs, rising; every frame up to the last wanted one is decoded.
 
-        Raises VideoError where over a tenth of the frames was lost: of all, or of those read. Frames that the decoder
-        completed by guessing count as decoded: some old streams are so throughout, and look right.
+        Raises VideoError where over a tenth of the frames was lost, of all or of those read; guessed ones are not lost.
         """
         facts, shown, to_end = self.facts, None, True
         timed = self._by_packet_times if facts.stamps_in_output_order else self._by_own_stamps
@@ -178,11 +166,9 @@ class PyAVReader:
             times = facts.packet_times if to_end else facts.packet_times[facts.packet_times <= last]
             lost = self._is_lost(times)
             if lost.mean() > LOST_SHARE_ALLOWED:
-                raise VideoError(
-                    f"{facts.path}: {lost.mean():.0%} of {len(times)} frames do not decode (first loss near "
-                    f"{times[lost][0]:.2f} s, decoded {first:.2f}-{last:.2f} s); --allow-partial keeps what decodes",
-                    reason="decode_error",
-                )
+                where = f"first loss near {times[lost][0]:.2f} s, decoded {first:.2f}-{last:.2f} s"
+                message = f"{lost.mean():.0%} of {len(times)} frames do not decode ({where})"
+                raise VideoError(f"{facts.path}: {message}; --allow-partial keeps what decodes")
         if wanted:
             yield ShownFrame([position for position, _ in wanted], shown[0], self._image(shown[1]))
 
@@ -254,8 +240,7 @@ class PyAVReader:
     def _is_lost(self, packet_times: np.ndarray) -> np.ndarray:
         """For each packet's time: was no frame decoded there?
 
-        Some cameras and broadcasts code the two fields of an H.264 frame as two packets. The second field is not lost
-        where packets decode without errors: its time is half a frame after the first.
+        The second field of an H.264 frame is not lost if packets decode without errors: it comes half a frame later.
         """
         frame_times = np.asarray(self.decoded_seconds)
         after = np.searchsorted(frame_times, packet_times + NEAR)
@@ -271,8 +256,7 @@ class PyAVReader:
 def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | None:
     """What to decode; None where the facts do not say which packet becomes which frame, so that all must be decoded.
 
-    A frame needs the packets from the last key frame that precedes it both in the file and in presentation: leading
-    frames of an open GOP follow their key frame in the file, but need the group before it.
+    A frame needs the packets since the last key frame before it both in the file and in presentation (open GOPs).
     """
     stamps, key_indices = facts.packets["stamp"], np.flatnonzero(facts.packets["is_key"])
     if not facts.has_pts or facts.stamps_in_output_order or facts.num_damaged:
@@ -316,10 +300,9 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise quarter turns, 0 to 3, that bring the frame upright.
+    """Counterclockwise quarter turns, 0 to 3, that bring the frame upright, without a mirror that comes with them.
 
-    0 for a matrix that is not a rotation by 90, 180 or 270 degrees to within one: all zeros, skewed, or a mirror. A
-    rotation that also mirrors is applied without the mirror.
+    0 for a matrix that is not a rotation by 90, 180 or 270 degrees to within one: all zeros, skewed, or a mirror.
     """
     a, b, c, d = display_matrix(frame) or (0, 0, 0, 0)
     wide, high = math.hypot(a, c), math.hypot(b, d)

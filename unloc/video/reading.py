@@ -1,37 +1,35 @@
-"""From a file to resized frames and the video's row: all of encoding that runs without a tower.
+"""From a file to resized frames and the video's row: all of encoding without a tower, which decoders do not import."""
 
-Processes that only decode import this, so it imports no tower.
-"""
-
+import ctypes
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from unloc.errors import InputError, VideoError
+from unloc.files import file_identity
 from unloc.video import OnProgress
 from unloc.video.decord_reader import DecordReader, unsound_by_facts
 from unloc.video.facts import scan
-from unloc.video.preprocess import CENTRE, PreprocessSpec, make_views, require_views
+from unloc.video.preprocess import CENTRE, VIEW_NAME, PreprocessSpec, make_views
 from unloc.video.pyav_reader import PyAVReader
-from unloc.video.video_file import VideoFile, file_hash, file_identity, file_version
+from unloc.video.video_file import VideoFile, file_hash, file_version
 
 READERS = {"auto": PyAVReader, "decord": DecordReader, "pyav": PyAVReader}
 MAX_FPS, MAX_FRAMES = 1000, 1_000_000  # more is a typing error, which would fill the memory
+PR_SET_PDEATHSIG = 1
 CHANGED = "changed"  # reason of a video whose file was replaced or rewritten while it was read
 
 
 def open_video(
     path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = lambda: None
 ) -> PyAVReader:
-    """A reader of the file. Raises VideoError with a reason where it cannot be read or the decoder is unsound for it.
-
-    `auto` is PyAV: it is exact on every stream, and faster than decord on every kind measured, sparse or dense
-    (benchmarks/decoding.py). Its `reason` says whether decord would have been exact too.
-    """
+    """A reader of the file; `auto` is PyAV: exact and faster (benchmarks/decoding.py). Raises VideoError."""
     if decoder not in READERS:
         raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(READERS)}")
     facts = scan(path, on_progress)
@@ -42,16 +40,20 @@ def open_video(
     return reader
 
 
+def start_worker() -> None:
+    """Let this process decode for its parent: on one thread, without hearing Ctrl-C, until the parent ends."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even a decoder that hangs
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
     """Which frames of a file are read (exactly one of a rate and a number), which views of them, by which decoder."""
 
-    fps: float | None = None
-    """Frames per second of video, from its first moment on."""
-    num_frames: int | None = None
-    """Frames evenly from the first to the last frame, both included; short videos repeat frames."""
-    views: tuple[str, ...] = CENTRE
-    """Of a frame (`unloc.video.preprocess`)."""
+    fps: float | None = None  # frames per second of video, from its first moment on
+    num_frames: int | None = None  # evenly from the first to the last frame, both included; short videos repeat frames
+    views: tuple[str, ...] = CENTRE  # of a frame (`unloc.video.preprocess`)
     decoder: str = "auto"
     allow_partial: bool = False
 
@@ -62,13 +64,13 @@ class FrameSampling:
             raise InputError(f"--fps: got {self.fps}, expected a positive number of frames per second, to {MAX_FPS}")
         if self.num_frames is not None and not 1 <= self.num_frames <= MAX_FRAMES:
             raise InputError(f"--frames: got {self.num_frames}, expected 1 to {MAX_FRAMES}")
-        require_views(self.views)
+        views = self.views
+        if views[:1] != CENTRE or len(set(views)) < len(views) or not all(map(VIEW_NAME.fullmatch, views)):
+            expected = "centre, which evaluation reads, then flip and crops with different numbers (crop0)"
+            raise InputError(f"--views: got {','.join(views)!r}, expected {expected}")
 
     def times(self, first_seconds: float, last_seconds: float, end_seconds: float) -> np.ndarray:
-        """Rising times in seconds for a video whose first and last frame begin at first_seconds and last_seconds.
-
-        By fps: first + k / fps while before the end of the last frame. By number: evenly from first to last.
-        """
+        """Rising: first + k / fps while before the end of the last frame, or evenly from first to last frame."""
         if self.num_frames is not None:
             return np.linspace(first_seconds, last_seconds, self.num_frames)
         count = max(1, math.ceil((end_seconds - first_seconds) * self.fps - 1e-6))
@@ -132,10 +134,7 @@ class VideoReading:
             "times_seconds": [round(float(value), 6) for value in self.times_seconds],
             "decoder": self.reader.name,
             "decoder_reason": self.reader.reason,
-            "codec": facts.codec,
-            "container": facts.container,
-            "width": facts.width,
-            "height": facts.height,
+            **{key: getattr(facts, key) for key in ("codec", "container", "width", "height")},
             "sample_aspect_ratio": str(facts.sample_aspect_ratio),
             "seconds_decode": round(self.seconds_decode, 4),
             "seconds_preprocess": round(self.seconds_preprocess, 4),

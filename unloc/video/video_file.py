@@ -1,8 +1,4 @@
-"""A video's file: on a file system, in a tar shard, or at a URL. All three have a name, a size and a time of change.
-
-Decoders need a file in which they can seek: `on_disk` gives them the file itself, or an unnamed temporary copy, which
-the system deletes however the process ends.
-"""
+"""A video's file: on a file system, in a tar shard, or at a URL; `on_disk` gives decoders a file that can seek."""
 
 import hashlib
 import tempfile
@@ -30,14 +26,10 @@ TAG_KEYS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "crc32c", "generati
 class _StoredFile:
     """A file inside something larger, with the parts of a `Path` that a job needs."""
 
-    parent: Path | str
-    """The tar file, or the URL that was listed."""
-    path: str
-    """Its name in there, with folders."""
-    size: int | None
-    """Bytes; None where a URL's store does not say."""
-    mtime_ns: int
-    """0 where a URL's store does not say."""
+    parent: Path | str  # the tar file, or the URL that was listed
+    path: str  # its name in there, with folders
+    size: int | None  # bytes; None where a URL's store does not say
+    mtime_ns: int  # 0 where a URL's store does not say
 
     def __str__(self) -> str:
         return f"{self.parent}/{self.path}"
@@ -50,11 +42,9 @@ class _StoredFile:
 
     @property
     def name(self) -> str:
-        """Without folders."""
         return self.place.name
 
     def stat(self) -> SimpleNamespace:
-        """Size and time of change when it was listed."""
         return SimpleNamespace(st_size=self.size, st_mtime_ns=self.mtime_ns)
 
 
@@ -62,8 +52,7 @@ class _StoredFile:
 class TarMember(_StoredFile):
     """A file in a plain tar file, read in place."""
 
-    offset: int
-    """Where its bytes begin."""
+    offset: int  # where its bytes begin
 
     def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
         """Write it into an open file. Raises VideoError (truncated) where the tar file ends within it."""
@@ -82,15 +71,11 @@ class TarMember(_StoredFile):
 class RemoteVideo(_StoredFile):
     """An object at a URL (`s3://…`, `https://…`, anything that fsspec opens)."""
 
-    tag: str
-    """The store's own mark of this version of the object."""
+    tag: str  # the store's own mark of this version of the object
 
     @classmethod
     def at(cls, folder: str, path: str, info: dict | None = None) -> "RemoteVideo":
-        """From fsspec's record of it, by default that of now; its keys differ by store.
-
-        Raises FileNotFoundError where there is none, CacheError where the store fails.
-        """
+        """From fsspec's record of it, by default that of now. Raises FileNotFoundError; CacheError: the store fails."""
         info = info or ObjectStore(folder).info(path)
         changed = next((info[key] for key in CHANGED_KEYS if info.get(key) is not None), 0)
         if isinstance(changed, str):
@@ -138,20 +123,8 @@ def on_disk(file: VideoFile, on_progress: OnProgress = lambda: None) -> Iterator
             raise VideoError(str(error).replace(str(path), str(file)), reason=error.reason) from None
 
 
-def file_identity(file: VideoFile) -> dict:
-    """Size and time of change, a cheap test for a changed file; empty where they cannot be read."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return {}
-    return {"file_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
-
-
 def file_version(file: VideoFile) -> Hashable | None:
-    """What every change of a file changes: size, times of writing and of any change; None where there is no file.
-
-    Of a video in a tar file, those of the tar file; at a URL, what its store says now.
-    """
+    """What every change of a file (of its tar file, or of its object) changes; None where there is no file."""
     try:
         if isinstance(file, RemoteVideo):
             return file.current()
