@@ -102,6 +102,16 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The columns of a csv, and (place, row) of its lines. Raises ManifestError where it is not csv."""
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    try:
+        rows = [(f"{path}:{reader.line_num}", row) for row in reader]
+        return list(reader.fieldnames or ()), rows
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}: not csv that can be read ({error})") from None
+
+
 def parse_json(text: str, place: str, problems: Problems | None = None) -> object:
     """The JSON value of a file or a line; of keys repeated in one object the last counts, which is logged."""
 
@@ -201,11 +211,11 @@ def read_video_list(path: Path) -> frozenset[str]:
 def read_names(path: Path, *columns: str) -> tuple[str, ...]:
     """The first of these columns that a csv has, or the lines of another file, each once. Raises ManifestError."""
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(read_text(path)))
-        column = next((name for name in columns if name in (reader.fieldnames or ())), None)
+        found, rows = read_csv(path)
+        column = next((name for name in columns if name in found), None)
         if column is None:
-            raise ManifestError(f"{path}:1: no column `{'` or `'.join(columns)}`; it has {reader.fieldnames}")
-        names = [row[column] or "" for row in reader]
+            raise ManifestError(f"{path}:1: no column `{'` or `'.join(columns)}`; it has {found}")
+        names = [row[column] or "" for _, row in rows]
     else:
         names = read_text(path).split("\n")
     names = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))

@@ -1,10 +1,8 @@
 """Kinetics-400, 600 and 700: csv files of labelled clips of YouTube's videos (video classification)."""
 
-import csv
-import io
 from pathlib import Path
 
-from unloc.annotations.reading import Problems, files_below, read_text
+from unloc.annotations.reading import Problems, files_below, read_csv, read_text
 from unloc.annotations.schema import InstanceRow, Rows, VideoRow
 from unloc.errors import ManifestError
 
@@ -23,18 +21,13 @@ def kinetics(paths: list[Path], split: str | None, problems: Problems) -> Rows:
         if path.suffix.lower() == ".txt":
             labels |= {line.strip() for line in read_text(path).split("\n")}
             continue
-        reader = csv.DictReader(io.StringIO(read_text(path)))
-        try:
-            entries, columns = list(reader), set(reader.fieldnames or ())
-        except csv.Error as error:
-            raise ManifestError(f"{path}: not csv that can be read ({error})") from None
+        columns, entries = read_csv(path)
         if "name" in columns:
-            labels |= {entry["name"].strip() for entry in entries}
+            labels |= {entry["name"].strip() for _, entry in entries}
             continue
-        if missing := {"youtube_id", "time_start", "time_end"} - columns:
+        if missing := {"youtube_id", "time_start", "time_end"}.difference(columns):
             raise ManifestError(f"{path}: lacks the columns {', '.join(sorted(missing))} of Kinetics' csv files")
-        for number, entry in enumerate(entries, start=2):
-            place = f"{path}:{number}"
+        for place, entry in entries:
             try:
                 start, end = float(entry["time_start"]), float(entry["time_end"])
                 clip_id = f"{entry['youtube_id'].strip()}_{int(start):06d}_{int(end):06d}"

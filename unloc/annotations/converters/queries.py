@@ -1,22 +1,11 @@
 """ActivityNet Captions, Charades-STA, TimeLens (MR), QVHighlights (MR and HD): sentences, and when each is true."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from unloc.annotations.reading import (
-    Problems,
-    files_below,
-    is_number,
-    parse_as,
-    read_json,
-    read_lines,
-    read_text,
-    typed,
-)
+from unloc.annotations.reading import Problems, files_below, is_number, parse_as, read_csv, read_json, read_lines, typed
 from unloc.annotations.schema import Name, QueryRow, Rows, Segment, VideoRow
 from unloc.errors import ManifestError
 
@@ -55,15 +44,13 @@ def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Ro
         raise ManifestError(f"{paths[0]}: no charades_sta_*.txt among the annotations")
     lengths: dict[str, float] = {}
     for path in [path for path in files if path not in texts]:
-        reader = csv.DictReader(io.StringIO(read_text(path)))
-        try:
-            for row in reader:
-                place, other = f"{path}:{reader.line_num}: {row['id']!r}", float(row["length"])
-                length = lengths.setdefault(row["id"], other)
-                problems.add("video with several lengths: the first is used", place, length != other)
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            where = f"{path}:{reader.line_num}"
-            raise ManifestError(f"{where}: expected columns id and length in seconds; wrong: {error}") from None
+        for place, row in read_csv(path)[1]:
+            try:
+                other = float(row["length"])
+                differs = lengths.setdefault(row["id"], other) != other
+            except (KeyError, TypeError, ValueError) as error:
+                raise ManifestError(f"{place}: expected columns id and length in seconds; wrong: {error}") from None
+            problems.add("video with several lengths: the first is used", f"{place}: {row['id']!r}", differs)
     videos, queries = {}, []
     for path, name in _files_with_splits(texts, split, problems):
         for number, line in read_lines(path):
@@ -118,7 +105,8 @@ def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
         stated = _splits_in_name(path)
         if not split and len(stated) > 1:
             raise ManifestError(f"{path}: its name states {' and '.join(stated)}; give --split")
-        name = split or (stated[0] if stated else "train" if '"events"' in read_text(path) else "test")
+        is_training = any('"events"' in line for _, line in read_lines(path))
+        name = split or (stated[0] if stated else "train" if is_training else "test")
         if path.suffix.lower() in (".jsonl", ".txt"):
             contents = {f"{path}:{number}": line.strip() for number, line in read_lines(path)}
             for place, line in contents.items():

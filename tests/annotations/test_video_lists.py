@@ -54,3 +54,9 @@ def test_videos_go_with_all_that_is_annotated_in_them_and_a_list_that_leaves_non
         apply_lists(manifest, [tmp_path / "all"], [], problems)
     nothing = restricted(manifest, lambda _: False)
     assert nothing.videos.empty and list(nothing.videos.columns) == list(manifest.videos.columns)
+
+
+def test_a_csv_that_is_none_is_an_error_with_its_line(tmp_path):
+    (tmp_path / "old_mac.csv").write_bytes(b"video_id,seconds\nv,1\rw,2\n")
+    with pytest.raises(ManifestError, match=r"old_mac\.csv:\d+: not csv"):
+        read_video_list(tmp_path / "old_mac.csv")
