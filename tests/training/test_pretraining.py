@@ -231,6 +231,16 @@ def test_runs_on_frames_start_with_its_towers_also_at_another_number_of_text_tok
     assert len(other["text_tower.positions"]) == 20 < len(one["text_tower.positions"])
 
 
+def test_a_frozen_text_tower_that_another_run_trained_gives_its_own_tokens(clips, tmp_path):
+    pretrained(clips, tmp_path / "texts", "towers.text=finetune", "optim.tower_lr=0.1", "train.epochs=1")
+    losses = {}
+    for text in ("frozen", "finetune"):
+        words, losses[text] = ["optim.lr=0", "optim.tower_lr=0", "train.epochs=1", f"towers.text={text}"], []
+        report = {"on_step": lambda step, total, now, text=text: losses[text].append(now["loss"])}
+        pretrained(clips, tmp_path / text, *words, init=tmp_path / "texts", **report)
+    assert losses["frozen"] == pytest.approx(losses["finetune"], rel=1e-5) and len(losses["frozen"]) == 2
+
+
 # -- on a cache, and mistakes -----------------------------------------------------------------------------------------
 
 

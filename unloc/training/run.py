@@ -133,6 +133,7 @@ def fit_recipe(
             write_file(run / "env.json", json.dumps(before | {"changes": history}, indent=1))
             write_file(run / "recipe.yaml", dump_recipe(recipe))
         log_to(run / "log.txt")
+        encode_class_names(trainer)
         try:
             return trainer.fit() if processes is None else processes.fit(trainer)
         except UnlocError as error:
@@ -165,7 +166,16 @@ def rebuild_trainer(
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
             model.load_state_dict(start)
+    encode_class_names(trainer)
     return trainer
+
+
+def encode_class_names(trainer: Trainer) -> None:
+    """Encode class names once where the text tower is frozen, not at every step; by the weights it has now."""
+    info, loader = trainer.info, trainer.loader
+    if info.classes and "text" in info.live_towers and info.recipe.towers.text != "finetune":
+        source = EncodedInputs(loader.examples.source, LoadedModel(trainer.model.eval(), info))
+        loader.class_texts = ClassTexts(info.classes, source, info.recipe.data)
 
 
 def _inputs(recipe: Recipe, manifest: Manifest, data: Path | str, kind: str) -> Inputs:
@@ -244,9 +254,6 @@ def build_trainer(
     )
     model = info.build(clip)
     model.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
-    if has_classes and "text" in inputs.live and recipe.towers.text != "finetune":  # encoded once, not at every step
-        frozen = LoadedModel(model.to(device).eval(), info)
-        class_texts = ClassTexts(train.classes, EncodedInputs(source, frozen), recipe.data)
 
     def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
         return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source, on_progress), val)
