@@ -17,7 +17,7 @@ from unloc.model.build import EndToEnd, build_model
 from unloc.model.towers import ImageTower, T5TextTower, TextTower, Tower, TowerChoice, t5_text_tower
 from unloc.recipes import recipe_from_dict
 from unloc.training.objective import compute_losses
-from unloc.training.trainer import build_optimizer
+from unloc.training.optim import build_optimizer
 
 STEPS = 8
 LONG = "a " + "very " * 40 + "small cat jumps"

@@ -25,8 +25,8 @@ from unloc.recipes import dump_recipe, load_recipe, recipe_from_dict, shipped_re
 from unloc.tasks import task_named
 from unloc.training.inputs import require_cache_of
 from unloc.training.objective import compute_losses
+from unloc.training.optim import build_optimizer
 from unloc.training.run import fit_recipe
-from unloc.training.trainer import build_optimizer
 
 FRAME_DIM, TEXT_DIM, NUM_CLASSES = 12, 10, 3
 

@@ -16,8 +16,8 @@ from unloc.examples.loader import epoch_batches
 from unloc.inference.load import load_model, require_same_cache
 from unloc.recipes import load_recipe, recipe_from_dict
 from unloc.training import folder
+from unloc.training.optim import lr_factor
 from unloc.training.run import fit_recipe
-from unloc.training.trainer import lr_factor
 
 SHAPE = ["model.width=16", "model.num_heads=2", "model.mlp_width=32", "model.num_layers=2", "model.num_levels=3"]
 SHAPE += ["targets.range_edges=[0,4,8,inf]", "data.num_steps=32", "optim.lr=0.003", "optim.name=adamw"]

@@ -105,17 +105,7 @@ def fit_recipe(
         hashes = data_hashes([train, val], inputs.source)
         before = {"init": None, "changes": []}
         if resume:
-            before = read_json(run / "env.json")
-            names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos (--cache)"}
-            differing = [name for key, name in names.items() if before["data"][key] != hashes[key]]
-            if differing:
-                raise InputError(
-                    f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on "
-                    f"these with --init {run}"
-                )
-            for key in [key for key, value in used.items() if before.get(key, value) != value]:
-                now = f"{before[key]}, now {used[key]}"
-                logger.warning("%s: the run was started with %s: the last bits of results may differ", key, now)
+            before = _resumed_environment(run, hashes, used)
         is_resumed = resume and trainer.resume()
         change = {"step": trainer.step, "changed": changes}  # from this step on, each key before and after
         history = before["changes"]
@@ -139,6 +129,22 @@ def fit_recipe(
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
+
+
+def _resumed_environment(run: Path, hashes: dict[str, str], used: dict) -> dict:
+    """env.json of a run that continues on the same data. Raises InputError for other data, warns of another device."""
+    before = read_json(run / "env.json")
+    names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos (--cache)"}
+    differing = [name for key, name in names.items() if before["data"][key] != hashes[key]]
+    if differing:
+        raise InputError(
+            f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on these "
+            f"with --init {run}"
+        )
+    for key in [key for key, value in used.items() if before.get(key, value) != value]:
+        now = f"{before[key]}, now {used[key]}"
+        logger.warning("%s: the run was started with %s: the last bits of results may differ", key, now)
+    return before
 
 
 def rebuild_trainer(

@@ -1,4 +1,4 @@
-"""Optimizer, schedule (UnLoc §4.1.2) and the loop: deterministic from its seed, resumable to the bit.
+"""The loop: deterministic from its seed, resumable to the bit.
 
 A step on a GPU waits for nothing: what it computed is read every `train.log_every` steps, and before weights are used
 or saved.
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from unloc.config import OptimConfig
 from unloc.errors import ConfigError, DivergedError, LoaderError, StoppedError, one_line
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
@@ -34,6 +33,7 @@ from unloc.training.curves import draw_curves
 from unloc.training.distributed import average, copy_from_main, from_main, own_rows, process_count, process_rank
 from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint, wandb_log
 from unloc.training.objective import part_losses, split_batch
+from unloc.training.optim import build_optimizer, lr_factor
 from unloc.training.replay import replay
 
 logger = logging.getLogger(__name__)
@@ -47,38 +47,6 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
 Validate = Callable[[nn.Module, Callable[[int, int], None]], dict[str, float]]
 """Metrics of a model, given also what to call now and then with how much is done, which may end the validation."""
-
-
-def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW at peak rates: fusion and heads, then towers and their projections; biases and norms never decay."""
-    of_towers = {id(parameter) for parameter in model.tower_parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = []
-    for lr, is_tower in ((config.lr, False), (config.tower_lr, True)):
-        part = [parameter for parameter in trained if (id(parameter) in of_towers) == is_tower]
-        for weight_decay, is_matrix in ((config.weight_decay, True), (0.0, False)):
-            chosen = [parameter for parameter in part if (parameter.ndim > 1) == is_matrix]
-            if chosen or not is_tower:
-                groups.append({"params": chosen, "weight_decay": weight_decay, "lr": lr})
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int, step: int) -> float:
-    """The factor on the peak rate at a step (from 0): linear warm-up from 0, then the schedule.
-
-    With warm-up the first step has rate 0, as in the official code; the warm-up need not be a whole number of steps.
-    """
-    warmup = config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return step / warmup
-    if config.schedule == "cosine":
-        progress = (step - warmup) / max(total_steps - int(warmup), 1)
-        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    if config.schedule == "step":
-        return 0.1 ** sum(step > epoch * steps_per_epoch for epoch in config.step_epochs)
-    return 1.0
 
 
 def compile_core(model: UnLoc | EndToEnd) -> None:
