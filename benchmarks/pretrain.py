@@ -5,8 +5,10 @@ localization on another world that starts from it, score higher than the stock t
 Both arms see the same videos and take the same steps of localization, for each seed. Intervals are 95 %: of a run over
 its test videos (bootstrap), of an arm over its seeds (Student's t).
 
-    python benchmarks/pretrain.py --out OUT [--clip-videos 120] [--videos 60] [--seeds 0 1 2] [--set train.epochs=5 …]
-        [--json FILE]
+    python benchmarks/pretrain.py --out OUT [--style sketch] [--clip-videos 120] [--videos 60] [--seeds 0 1 2]
+        [--set train.epochs=5 …] [--json FILE]
+
+With `--style sketch` both worlds look as the stock tower has never seen one.
 """
 
 import argparse
@@ -32,8 +34,9 @@ def make_data(demo: Demo, args: argparse.Namespace) -> None:
     """A world of clips with packed frames, one for localization, and its cache of the stock tower."""
     out = args.out
     clips, world = out / "clips_world", out / "world"
-    demo.run("synth", "data", "synth", clips, "--videos", args.clip_videos, "--seed", 7001, "--clips")
-    demo.run("synth", "data", "synth", world, "--videos", args.videos, "--seed", 7002)
+    style = ("--style", args.style)
+    demo.run("synth", "data", "synth", clips, "--videos", args.clip_videos, "--seed", 7001, "--clips", *style)
+    demo.run("synth", "data", "synth", world, "--videos", args.videos, "--seed", 7002, *style)
     for name, path in (("kinetics", clips / "annotations/kinetics.csv"), ("activitynet", world / "annotations")):
         path = path if path.suffix else path / "activitynet.json"
         demo.run("convert", "data", "convert", name, "--annotations", path, "--out", out / f"{name}.jsonl")
@@ -63,6 +66,7 @@ def localization(demo: Demo, out: Path, arm: str, seed: int, cache: str, *more: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--style", default="studio", help="Of both worlds: studio or sketch.")
     parser.add_argument("--clip-videos", type=int, default=120, help="Videos whose events are the clips.")
     parser.add_argument("--videos", type=int, default=60, help="Videos for localization.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -79,7 +83,7 @@ def main() -> None:
         rows.append({"seed": seed, "stock": localization(demo, out, "stock", seed, "stock", *args.set)})
         start = (f"clips-{seed}", *args.set, "--init", run)
         rows[-1]["pretrained"] = localization(demo, out, "pretrained", seed, *start)
-    print(f"\n{args.clip_videos} videos of clips, {args.videos} of localization; {demo.seconds}")
+    print(f"\n{args.style}: {args.clip_videos} videos of clips, {args.videos} of localization; {demo.seconds}")
     for name in METRICS:
         for row in rows:
             shown = (
