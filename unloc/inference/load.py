@@ -65,8 +65,7 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
     candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
     folder = next((folder for folder in candidates if (folder / "checkpoint.json").is_file()), None)
     if folder is None:
-        places = "looked for checkpoints/best, checkpoints/last"
-        raise MissingError(f"{run}: no checkpoint here ({places}); `unloc fit` makes one")
+        raise MissingError(f"{run}: no checkpoint here, in checkpoints/best or checkpoints/last; `unloc fit` makes one")
     try:
         values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         if (version := values.pop("version", None)) != CHECKPOINT_VERSION:

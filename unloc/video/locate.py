@@ -17,7 +17,6 @@ from unloc.files import url_of
 from unloc.video.video_file import RemoteVideo, TarMember, VideoFile
 
 logger = logging.getLogger(__name__)
-
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".3gp", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")
 
 
