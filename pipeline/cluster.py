@@ -32,7 +32,7 @@ GET_SECONDS = 60.0  # for a ready object to reach this process
 CONNECT_SECONDS = 10.0
 ENDED_BY_RAY = (
     "error: Ray ended this process, as its own process on this machine (raylet) has died, or it was killed; finished "
-    "videos are kept: run the same command again"
+    "work is kept: run the same command again (fit: with --resume)"
 )
 RESULTS_AHEAD = 8  # of one actor that may wait in the object store
 CALLS_AT_ONCE = 256  # of decoders to one encoder, which puts their frames into batches; more wait in Ray

@@ -40,11 +40,14 @@ def fit(
     init: Annotated[str | None, Option(help="Run to take first weights from, of any task; toy: shipped.")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
-    threads: Annotated[int, Option(min=0, help="CPU threads; 0: all cores.")] = 0,
+    threads: Annotated[int, Option(min=0, help="CPU threads of each process; 0: all cores.")] = 0,
     loader_workers: Annotated[
         int | None, Option(min=0, help="Processes that prepare batches: 4 for a GPU, 0 for a CPU; same results.")
     ] = None,
     wandb: Annotated[str | None, Option(help="Project of Weights & Biases to log to as well (extra wandb).")] = None,
+    workers: Annotated[int, Option(min=1, help="Processes that share each batch; on GPUs, one on each.")] = 1,
+    address: Annotated[str | None, Option(help="Ray cluster for them: auto, or host:port. Default: here.")] = None,
+    timeout: Annotated[float, Option(min=1, max=1e6, help="Seconds after which a silent process is lost.")] = 600.0,
     print_config: Annotated[bool, Option("--print-config", help="Print the resolved recipe and its size.")] = False,
 ) -> None:
     """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on frames.
@@ -66,17 +69,25 @@ def fit(
         raise InputError(f"unloc {command}: --manifest, --work-dir and one of --cache, --frames, --videos are needed")
     [(kind, data)] = given.items()
     from unloc.synth import toy_unloc_folder
-    from unloc.training.run import fit_recipe
 
+    if workers == 1 and address is None:
+        from unloc.training.run import fit_recipe as fit_run
+    else:
+        try:
+            from pipeline.fit import fit as fit_run
+        except ImportError as error:  # an environment from before `ray[train]` was needed
+            raise InputError(f"--workers: Ray Train cannot be used ({error}); pip install 'ray[train]'") from None
     start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
     options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
     options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind, "wandb": wandb}
+    if workers > 1 or address is not None:
+        options |= {"workers": workers, "address": address, "timeout": timeout}
     with shown_warnings("unloc"), progress("training", "steps") as report:
 
         def on_step(step: int, total: int, now: dict) -> None:
             report(step, total, loss=f"{now['loss']:.3f}", lr=f"{now['lr']:.1e}")
 
-        metrics = fit_recipe(resolved, manifest, data, work_dir, **options, on_step=on_step)
+        metrics = fit_run(resolved, manifest, data, work_dir, **options, on_step=on_step)
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")
     typer.echo(f"run: {work_dir} ({resolved.name})")

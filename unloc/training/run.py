@@ -25,7 +25,7 @@ from unloc.inference.predict import EncodedInputs, OnProgress, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
-from unloc.training.distributed import process_count, process_rank
+from unloc.training.distributed import copy_from_main, process_count, process_rank
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json, require_wandb
 from unloc.training.inputs import Inputs, cached_inputs, frame_inputs
 from unloc.training.trainer import OnStep, Trainer
@@ -172,6 +172,7 @@ def rebuild_trainer(
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
             model.load_state_dict(start)
+    copy_from_main(trainer.model)
     encode_class_names(trainer)
     return trainer
 

@@ -30,7 +30,7 @@ from unloc.model.build import EndToEnd
 from unloc.model.unloc import Outputs, UnLoc
 from unloc.tasks import task_named
 from unloc.training.curves import draw_curves
-from unloc.training.distributed import average, copy_from_main, from_main, own_rows, process_count, process_rank
+from unloc.training.distributed import average, from_main, own_rows, process_count, process_rank
 from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint, wandb_log
 from unloc.training.objective import part_losses, split_batch
 from unloc.training.optim import build_optimizer, lr_factor
@@ -140,7 +140,6 @@ class Trainer:
         Of processes that train together the main one validates and writes, and all stop after the same step.
         Raises DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
         """
-        copy_from_main(self.model)
         self.saved_at, self.speed = time.monotonic(), Speed(self.device)
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
         with ExitStack() as stack:
