@@ -39,7 +39,18 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.name == name and f"task: {recipe.task}" in dump_recipe(recipe)
     lines = header(name)
-    assert any(line.startswith(("Command: unloc fit", "Command: none as yet", f"unloc fit {name} ")) for line in lines)
+    assert any(
+        line.startswith(
+            (
+                "Command: unloc fit",
+                "Command: unloc pretrain",
+                "Command: none as yet",
+                f"unloc fit {name} ",
+                f"unloc pretrain {name} ",
+            )
+        )
+        for line in lines
+    )
     assert any(line.startswith("Expected") for line in lines)
 
 

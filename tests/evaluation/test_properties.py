@@ -205,7 +205,8 @@ def test_the_order_of_videos_changes_nothing_in_segmentation(protocol, labels, o
 def test_perfect_frames_score_100_at_every_rate(protocol, fps):
     manifest = build_manifest(name="m", tasks=("as",), rows=FRAME_ROWS, classes=LABELS)
     blank = [FramePrediction(video_id=name, fps=fps, labels=[]) for name in "abc"]
-    truth = {video.video_id: video.truth for video in frame_scores(blank, manifest, PROTOCOLS["as"][protocol]).frames}
+    frames = frame_scores(blank, manifest, PROTOCOLS["as"][protocol]).frames
+    truth = {name: video.truth for name, video in zip("abc", frames, strict=True)}
     perfect = [
         FramePrediction(
             video_id=name,

@@ -1,5 +1,6 @@
 """`unloc fit --workers N` on Ray: the result of undisturbed processes whatever ends one, errors in one line."""
 
+import itertools
 import json
 import os
 import re
@@ -55,23 +56,25 @@ def rows_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_repeat_to_the_bit_and_follow_one(whole, token_world, tmp_path):
-    recipe, seen = recipe_for("mr", *WORDS), []
-    metrics = fit(
-        recipe, *token_world, tmp_path / "run", workers=2, device="cpu", on_step=lambda *step: seen.append(step[:2])
-    )
-    assert_same_runs(whole, tmp_path / "run")
-    assert seen == sorted(seen) and seen[-1] == (300, 300) and metrics["R1@0.5"] == rows_of(whole)[-1]["R1@0.5"]
-    assert json.loads((whole / "env.json").read_text())["processes"] == 2
+def test_two_processes_follow_one(one_ray, token_world, tmp_path):
+    recipe, seen = recipe_for("mr", *WORDS, "train.epochs=2.5"), []
+    two, options = tmp_path / "two", {"workers": 2, "device": "cpu"}
+    metrics = fit(recipe, *token_world, two, **options, on_step=lambda *step: seen.append(step[:2]))
+    assert seen == sorted(seen) and seen[-1] == (50, 50) and metrics["R1@0.5"] == rows_of(two)[-1]["R1@0.5"]
+    assert json.loads((two / "env.json").read_text())["processes"] == 2
     fit_recipe(recipe, *token_world, tmp_path / "one", threads=1)
-    losses = [[row["loss"] for row in rows_of(run) if row["kind"] == "train"] for run in (whole, tmp_path / "one")]
-    assert losses[0][:50] == pytest.approx(losses[1][:50], rel=1e-4)
+    losses = [[row["loss"] for row in rows_of(run) if row["kind"] == "train"] for run in (two, tmp_path / "one")]
+    assert len(losses[0]) == 50 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in (("KILL", 0), ("STOP", 0), ("STOP", 1))]
+@pytest.mark.slow
+def test_two_processes_repeat_to_the_bit(whole, token_world, tmp_path):
+    fit(recipe_for("mr", *WORDS), *token_world, tmp_path / "run", workers=2, device="cpu")
+    assert_same_runs(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("name", "rank"), [("KILL", 1), *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rank"), itertools.product(["KILL", "STOP"], [0, 1]))
 def test_a_process_that_is_lost_changes_nothing(whole, token_world, tmp_path, caplog, name, rank):
     run = tmp_path / "run"
     action = once(lambda: os.kill(processes_of(run)[rank], getattr(signal, f"SIG{name}")))

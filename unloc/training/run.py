@@ -94,12 +94,7 @@ def fit_recipe(
         options = {"device": device_, "on_step": on_step, "loader_workers": loader_workers, "wandb": wandb}
         trainer = build_trainer(recipe, train, val, inputs, run, **options)
         count, device_used = (processes.count, processes.device) if processes else (1, None)
-        if (rows := len(trainer.loader.examples) // len(trainer.loader)) < count:
-            raise ConfigError(
-                f"train.batch_size: {recipe.train.batch_size}, but the smallest batch of split "
-                f"{recipe.data.train_split!r} has {rows} examples, one for each of {count} processes are needed; set a "
-                f"larger train.batch_size or --workers {rows}"
-            )
+        _require_example_each(trainer.loader, recipe, count)
         used = (device_used or described(device_, recipe.train.precision)) | {"processes": count}
         used |= {"threads": torch.get_num_threads()} if processes is None else {}
         hashes = data_hashes([train, val], inputs.source)
@@ -129,6 +124,16 @@ def fit_recipe(
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
+
+
+def _require_example_each(loader: Loader, recipe: Recipe, count: int) -> None:
+    """Raise ConfigError where a batch has not an example for each process that trains."""
+    if (rows := len(loader.examples) // len(loader)) < count:
+        raise ConfigError(
+            f"train.batch_size: {recipe.train.batch_size}, but the smallest batch of split {recipe.data.train_split!r} "
+            f"has {rows} examples, one for each of {count} processes are needed; set a larger train.batch_size or "
+            f"--workers {rows}"
+        )
 
 
 def _resumed_environment(run: Path, hashes: dict[str, str], used: dict) -> dict:
