@@ -66,8 +66,7 @@ class Job:
     threads: int
     loader_workers: int | None
     wandb: str | None
-    env: str
-    """Content of the run's env.json."""
+    env: str  # content of the run's env.json
 
 
 def fit(

@@ -31,8 +31,7 @@ class StatedRecipe(NamedTuple):
     name: str
     file: Path
     values: dict
-    where: str
-    """File, and the row of a shipped file, for messages."""
+    where: str  # file, and the row of a shipped file, for messages
     is_shipped: bool = False
 
 

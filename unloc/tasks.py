@@ -10,12 +10,9 @@ class Task:
     """One of the five tasks."""
 
     name: str
-    text_kind: str
-    """'query': sentences of the videos; 'class': one fixed list of class names for all videos."""
-    labelled: str = "segments"
-    """What a label is of: 'segments', decoded from displacements; 'steps' of level 0 (AS); whole 'videos' (CLS)."""
-    headline: str
-    """The metric that selects the best checkpoint."""
+    text_kind: str  # 'query': sentences of the videos; 'class': one fixed list of class names for all videos
+    labelled: str = "segments"  # what a label is of; or 'steps' of level 0 (AS), or whole 'videos' (CLS)
+    headline: str  # the metric that selects the best checkpoint
 
     @property
     def localizes(self) -> bool:

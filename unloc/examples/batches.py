@@ -16,56 +16,34 @@ class Example:
     """One video, or one (video, query) pair, on its level-0 steps."""
 
     video_id: str
-    frames: np.ndarray
-    """(T, D) float32 frame tokens, or pixels."""
-    frame_mask: np.ndarray
-    """(T,) bool, true where valid."""
-    duration_seconds: float
-    """Length of the video."""
-    grid: TimeGrid | None = None
-    """Steps to seconds; None where steps are consecutive tokens, which are not evenly spaced (AS)."""
-    text: np.ndarray | None = None
-    """(K, Dt) tokens of the example's own query (query tasks)."""
-    segments_steps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
-    """(N, 2) segments in steps."""
-    segment_classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """(N,) class index of each segment (class tasks)."""
-    step_classes: np.ndarray | None = None
-    """(T,) class index of each step, -1 background (AS)."""
-    saliency: np.ndarray | None = None
-    """(T,) saliency 0-1 of each step (HD)."""
+    frames: np.ndarray  # (T, D) float32 frame tokens, or pixels
+    frame_mask: np.ndarray  # (T,) bool, true where valid
+    duration_seconds: float  # length of the video
+    grid: TimeGrid | None = None  # steps to seconds; None for consecutive tokens, which are not evenly spaced (AS)
+    text: np.ndarray | None = None  # (K, Dt) tokens of the example's own query (query tasks)
+    segments_steps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (N, 2) segments in steps
+    segment_classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (N,) class of each
+    step_classes: np.ndarray | None = None  # (T,) class index of each step, -1 background (AS)
+    saliency: np.ndarray | None = None  # (T,) saliency 0-1 of each step (HD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Examples stacked. B examples, T steps, C texts, K text tokens, N segments (padded)."""
 
-    video_ids: tuple[str, ...]
-    """The video of each of the B rows, for messages."""
-    frames: Tensor
-    """(B, T, D)."""
-    frame_mask: Tensor
-    """(B, T) bool."""
-    texts: Tensor
-    """(C, K, Dt): the examples' own queries (C = B), or the class names."""
-    text_mask: Tensor
-    """(C, K) bool."""
-    segments_steps: Tensor
-    """(B, N, 2)."""
-    segment_text: Tensor
-    """(B, N) index into the texts, -1 where padded."""
-    step_labels: Tensor | None = None
-    """(B, C, T) true where the step is of the class; of class pairs C is 1 (AS)."""
-    saliency: Tensor | None = None
-    """(B, T), 0 where the query is not rated (query tasks)."""
-    is_rated: Tensor | None = None
-    """(B,) bool, true where the query has ratings (query tasks)."""
-    rows_per_video: int = 1
-    """Rows of one video (class pairs), else 1."""
-    all_frames_valid: bool = False
-    """True where frame_mask is known to be true everywhere."""
-    all_tokens_valid: bool = False
-    """The same of text_mask."""
+    video_ids: tuple[str, ...]  # the video of each of the B rows, for messages
+    frames: Tensor  # (B, T, D)
+    frame_mask: Tensor  # (B, T) bool
+    texts: Tensor  # (C, K, Dt): the examples' own queries (C = B), or the class names
+    text_mask: Tensor  # (C, K) bool
+    segments_steps: Tensor  # (B, N, 2)
+    segment_text: Tensor  # (B, N) index into the texts, -1 where padded
+    step_labels: Tensor | None = None  # (B, C, T) true where the step is of the class; of class pairs C is 1 (AS)
+    saliency: Tensor | None = None  # (B, T), 0 where the query is not rated (query tasks)
+    is_rated: Tensor | None = None  # (B,) bool, true where the query has ratings (query tasks)
+    rows_per_video: int = 1  # rows of one video (class pairs), else 1
+    all_frames_valid: bool = False  # true where frame_mask is known to be true everywhere
+    all_tokens_valid: bool = False  # the same of text_mask
 
     @property
     def model_masks(self) -> tuple[Tensor | None, Tensor | None]:

@@ -31,12 +31,9 @@ class VideoFrames:
     """The frames of one video with their true times."""
 
     video_id: str
-    frames: np.ndarray
-    """(T, …) one row per frame: (T, D) tokens, or pixels."""
-    times_seconds: np.ndarray
-    """(T,) when each frame is shown, ascending."""
-    duration_seconds: float
-    """Length of the video."""
+    frames: np.ndarray  # (T, …) one row per frame: (T, D) tokens, or pixels
+    times_seconds: np.ndarray  # (T,) when each frame is shown, ascending
+    duration_seconds: float  # length of the video
 
     def inputs(self, chosen: np.ndarray) -> np.ndarray:
         """These frames as the model takes them: tokens as float32, pixels as they are."""
@@ -47,8 +44,7 @@ class VideoFrames:
 class Source(Protocol):
     """Frames of videos and the texts that go with them."""
 
-    name: str
-    """For messages: where it is."""
+    name: str  # for messages: where it is
 
     def __contains__(self, video_id: str) -> bool: ...
 

@@ -13,10 +13,8 @@ import numpy as np
 class TimeGrid:
     """Affine map between level-0 steps and seconds."""
 
-    start_seconds: float
-    """Time of step 0."""
-    seconds_per_step: float
-    """Distance of neighbouring steps, > 0."""
+    start_seconds: float  # time of step 0
+    seconds_per_step: float  # distance of neighbouring steps, > 0
 
     def to_steps(self, seconds: np.ndarray) -> np.ndarray:
         """Times in seconds as (fractional) steps."""

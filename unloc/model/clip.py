@@ -40,8 +40,7 @@ UNREADABLE = (
 class WeightSettings:
     """What weights were trained with; the defaults are open_clip's."""
 
-    activation: str = "gelu"
-    """gelu or quick_gelu, of the transformers' MLPs."""
+    activation: str = "gelu"  # gelu or quick_gelu, of the transformers' MLPs
     mean: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
     std: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
     interpolation: str = "bicubic"

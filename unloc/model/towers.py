@@ -35,22 +35,14 @@ T5_BASE = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}  # t
 class TowerChoice:
     """Which tower and which of its tokens."""
 
-    tower: str = "toy"
-    """`toy` or open_clip's name, such as ViT-B-16."""
-    pretrained: str | None = None
-    """A tag of open_clip, a weights file, or `none`: random weights."""
-    like: str | None = None
-    """The tag whose activation and preprocessing a weights file has."""
-    frame_token: str = "cls"
-    """cls: the class token; gap: the mean of the patch tokens, without a class token."""
-    projected: bool = True
-    """Frame tokens behind CLIP's own projection."""
-    num_layers: int = 1
-    """The last so many layers, each after the last norm, concatenated, the last layer last."""
-    texts_projected: bool = True
-    """Text tokens behind CLIP's own projection."""
-    tower_dtype: str = "float32"
-    """What the image tower computes in: float32, bfloat16, or auto (`resolved`). Texts are float32."""
+    tower: str = "toy"  # `toy` or open_clip's name, such as ViT-B-16
+    pretrained: str | None = None  # a tag of open_clip, a weights file, or `none`: random weights
+    like: str | None = None  # the tag whose activation and preprocessing a weights file has
+    frame_token: str = "cls"  # cls: the class token; gap: the mean of the patch tokens, without a class token
+    projected: bool = True  # frame tokens behind CLIP's own projection
+    num_layers: int = 1  # the last so many layers, each after the last norm, concatenated, the last layer last
+    texts_projected: bool = True  # text tokens behind CLIP's own projection
+    tower_dtype: str = "float32"  # of the image tower: float32, bfloat16, or auto (`resolved`); texts are float32
     batch: int | None = None
     """Frames of one forward pass, always: the last one is padded, so that a token does not depend on its neighbours.
     None: as many as suit the device."""

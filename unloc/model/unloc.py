@@ -23,12 +23,9 @@ MAX_SEQUENCES = 256  # fused at once without gradients: more is not faster
 class Outputs:
     """The model's outputs per video and text. P points over all levels, T level-0 steps."""
 
-    relevance: Float[Tensor, "batch texts points"]
-    """Logits; for AS and CLS the points are the level-0 steps."""
-    displacements: Float[Tensor, "batch texts points 2"] | None
-    """Distances to start and end in strides, >= 0; None for AS and CLS."""
-    saliency: Float[Tensor, "batch texts time"] | None
-    """Saliency logits per level-0 step where there is a saliency head."""
+    relevance: Float[Tensor, "batch texts points"]  # logits; for AS and CLS the points are the level-0 steps
+    displacements: Float[Tensor, "batch texts points 2"] | None  # to start and end in strides; None for AS and CLS
+    saliency: Float[Tensor, "batch texts time"] | None  # logits per level-0 step where there is a saliency head
 
     def at_least_float32(self) -> "Outputs":
         """For sums over points and for decoding, also where the model ran in bfloat16."""

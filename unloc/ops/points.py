@@ -14,10 +14,8 @@ FILLER_STEPS = 1e6  # distance to the boundary of a segment that the point is ou
 class Points:
     """All points, levels concatenated bottom to top."""
 
-    steps: Float[Tensor, " points"]
-    """Position of each point in level-0 steps."""
-    strides: Float[Tensor, " points"]
-    """Stride 2^l of each point's level; displacements are in this unit."""
+    steps: Float[Tensor, " points"]  # position of each point in level-0 steps
+    strides: Float[Tensor, " points"]  # stride 2^l of each point's level; displacements are in this unit
 
 
 def make_points(num_steps: int, num_levels: int, device: torch.device | str = "cpu") -> Points:
@@ -39,10 +37,8 @@ def decode_segments(
 class Targets:
     """What the losses compare with."""
 
-    relevance: Bool[Tensor, "batch texts points"]
-    """True at positive points."""
-    displacements: Float[Tensor, "batch texts points 2"]
-    """Distances to start and end in units of the point's stride; meaningful at positive points only."""
+    relevance: Bool[Tensor, "batch texts points"]  # true at positive points
+    displacements: Float[Tensor, "batch texts points 2"]  # to start and end in strides; meaningful at positive points
 
 
 def localization_targets(

@@ -23,16 +23,11 @@ LONGEST_WAIT = timedelta(days=7)  # for the main process, which validates; one t
 class Texts:
     """The texts that a step pairs with the videos of this process."""
 
-    tokens: Tensor
-    """(C, K, D), or (C, K) ids for a live tower."""
-    mask: Tensor
-    """(C, K) true where valid; a padded text has no valid token."""
-    owner_mask: Tensor
-    """(V, T) frame masks of the videos the texts come from, all processes' in order."""
-    first_own: int
-    """Index of this process's first text."""
-    model_mask: Tensor | None
-    """`mask` as the model takes it: None where all are valid."""
+    tokens: Tensor  # (C, K, D), or (C, K) ids for a live tower
+    mask: Tensor  # (C, K) true where valid; a padded text has no valid token
+    owner_mask: Tensor  # (V, T) frame masks of the videos the texts come from, all processes' in order
+    first_own: int  # index of this process's first text
+    model_mask: Tensor | None  # `mask` as the model takes it: None where all are valid
 
 
 def gathered_texts(batch: Batch, *, own_only: bool = False) -> Texts:

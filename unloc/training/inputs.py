@@ -33,18 +33,12 @@ from unloc.video.reading import FrameSampling
 class Inputs:
     """Frames and texts of a run, and the towers that are part of its model."""
 
-    source: Source
-    """Frames and texts as the model takes them."""
-    fingerprint: dict
-    """Which tower and preprocessing make the frame tokens that enter the core."""
-    live: tuple[str, ...] = ()
-    """Towers in the model: "image", "text"."""
-    clip: CLIP | None = None
-    """What the live towers start as."""
-    projections: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """CLIP's own, where tokens are from before them."""
-    note: str | None = None
-    """What a user should know."""
+    source: Source  # frames and texts as the model takes them
+    fingerprint: dict  # which tower and preprocessing make the frame tokens that enter the core
+    live: tuple[str, ...] = ()  # towers in the model: "image", "text"
+    clip: CLIP | None = None  # what the live towers start as
+    projections: Mapping[str, np.ndarray] = field(default_factory=dict)  # CLIP's own, where tokens are from before them
+    note: str | None = None  # what a user should know
 
 
 def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:

@@ -23,14 +23,10 @@ from unloc.training.distributed import Texts, gathered_texts, process_mean
 class Labels:
     """What the outputs of some videos are compared with. P points over all levels; of AS, the T steps; of CLS, one."""
 
-    relevance: Tensor
-    """(B, C, P) bool."""
-    weights: Tensor
-    """Bool, broadcasts to (B, C, P): which of these count."""
-    displacements: Tensor | None
-    """(B, C, P, 2) in strides; None for AS and CLS."""
-    positives: Tensor
-    """(levels,) positive points that count."""
+    relevance: Tensor  # (B, C, P) bool
+    weights: Tensor  # bool, broadcasts to (B, C, P): which of these count
+    displacements: Tensor | None  # (B, C, P, 2) in strides; None for AS and CLS
+    positives: Tensor  # (levels,) positive points that count
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,7 @@ class Part:
     batch: Batch
     texts: Texts
     labels: Labels
-    normalizers: dict[str, Tensor]
-    """Of the whole batch, by loss."""
+    normalizers: dict[str, Tensor]  # of the whole batch, by loss
 
 
 def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:

@@ -39,10 +39,8 @@ class Processes:
     """Several processes that train a run, each with its own trainer (`rebuild_trainer`)."""
 
     count: int
-    device: dict[str, str]
-    """What they use, as `described`."""
-    fit: Callable[[Trainer], dict[str, float]]
-    """Trains in place of `Trainer.fit`, from the state of the given trainer."""
+    device: dict[str, str]  # what they use, as `described`
+    fit: Callable[[Trainer], dict[str, float]]  # trains in place of `Trainer.fit`, from the state of the given trainer
 
 
 def fit_recipe(
