@@ -11,15 +11,15 @@ import os
 import signal
 import tempfile
 import threading
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -194,46 +194,28 @@ class _Group:
                     logger.warning("a process was lost near step %d (%s): all start again", self.step, lost)
 
     def _attempt(self, storage: str, attempt: int, stop: StopSignal) -> dict[str, float]:
-        resources = {"CPU": 1, "GPU": 1} if self.job.on_gpu else {"CPU": 1}
+        on_gpu, backend = self.job.on_gpu, "cpu:gloo,cuda:nccl" if self.job.on_gpu else "gloo"
         trainer = TorchTrainer(
             _train,
             train_loop_config={"job": self.job, "link": self.link, "start": [self.start]},
-            scaling_config=ScalingConfig(
-                num_workers=self.workers, use_gpu=self.job.on_gpu, resources_per_worker=resources
-            ),
-            torch_config=_Gathered(
-                backend="cpu:gloo,cuda:nccl" if self.job.on_gpu else "gloo", timeout_s=int(self.timeout) or 1
-            ),
-            run_config=RunConfig(
-                name=f"{self.name}-{attempt}",
-                storage_path=storage,
-                failure_config=FailureConfig(max_failures=0),  # Ray would also start again after a wrong recipe
-            ),
+            scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1}),
+            torch_config=_Gathered(backend=backend, timeout_s=int(self.timeout) or 1),
+            run_config=RunConfig(name=f"{self.name}-{attempt}", storage_path=storage),
         )
-        result: Future = Future()
-
-        def run_trainer() -> None:  # not in the main thread: Ray would handle Ctrl-C there
-            try:
-                result.set_result(trainer.fit().return_value)
-            except BaseException as error:  # noqa: BLE001 (raised by `result`)
-                result.set_exception(error)
-
-        threading.Thread(target=run_trainer, daemon=True).start()
-        while True:
-            try:
-                found = result.exception(LOOK_SECONDS)
-            except TimeoutError:
-                found = None
-            step, is_training = ray.get(self.link.look.remote(stop.requested))
-            if step is not None and step[0] != self.step:
-                self.step = step[0]
-                self.on_step(*step)
-            if result.done():
-                if found is not None:
-                    raise found
-                return result.result()
-            if stop.requested and not is_training:
-                raise StoppedError(f"{self.job.run}: stopped by SIGTERM before its processes trained; use --resume")
+        # In the main thread Ray would handle Ctrl-C. The thread of a pool is a daemon: nothing waits for its end.
+        with ThreadPool(1) as pool:
+            result = pool.apply_async(trainer.fit)
+            while True:
+                result.wait(LOOK_SECONDS)
+                is_over = result.ready()
+                step, is_training = ray.get(self.link.look.remote(stop.requested))
+                if step is not None and step[0] != self.step:
+                    self.step = step[0]
+                    self.on_step(*step)
+                if is_over:
+                    return result.get().return_value
+                if stop.requested and not is_training:
+                    raise StoppedError(f"{self.job.run}: stopped by SIGTERM before its processes trained; use --resume")
 
 
 def _catch_sigterm() -> None:
@@ -259,14 +241,6 @@ class _Gathered(TorchConfig):
 def _train(config: dict) -> dict[str, float]:
     """Train in one of the processes; returns the last validation metrics."""
     job, link = config["job"], config["link"]
-    try:
-        return _train_share(job, link, config["start"])
-    except (UnlocError, OSError) as error:
-        ray.get(link.fail.remote(process_rank(), error))
-        raise
-
-
-def _train_share(job: Job, link: ray.actor.ActorHandle, start: list[ray.ObjectRef]) -> dict[str, float]:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(job.threads or max(1, cores // get_context().get_local_world_size()))
     is_main, last, is_over = process_rank() == 0, [None], threading.Event()
@@ -278,7 +252,12 @@ def _train_share(job: Job, link: ray.actor.ActorHandle, start: list[ray.ObjectRe
     def on_step(*step: object) -> None:
         last[0] = step
 
+    def report_error(kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UnlocError | OSError):
+            ray.get(link.fail.remote(process_rank(), error))
+
     with ExitStack() as stack:
+        stack.push(report_error)
         if is_main:
             _require_run(job)
             stack.enter_context(file_lock(job.run / WRITER, wait=True))
@@ -295,14 +274,11 @@ def _train_share(job: Job, link: ray.actor.ActorHandle, start: list[ray.ObjectRe
             kind=job.kind,
             device=get_device() if job.on_gpu else resolve_device("cpu"),
             loader_workers=job.loader_workers,
-            wandb=job.wandb,
-            start=ray.get(start[0]) if is_main else None,
-            on_step=on_step if is_main else (lambda *step: None),
+            start=ray.get(config["start"][0]) if is_main else None,
         )
-        trainer.stop = STOP
         running = from_all(f"process {os.getpid()} on {os.uname().nodename}")
         logger.info("processes: %s", ", ".join(running))
-        metrics = trainer.fit()
+        metrics = trainer.fit(on_step, wandb=job.wandb, stop=STOP)
     if is_main:
         ray.get(link.report.remote(last[0]))
     return metrics

@@ -73,7 +73,7 @@ def test_parts_add_up_to_the_losses_gradients_and_positives_of_the_whole_batch(c
             losses["loss"].backward()
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0) + value.detach()
-        sums["positives"] = sum(part.labels.positives for part in parts)
+        sums["positives"] = sum(part.positives for part in parts)
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         found.append(sums | gradients)
     assert found[0]["positives"].sum() > 0 and len(found[0]) > 20

@@ -6,6 +6,7 @@ Processes that train together have a part each of the batch that one would have;
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,9 +84,12 @@ class Loader(Dataset[Batch | Exception]):
         seed, (rank, count) = self.train.seed, self.share
         rng = np.random.default_rng([seed, epoch, indices[0], 1])
         class_texts = None if self.class_texts is None else self.class_texts.sample(rng)
-        indices = indices[rank * len(indices) // count : (rank + 1) * len(indices) // count]
+        total = len(indices)
+        first, end = rank * total // count, (rank + 1) * total // count
+        indices = indices[first:end]
         examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
         batch = collate(examples, max_text_tokens=self.max_text_tokens, class_texts=class_texts)
+        batch = replace(batch, place=(first, total))
         if not self.train.classes_per_video:
             return batch
         present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]

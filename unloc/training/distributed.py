@@ -85,15 +85,6 @@ def average(model: nn.Module, values: dict[str, Tensor], is_stopping: bool) -> t
     return {key: mean[0] for key, mean in zip(values, means, strict=False)}, is_stopping
 
 
-def own_rows(count: int) -> tuple[int, int]:
-    """Where this process's rows start in those of all processes one after another, and how many all have."""
-    if process_count() == 1:
-        return 0, count
-    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(process_count())]
-    dist.all_gather(counts, torch.tensor([count]))
-    return int(sum(counts[: dist.get_rank()])), int(sum(counts))
-
-
 def from_main(value: Any) -> Any:
     """The main process's value, waiting for it as long as a validation may take."""
     if process_count() == 1:

@@ -224,8 +224,11 @@ def wandb_log(run: Path, recipe: Recipe, project: str) -> Iterator[WriteMetrics]
 
 
 @contextmanager
-def metrics_log(run: Path, step: int, validated: int) -> Iterator[WriteMetrics]:
-    """Write rows to metrics.jsonl, and as `kind/name` to TensorBoard where it is installed (extra `track`).
+def metrics_log(
+    run: Path, recipe: Recipe, step: int, validated: int, wandb: str | None = None
+) -> Iterator[WriteMetrics]:
+    """Write rows to metrics.jsonl, and as `kind/name` to TensorBoard where it is installed (extra `track`) and to a
+    project of Weights & Biases.
 
     Rows after `step` and `validated`, which a killed run left, are removed. Events are written in this thread:
     TensorBoard's own writer hides a full disk in another one.
@@ -260,11 +263,15 @@ def metrics_log(run: Path, step: int, validated: int) -> Iterator[WriteMetrics]:
             rows.flush()
             scalars = [{"tag": f"{kind}/{key}", "simple_value": value} for key, value in values.items()]
             write_event(step=at_step, summary={"value": scalars})
+            if wandb is not None:
+                write_to_wandb(kind, at_step, values)
 
         if events is not None:
             write_event(file_version="brain.Event:2")
             # TensorBoard drops what it has of later steps: they are done again.
             write_event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        if wandb is not None:
+            write_to_wandb = stack.enter_context(wandb_log(run, recipe, wandb))
         yield write
 
 

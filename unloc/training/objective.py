@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unloc.config import LossConfig, Recipe
+from unloc.config import Recipe
 from unloc.examples.batches import Batch
 from unloc.ops.losses import box_loss, focal_loss, sum_over
 from unloc.ops.points import localization_targets, make_points, shared_displacements
@@ -20,23 +20,19 @@ from unloc.training.distributed import Texts, gathered_texts, process_mean
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What the outputs of some videos are compared with. P points over all levels; of AS, the T steps; of CLS, one."""
+class Part:
+    """Some videos of a batch, the texts that they meet, and what their outputs are compared with.
 
+    P points over all levels; of AS, the T steps; of CLS, one.
+    """
+
+    batch: Batch
+    texts: Texts
     relevance: Tensor  # (B, C, P) bool
     weights: Tensor  # bool, broadcasts to (B, C, P): which of these count
     displacements: Tensor | None  # (B, C, P, 2) in strides; None for AS and CLS
     positives: Tensor  # (levels,) positive points that count
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some videos of a batch, with the texts that they meet."""
-
-    batch: Batch
-    texts: Texts
-    labels: Labels
-    normalizers: dict[str, Tensor]  # of the whole batch, by loss
+    normalizers: dict[str, Tensor]  # by loss: what it is divided by, of the whole batch
 
 
 def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
@@ -54,19 +50,17 @@ def split_batch(batch: Batch, recipe: Recipe, num_parts: int = 1) -> list[Part]:
     texts = gathered_texts(batch, own_only=has_own or not is_query)
     count = len(batch.frames)
     edges = [count * part // min(num_parts, count) for part in range(min(num_parts, count) + 1)]
-    batches, labels, sums = [], [], []
+    parts = []
     for first, end in itertools.pairwise(edges):
-        part = batch if len(edges) == 2 else batch.videos(first, end, own_texts=has_own or is_query)
-        met = gathered_texts(part, own_only=True) if has_own else texts
+        videos = batch if len(edges) == 2 else batch.videos(first, end, own_texts=has_own or is_query)
+        met = gathered_texts(videos, own_only=True) if has_own else texts
         if is_query and not has_own:
             met = replace(texts, first_own=texts.first_own + first)
-        batches.append((part, met))
-        one, normalizers = make_labels(part, met, recipe)
-        labels.append(one)
-        sums.append(normalizers)
-    totals = process_mean(torch.stack([sum(one[key] for one in sums).double() for key in sums[0]])).float()
-    normalizers = dict(zip(sums[0], totals, strict=True))
-    return [Part(*given, one, normalizers) for given, one in zip(batches, labels, strict=True)]
+        parts.append(labelled_part(videos, met, recipe))
+    names = parts[0].normalizers
+    totals = process_mean(torch.stack([sum(part.normalizers[name] for part in parts).double() for name in names]))
+    normalizers = dict(zip(names, totals.float(), strict=True))
+    return [replace(part, normalizers=normalizers) for part in parts]
 
 
 def has_own_texts(recipe: Recipe) -> bool:
@@ -76,8 +70,8 @@ def has_own_texts(recipe: Recipe) -> bool:
     return recipe.task != "mr" or recipe.train.negatives == "own"
 
 
-def make_labels(batch: Batch, texts: Texts, recipe: Recipe) -> tuple[Labels, dict[str, Tensor]]:
-    """Labels of a batch or a part of one, and its normalisers by loss, which add up over parts."""
+def labelled_part(batch: Batch, texts: Texts, recipe: Recipe) -> Part:
+    """A batch or some videos of one, with its labels and its own normalisers."""
     task, rows, has_own = task_named(recipe.task), batch.rows_per_video, has_own_texts(recipe)
     displacements, normalizers = None, {}
     if task.localizes:
@@ -115,7 +109,7 @@ def make_labels(batch: Batch, texts: Texts, recipe: Recipe) -> tuple[Labels, dic
         normalizers["saliency"] = rated_steps(batch).sum()
     of_points = (relevance & weights).sum((0, 1))
     positives = torch.stack([level.sum() for level in of_points.split(sizes)])
-    return Labels(relevance, weights, displacements, positives), normalizers
+    return Part(batch, texts, relevance, weights, displacements, positives, normalizers)
 
 
 def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tensor]:
@@ -123,7 +117,7 @@ def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tenso
 
     Nothing here waits for the device: points that do not count are masked, not selected.
     """
-    batch, texts, labels, normalizers, config = part.batch, part.texts, part.labels, part.normalizers, recipe.loss
+    batch, texts, normalizers, config = part.batch, part.texts, part.normalizers, recipe.loss
     frames = batch.frames if batch.frames.ndim == 3 else model.encode(batch.frames)
     if batch.rows_per_video > 1:
         frames = frames.repeat_interleave(batch.rows_per_video, dim=0)
@@ -132,12 +126,16 @@ def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tenso
     logits = outputs.relevance
     if task_named(recipe.task).labelled == "videos":
         logits = outputs.video_logits(batch.frame_mask)[..., None]
-    losses = relevance_losses(logits, labels.relevance, config) * labels.weights
-    weight = 1.0 if labels.displacements is None else config.relevance_weight
-    parts = {"relevance": weight * sum_over(losses, normalizers["relevance"])}
-    if labels.displacements is not None:
-        boxes = box_loss(outputs.displacements, labels.displacements, config.box)
-        parts["box"] = sum_over(boxes.where(labels.relevance & labels.weights, 0.0), normalizers["box"])
+    positive = part.relevance.to(logits.dtype)
+    if config.relevance == "focal":
+        losses = focal_loss(logits, positive, config.focal_alpha, config.focal_gamma)
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, positive, reduction="none")
+    weight = 1.0 if part.displacements is None else config.relevance_weight
+    parts = {"relevance": weight * sum_over(losses * part.weights, normalizers["relevance"])}
+    if part.displacements is not None:
+        boxes = box_loss(outputs.displacements, part.displacements, config.box)
+        parts["box"] = sum_over(boxes.where(part.relevance & part.weights, 0.0), normalizers["box"])
     if outputs.saliency is not None:
         loss = saliency_loss(outputs.saliency, batch, normalizers["saliency"], texts.first_own)
         parts["saliency"] = config.saliency_weight * loss
@@ -155,14 +153,6 @@ def caption_weights(owner_valid: Tensor, text_valid: Tensor) -> Tensor:
 def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:
     """(B, P) validity of every point: that of its level-0 step."""
     return torch.cat([frame_mask[:, :: 2**level] for level in range(num_levels)], dim=1)
-
-
-def relevance_losses(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """Elementwise relevance loss that the recipe names, of boolean labels."""
-    labels = labels.to(logits.dtype)
-    if config.relevance == "focal":
-        return focal_loss(logits, labels, config.focal_alpha, config.focal_gamma)
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def rated_steps(batch: Batch) -> Tensor:

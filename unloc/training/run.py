@@ -89,19 +89,17 @@ def fit_recipe(
             require_same_cache(read_json(run / "cache.json"), inputs.fingerprint, data)
         # Every error of the input is found before anything is written, or deleted by overwrite.
         train, val = splits_of(recipe, loaded, inputs.source)
-        options = {"device": device_, "on_step": on_step, "loader_workers": loader_workers, "wandb": wandb}
-        trainer = build_trainer(recipe, train, val, inputs, run, **options)
-        count, device_used = (processes.count, processes.device) if processes else (1, None)
-        _require_example_each(trainer.loader, recipe, count)
-        used = (device_used or described(device_, recipe.train.precision)) | {"processes": count}
-        used |= {"threads": torch.get_num_threads()} if processes is None else {}
+        trainer = build_trainer(recipe, train, val, inputs, run, device=device_, loader_workers=loader_workers)
+        if processes is None:
+            used = described(device_, recipe.train.precision) | {"processes": 1, "threads": torch.get_num_threads()}
+        else:
+            used = processes.device | {"processes": processes.count}
+            _require_example_each(trainer.loader, recipe, processes.count)
         hashes = data_hashes([train, val], inputs.source)
-        before = {"init": None, "changes": []}
-        if resume:
-            before = _resumed_environment(run, hashes, used)
+        before = _resumed_environment(run, hashes, used) if resume else {"init": None, "changes": []}
         is_resumed = resume and trainer.resume()
-        change = {"step": trainer.step, "changed": changes}  # from this step on, each key before and after
         history = before["changes"]
+        change = {"step": trainer.step, "changed": changes}  # from this step on, each key before and after
         if changes and change not in history:
             history = [*history, change]
         if not is_resumed:
@@ -118,7 +116,7 @@ def fit_recipe(
         log_to(run / "log.txt")
         encode_class_names(trainer)
         try:
-            return trainer.fit() if processes is None else processes.fit(trainer)
+            return trainer.fit(on_step, wandb=wandb) if processes is None else processes.fit(trainer)
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
@@ -159,9 +157,7 @@ def rebuild_trainer(
     kind: str = "cache",
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
-    wandb: str | None = None,
     start: dict[str, Tensor] | None = None,
-    on_step: OnStep = lambda step, total, values: None,
 ) -> Trainer:
     """The trainer of a run that `fit_recipe` has prepared, in one of the processes that train it together.
 
@@ -170,8 +166,7 @@ def rebuild_trainer(
     loaded = load_manifest(manifest)
     inputs = _inputs(recipe, loaded, data, kind)
     splits = splits_of(recipe, loaded, inputs.source)
-    options = {"device": device, "loader_workers": loader_workers, "wandb": wandb, "on_step": on_step}
-    trainer = build_trainer(recipe, *splits, inputs, run, **options)
+    trainer = build_trainer(recipe, *splits, inputs, run, device=device, loader_workers=loader_workers)
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
             model.load_state_dict(start)
@@ -229,8 +224,6 @@ def build_trainer(
     *,
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
-    wandb: str | None = None,
-    on_step: OnStep = lambda step, total, values: None,
 ) -> Trainer:
     """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
     torch.manual_seed(recipe.train.seed)
@@ -271,10 +264,9 @@ def build_trainer(
     is_cuda = torch.device(device).type == "cuda"
     if loader_workers is None:
         loader_workers = min(4, len(os.sched_getaffinity(0))) if is_cuda else 0
-    share, workers = (process_rank(), process_count()), {"workers": loader_workers, "pin_memory": is_cuda}
-    loader = Loader(examples, class_texts, recipe, share=share, **workers)
-    validated = None if val is None else validate
-    return Trainer(model, info, loader, run, validate=validated, device=device, on_step=on_step, wandb=wandb)
+    share = process_rank(), process_count()
+    loader = Loader(examples, class_texts, recipe, share=share, workers=loader_workers, pin_memory=is_cuda)
+    return Trainer(model, info, loader, run, validate=None if val is None else validate, device=device)
 
 
 def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]:

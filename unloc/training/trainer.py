@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from unloc.model.build import EndToEnd
 from unloc.model.unloc import Outputs, UnLoc
 from unloc.tasks import task_named
 from unloc.training.curves import draw_curves
-from unloc.training.distributed import average, from_main, own_rows, process_count, process_rank
-from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint, wandb_log
+from unloc.training.distributed import average, from_main, process_count, process_rank
+from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
 from unloc.training.objective import part_losses, split_batch
 from unloc.training.optim import build_optimizer, lr_factor
 from unloc.training.replay import replay
@@ -84,12 +84,9 @@ class Trainer:
         *,
         validate: Validate | None = None,
         device: torch.device | str = "cpu",
-        on_step: OnStep = lambda step, total, values: None,
-        wandb: str | None = None,
     ) -> None:
-        """`wandb`: a project of Weights & Biases to log to as well."""
         self.recipe, self.info, self.loader, self.run, self.validate = info.recipe, info, loader, run, validate
-        self.device, self.on_step, self.wandb = torch.device(device), on_step, wandb
+        self.device = torch.device(device)
         self.model = model.to(self.device)
         self.averaged = copy.deepcopy(self.model) if self.recipe.train.ema_decay > 0 else None
         self.predictor = self.model if self.averaged is None else self.averaged
@@ -102,7 +99,6 @@ class Trainer:
             compile_core(self.model)
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
-        self.stop = StopSignal()
         self.saved: tuple[int, int] | None = None
         """Step, and step of the last validation, of the last checkpoint."""
         self.log_every = self.recipe.train.log_every or (1 if self.reads_at_once else LOG_EVERY_ON_GPU)
@@ -132,42 +128,45 @@ class Trainer:
         self.saved = self.step, self.validated
         return True
 
-    def fit(self) -> dict[str, float]:
+    def fit(
+        self,
+        on_step: OnStep = lambda step, total, values: None,
+        *,
+        wandb: str | None = None,
+        stop: "StopSignal | None" = None,
+    ) -> dict[str, float]:
         """Train to the end; returns the last validation metrics (none without a validation split).
+
+        `wandb` names a project of Weights & Biases to log to as well; `stop` ends the training as SIGTERM does.
 
         A checkpoint is written at the start, after each validation, every `train.checkpoint_minutes` and on SIGTERM;
         only once the loss and gradient of the next batch are finite, so that a run that diverges keeps a good one.
         Of processes that train together the main one validates and writes, and all stop after the same step.
         Raises DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
         """
+        self.on_step, self.stop = on_step, stop or StopSignal()
         self.saved_at, self.speed = time.monotonic(), Speed(self.device)
         every = max(1, round(self.recipe.train.eval_every_epochs * len(self.loader)))
         with ExitStack() as stack:
-            writers = []
+            log = nullcontext(lambda kind, step, values: None)
             if process_rank() == 0:
-                writers.append(stack.enter_context(metrics_log(self.run, self.step, self.validated)))
-            if process_rank() == 0 and self.wandb is not None:
-                writers.append(stack.enter_context(wandb_log(self.run, self.recipe, self.wandb)))
+                log = metrics_log(self.run, self.recipe, self.step, self.validated, wandb)
+            write = stack.enter_context(log)
             stack.enter_context(self.stop)
-
-            def write(kind: str, step: int, values: dict[str, float]) -> None:
-                for to in writers:
-                    to(kind, step, values)
-
             try:
                 batches = stack.enter_context(closing(self.loader.batches(self.step, self.total_steps)))
                 while True:
                     if self.validated < self.step and (self.step % every == 0 or self.step == self.total_steps):
-                        with self.speed.paused():
+                        with self.speed.spent("paused"):
                             self._validate(write)
-                    with self.speed.waiting():
+                    with self.speed.spent("waiting"):
                         batch = next(batches, None)
                     if batch is None:
                         break
                     is_stopping = self._gradients(batch)
                     is_validated = self.validated == self.step and self.saved != (self.step, self.validated)
                     if is_validated or time.monotonic() - self.saved_at >= 60 * self.recipe.train.checkpoint_minutes:
-                        with self.speed.paused():
+                        with self.speed.spent("paused"):
                             self._save()  # also before the very first step
                     if is_stopping:
                         raise StoppedError(STOPPED)
@@ -194,7 +193,7 @@ class Trainer:
         batch, towers, train = batch.to(self.device), self.recipe.towers, self.recipe.train
         chunked = towers.frame_chunk > 0 and batch.frames.ndim == 5
         replays = chunked and towers.image == "finetune"
-        (first, total), sums = own_rows(len(batch.frames)), Counter()
+        (first, total), sums = batch.place or (0, len(batch.frames)), Counter()
         for part in split_batch(batch, self.recipe, train.accumulate):
             frames = part.batch.frames
             with computing(self.device, train.precision):
@@ -211,7 +210,7 @@ class Trainer:
             first += len(frames)
             for key, value in losses.items():
                 sums[key] += value.detach()
-            for level, count in enumerate(part.labels.positives):
+            for level, count in enumerate(part.positives):
                 sums[f"positives_{level}"] += count * process_count()
         sums, is_stopping = average(self.model, dict(sums), self.stop.requested)
         limit = self.recipe.optim.clip_norm or math.inf
@@ -265,7 +264,8 @@ class Trainer:
             self._read()
             now["loss"] = self.values["loss"]
             write("train", self.step, now | self.values)
-            write("speed", self.step, self.speed.read())
+            write("speed", self.step, self.speed.values())
+            self.speed = Speed(self.device)
         self.on_step(self.step, self.total_steps, now)
 
     def _validate(self, write: WriteMetrics) -> None:
@@ -321,39 +321,27 @@ class Trainer:
 
 
 class Speed:
-    """Samples a second, share of time waiting for data, and memory, since the last `read`."""
+    """Samples a second, share of time waiting for data, and memory, since this object was made."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._restart()
-
-    def _restart(self) -> None:
-        self.began, self.samples, self.waited, self.pause = time.perf_counter(), 0, 0.0, 0.0
+        self.device, self.began, self.samples, self.seconds = device, time.perf_counter(), 0, Counter()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time in this block is waiting for data."""
+    def spent(self, how: str) -> Iterator[None]:
+        """Time in this block was spent `waiting` for data, or `paused`: it does not count."""
         began = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - began
+        self.seconds[how] += time.perf_counter() - began
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in this block does not count."""
-        began = time.perf_counter()
-        yield
-        self.pause += time.perf_counter() - began
-
-    def read(self) -> dict[str, float]:
-        """Values for the log; memory is the most that tensors took on a GPU, or this process on a CPU."""
-        seconds = time.perf_counter() - self.began - self.pause
+    def values(self) -> dict[str, float]:
+        """For the log; memory is the most that tensors took on a GPU, or this process on a CPU."""
+        seconds = time.perf_counter() - self.began - self.seconds["paused"]
         if self.device.type == "cuda":
             num_bytes = torch.cuda.max_memory_allocated(self.device)
         else:
             num_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        values = {"samples_per_second": self.samples / seconds, "data_wait": self.waited / seconds}
-        self._restart()
-        return values | {"memory_gib": num_bytes / 2**30}
+        shares = {"samples_per_second": self.samples / seconds, "data_wait": self.seconds["waiting"] / seconds}
+        return shares | {"memory_gib": num_bytes / 2**30}
 
 
 class StopSignal:
