@@ -300,11 +300,8 @@ class Recipe(Section):
         width, layers, edges, steps = model.width, model.num_layers, self.targets.range_edges, data.num_steps
         rising = len(edges) > 1 and edges[0] == 0 and all(low < high for low, high in itertools.pairwise(edges))
         levels = 1 if model.pyramid == "none" else model.num_levels
-        localizes, sentences, of_task = (
-            task not in ("as", "cls"),
-            task in ("mr", "hd"),
-            f"the texts of task {task} are sentences",
-        )
+        localizes, sentences = task not in ("as", "cls"), task in ("mr", "hd")
+        of_task = f"the texts of task {task} are sentences"
         linear, without_text, shared = model.head == "linear", model.fusion == "none", model.displacements == "shared"
         sampled, saliency = self.train.classes_per_video > 0, model.saliency_head
         blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * width**2

@@ -70,18 +70,17 @@ def fit(
     [(kind, data)] = given.items()
     from unloc.synth import toy_unloc_folder
 
+    start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
+    options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
+    options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind, "wandb": wandb}
     if workers == 1 and address is None:
         from unloc.training.run import fit_recipe as fit_run
     else:
+        options |= {"workers": workers, "address": address, "timeout": timeout}
         try:
             from pipeline.fit import fit as fit_run
         except ImportError as error:  # an environment from before `ray[train]` was needed
             raise InputError(f"--workers: Ray Train cannot be used ({error}); pip install 'ray[train]'") from None
-    start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
-    options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
-    options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind, "wandb": wandb}
-    if workers > 1 or address is not None:
-        options |= {"workers": workers, "address": address, "timeout": timeout}
     with shown_warnings("unloc"), progress("training", "steps") as report:
 
         def on_step(step: int, total: int, now: dict) -> None:

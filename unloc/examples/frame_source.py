@@ -37,12 +37,15 @@ class ClipFrames:
 
 
 class PixelSource:
-    """What sources of pixels share: clips as a transform makes them, and texts as ids."""
+    """What sources of pixels share: videos by id, clips as a transform makes them, and texts as ids."""
 
-    def __init__(self, name: str, tokenize: Tokenize, transform: ClipTransform | None = None) -> None:
+    def __init__(self, folder: Path, videos: dict, tokenize: Tokenize, transform: ClipTransform | None) -> None:
         """`transform`: None gives frames as they are stored."""
-        self.name, self.transform = name, transform
+        self.name, self.videos, self.transform = str(folder), videos, transform
         self.texts = partial(token_ids, tokenize)
+
+    def __contains__(self, video_id: str) -> bool:
+        return video_id in self.videos
 
     def clip(
         self, row: dict, read: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator | None
@@ -63,16 +66,12 @@ class FrameShards(PixelSource):
 
     def __init__(self, folder: Path, tokenize: Tokenize, transform: ClipTransform | None = None) -> None:
         """Raises MissingError where the folder has no shards, CacheError where a shard is not what its index says."""
-        super().__init__(str(folder), tokenize, transform)
-        self.videos = packed_videos(folder)
+        super().__init__(folder, packed_videos(folder), tokenize, transform)
         packings = {tuple((key, row[key]) for key in ("num_frames", "fps", "size")) for _, row in self.videos.values()}
         if len(packings) > 1:
             raise CacheError(f"{folder}: has shards of different packings; pack all videos alike, into a new folder")
         self.packing: dict[str, float | None] = dict(*packings)
         """`num_frames` or `fps`, and `size`, of all videos."""
-
-    def __contains__(self, video_id: str) -> bool:
-        return video_id in self.videos
 
     def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
         """Measured seconds of those videos that are packed."""
@@ -104,37 +103,34 @@ class VideoFiles(PixelSource):
         transform: ClipTransform | None = None,
     ) -> None:
         """`files`: as `VideoIndex.locate` finds them in the folder. Raises MissingError where there is none."""
-        super().__init__(str(folder), tokenize, transform)
+        super().__init__(folder, files, tokenize, transform)
         if not files:
             raise MissingError(f"{folder}: has none of the manifest's videos")
-        self.files, self.spec = files, spec
+        self.spec = spec
 
     def cost(self) -> str:
         """What decoding costs, measured on the first video. Raises VideoError where it does not decode."""
-        (video_id, file), started = next(iter(self.files.items())), time.perf_counter()
+        (video_id, file), started = next(iter(self.videos.items())), time.perf_counter()
         _, frames = sampled_frames(video_id, file, self.spec)
         return (
-            f"{self.name}: {len(self.files)} video files, decoded at each use: {video_id} takes "
+            f"{self.name}: {len(self.videos)} video files, decoded at each use: {video_id} takes "
             f"{time.perf_counter() - started:.1f} s and {sum(frame.nbytes for frame in frames) / 1e6:.0f} MB for "
             f"{len(frames)} frames; `unloc data pack --frames` decodes each video once"
         )
 
-    def __contains__(self, video_id: str) -> bool:
-        return video_id in self.files
-
     def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
         """Measured seconds of those videos that have a file. Raises VideoError where one cannot be read."""
         durations = {}
-        for video_id in filter(self.files.__contains__, video_ids):
-            with on_disk(self.files[video_id]) as path:
+        for video_id in filter(self.videos.__contains__, video_ids):
+            with on_disk(self.videos[video_id]) as path:
                 durations[video_id] = scan(path).end_seconds
         return durations
 
     def video_sha256(self, video_id: str) -> str | None:
         """Checksum of the video's file."""
-        return file_hash(self.files[video_id])
+        return file_hash(self.videos[video_id])
 
     def frames(self, video_id: str, rng: np.random.Generator | None) -> tuple[ClipFrames, np.ndarray]:
         """Frames (T, 3, H, W) and times (T,) of a video. Raises VideoError where it does not decode."""
-        row, frames = sampled_frames(video_id, self.files[video_id], self.spec)
+        row, frames = sampled_frames(video_id, self.videos[video_id], self.spec)
         return self.clip(row, np.stack(frames).__getitem__, rng)

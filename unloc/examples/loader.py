@@ -62,20 +62,18 @@ class Loader(Dataset[Batch | Exception]):
                 raise batch
             yield batch
 
-    def videos(self, step: int) -> list[str]:
-        """The videos of the batch of a step, in all processes."""
-        epoch, number = divmod(step, len(self))
-        order = epoch_batches(self.examples.videos, self.train.batch_size, self.train.seed, epoch)
-        return [self.examples.videos[index] for index in order[number]]
-
-    def __getitem__(self, step: int) -> Batch | Exception:
-        """The batch of a step, or the error that a user should see: DataLoader would add a worker's traceback to it."""
+    def indices(self, step: int) -> list[int]:
+        """The examples of the batch of a step, in all processes."""
         epoch, number = divmod(step, len(self))
         if epoch != self._epoch:
             order = epoch_batches(self.examples.videos, self.train.batch_size, self.train.seed, epoch)
             self._epoch, self._order = epoch, order
+        return self._order[number]
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        """The batch of a step, or the error that a user should see: DataLoader would add a worker's traceback to it."""
         try:
-            return self.batch(self._order[number], epoch)
+            return self.batch(self.indices(step), step // len(self))
         except (UnlocError, OSError) as error:
             return error
 

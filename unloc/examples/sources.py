@@ -62,11 +62,11 @@ class Source(Protocol):
 
 
 class CachedTokens:
-    """Tokens that `unloc extract` made."""
+    """Tokens that `unloc extract` made; with `tokenize` texts are ids, for a text tower in the model."""
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self.name = cache, str(cache.path)
-        self.durations_of, self.texts = cache.durations_of, cache.texts
+    def __init__(self, cache: Cache, tokenize: Tokenize | None = None) -> None:
+        self.cache, self.name, self.durations_of = cache, str(cache.path), cache.durations_of
+        self.texts = cache.texts if tokenize is None else partial(token_ids, tokenize)
 
     def __contains__(self, video_id: str) -> bool:
         return video_id in self.cache
@@ -80,14 +80,6 @@ class CachedTokens:
         cached = self.cache[video_id]
         view = 0 if rng is None or len(cached.frames) == 1 else int(rng.integers(len(cached.frames)))
         return cached.frames[view], cached.times_seconds
-
-
-class CachedFrames(CachedTokens):
-    """Frames that `unloc extract` made, with texts as ids for a text tower in the model."""
-
-    def __init__(self, cache: Cache, tokenize: Tokenize) -> None:
-        super().__init__(cache)
-        self.texts = partial(token_ids, tokenize)
 
 
 def token_ids(tokenize: Tokenize, texts: list[str]) -> list[np.ndarray]:

@@ -96,14 +96,10 @@ def activation_of(model: nn.Module) -> str:
     return "quick_gelu" if any(isinstance(part, QuickGELU) for part in model.modules()) else "gelu"
 
 
-def preprocessing_of(model: nn.Module) -> WeightSettings:
-    """What open_clip states for the images of a CLIP or of its image tower; its activation is not stated here."""
-    return _settings(open_clip.get_model_preprocess_cfg(model))
-
-
 def image_config(model: nn.Module) -> dict:
-    """image_size, mean, std, interpolation and resize_mode that open_clip states for the model."""
-    settings, size = asdict(preprocessing_of(model)), model.visual.image_size
+    """image_size, mean, std, interpolation and resize_mode that open_clip states for a CLIP or its image tower."""
+    settings = asdict(_settings(open_clip.get_model_preprocess_cfg(model)))
+    size = getattr(model, "visual", model).image_size
     del settings["activation"]
     return {"image_size": int(size[0] if isinstance(size, tuple | list) else size)} | settings
 

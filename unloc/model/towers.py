@@ -19,7 +19,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unloc.errors import InputError, TowerError, one_line
-from unloc.model.clip import activation_of, image_config, preprocessing_of, pretrained_clip
+from unloc.model.clip import activation_of, image_config, pretrained_clip
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -113,9 +113,9 @@ class ImageTower(nn.Module):
                 "last 1 to 5 stages; one that pools in its own way only its embedding; a plain ViT has all kinds"
             )
 
-        stated = preprocessing_of(visual)
+        stated = image_config(visual)
         for key in ("mean", "std"):  # of pixels from 0 to 255
-            self.register_buffer(key, 255.0 * torch.tensor(getattr(stated, key)).view(3, 1, 1), persistent=False)
+            self.register_buffer(key, 255.0 * torch.tensor(stated[key]).view(3, 1, 1), persistent=False)
 
     def freeze_below(self, num_blocks: int) -> None:
         """Freeze all but the last blocks and what follows them. Raises TowerError where there are not so many."""

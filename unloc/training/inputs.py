@@ -19,7 +19,7 @@ from unloc.config import Recipe, TowersConfig
 from unloc.errors import ConfigError, FingerprintError
 from unloc.examples.augment import ClipTransform, directed_videos
 from unloc.examples.frame_source import FrameShards, VideoFiles
-from unloc.examples.sources import CachedFrames, CachedTokens, Source, Tokenize
+from unloc.examples.sources import CachedTokens, Source, Tokenize
 from unloc.inference.run_tower import text_clip_of_run
 from unloc.model.clip import pretrained_clip
 from unloc.model.towers import Tower, TowerChoice, clip_ids, weights_sha256
@@ -53,7 +53,7 @@ def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:
     if not recipe.live_towers:
         return Inputs(**values, source=CachedTokens(opened))
     clip = clip_of_cache(recipe.towers, opened.fingerprint, cache)
-    return Inputs(**values, source=CachedFrames(opened, tokenizer(recipe, clip)), clip=clip, live=("text",))
+    return Inputs(**values, source=CachedTokens(opened, tokenizer(recipe, clip)), clip=clip, live=("text",))
 
 
 def frame_inputs(recipe: Recipe, folder: Path, manifest: Manifest, *, packed: bool) -> Inputs:

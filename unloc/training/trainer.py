@@ -89,8 +89,7 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.averaged = copy.deepcopy(self.model) if self.recipe.train.ema_decay > 0 else None
-        self.predictor = self.model if self.averaged is None else self.averaged
-        """The weights that predict: the moving average where one is kept."""
+        self.predictor = self.model if self.averaged is None else self.averaged  # whose weights predict
         self.optimizer = build_optimizer(self.model, self.recipe.optim)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.total_steps = max(1, round(self.recipe.train.epochs * len(loader)))
@@ -99,13 +98,10 @@ class Trainer:
             compile_core(self.model)
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
-        self.saved: tuple[int, int] | None = None
-        """Step, and step of the last validation, of the last checkpoint."""
+        self.saved: tuple[int, int] | None = None  # of the last checkpoint: its step, and that of the last validation
         self.log_every = self.recipe.train.log_every or (1 if self.reads_at_once else LOG_EVERY_ON_GPU)
-        self.unread: list[tuple[int, dict[str, torch.Tensor]]] = []
-        """Steps done before each batch since the last reading, and its values on the device."""
-        self.values: dict[str, float] = {}
-        """What was read last."""
+        self.unread: list[tuple[int, dict[str, torch.Tensor]]] = []  # steps before each batch, its values on the device
+        self.values: dict[str, float] = {}  # what was read last
         self.drawn_from = float("-inf")
 
     def resume(self) -> bool:
@@ -234,10 +230,9 @@ class Trainer:
             self.values = dict(zip(values, row, strict=True))
             loss, norm = self.values["loss"], self.values["grad_norm"]
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                ids = ", ".join(dict.fromkeys(self.loader.videos(step)))
-                raise self._diverged(
-                    f"loss {loss}, gradient norm {norm} after step {step}, in the batch of videos {ids}"
-                )
+                videos = [self.loader.examples.videos[index] for index in self.loader.indices(step)]
+                what = f"loss {loss}, gradient norm {norm} after step {step}, in the batch of videos "
+                raise self._diverged(what + ", ".join(dict.fromkeys(videos)))
 
     def _diverged(self, what: str) -> DivergedError:
         advice = "nothing was trained yet: check the cache with `unloc cache verify`, the manifest and --init"
