@@ -187,10 +187,8 @@ class _Group:
                     furthest = max(furthest, self.step)
                     lost = last_line(error)
                     if failures > RESTARTS:
-                        raise UnlocError(
-                            f"{self.job.run}: its processes failed {failures} times without getting further than step "
-                            f"{furthest} ({lost}); what is saved is kept: continue with --resume"
-                        ) from None
+                        problem = f"its processes failed {failures} times at step {furthest}, no further ({lost})"
+                        raise UnlocError(f"{self.job.run}: {problem}; use --resume to continue") from None
                     logger.warning("a process was lost near step %d (%s): all start again", self.step, lost)
 
     def _attempt(self, storage: str, attempt: int, stop: StopSignal) -> dict[str, float]:
@@ -289,7 +287,6 @@ def _require_run(job: Job) -> None:
     path = job.run / "env.json"
     found = path.read_text(encoding="utf-8") if path.is_file() else None
     if found != job.env:
-        raise InputError(
-            f"--work-dir {job.run}: the machine {os.uname().nodename}, whose process writes the checkpoints, does not "
-            "see this folder as it was prepared; give a folder on storage that all machines of the cluster share"
-        )
+        problem = f"{os.uname().nodename}, which writes the checkpoints, does not see this folder as it was prepared"
+        advice = "give a folder on storage that all machines of the cluster share"
+        raise InputError(f"--work-dir {job.run}: {problem}; {advice}")

@@ -51,10 +51,9 @@ class Examples:
         rows = manifest.instances.assign(index=manifest.instances["label"].map(class_index))
         unknown = rows[rows["index"].isna()]
         if len(unknown):
-            raise ManifestError(
-                f"line {unknown['line'].iloc[0]} of manifest {manifest.name!r}: label {unknown['label'].iloc[0]!r} is "
-                f"not among its {len(class_index)} classes ({len(unknown)} such segments); see `unloc data check`"
-            )
+            row, count = unknown.iloc[0], len(unknown)
+            problem = f"label {row['label']!r} is not among its {len(class_index)} classes ({count} such segments)"
+            raise ManifestError(f"line {row['line']} of manifest {manifest.name!r}: {problem}; see `unloc data check`")
         bounds = ["start_seconds", "end_seconds"]
         self._instances = {
             video_id: (part[bounds].to_numpy(dtype=np.float64), part["index"].to_numpy(dtype=np.int64))
@@ -140,10 +139,8 @@ def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray 
         return None
     clip_ids, scores = row["relevant_clip_ids"], row["saliency_scores"]
     if not isinstance(clip_ids, list) or len(clip_ids) != len(scores) or not all(scores):
-        raise ManifestError(
-            f"line {row['line']} of the manifest: query {row['qid']!r} has not one rating for each of its "
-            "relevant_clip_ids; `unloc data check` lists such rows"
-        )
+        problem = f"query {row['qid']!r} has not one rating for each of its relevant_clip_ids"
+        raise ManifestError(f"line {row['line']} of the manifest: {problem}; `unloc data check` lists such rows")
     by_clip = {clip: np.mean(ratings) / MAX_SALIENCY for clip, ratings in zip(clip_ids, scores, strict=True)}
     clips = np.floor(grid.to_seconds(np.arange(num_steps)) / CLIP_SECONDS).astype(int)
     return np.asarray([by_clip.get(int(clip), 0.0) for clip in clips], dtype=np.float32)

@@ -76,10 +76,8 @@ def architecture(name: str) -> dict:
     texts = stated["text_cfg"]
     is_other = stated.get("custom_text") or "multimodal_cfg" in stated or texts.get("no_causal_mask")
     if is_other or {"hf_model_name", "hf_tokenizer_name"} & texts.keys():
-        raise TowerError(
-            f"tower {name!r}: has another class, tokenizer or attention of texts than CLIP; only open_clip's CLIP "
-            "class with CLIP's own tokenizer and causal attention is supported"
-        )
+        supported = "only open_clip's CLIP class with CLIP's own tokenizer and causal attention is supported"
+        raise TowerError(f"tower {name!r}: has another class, tokenizer or attention of texts than CLIP; {supported}")
     return {key: stated[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
 
 
@@ -125,10 +123,8 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
     tags, plain = open_clip.list_pretrained_tags_by_model(name), _settings(open_clip.get_model_config(name))
     listed = ", ".join(tags[:6]) or "none"
     if pretrained is None:
-        raise TowerError(
-            f"--tower {name}: give --pretrained: one of open_clip's tags ({listed}), a weights file, or none: random "
-            "weights for a smoke test"
-        )
+        choices = f"one of open_clip's tags ({listed}), a weights file, or none: random weights for a smoke test"
+        raise TowerError(f"--tower {name}: give --pretrained: {choices}")
     if like not in (None, *tags):
         raise TowerError(f"--like: {like!r} is not a tag of {name} (its tags: {', '.join(tags) or 'none'})")
     kinds = {tag_settings(name, tag): tag for tag in reversed(tags)}  # with the first tag of each
@@ -144,21 +140,16 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
         if not file.is_file():
             raise TowerError(f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} (its tags: {listed})")
         if file.name in (*tags, RANDOM):
-            raise TowerError(
-                f"--pretrained {file}: has the name of a tag, and a cache records the name only; rename it"
-            )
+            raise TowerError(f"--pretrained {file}: has the name of a tag, and a cache records only names; rename it")
         weights, is_openai = _read_weights(name, file)
         own = "openai" if is_openai and "openai" in tags else like
     if own is None and settings is None:
-        raise TowerError(
-            f"--pretrained {file}: a file does not say which settings its weights were trained with, and the tags of "
-            f"{name} disagree ({_disagreement(kinds)}); give the tag that it is, or was finetuned from: --like TAG"
-        )
+        problem = f"does not say how its weights were trained, and the tags of {name} disagree ({_disagreement(kinds)})"
+        raise TowerError(f"--pretrained {file}: {problem}; give the tag that it is, or was finetuned from: --like TAG")
     if like is not None and settings != tag_settings(name, own):
         whose = "a tag has its own settings" if own == pretrained else "it is OpenAI's own archive"
-        raise TowerError(
-            f"--like {like}: contradicts --pretrained {pretrained} ({_disagreement(kinds)}); {whose}, leave --like out"
-        )
+        problem = f"contradicts --pretrained {pretrained} ({_disagreement(kinds)})"
+        raise TowerError(f"--like {like}: {problem}; {whose}, leave --like out")
     settings = settings if own is None else tag_settings(name, own)
     if own == pretrained:
         file = _downloaded(name, own)
@@ -192,11 +183,10 @@ def _downloaded(name: str, tag: str) -> Path:
         logging.disable(logging.ERROR)  # open_clip logs a failed download before it raises; the error is enough
         return Path(factory.download_pretrained(get_pretrained_cfg(name, tag)))
     except (OSError, RuntimeError, ValueError) as error:
-        raise TowerError(
-            f"--tower {name} --pretrained {tag}: weights not on disk and not to be downloaded ({one_line(error)}); "
-            "ways out: connect to the internet once, copy open_clip's download cache from another machine, "
-            "give a local weights file (--pretrained FILE), or random weights for a smoke test (--pretrained none)"
-        ) from None
+        problem = f"weights not on disk and not to be downloaded ({one_line(error)})"
+        advice = "connect to the internet once, copy open_clip's download cache from another machine, give a weights "
+        advice += "file (--pretrained FILE), or random weights for a smoke test (--pretrained none)"
+        raise TowerError(f"--tower {name} --pretrained {tag}: {problem}; {advice}") from None
     finally:
         logging.disable(logging.NOTSET)
 

@@ -108,11 +108,9 @@ class ImageTower(nn.Module):
             channels = [visual.conv3.out_channels, *(stage[-1].conv3.out_channels for stage in stages)]
             self.dim = sum(channels[-choice.num_layers :])
         else:
-            raise TowerError(
-                f"--tower {name}: a residual network has its embedding, or --frame-token gap --no-projection of its "
-                "last 1 to 5 stages; one that pools in its own way only its embedding; a plain ViT has all kinds"
-            )
-
+            allowed = "a residual network has its embedding, or --frame-token gap --no-projection of its last 1 to 5 "
+            allowed += "stages; one that pools in its own way only its embedding; a plain ViT has all kinds"
+            raise TowerError(f"--tower {name}: {allowed}")
         stated = image_config(visual)
         for key in ("mean", "std"):  # of pixels from 0 to 255
             self.register_buffer(key, 255.0 * torch.tensor(stated[key]).view(3, 1, 1), persistent=False)
@@ -125,9 +123,8 @@ class ImageTower(nn.Module):
         elif isinstance(visual, ModifiedResNet):
             blocks, after = [visual.layer1, visual.layer2, visual.layer3, visual.layer4], [visual.attnpool]
         if num_blocks > len(blocks):
-            raise TowerError(
-                f"towers.train_last_blocks: got {num_blocks}, {self.choice.tower} has {len(blocks)} blocks"
-            )
+            name = self.choice.tower
+            raise TowerError(f"towers.train_last_blocks: got {num_blocks}, {name} has {len(blocks)} blocks")
         self.requires_grad_(False)
         for part in [*blocks[-num_blocks:], *after]:
             if part is not None:
@@ -227,9 +224,7 @@ def t5_text_tower(name: str, max_tokens: int) -> T5TextTower:
     try:
         import transformers
     except ImportError:
-        raise TowerError(
-            f"towers.text_name {name}: needs transformers, which is not installed: pip install 'unloc[t5]'"
-        ) from None
+        raise TowerError(f"towers.text_name {name}: needs transformers: pip install 'unloc[t5]'") from None
     if torch.empty(0).is_meta:
         config = transformers.T5Config(**(T5_BASE if name == "t5-base" else {}))
         return T5TextTower(transformers.T5EncoderModel(config), None, max_tokens)
@@ -237,10 +232,9 @@ def t5_text_tower(name: str, max_tokens: int) -> T5TextTower:
         tokenizer = transformers.AutoTokenizer.from_pretrained(f"google-t5/{name}")
         encoder = transformers.T5EncoderModel.from_pretrained(f"google-t5/{name}")
     except (OSError, ValueError) as error:
-        raise TowerError(
-            f"towers.text_name {name}: weights not on disk and not to be downloaded ({one_line(error)}); connect to "
-            "the internet once, or copy the Hugging Face cache from another machine"
-        ) from None
+        problem = f"weights not on disk and not to be downloaded ({one_line(error)})"
+        advice = "connect to the internet once, or copy the Hugging Face cache from another machine"
+        raise TowerError(f"towers.text_name {name}: {problem}; {advice}") from None
     return T5TextTower(encoder, tokenizer, max_tokens)
 
 

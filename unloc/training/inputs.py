@@ -142,11 +142,10 @@ def require_cache_of(recipe: Recipe, fingerprint: dict, cache: Path | str) -> No
         differing.append("towers.text: recipe 'finetune', but it is not known which weights made the cache")
         added.append("towers.text=cached")
     if differing:
+        problem = f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)})"
         advice = f"extract a cache with {' '.join(extracted)}, or " if extracted else ""
-        raise (FingerprintError if is_other else ConfigError)(
-            f"{cache}: not what recipe {recipe.name} names ({'; '.join(differing)}); {advice}train only what is above "
-            f"these tokens by adding: {' '.join(added)}"
-        )
+        advice += f"train only what is above these tokens by adding: {' '.join(added)}"
+        raise (FingerprintError if is_other else ConfigError)(f"{problem}; {advice}")
 
 
 def require_projections(recipe: Recipe, cache: Cache) -> None:
@@ -162,10 +161,8 @@ def require_projections(recipe: Recipe, cache: Cache) -> None:
                 False: f"have none in {cache.path}/projections.json, as those of a residual network",
                 None: "were imported, and it is not known what projected them",
             }[cache.fingerprint.get(key)]
-            raise ConfigError(
-                f"model.project_{kind}: true trains CLIP's own projection, but the {kind} of cache {cache.path} {why}, "
-                f"or set model.project_{kind}=false"
-            )
+            asked = f"model.project_{kind}: true trains CLIP's own projection"
+            raise ConfigError(f"{asked}, but the {kind} of cache {cache.path} {why}, or set model.project_{kind}=false")
 
 
 def clip_of_cache(towers: TowersConfig, fingerprint: dict, cache: Path | str) -> CLIP:
@@ -181,10 +178,8 @@ def clip_of_cache(towers: TowersConfig, fingerprint: dict, cache: Path | str) ->
     if is_file:
         pretrained = towers.pretrained
     elif Path(pretrained).suffix or (is_of_run and not towers.pretrained):
-        raise ConfigError(
-            f"towers.pretrained: {cache} was made with the weights file or run {pretrained!r}; finetuning starts from "
-            "it: give its path, towers.pretrained=PATH, or set towers.text=cached"
-        )
+        advice = "finetuning starts from it: give its path, towers.pretrained=PATH, or set towers.text=cached"
+        raise ConfigError(f"towers.pretrained: {cache} was made with the weights file or run {pretrained!r}; {advice}")
     with torch.random.fork_rng(devices=[]):  # the weights above the tower do not depend on how it is made
         if is_of_run:
             clip, found = text_clip_of_run(Path(towers.pretrained))
@@ -192,8 +187,6 @@ def clip_of_cache(towers: TowersConfig, fingerprint: dict, cache: Path | str) ->
             clip, *_ = pretrained_clip(name, pretrained, fingerprint.get("tower.like"))
             found = weights_sha256(clip)
     if found != fingerprint.get("tower.weights_sha256"):
-        raise FingerprintError(
-            f"towers.pretrained: the weights of {name} {pretrained} are not those that made {cache} (their "
-            "tower.weights_sha256 differs); give the same weights, or extract a cache with these"
-        )
+        problem = f"the weights of {name} {pretrained} are not those that made {cache} (tower.weights_sha256 differs)"
+        raise FingerprintError(f"towers.pretrained: {problem}; give the same weights, or extract a cache with these")
     return clip

@@ -125,11 +125,9 @@ def fit_recipe(
 def _require_example_each(loader: Loader, recipe: Recipe, count: int) -> None:
     """Raise ConfigError where a batch has not an example for each process that trains."""
     if (rows := len(loader.examples) // len(loader)) < count:
-        raise ConfigError(
-            f"train.batch_size: {recipe.train.batch_size}, but the smallest batch of split {recipe.data.train_split!r} "
-            f"has {rows} examples, one for each of {count} processes are needed; set a larger train.batch_size or "
-            f"--workers {rows}"
-        )
+        problem = f"the smallest batch of split {recipe.data.train_split!r} has {rows} examples for {count} processes"
+        advice = f"set a larger train.batch_size or --workers {rows}"
+        raise ConfigError(f"train.batch_size: {recipe.train.batch_size}, but {problem}; {advice}")
 
 
 def _resumed_environment(run: Path, hashes: dict[str, str], used: dict) -> dict:
@@ -138,10 +136,8 @@ def _resumed_environment(run: Path, hashes: dict[str, str], used: dict) -> dict:
     names = {"manifest_sha256": "annotations (--manifest)", "videos_sha256": "cached videos (--cache)"}
     differing = [name for key, name in names.items() if before["data"][key] != hashes[key]]
     if differing:
-        raise InputError(
-            f"{run}: was started on other {' and '.join(differing)}; resume on the same, or start a new run on these "
-            f"with --init {run}"
-        )
+        advice = f"resume on the same, or start a new run on these with --init {run}"
+        raise InputError(f"{run}: was started on other {' and '.join(differing)}; {advice}")
     for key in [key for key, value in used.items() if before.get(key, value) != value]:
         now = f"{before[key]}, now {used[key]}"
         logger.warning("%s: the run was started with %s: the last bits of results may differ", key, now)
@@ -231,10 +227,9 @@ def build_trainer(
     examples = Examples(recipe.task, train, source, recipe.data)
     if len(examples) < recipe.train.batch_size:
         kind = "queries" if task_named(recipe.task).text_kind == "query" else "videos"
-        raise ConfigError(
-            f"train.batch_size: {recipe.train.batch_size}, but split {recipe.data.train_split!r} has {len(examples)} "
-            f"{kind} in the cache; set train.batch_size={len(examples)} or less"
-        )
+        problem = f"split {recipe.data.train_split!r} has {len(examples)} {kind} in the cache"
+        advice = f"set train.batch_size={len(examples)} or less"
+        raise ConfigError(f"train.batch_size: {recipe.train.batch_size}, but {problem}; {advice}")
     if val is not None:
         Examples(recipe.task, val, source, recipe.data)  # what it lacks is reported now, not after an epoch
         val.required_durations()
@@ -324,10 +319,9 @@ def start_from(trainer: Trainer, init: Path) -> None:
     is_free = loaded.info.recipe.task != trainer.recipe.task or without_text
     wrong = [text for text in unfit if not (is_free and text.removeprefix("core.").startswith(FREE_PARTS))]
     if wrong:
-        raise InputError(
-            f"--init {init}: {len(wrong)} tensors do not fit this recipe's model (its shape, --init's): "
-            f"{_shortened(wrong)}; give the recipe the sizes of the run (its recipe.yaml), or another --init"
-        )
+        problem = f"{len(wrong)} tensors do not fit this recipe's model (its shape, --init's): {_shortened(wrong)}"
+        advice = "give the recipe the sizes of the run (its recipe.yaml), or another --init"
+        raise InputError(f"--init {init}: {problem}; {advice}")
     for model in (trainer.model, trainer.predictor):
         model.load_state_dict(taken, strict=False)
     summary = f"init from {init}: {len(taken)} of {len(own)} tensors taken"
