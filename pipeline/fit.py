@@ -11,8 +11,10 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from pipeline.workers import last_line
 from unloc.config import Recipe
 from unloc.errors import InputError, StoppedError, UnlocError
 from unloc.files import file_lock, url_of
-from unloc.inference.device import described, resolve_device
+from unloc.inference.device import described
 from unloc.recipes import dump_recipe
 from unloc.training.distributed import from_all, process_rank
 from unloc.training.folder import logged
@@ -57,16 +59,12 @@ STOP = StopSignal()
 class Job:
     """What each process needs. Paths are absolute: it may have another working folder."""
 
-    recipe: Recipe
-    manifest: Path
-    data: Path | str
+    rebuild: Callable[..., Trainer]  # `rebuild_trainer` of the run
     run: Path
-    kind: str
+    env: str  # content of the run's env.json
     on_gpu: bool
     threads: int
-    loader_workers: int | None
     wandb: str | None
-    env: str  # content of the run's env.json
 
 
 def fit(
@@ -99,18 +97,10 @@ def fit(
         device_used = ray.get(describe.remote(torch.device("cuda:0" if on_gpu else "cpu"), recipe.train.precision))
 
         def fit_processes(trainer: Trainer) -> dict[str, float]:
-            job = Job(
-                recipe=recipe,
-                manifest=Path(manifest).absolute(),
-                data=data if url_of(data) else Path(data).absolute(),
-                run=Path(run).absolute(),
-                kind=kind,
-                on_gpu=on_gpu,
-                threads=threads,
-                loader_workers=loader_workers,
-                wandb=wandb,
-                env=(run / "env.json").read_text(encoding="utf-8"),
-            )
+            paths = Path(manifest).absolute(), data if url_of(data) else Path(data).absolute(), run.absolute()
+            rebuild = partial(rebuild_trainer, recipe, *paths, kind=kind, loader_workers=loader_workers)
+            env = (run / "env.json").read_text(encoding="utf-8")
+            job = Job(rebuild=rebuild, run=run.absolute(), env=env, on_gpu=on_gpu, threads=threads, wandb=wandb)
             return _Group(job, trainer, workers, timeout, on_step).fit()
 
         processes = Processes(workers, device_used, fit_processes)
@@ -170,8 +160,8 @@ class _Group:
         self.link = ray.remote(num_cpus=0, scheduling_strategy=here)(Link).remote()
         self.start = ray.put(trainer.model.state_dict())
         # Ray Train resumes what it finds under an equal name: neither another run nor another attempt has it.
-        data = hashlib.sha256(f"{job.run}{job.env}{dump_recipe(job.recipe)}".encode()).hexdigest()[:12]
-        self.name, self.step = f"{job.recipe.name}-{data}", trainer.step
+        data = hashlib.sha256(f"{job.run}{job.env}{dump_recipe(trainer.recipe)}".encode()).hexdigest()[:12]
+        self.name, self.step = f"{trainer.recipe.name}-{data}", trainer.step
 
     def fit(self) -> dict[str, float]:
         """Train to the end; returns the last validation metrics."""
@@ -264,16 +254,8 @@ def _train(config: dict) -> dict[str, float]:
             reporter.start()
             stack.callback(reporter.join)
             stack.callback(is_over.set)
-        trainer = rebuild_trainer(
-            job.recipe,
-            job.manifest,
-            job.data,
-            job.run,
-            kind=job.kind,
-            device=get_device() if job.on_gpu else resolve_device("cpu"),
-            loader_workers=job.loader_workers,
-            start=ray.get(config["start"][0]) if is_main else None,
-        )
+        start = ray.get(config["start"][0]) if is_main else None
+        trainer = job.rebuild(device=get_device() if job.on_gpu else "cpu", start=start)
         running = from_all(f"process {os.getpid()} on {os.uname().nodename}")
         logger.info("processes: %s", ", ".join(running))
         metrics = trainer.fit(on_step, wandb=job.wandb, stop=STOP)

@@ -122,10 +122,7 @@ def collate(
 
 
 def class_pairs(batch: Batch, classes: np.ndarray) -> Batch:
-    """A batch of all classes as one row per (video, class) of `classes` (B, M), with that class as the only text.
-
-    Its frames stay one row per video.
-    """
+    """One row per (video, class) of `classes` (B, M), that class its only text; frames stay one row per video."""
     count, classes = classes.shape[1], torch.from_numpy(classes).flatten()
     video, row = torch.arange(len(batch.frames)).repeat_interleave(count), torch.arange(len(classes))
     text_mask = batch.text_mask[classes]

@@ -90,9 +90,7 @@ class FrameShards(PixelSource):
 
 
 class VideoFiles(PixelSource):
-    """The same from video files, without packing: each use of a video decodes all of its sampled frames again and
-    holds them in memory.
-    """
+    """The same from video files: each use of a video decodes all of its sampled frames again, into memory."""
 
     def __init__(
         self,

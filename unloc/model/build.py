@@ -1,6 +1,6 @@
 """Build the model of a recipe: the core over given tokens, or the core behind live towers (UnLoc Figure 2)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -52,10 +52,6 @@ class EndToEnd(nn.Module):
         starts = range(0, frames.shape[1], chunk)
         videos = [[self.encode(video[None, start : start + chunk], start) for start in starts] for video in frames]
         return torch.cat([torch.cat(tokens, dim=1) for tokens in videos])
-
-    def start_projections(self, starts: Mapping[str, Tensor]) -> None:
-        """`UnLoc.start_projections`."""
-        self.core.start_projections(starts)
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """What trains at the towers' rate: the towers, and the projections that replace theirs."""

@@ -42,10 +42,7 @@ class Inputs:
 
 
 def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:
-    """Tokens of a cache; a text tower that trains takes ids.
-
-    Raises as `require_cache_of`, `require_projections` and `clip_of_cache`.
-    """
+    """Tokens of a cache, and ids for a text tower that trains. Raises what the checks of a cache below raise."""
     opened = open_cache(cache)
     require_cache_of(recipe, opened.fingerprint, cache)
     require_projections(recipe, opened)

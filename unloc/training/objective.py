@@ -36,10 +36,7 @@ class Part:
 
 
 def compute_losses(model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
-    """Forward pass of one batch: its `loss`, and the weighted parts that it is the sum of.
-
-    Videos are paired with all classes, with the captions of the batch (of all processes), or each with its own text.
-    """
+    """Forward pass of one batch: its `loss`, and the weighted parts that it is the sum of."""
     (part,) = split_batch(batch, recipe)
     return part_losses(model, part, recipe)
 
@@ -64,7 +61,7 @@ def split_batch(batch: Batch, recipe: Recipe, num_parts: int = 1) -> list[Part]:
 
 
 def has_own_texts(recipe: Recipe) -> bool:
-    """Whether each row of a batch meets its own text alone, instead of all texts."""
+    """Whether each row of a batch meets its own text alone, instead of all classes or captions (of all processes)."""
     if task_named(recipe.task).text_kind == "class":
         return recipe.train.classes_per_video > 0
     return recipe.task != "mr" or recipe.train.negatives == "own"
@@ -89,8 +86,10 @@ def labelled_part(batch: Batch, texts: Texts, recipe: Recipe) -> Part:
         elif has_own:
             weights = weights & texts.mask.any(dim=1)[:, None, None]
             normalizer = weights.sum()
-        else:
-            weights = caption_weights(point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1))
+        else:  # officially the frame mask of the video that a caption comes from goes with every video
+            owners, is_caption = point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1)
+            owner = torch.arange(num_texts, device=is_caption.device) * len(owners) // num_texts  # as many each
+            weights = (owners[owner] & is_caption[:, None])[None]
             normalizer = weights.sum() * len(batch.frames)
         relevance, displacements = targets.relevance, targets.displacements
         sizes = [len(batch.frame_mask[0, :: 2**level]) for level in range(num_levels)]
@@ -140,14 +139,6 @@ def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tenso
         loss = saliency_loss(outputs.saliency, batch, normalizers["saliency"], texts.first_own)
         parts["saliency"] = config.saliency_weight * loss
     return {"loss": sum(parts.values()), **parts}
-
-
-def caption_weights(owner_valid: Tensor, text_valid: Tensor) -> Tensor:
-    """(1, C, P) which pairs of a video with a caption count, from the points (V, P) of the videos that the captions
-    (C, each video's one after another) come from: officially the caption owner's frame mask goes with every video.
-    """
-    owner = torch.arange(len(text_valid), device=text_valid.device) * len(owner_valid) // len(text_valid)
-    return (owner_valid[owner] & text_valid[:, None])[None]
 
 
 def point_mask(frame_mask: Tensor, num_levels: int) -> Tensor:

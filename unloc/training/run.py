@@ -23,6 +23,7 @@ from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
 from unloc.inference.predict import EncodedInputs, OnProgress, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
+from unloc.model.build import EndToEnd
 from unloc.recipes import dump_recipe
 from unloc.tasks import task_named
 from unloc.training.distributed import copy_from_main, process_count, process_rank
@@ -251,7 +252,8 @@ def build_trainer(
         live_towers=inputs.live,
     )
     model = info.build(clip)
-    model.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
+    core = model.core if isinstance(model, EndToEnd) else model
+    core.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
 
     def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
         return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source, on_progress), val)
