@@ -221,9 +221,7 @@ class _Backend(_TorchBackend):
 class _Gathered(TorchConfig):
     """The process group that `unloc.training.distributed` needs."""
 
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _Backend
+    backend_cls = _Backend
 
 
 def _train(config: dict) -> dict[str, float]:

@@ -62,9 +62,8 @@ def fit(
     if print_config:
         typer.echo(dump_recipe(resolved) + _parameter_comment(resolved))
         return
-    given = {
-        kind: data for kind, data in (("cache", cache), ("frames", frames), ("videos", videos)) if data is not None
-    }
+    kinds = {"cache": cache, "frames": frames, "videos": videos}
+    given = {kind: data for kind, data in kinds.items() if data is not None}
     if manifest is None or len(given) != 1 or work_dir is None:
         raise InputError(f"unloc {command}: --manifest, --work-dir and one of --cache, --frames, --videos are needed")
     [(kind, data)] = given.items()

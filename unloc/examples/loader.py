@@ -51,13 +51,11 @@ class Loader(Dataset[Batch | Exception]):
 
         Raises what reading an example raises, the same with and without workers; RuntimeError where a worker died.
         """
-        workers = {}
-        if self.workers:  # spawned: a fork would copy the locks of threads that it does not copy, as those of stores
-            workers = {"multiprocessing_context": "spawn", "worker_init_fn": _start_worker}
-        steps = range(first_step, end_step)
+        # Spawned: a fork would copy the locks of threads that it does not copy, as those of stores.
+        workers = {"multiprocessing_context": "spawn", "worker_init_fn": _start_worker} if self.workers else {}
         own = torch.Generator()  # else the loader draws from the generator that dropout draws from
         options = {"num_workers": self.workers, "pin_memory": self.pin_memory, "generator": own, **workers}
-        for batch in DataLoader(self, batch_size=None, sampler=steps, **options):
+        for batch in DataLoader(self, batch_size=None, sampler=range(first_step, end_step), **options):
             if isinstance(batch, Exception):
                 raise batch
             yield batch

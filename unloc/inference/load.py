@@ -92,11 +92,8 @@ def require_task(manifest: Manifest, task: str) -> None:
 
 
 def require_same_cache(trained_on: dict, fingerprint: dict, where: Path | str) -> None:
-    """Raise FingerprintError naming every key that differs, but for views and batch.
-
-    Only training reads other views than the first, and the batch only changes the last bits of tokens.
-    """
-    ignored = {"views": ["centre"], "tower.batch": None}
+    """Raise FingerprintError naming every key that differs, but for views and batch."""
+    ignored = {"views": ["centre"], "tower.batch": None}  # only training reads other views; a batch changes last bits
     one, other = (values | ignored for values in (trained_on, fingerprint))
     if differing := fingerprint_differences(one, other, names=("model", "cache")):
         problem = f"made by another tower or preprocessing than the model was trained on ({differing})"

@@ -15,10 +15,7 @@ from unloc.tasks import task_named
 
 
 class EndToEnd(nn.Module):
-    """Towers before an UnLoc. A tower that is None gets its tokens given, as from a cache.
-
-    A frozen tower (Table 4) stays in evaluation mode; projections, fusion and heads always train.
-    """
+    """Towers before an UnLoc; where one is None its tokens are given. Frozen ones (Table 4) never train."""
 
     def __init__(
         self, core: UnLoc, image_tower: ImageTower | None = None, text_tower: TextTower | T5TextTower | None = None

@@ -12,10 +12,7 @@ NORM_EPSILON = 1e-6  # flax's default, which the official fusion and heads use (
 
 @torch.no_grad()
 def init_truncated_normal_(weight: Float[Tensor, "..."], variance: float) -> None:
-    """Fill with a normal distribution cut at two of its standard deviations, of the given variance after the cut.
-
-    This is flax's `truncated_normal` initialiser; torch's own cuts at absolute values.
-    """
+    """Fill with a normal distribution cut at two standard deviations, of this variance after the cut (as flax)."""
     std = math.sqrt(variance) / 0.87962566103423978  # the standard deviation of a unit normal cut at ±2
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
@@ -50,10 +47,7 @@ class FusionLayer(nn.Module):
         mask: Bool[Tensor, "batch length"] | None,
         qkv: Float[Tensor, "batch length three_widths"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """One layer. Masked keys are never attended to; no mask means all are valid.
-
-        `qkv` are the tokens' projections where the caller has them already (shared between sequences).
-        """
+        """One layer. Masked keys are not attended to; None: all are valid. `qkv`: the projections, where known."""
         qkv = self.project(tokens) if qkv is None else qkv
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         valid_keys = None if mask is None else mask[:, None, None, :]

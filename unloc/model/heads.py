@@ -32,12 +32,10 @@ class ConvBlocks(nn.Module):
         nn.init.constant_(self.linear.bias, bias)
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch points outputs"]:
-        """Outputs of all points of the levels, bottom to top; no level sees another.
-
-        All levels are one sequence with a row of zeros before, between and after them: the padding of each.
-        """
+        """Outputs of all points of the levels, bottom to top; no level sees another."""
         if not self.convs:
             return self.linear(torch.cat(levels, dim=1))
+        # One sequence of all levels, with a row of zeros before, between and after them: the padding of each.
         zeros = levels[0].new_zeros(len(levels[0]), 1, levels[0].shape[2])
         parts = [part for level in levels for part in (zeros, level)] + [zeros]
         masks = [

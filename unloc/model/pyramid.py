@@ -11,10 +11,7 @@ from unloc.model.fusion import NORM_EPSILON, FusionLayer, init_truncated_normal_
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution of width 3 over time with TensorFlow's SAME padding, then a norm.
-
-    Stride 1 pads (1, 1); stride 2 on an even length pads (0, 1), so output i sees steps 2i, 2i+1, 2i+2.
-    """
+    """Depthwise convolution of width 3 over time with TensorFlow's SAME padding, then a norm."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -26,6 +23,7 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch out width"]:
         """The level above (stride 2) or the same level (stride 1)."""
+        # At stride 2 an even length is padded at its end only: output i sees steps 2i, 2i+1, 2i+2.
         left = 1 if self.stride == 1 or tokens.shape[1] % 2 else 0
         padded = F.pad(tokens.transpose(1, 2), (left, 1))
         return self.norm(self.conv(padded).transpose(1, 2))

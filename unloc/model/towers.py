@@ -292,11 +292,8 @@ class Tower(nn.Module):
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) normalised float32 images to (N, D) float32 tokens.
-
-        Runs in batches of a fixed size, the last padded, so that equal images give equal bits.
-        """
-        tokens = []
+        """(N, 3, S, S) normalised float32 images to (N, D) float32 tokens."""
+        tokens = []  # of batches of a fixed size, the last padded, so that equal images give equal bits
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch].to(self.dtype)
             padded = torch.cat([part, part.new_zeros(self.batch - len(part), *part.shape[1:])])

@@ -131,14 +131,11 @@ def environment(seed: int) -> dict:
 
 
 def save_checkpoint(run: Path, info: CheckpointInfo, weights: dict[str, Tensor], state: dict, *, is_best: bool) -> None:
-    """Write a checkpoint and point `last` at it, and `best`. `weights` predict, `state` resumes.
-
-    If `last` or `best` is of this step already, it was saved before its validation: only the metrics are new.
-    """
+    """Write a checkpoint and point `last` at it, and `best`. `weights` predict, `state` resumes."""
     links = run / "checkpoints"
     folder, description = links / f"step-{info.step:08d}", json.dumps(info.to_dict(), indent=1)
     links.mkdir(parents=True, exist_ok=True)
-    if folder.name in _delete_unlinked(links):
+    if folder.name in _delete_unlinked(links):  # it was saved before its validation: only the metrics are new
         write_file(folder / "checkpoint.json", description)
     else:
         temporary = folder.with_name(f".{folder.name}.part")
@@ -198,10 +195,7 @@ def require_wandb() -> None:
 
 @contextmanager
 def wandb_log(run: Path, recipe: Recipe, project: str) -> Iterator[WriteMetrics]:
-    """Write rows to a run of Weights & Biases, the same one after each resume.
-
-    Raises InputError where it cannot be started, as without an account; WANDB_MODE=offline needs none.
-    """
+    """Write rows to a run of Weights & Biases, the same after each resume. Raises InputError where it cannot start."""
     import wandb
 
     name = run / "wandb_id"

@@ -21,10 +21,7 @@ from unloc.training.distributed import Texts, gathered_texts, process_mean
 
 @dataclass(frozen=True)
 class Part:
-    """Some videos of a batch, the texts that they meet, and what their outputs are compared with.
-
-    P points over all levels; of AS, the T steps; of CLS, one.
-    """
+    """Some videos of a batch, the texts they meet, and their labels at P points: all levels; AS: T steps; CLS: one."""
 
     batch: Batch
     texts: Texts
