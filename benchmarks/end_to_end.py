@@ -72,7 +72,7 @@ def main() -> None:
         pixels = torch.randint(0, 256, (videos, args.frames, 3, size, size), dtype=torch.uint8).to(device)
         ids = model.text_tower.tokenize([f"a person opens a door {number}" for number in range(videos)])[0].to(device)
         with torch.no_grad():
-            tokens = model.encode(pixels[:, :1]).expand(-1, args.frames, -1).contiguous()
+            tokens = model.image_tower(pixels[:, :1]).expand(-1, args.frames, -1).contiguous()
         for kind in KINDS:
             if needed.get(kind, 0) * videos / (args.videos[0] * 1024) > args.most_gib:
                 print(f"{videos} videos, {kind}: left out, would need more than {args.most_gib} GiB")

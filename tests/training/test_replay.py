@@ -70,5 +70,5 @@ def test_a_share_of_the_chunks_gives_the_gradient_on_average():
 def test_a_token_does_not_depend_on_the_frames_next_to_it(vision):
     model, batch, _ = model_and_batch(vision)
     with torch.no_grad():
-        together, alone = model.encode(batch.frames), model.encode(batch.frames[:1, 2:3], 2)
+        together, alone = model.image_tower(batch.frames), model.image_tower(batch.frames[:1, 2:3], 2)
     torch.testing.assert_close(together[:1, 2:3], alone, rtol=1e-5, atol=1e-6)

@@ -41,9 +41,7 @@ def fit(
     overwrite: Annotated[bool, Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
     threads: Annotated[int, Option(min=0, help="CPU threads of each process; 0: all cores.")] = 0,
-    loader_workers: Annotated[
-        int | None, Option(min=0, help="Processes that prepare batches: 4 for a GPU, 0 for a CPU; same results.")
-    ] = None,
+    loader_workers: Annotated[int | None, Option(min=0, help="Processes to prepare batches (GPU: 4, CPU: 0).")] = None,
     wandb: Annotated[str | None, Option(help="Project of Weights & Biases to log to as well (extra wandb).")] = None,
     workers: Annotated[int, Option(min=1, help="Processes that share each batch; on GPUs, one on each.")] = 1,
     address: Annotated[str | None, Option(help="Ray cluster for them: auto, or host:port. Default: here.")] = None,

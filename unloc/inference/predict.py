@@ -156,7 +156,8 @@ class EncodedInputs:
             for start in range(0, len(times), FRAME_BATCH):  # reads no more frames than it encodes
                 pixels = torch.from_numpy(frames[np.arange(start, min(start + FRAME_BATCH, len(times)))])
                 with torch.inference_mode(), computing(self.device, self.precision):
-                    tokens.append(self.model.encode(pixels[None].to(self.device), start)[0].float().cpu().numpy())
+                    found = self.model.image_tower(pixels[None].to(self.device), start)[0]
+                    tokens.append(found.float().cpu().numpy())
             self._last = {video_id: (np.concatenate(tokens), times)}
         return self._last[video_id]
 

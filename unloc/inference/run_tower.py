@@ -13,12 +13,9 @@ from unloc.model.towers import Tower, TowerChoice, weights_sha256
 
 
 def fingerprint_of_run(run: Path, info: CheckpointInfo, fingerprint: dict) -> dict:
-    """What a cache states that was made by a run's image tower as it trained, in the dtypes of that `fingerprint`.
-
-    Of a run without an image tower: what the cache stated that it trained on.
-    """
+    """What a cache states that was made by a run's image tower as it trained, in the dtypes of that `fingerprint`."""
     if "image" not in info.live_towers:
-        return info.fingerprint
+        return info.fingerprint  # of the cache that it trained on
     own = run_tower(run, TowerChoice(tower_dtype=fingerprint.get("tower.dtype", "float32"))).fingerprint
     stated = {"dtype": fingerprint.get("dtype"), "tower.pretrained": fingerprint.get("tower.pretrained")}
     return info.fingerprint | {f"tower.{key}": value for key, value in own.items()} | stated

@@ -34,20 +34,16 @@ class EndToEnd(nn.Module):
     ) -> Outputs:
         """`UnLoc.forward` of images (B, T, 3, S, S) or their tokens, and of ids (C, K) or tokens of texts."""
         if frames.ndim == 5:
-            frames = self.encode(frames)
+            frames = self.image_tower(frames)
         if not texts.is_floating_point():
             texts = self.text_tower(texts, text_mask)
         return self.core(frames, frame_mask, texts, text_mask, pairing=pairing)
-
-    def encode(self, frames: Shaped[Tensor, "batch time 3 height width"], first_frame: int = 0) -> Tensor:
-        """Tokens (B, T, D) of frames, normalised or uint8; `first_frame` is the index of the first in its video."""
-        return self.image_tower(frames, first_frame)
 
     @torch.no_grad()
     def encode_in_chunks(self, frames: Shaped[Tensor, "batch time 3 height width"], chunk: int) -> Tensor:
         """Tokens (B, T, D) of frames, `chunk` of them at a time, without gradient."""
         starts = range(0, frames.shape[1], chunk)
-        videos = [[self.encode(video[None, start : start + chunk], start) for start in starts] for video in frames]
+        videos = [[self.image_tower(video[None, start : start + chunk], start) for start in starts] for video in frames]
         return torch.cat([torch.cat(tokens, dim=1) for tokens in videos])
 
     def tower_parameters(self) -> list[nn.Parameter]:

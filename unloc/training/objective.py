@@ -114,7 +114,7 @@ def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tenso
     Nothing here waits for the device: points that do not count are masked, not selected.
     """
     batch, texts, normalizers, config = part.batch, part.texts, part.normalizers, recipe.loss
-    frames = batch.frames if batch.frames.ndim == 3 else model.encode(batch.frames)
+    frames = batch.frames if batch.frames.ndim == 3 else model.image_tower(batch.frames)
     if batch.rows_per_video > 1:
         frames = frames.repeat_interleave(batch.rows_per_video, dim=0)
     pairing = "own" if has_own_texts(recipe) else "all"

@@ -26,13 +26,10 @@ def build_optimizer(model: UnLoc | EndToEnd, config: OptimConfig) -> torch.optim
 
 
 def lr_factor(config: OptimConfig, steps_per_epoch: int, total_steps: int, step: int) -> float:
-    """The factor on the peak rate at a step (from 0): linear warm-up from 0, then the schedule.
-
-    With warm-up the first step has rate 0, as in the official code; the warm-up need not be a whole number of steps.
-    """
-    warmup = config.warmup_epochs * steps_per_epoch
+    """The factor on the peak rate at a step (from 0): linear warm-up from 0, then the schedule."""
+    warmup = config.warmup_epochs * steps_per_epoch  # need not be a whole number of steps
     if step < warmup:
-        return step / warmup
+        return step / warmup  # 0 at the first step, as in the official code
     if config.schedule == "cosine":
         progress = (step - warmup) / max(total_steps - int(warmup), 1)
         return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

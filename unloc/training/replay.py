@@ -35,5 +35,5 @@ def replay(
     own = range(len(frames))
     for video, start in (places[index] for index in chosen if places[index][0] in own):
         part = slice(start, start + chunk)
-        tokens = model.encode(frames[video : video + 1, part], start)
+        tokens = model.image_tower(frames[video : video + 1, part], start)
         tokens.backward(gradients[video : video + 1, part] * (len(places) / count))

@@ -105,16 +105,14 @@ class Trainer:
         self.drawn_from = float("-inf")
 
     def resume(self) -> bool:
-        """Continue from the last checkpoint exactly as if the run had not been interrupted; False where there is none.
-
-        Rates, decay and momentum are those of the recipe, which may have changed since.
-        """
+        """Continue from the last checkpoint as if the run had not been interrupted; False where there is none."""
         state = from_main(load_state(self.run) if process_rank() == 0 else None)
         if state is None:
             return False
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        # Rates, decay and momentum are those of the recipe, which may have changed since.
         of_recipe = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, values in zip(self.optimizer.param_groups, of_recipe, strict=True):
