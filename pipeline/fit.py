@@ -51,8 +51,7 @@ RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-STOP = StopSignal()
-"""Of a training process: SIGTERM came to it, or to the command."""
+STOP = StopSignal()  # of a training process: SIGTERM came to it, or to the command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +244,11 @@ def _train(config: dict) -> dict[str, float]:
     with ExitStack() as stack:
         stack.push(report_error)
         if is_main:
-            _require_run(job)
+            path = job.run / "env.json"
+            if not path.is_file() or path.read_text(encoding="utf-8") != job.env:
+                problem = f"{os.uname().nodename}, which writes checkpoints, does not see this folder as prepared"
+                advice = "give a folder on storage that all machines of the cluster share"
+                raise InputError(f"--work-dir {job.run}: {problem}; {advice}")
             stack.enter_context(file_lock(job.run / WRITER, wait=True))
             stack.enter_context(logged())(job.run / "log.txt")
             reporter = threading.Thread(target=report, daemon=True)
@@ -260,13 +263,3 @@ def _train(config: dict) -> dict[str, float]:
     if is_main:
         ray.get(link.report.remote(last[0]))
     return metrics
-
-
-def _require_run(job: Job) -> None:
-    """Raise InputError where this machine does not see the run folder that the command has prepared."""
-    path = job.run / "env.json"
-    found = path.read_text(encoding="utf-8") if path.is_file() else None
-    if found != job.env:
-        problem = f"{os.uname().nodename}, which writes the checkpoints, does not see this folder as it was prepared"
-        advice = "give a folder on storage that all machines of the cluster share"
-        raise InputError(f"--work-dir {job.run}: {problem}; {advice}")

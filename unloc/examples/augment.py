@@ -86,10 +86,6 @@ def _contrast(tall: Tensor) -> Tensor:
     return (tall * 1.9).add_(mean, alpha=1 - 1.9).clamp_(0, 255).to(torch.uint8)
 
 
-def _solarize_add(frames: Tensor) -> Tensor:
-    return torch.where(frames < 128, frames.clamp(max=145) + 110, frames)
-
-
 OPERATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     _over_clip(F.autocontrast),
     _over_clip(F.equalize),
@@ -99,7 +95,7 @@ OPERATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     _over_clip(_contrast),
     partial(F.adjust_brightness, brightness_factor=1.9),
     partial(F.adjust_sharpness, sharpness_factor=1.9),
-    _solarize_add,
+    lambda frames: torch.where(frames < 128, frames.clamp(max=145) + 110, frames),  # SolarizeAdd
 )
 """On frames (T, 3, H, W), at magnitude 10. Also drawn: Cutout, and two that change nothing: identity, and Solarize,
 whose threshold is then 256."""

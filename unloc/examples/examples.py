@@ -39,8 +39,7 @@ class Examples:
                 f"{', '.join(missing[:3]) or 'none'}); data.coverage asks for {config.coverage:.0%} and at least one: "
                 "run `unloc extract` with this manifest, or lower data.coverage"
             )
-        self.videos = [video_id for video_id in self.durations if video_id in source]
-        """The video of each example."""
+        self.videos = [video_id for video_id in self.durations if video_id in source]  # of each example
         if self.task.text_kind == "query":
             self.queries = manifest.queries[manifest.queries["video_id"].isin(self.videos)].reset_index(drop=True)
             self.videos = list(self.queries["video_id"])

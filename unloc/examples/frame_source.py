@@ -70,8 +70,7 @@ class FrameShards(PixelSource):
         packings = {tuple((key, row[key]) for key in ("num_frames", "fps", "size")) for _, row in self.videos.values()}
         if len(packings) > 1:
             raise CacheError(f"{folder}: has shards of different packings; pack all videos alike, into a new folder")
-        self.packing: dict[str, float | None] = dict(*packings)
-        """`num_frames` or `fps`, and `size`, of all videos."""
+        self.packing: dict[str, float | None] = dict(*packings)  # `num_frames` or `fps`, and `size`, of all videos
 
     def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
         """Measured seconds of those videos that are packed."""

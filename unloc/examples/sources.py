@@ -22,8 +22,7 @@ KINETICS_PROMPTS = tuple(f"{medium} of{act} {{}}." for act in _ACTS for medium i
 """The 28 prompts that CLIP was published with for Kinetics."""
 
 
-Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
-"""Ids (C, K) of texts, and the mask (C, K) of those that are not padding."""
+Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]  # ids (C, K) of texts, mask (C, K) true where not padding
 
 
 @dataclass(frozen=True)

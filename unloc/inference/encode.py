@@ -26,8 +26,7 @@ from unloc.video.preprocess import PreprocessSpec, normalise
 from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
 
 logger = logging.getLogger(__name__)
-EncodingCall = Callable[[], tuple[np.ndarray, float]]
-"""Returns (N, views, D) float32 tokens and the seconds that the tower took for them."""
+EncodingCall = Callable[[], tuple[np.ndarray, float]]  # (N, views, D) float32 tokens, and the tower's seconds for them
 Keyed = tuple[Hashable, object]
 
 

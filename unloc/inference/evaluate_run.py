@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.cache import OnProgress
 from unloc.cache.opening import open_cache
 from unloc.cache.reading import Cache, CachedVideo
 from unloc.errors import InputError
@@ -22,7 +23,7 @@ from unloc.examples.steps import at_distinct_times, nearest_index, token_spans
 from unloc.files import file_sha256
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
-from unloc.inference.predict import OnProgress, predict_split
+from unloc.inference.predict import predict_split
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import SUBMITTED_SPLITS

@@ -1,7 +1,7 @@
 """Predictions of a model: of frames with their times and texts without a manifest, and of all videos of a manifest."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
+from unloc.cache import OnProgress
 from unloc.config import DecodeConfig, Recipe
 from unloc.errors import DivergedError
 from unloc.evaluation.evaluator import Predictions
@@ -26,8 +27,6 @@ from unloc.predictions.records import FramePrediction, MomentPrediction, detecti
 from unloc.tasks import task_named
 
 QUERY_BATCH, VIDEO_BATCH, TEXT_BATCH, FRAME_BATCH = 16, 4, 64, 64
-OnProgress = Callable[[int, int], None]
-"""Called with examples done and all examples."""
 
 
 @torch.inference_mode()

@@ -12,10 +12,7 @@ from unloc.ops.conv import conv3
 
 
 class ConvBlocks(nn.Module):
-    """n × [norm → convolution of width 3 → ReLU] → linear. Zero padding at both ends; the last linear has no norm.
-
-    Without convolutions it is the official AS head.
-    """
+    """n × [norm → convolution of width 3 → ReLU] → linear, padded with zeros; n = 0 is the official AS head."""
 
     def __init__(self, width: int, num_convs: int, num_outputs: int, bias: float) -> None:
         super().__init__()

@@ -43,9 +43,7 @@ class TowerChoice:
     num_layers: int = 1  # the last so many layers, each after the last norm, concatenated, the last layer last
     texts_projected: bool = True  # text tokens behind CLIP's own projection
     tower_dtype: str = "float32"  # of the image tower: float32, bfloat16, or auto (`resolved`); texts are float32
-    batch: int | None = None
-    """Frames of one forward pass, always: the last one is padded, so that a token does not depend on its neighbours.
-    None: as many as suit the device."""
+    batch: int | None = None  # frames of each forward pass, the last one padded; None: as many as suit the device
 
     def __post_init__(self) -> None:
         if self.frame_token not in ("cls", "gap"):
@@ -272,7 +270,7 @@ class Tower(nn.Module):
         self.image = ImageTower(clip.visual, choice).to(self.dtype)
         self.text = TextTower(clip, clip.context_length, projected=choice.texts_projected)
         self.eval().requires_grad_(False)
-        self.fingerprint = {
+        self.fingerprint = {  # what identifies the tower; another batch may change the last bit of a token on a GPU
             "name": choice.tower,
             "pretrained": pretrained,
             "weights_sha256": digest,
@@ -288,7 +286,6 @@ class Tower(nn.Module):
             "texts_projected": choice.texts_projected,
             "batch": choice.batch,
         }
-        """What identifies the tower; another `batch` may change the last bit of a token on a GPU."""
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:

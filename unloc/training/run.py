@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unloc.annotations.schema import Manifest, cached_durations, load_manifest, manifest_rows, restricted
+from unloc.cache import OnProgress
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
@@ -21,7 +22,7 @@ from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
 from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
-from unloc.inference.predict import EncodedInputs, OnProgress, predict_split
+from unloc.inference.predict import EncodedInputs, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.model.build import EndToEnd
 from unloc.recipes import dump_recipe

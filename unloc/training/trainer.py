@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from unloc.cache import OnProgress
 from unloc.errors import ConfigError, DivergedError, LoaderError, StoppedError, one_line
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
@@ -29,9 +30,8 @@ from unloc.inference.load import CheckpointInfo
 from unloc.model.build import EndToEnd
 from unloc.model.unloc import Outputs, UnLoc
 from unloc.tasks import task_named
-from unloc.training.curves import draw_curves
 from unloc.training.distributed import average, from_main, process_count, process_rank
-from unloc.training.folder import WriteMetrics, load_state, metrics_log, save_checkpoint
+from unloc.training.folder import WriteMetrics, draw_curves, load_state, metrics_log, save_checkpoint
 from unloc.training.objective import part_losses, split_batch
 from unloc.training.optim import build_optimizer, lr_factor
 from unloc.training.replay import replay
@@ -45,8 +45,8 @@ COMPILED_FROM = 1000  # steps of a run for which compiling pays
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
-Validate = Callable[[nn.Module, Callable[[int, int], None]], dict[str, float]]
-"""Metrics of a model, given also what to call now and then with how much is done, which may end the validation."""
+Validate = Callable[[nn.Module, OnProgress], dict[str, float]]
+"""Metrics of a model, which may be left in evaluation mode; what is told how much is done may stop the validation."""
 
 
 def compile_core(model: UnLoc | EndToEnd) -> None:
@@ -70,10 +70,7 @@ def compile_core(model: UnLoc | EndToEnd) -> None:
 
 
 class Trainer:
-    """Model and optimizer of one run; `fit` does the steps, of this process or of those that train together.
-
-    `validate` may leave its model in evaluation mode; None: the last checkpoint is best.
-    """
+    """Model and optimizer of one run; `fit` does the steps. Without `validate` the last checkpoint is best."""
 
     def __init__(
         self,
