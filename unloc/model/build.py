@@ -82,12 +82,7 @@ def build_model(
     towers, config, data = recipe.towers, recipe.model, recipe.data
     image = text = None
     if clip is not None:
-        choice = TowerChoice(
-            tower=towers.name,
-            frame_token=towers.frame_token,
-            projected=not config.project_frames,
-            texts_projected=not config.project_texts,
-        )
+        choice = tower_choice(recipe)
         projections = clip_projections(clip, choice)
         if towers.text_name != "clip":
             projections.pop("texts", None)
@@ -116,6 +111,12 @@ def build_model(
         return core
     core.start_projections(projections)
     return EndToEnd(core, image, text)
+
+
+def tower_choice(recipe: Recipe) -> TowerChoice:
+    """The tower that a recipe names, and the tokens that the core takes from it."""
+    projected = {"projected": not recipe.model.project_frames, "texts_projected": not recipe.model.project_texts}
+    return TowerChoice(tower=recipe.towers.name, frame_token=recipe.towers.frame_token, **projected)
 
 
 def counted_parameters(recipe: Recipe) -> dict[str, int]:

@@ -21,8 +21,9 @@ from unloc.examples.augment import ClipTransform, directed_videos
 from unloc.examples.frame_source import FrameShards, VideoFiles
 from unloc.examples.sources import CachedTokens, Source, Tokenize
 from unloc.inference.run_tower import text_clip_of_run
+from unloc.model.build import tower_choice
 from unloc.model.clip import pretrained_clip
-from unloc.model.towers import Tower, TowerChoice, clip_ids, weights_sha256
+from unloc.model.towers import Tower, clip_ids, weights_sha256
 from unloc.video.frame_shards import FrameSpec
 from unloc.video.locate import index_videos
 from unloc.video.preprocess import PreprocessSpec
@@ -60,9 +61,8 @@ def frame_inputs(recipe: Recipe, folder: Path, manifest: Manifest, *, packed: bo
     Raises ConfigError where the recipe takes tokens from a cache, or other frames; TowerError as `pretrained_clip`;
     VideoError where the first video file does not decode.
     """
-    towers, data, model = recipe.towers, recipe.data, recipe.model
-    option = "--frames" if packed else "--videos"
-    live = ("image",) if model.fusion == "none" else ("image", "text")
+    towers, data, option = recipe.towers, recipe.data, "--frames" if packed else "--videos"
+    live = ("image",) if recipe.model.fusion == "none" else ("image", "text")
     for key in live:
         if getattr(towers, key) == "cached":
             raise ConfigError(f"towers.{key}: cached, but {option} gives no tokens; set it to finetune or frozen")
@@ -70,9 +70,7 @@ def frame_inputs(recipe: Recipe, folder: Path, manifest: Manifest, *, packed: bo
         raise ConfigError(f"towers.name: {option} needs a plain CLIP of open_clip, such as ViT-B-16, or toy")
     with torch.random.fork_rng(devices=[]):  # the weights above the towers do not depend on how they are made
         clip, pretrained, like = pretrained_clip(towers.name, towers.pretrained or None, None)
-    projected = {"projected": not model.project_frames, "texts_projected": not model.project_texts}
-    choice = TowerChoice(tower=towers.name, frame_token=towers.frame_token, **projected)
-    tower = Tower(copy.deepcopy(clip), choice, pretrained=pretrained, like=like)
+    tower = Tower(copy.deepcopy(clip), tower_choice(recipe), pretrained=pretrained, like=like)
     spec = PreprocessSpec(**tower.image_config)
     transform = ClipTransform(spec, recipe.augment, directed_videos(manifest))
     sampling, note, differing = {"num_frames": data.num_frames, "fps": data.fps}, None, []
@@ -87,9 +85,8 @@ def frame_inputs(recipe: Recipe, folder: Path, manifest: Manifest, *, packed: bo
         if any_frames:
             raise ConfigError("data.num_frames: --videos needs it, or data.fps; set data.num_frames=128 for example")
         files, _ = index_videos(folder).locate(manifest.videos)
-        source = VideoFiles(
-            folder, files, FrameSpec(sampling=FrameSampling(**sampling)), tokenizer(recipe, clip), transform
-        )
+        frames = FrameSpec(sampling=FrameSampling(**sampling))
+        source = VideoFiles(folder, files, frames, tokenizer(recipe, clip), transform)
         note = source.cost()
     if towers.frame_embeddings and sampling["num_frames"] != data.num_steps:
         differing.append(f"towers.frame_embeddings: true needs {data.num_steps} frames (data.num_steps)")

@@ -307,14 +307,11 @@ def start_from(trainer: Trainer, init: Path) -> None:
         other[key] = torch.cat([other[key][: len(own[key])], own[key][len(other[key]) :]])
     start = tuple(f"{tower}_tower." for tower in live - before)  # as they were when the other run's tokens were made
     other |= {key: value for key, value in own.items() if key.startswith(start)}
-    shapes = [
-        {key: "x".join(map(str, value.shape)) or "scalar" for key, value in part.items()} for part in (own, other)
-    ]
     without_text = trainer.recipe.model.fusion == "none"
     is_other = without_text and loaded.info.classes != trainer.info.classes  # the outputs are the classes
     taken, unfit = {}, []
     for key in own | other:
-        one, two = (part.get(key, "none") for part in shapes)
+        one, two = ("x".join(map(str, part[key].shape)) or "scalar" if key in part else "none" for part in (own, other))
         if one == two and not (is_other and "_head." in key and ".linear." in key):
             taken[key] = other[key]
         else:

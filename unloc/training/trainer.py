@@ -120,11 +120,7 @@ class Trainer:
         return True
 
     def fit(
-        self,
-        on_step: OnStep = lambda step, total, values: None,
-        *,
-        wandb: str | None = None,
-        stop: "StopSignal | None" = None,
+        self, on_step: OnStep = lambda *step: None, *, wandb: str | None = None, stop: "StopSignal | None" = None
     ) -> dict[str, float]:
         """Train to the end; returns the last validation metrics (none without a validation split).
 
