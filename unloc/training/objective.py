@@ -85,7 +85,7 @@ def labelled_part(batch: Batch, texts: Texts, recipe: Recipe) -> Part:
             normalizer = weights.sum()
         else:  # officially the frame mask of the video that a caption comes from goes with every video
             owners, is_caption = point_mask(texts.owner_mask, num_levels), texts.mask.any(dim=1)
-            owner = torch.arange(num_texts, device=is_caption.device) * len(owners) // num_texts  # as many each
+            owner = torch.arange(num_texts, device=is_caption.device) * len(owners) // num_texts  # each has as many
             weights = (owners[owner] & is_caption[:, None])[None]
             normalizer = weights.sum() * len(batch.frames)
         relevance, displacements = targets.relevance, targets.displacements
