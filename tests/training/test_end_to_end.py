@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import render_video
-from tests.training.test_trainer import assert_same_runs
+from tests.training.test_trainer import Killed, assert_same_runs, at_step, kill
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.errors import ConfigError, CoverageError, InputError, MissingError
 from unloc.inference.load import load_model
@@ -105,12 +105,8 @@ def test_only_the_last_blocks_train_where_the_recipe_says_so(world, trained, tmp
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(world, trained, tmp_path):
-    def stop(step, total, values):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fitted(world, tmp_path / "run", on_step=stop)
+    with pytest.raises(Killed):
+        fitted(world, tmp_path / "run", on_step=at_step(3, kill))
     fitted(world, tmp_path / "run", resume=True)
     assert_same_runs(trained, tmp_path / "run")
 
@@ -124,13 +120,9 @@ def test_video_files_train_without_packing_and_say_what_it_costs(world, trained,
     direct, packed = load_model(tmp_path / "run").info, load_model(trained).info
     assert direct.fingerprint == packed.fingerprint and direct.live_towers == packed.live_towers
 
-    def stop(step, total, values):
-        if step == 3:
-            raise KeyboardInterrupt
-
     options = {"kind": "videos"}
-    with pytest.raises(KeyboardInterrupt):
-        fitted(world, tmp_path / "resumed", "data.num_frames=12", on_step=stop, **options)
+    with pytest.raises(Killed):
+        fitted(world, tmp_path / "resumed", "data.num_frames=12", on_step=at_step(3, kill), **options)
     fitted(world, tmp_path / "resumed", "data.num_frames=12", resume=True, **options)
     assert_same_runs(tmp_path / "run", tmp_path / "resumed")
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.model.test_compile import Recorder
 from tests.training.small import small_example
 from tests.training.test_trainer import Killed, at_step, kill, metrics_of, recipe_for, weights_of
 from unloc.errors import ConfigError, DivergedError
@@ -86,16 +86,6 @@ def test_parts_add_up_to_the_losses_gradients_and_positives_of_the_whole_batch(c
 def test_more_parts_than_videos_are_refused():
     with pytest.raises(ConfigError, match=r"train\.accumulate: 5 parts of a batch of 4"):
         recipe_for("mr", "train.batch_size=4", "train.accumulate=5")
-
-
-class Recorder(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("case", CASES)

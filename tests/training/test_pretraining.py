@@ -13,7 +13,7 @@ import torch
 from tests.conftest import render_video
 from tests.training.small import small_example
 from tests.training.test_end_to_end import moved, weights
-from tests.training.test_trainer import assert_same_runs, recipe_for
+from tests.training.test_trainer import Killed, assert_same_runs, at_step, kill, recipe_for
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest, load_manifest, save_manifest
 from unloc.errors import ConfigError, InputError
 from unloc.examples.batches import collate
@@ -156,12 +156,8 @@ def test_the_command_trains_the_image_tower_and_the_fusion_and_leaves_the_text_t
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(clips, trained, tmp_path):
-    def stop(step, total, values):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pretrained(clips, tmp_path / "run", on_step=stop)
+    with pytest.raises(Killed):
+        pretrained(clips, tmp_path / "run", on_step=at_step(3, kill))
     pretrained(clips, tmp_path / "run", resume=True)
     assert_same_runs(trained, tmp_path / "run")
 

@@ -8,6 +8,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from unloc.config import Recipe
+from unloc.errors import ConfigError, one_line
 from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.towers import ImageTower, T5TextTower, TextTower, TowerChoice, clip_projections, t5_text_tower
 from unloc.model.unloc import Outputs, UnLoc, parameter_counts
@@ -117,6 +118,26 @@ def tower_choice(recipe: Recipe) -> TowerChoice:
     """The tower that a recipe names, and the tokens that the core takes from it."""
     projected = {"projected": not recipe.model.project_frames, "texts_projected": not recipe.model.project_texts}
     return TowerChoice(tower=recipe.towers.name, frame_token=recipe.towers.frame_token, **projected)
+
+
+def compile_core(model: UnLoc | EndToEnd) -> None:
+    """Let fusion, pyramid and heads run through torch.compile, in place: weights keep their names.
+
+    Texts of any number of tokens are one graph. The first step raises ConfigError where nothing can be compiled.
+    """
+    core = model.core if isinstance(model, EndToEnd) else model
+    compiled = torch.compile(core.forward)
+
+    def forward(*tokens_and_masks: Tensor | None, pairing: str = "all") -> Outputs:
+        for texts in tokens_and_masks[2:]:
+            if texts is not None:
+                torch._dynamo.maybe_mark_dynamic(texts, 1)
+        try:
+            return compiled(*tokens_and_masks, pairing=pairing)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ConfigError(f"train.compile: failed here ({one_line(error)}); set train.compile=off") from error
+
+    core.forward = forward
 
 
 def counted_parameters(recipe: Recipe) -> dict[str, int]:

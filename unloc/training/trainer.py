@@ -22,13 +22,12 @@ import torch
 from torch import nn
 
 from unloc.cache import OnProgress
-from unloc.errors import ConfigError, DivergedError, LoaderError, StoppedError, one_line
+from unloc.errors import DivergedError, LoaderError, StoppedError, one_line
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo
-from unloc.model.build import EndToEnd
-from unloc.model.unloc import Outputs, UnLoc
+from unloc.model.build import compile_core
 from unloc.tasks import task_named
 from unloc.training.distributed import average, from_main, process_count, process_rank
 from unloc.training.folder import WriteMetrics, draw_curves, load_state, metrics_log, save_checkpoint
@@ -47,26 +46,6 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
 Validate = Callable[[nn.Module, OnProgress], dict[str, float]]
 """Metrics of a model, which may be left in evaluation mode; what is told how much is done may stop the validation."""
-
-
-def compile_core(model: UnLoc | EndToEnd) -> None:
-    """Let fusion, pyramid and heads run through torch.compile, in place: weights keep their names.
-
-    Texts of any number of tokens are one graph. The first step raises ConfigError where nothing can be compiled.
-    """
-    core = model.core if isinstance(model, EndToEnd) else model
-    compiled = torch.compile(core.forward)
-
-    def forward(*tokens_and_masks: torch.Tensor | None, pairing: str = "all") -> Outputs:
-        for texts in tokens_and_masks[2:]:
-            if texts is not None:
-                torch._dynamo.maybe_mark_dynamic(texts, 1)
-        try:
-            return compiled(*tokens_and_masks, pairing=pairing)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise ConfigError(f"train.compile: failed here ({one_line(error)}); set train.compile=off") from error
-
-    core.forward = forward
 
 
 class Trainer:

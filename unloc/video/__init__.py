@@ -2,5 +2,5 @@
 
 from collections.abc import Callable
 
-OnProgress = Callable[[], None]
+Heartbeat = Callable[[], None]
 """Called repeatedly while a file is read, so that a long reading can be told from one that hangs."""

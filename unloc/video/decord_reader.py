@@ -11,7 +11,7 @@ import decord
 import numpy as np
 
 from unloc.errors import VideoError, one_line
-from unloc.video import OnProgress
+from unloc.video import Heartbeat
 from unloc.video.facts import VideoFacts, open_stream
 from unloc.video.pyav_reader import TIME_TOLERANCE, PyAVReader, ShownFrame, display_matrix, shown_at
 
@@ -29,7 +29,7 @@ class DecordReader(PyAVReader):
 
     name = "decord"
 
-    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = lambda: None) -> None:
+    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: Heartbeat = lambda: None) -> None:
         """Raises VideoError (reason `unsound`) where decord's frames could be wrong ones."""
         super().__init__(facts, allow_partial, on_progress)
         if reason := unsound_by_facts(facts) or self._unsound_by_frames() or self._unsound_by_stamps():

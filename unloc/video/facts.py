@@ -18,7 +18,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from unloc.errors import VideoError, one_line
-from unloc.video import OnProgress
+from unloc.video import Heartbeat
 from unloc.video.mpeg4 import Mpeg4Packets
 
 av.logging.set_level(None)  # ffmpeg's own messages would break the progress bar; errors carry what matters
@@ -141,7 +141,7 @@ def is_damaged(packet: av.Packet) -> bool:
     return packet.is_corrupt or (has_zeros and len(data) >= 2 * len(ZERO_RUN))
 
 
-def scan(path: Path, on_progress: OnProgress = lambda: None) -> VideoFacts:
+def scan(path: Path, on_progress: Heartbeat = lambda: None) -> VideoFacts:
     """Read all packets once, decode none. Raises VideoError with a reason where there is nothing to decode."""
     with open_stream(path) as (container, stream, clock_start):
         context, name = stream.codec_context, container.format.name

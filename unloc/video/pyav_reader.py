@@ -17,7 +17,7 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from unloc.errors import VideoError
-from unloc.video import OnProgress
+from unloc.video import Heartbeat
 from unloc.video.facts import LOST_SHARE_ALLOWED, VideoFacts, open_stream, packets_of
 
 TIME_TOLERANCE = 1e-4  # seconds; a frame that begins at the wanted time must not be missed by rounding to milliseconds
@@ -53,7 +53,7 @@ class PyAVReader:
 
     name = "pyav"
 
-    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: OnProgress = lambda: None) -> None:
+    def __init__(self, facts: VideoFacts, allow_partial: bool = False, on_progress: Heartbeat = lambda: None) -> None:
         """Raises VideoError for a file that was cut off or has a large hole, unless allow_partial."""
         self.facts, self.allow_partial, self.on_progress = facts, allow_partial, on_progress
         self.decoded_seconds: list[float] = []  # of all frames; empty where only parts had to be decoded

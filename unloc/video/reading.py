@@ -13,7 +13,7 @@ import torch
 
 from unloc.errors import InputError, VideoError
 from unloc.files import file_identity
-from unloc.video import OnProgress
+from unloc.video import Heartbeat
 from unloc.video.decord_reader import DecordReader, unsound_by_facts
 from unloc.video.facts import scan
 from unloc.video.preprocess import CENTRE, VIEW_NAME, PreprocessSpec, make_views
@@ -27,7 +27,7 @@ CHANGED = "changed"  # reason of a video whose file was replaced or rewritten wh
 
 
 def open_video(
-    path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: OnProgress = lambda: None
+    path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: Heartbeat = lambda: None
 ) -> PyAVReader:
     """A reader of the file; `auto` is PyAV: exact and faster (benchmarks/decoding.py). Raises VideoError."""
     if decoder not in READERS:
@@ -88,7 +88,7 @@ class VideoReading:
     """One file, read once: `frames`, and after the last of them `row`."""
 
     def __init__(
-        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: OnProgress = lambda: None
+        self, path: Path, spec: ReadSpec, source: VideoFile | None = None, on_progress: Heartbeat = lambda: None
     ) -> None:
         """Opens the file, a copy of `source` where that is not local. Raises VideoError with a reason."""
         started = time.perf_counter()

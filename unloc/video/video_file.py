@@ -15,7 +15,7 @@ from fsspec.callbacks import Callback
 
 from unloc.cache.object_store import ObjectStore
 from unloc.errors import CacheError, VideoError
-from unloc.video import OnProgress
+from unloc.video import Heartbeat
 
 BLOCK = 1 << 20
 CHANGED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
@@ -54,7 +54,7 @@ class TarMember(_StoredFile):
 
     offset: int  # where its bytes begin
 
-    def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
+    def fetch(self, copy: BinaryIO, on_progress: Heartbeat) -> None:
         """Write it into an open file. Raises VideoError (truncated) where the tar file ends within it."""
         with Path(self.parent).open("rb") as source:
             source.seek(self.offset)
@@ -89,7 +89,7 @@ class RemoteVideo(_StoredFile):
         with self._errors():
             return RemoteVideo.at(self.parent, self.path)
 
-    def fetch(self, copy: BinaryIO, on_progress: OnProgress) -> None:
+    def fetch(self, copy: BinaryIO, on_progress: Heartbeat) -> None:
         """Write it into an open file. Raises as `current`; a failed download is tried again."""
         with self._errors():
             callback = Callback(hooks={"progress": lambda *_, **__: on_progress()})
@@ -109,7 +109,7 @@ VideoFile = Path | TarMember | RemoteVideo
 
 
 @contextmanager
-def on_disk(file: VideoFile, on_progress: OnProgress = lambda: None) -> Iterator[Path]:
+def on_disk(file: VideoFile, on_progress: Heartbeat = lambda: None) -> Iterator[Path]:
     """The file's path, or that of an unnamed copy, which errors call by the file's name. Raises as `fetch` does."""
     if isinstance(file, Path):
         yield file
@@ -134,7 +134,7 @@ def file_version(file: VideoFile) -> Hashable | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def file_hash(file: VideoFile, on_progress: OnProgress = lambda: None) -> str:
+def file_hash(file: VideoFile, on_progress: Heartbeat = lambda: None) -> str:
     """sha256 of the file's content. Raises as `on_disk`."""
     digest = hashlib.sha256()
     with on_disk(file, on_progress) as path, path.open("rb") as handle:
