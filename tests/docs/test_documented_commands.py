@@ -24,9 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
 PAGES += ["docker/README.md", "manifests/recipes/README.md"]
 # The sizes of the paper take hours on two cores.
-TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=0.2"
+TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=1"
 STAND_INS = {
-    "--videos 20 --seed 0": "--videos 2 --seed 0",
     "--tower ViT-B-16 --pretrained openai": "--tower toy",  # no weights can be fetched here
     "fit charades_b": "fit charades_b towers.name=toy data.num_frames=null",
     "towers.frame_chunk=32": "towers.frame_chunk=32 data.num_steps=8",
@@ -131,6 +130,15 @@ def write_class_split(manifest, folder):
         path.write_text("".join(f"{label}\n" for label in sorted(labels)))
 
 
+def write_null_queries(folder):
+    """Labels and predictions of generalized moment retrieval, of which one query is null."""
+    truth = [{"qid": n, "vid": f"v{n}", "query": "a goal", "duration": 60} for n in range(3)]
+    truth = [row | {"relevant_windows": [[10, 18]] if row["qid"] else []} for row in truth]
+    found = [{"qid": n, "pred_relevant_windows": [[10, 17, 0.8]], "pred_exist_score": n / 2} for n in range(3)]
+    for name, rows in (("soccer_gmr_test", truth), ("gmr_predictions", found)):
+        Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with every file that the pages and the help texts name, made by the command line itself."""
@@ -144,7 +152,7 @@ def world(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run("data synth world --videos 6 --seed 5")
+        run("data synth world --videos 12 --seed 5")
         official = Path("world/annotations")
         for path in [official / "activitynet.json", *official.glob("charades_sta/*"), *official.glob("qvhighlights/*")]:
             shutil.copy(path, path.name)
@@ -178,6 +186,8 @@ def world(tmp_path_factory):
         baseline = "eval --baseline --task tal --cache token_cache --split validation"
         run(f"{baseline} --manifest activitynet.jsonl --export anet.json")
         shutil.copy("anet.json", "predictions.json")
+        run("data export csv anet.jsonl --out labels.csv")
+        write_null_queries(folder)
         run("data zero-shot activitynet.jsonl --lists train_50_test_50/ActivityNet --split validation --out splits")
         run("extract splits/split_0/nonsense.jsonl --videos videos --cache token_cache --fps 4 --workers 0")
         run(f"{baseline} --manifest splits/split_0/nonsense.jsonl --export nonsense.json")
@@ -204,13 +214,6 @@ def stood_in(line):
     return line
 
 
-def further(words):
-    """What a command is given on top: a small model, no Ray."""
-    if words[1] in ("fit", "pretrain") and "--print-config" not in words:
-        return TINY.split()
-    return ["--workers", "0"] if words[1] == "extract" and "--workers" not in words else []
-
-
 @pytest.fixture
 def bucket(here):
     """The current folder at a URL, which stands in for a bucket."""
@@ -234,7 +237,9 @@ def test_every_block_of_the_page_runs(page, here, bucket, unloc):
             exec(compile(stood_in(text), f"{page}:{line}", "exec"), {})
         for words in command_lines(stood_in(text).replace("s3://bucket", bucket)) if language == "bash" else ():
             if words[0] == "unloc":
-                code, _, errors = unloc(*words[1:], *further(words))
+                more = TINY.split() if words[1] in ("fit", "pretrain") and "--print-config" not in words else ()
+                more = ("--workers", "0") if words[1] == "extract" and "--workers" not in words else more
+                code, _, errors = unloc(*words[1:], *more)
                 assert code == 0, f"{page}:{line}: {shlex.join(words)}\n{errors}"
 
 
@@ -242,9 +247,9 @@ def test_every_block_of_the_page_runs(page, here, bucket, unloc):
 def test_the_example_of_every_help_text_runs(command, examples, here, unloc):
     assert examples, f"{' '.join(command)} --help has no example"
     for example in examples:
-        words = shlex.split(stood_in(example))
+        words = shlex.split(example)
         assert tuple(words[: len(command)]) == command
-        code, _, errors = unloc(*words[1:], *further(words))
+        code, _, errors = unloc(*words[1:])
         assert code == 0, f"{example}\n{errors}"
 
 

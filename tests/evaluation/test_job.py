@@ -32,7 +32,7 @@ def test_a_file_is_evaluated_from_python_as_by_the_command(unloc, folder):  # no
 def test_predictions_are_aligned_with_the_queries_once(folder, monkeypatch):  # noqa: F811
     calls = []
     align = evaluator.align
-    monkeypatch.setattr(evaluator, "align", lambda *given: calls.append(given) or align(*given))
+    monkeypatch.setitem(evaluator.ALIGN, "hd", lambda *given: calls.append(given) or align(*given))
     manifest, predictions = (
         load_manifest(folder / "mr.jsonl"),
         read_predictions(folder / "mr.json", "mr").predictions[:1],

@@ -276,7 +276,8 @@ class _Pass:
                 dropped = True
                 if is_query:
                     self.add("query without a window left", line, message)
-            identities = {"duplicate qid": (key[1], row["qid"])} if is_query else {}
+            # NA-VMR: a null query has the qid of the query with its sentence in another video.
+            identities = {"duplicate qid": (key[1], row["qid"], not segments)} if is_query else {}
             identities["duplicate row"] = (*key, row["text"] if is_query else name, *map(tuple, windows))
             for kind, identity in identities.items():
                 if identity in seen:

@@ -102,9 +102,9 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def read_csv(path: Path, delimiter: str = ",") -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """The columns of a csv, and (place, row) of its lines. Raises ManifestError where it is not csv."""
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    reader = csv.DictReader(io.StringIO(read_text(path)), delimiter=delimiter)
     try:
         rows = [(f"{path}:{reader.line_num}", row) for row in reader]
         return list(reader.fieldnames or ()), rows

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-FORMATS = "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14, timelens or kinetics."
+FORMATS = (
+    "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14, timelens, gmr, na-vmr or kinetics; "
+    "own data: csv, json, folder, mstcn, labelstudio or fiftyone."
+)
 BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with bad rows: keep, repair or drop.")]
 
 
@@ -50,26 +53,36 @@ def synth(
 def convert(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="FORMAT", help=FORMATS)],
-    annotations: Annotated[list[Path], typer.Option("--annotations", help="Official files or folders, one or more.")],
+    annotations: Annotated[list[Path], typer.Option("--annotations", help="Files or folders, one or more.")],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write.")],
     split: Annotated[str | None, typer.Option("--split", help="Keep or name this split.")] = None,
     bad_rows: BadRows = "keep",
     without: Annotated[list[Path] | None, typer.Option("--without", help="List of videos to leave out.")] = None,
     only: Annotated[list[Path] | None, typer.Option("--only", help="List of the only videos to keep.")] = None,
     changes: Annotated[Path | None, typer.Option("--changes", help="File for every change, with its place.")] = None,
+    videos: Annotated[Path | None, typer.Option("--videos", help="Folder to measure unknown durations from.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.01, help="Frame rate of labels that count frames.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of splits made where own data states none.")] = 0,
 ) -> None:
-    """Convert official annotations into a manifest.
+    """Convert official annotations, or own data, into a manifest.
+
+    Example: unloc data convert csv --annotations labels.csv --videos data/videos --out own.jsonl
 
     Example: unloc data convert charades-sta --annotations charades_sta_test.txt Charades_v1_test.csv --out test.jsonl
     """
     from unloc.annotations.check import add_actions, check_manifest, counted_findings
     from unloc.annotations.converters import convert as convert_files
+    from unloc.annotations.own import Media
     from unloc.annotations.reading import Problems
     from unloc.annotations.schema import apply_lists, load_manifest, save_manifest
+    from unloc.cli.progress import progress
 
     paths, problems = [*annotations, *map(Path, context.args)], Problems()
     _refuse_overwriting(paths, out, changes)
-    manifest = apply_lists(convert_files(name, paths, split, problems), without or [], only or [], problems)
+    with progress("measuring", "videos") as on_progress:
+        media = Media(videos=videos, fps=fps, seed=seed)
+        manifest = convert_files(name, paths, split, problems, media, on_progress)
+    manifest = apply_lists(manifest, without or [], only or [], problems)
     manifest, found = check_manifest(manifest, bad_rows)
     add_actions(found, problems)
     save_manifest(manifest, out)
@@ -80,6 +93,37 @@ def convert(
     for line in [*problems.lines(), *counted_findings(left, out).lines()]:
         typer.echo(f"  {line}")
     typer.echo(f"wrote {out}; bad rows: {bad_rows}")
+
+
+@data_app.command()
+def export(
+    tool: Annotated[str, typer.Argument(metavar="FORMAT", help="csv, srt, vtt, labelstudio or fiftyone.")],
+    source: Annotated[Path, typer.Argument(help="File of predictions, or a manifest: its annotations.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File or folder to write.")],
+    videos: Annotated[Path | None, typer.Option("--videos", help="Folder of the videos: names, frame rates.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.01, help="Frame rate of all videos.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split of a manifest.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Best predictions of a query, or of all labels of a video.")] = 5,
+    min_score: Annotated[float, typer.Option(help="Least score of a prediction.")] = -float("inf"),
+) -> None:
+    """Write predictions or annotations as subtitles, chapters or csv, or for Label Studio or FiftyOne to correct them.
+
+    `unloc data convert labelstudio` and `fiftyone` read what was corrected there.
+
+    Example: unloc data export labelstudio predictions.json --videos data/videos --out for_label_studio
+    """
+    from unloc.annotations.own import Media
+    from unloc.annotations.schema import load_manifest
+    from unloc.predictions.exporting import best_spans, export_spans, spans_of
+    from unloc.predictions.reading import is_manifest, read_predictions
+
+    found = load_manifest(source).select(split) if is_manifest(source) else read_predictions(source, None).predictions
+    media, spans = Media(videos=videos, fps=fps), best_spans(spans_of(found), top, min_score)
+    for path in export_spans(tool, spans, out, media):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"{len(spans)} segments of {spans['video'].nunique()} videos")
+    for line in media.problems.lines():
+        typer.echo(f"  {line}")
 
 
 @data_app.command()

@@ -26,6 +26,7 @@ def evaluate_command(
     floors_only: Annotated[bool, Option("--floors-only", help="Score blind constants only.")] = False,
     task: Annotated[str | None, Option(help="mr, tal, as, hd or cls (with --predictions).")] = None,
     protocol: Annotated[str | None, Option(help="Official variant of the metric.")] = None,
+    rejection: Annotated[bool, Option("--rejection", help="Score null queries too: not in this video.")] = False,
     strict: Annotated[bool, Option("--strict", help="Refuse to score bad predictions.")] = False,
     intervals: Annotated[bool, Option("--intervals", help="95 % bootstrap intervals over videos.")] = False,
     seed: Annotated[int, Option(min=0, help="Seed of the intervals' draws.")] = 0,
@@ -38,12 +39,15 @@ def evaluate_command(
     vocabulary: Annotated[list[Path] | None, Option(help="Names the tower was pretrained on (--zero-shot).")] = None,
     control: Annotated[Path | None, Option(help="Predictions for nonsense class names (with --zero-shot).")] = None,
     out: Annotated[Path | None, Option(help="Folder (or metrics.json) to write.")] = None,
+    csv: Annotated[Path | None, Option(help="Write the table of metrics as csv.")] = None,
+    latex: Annotated[Path | None, Option(help="Write the table of metrics as LaTeX (booktabs).")] = None,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
 ) -> None:
     """Metrics of a split in metrics.json and as a table, next to what blind constants score.
 
     Example: unloc eval --predictions predictions.json --manifest anet.jsonl --task tal --split validation --intervals
     """
+    task = task or ("mr" if rejection else None)
     given = {name: value for name, value in locals().items() if value is not None}
     _check_options({name for name, value in given.items() if value}, task)
     from unloc.evaluation.job import Evaluation, evaluate_file, evaluate_floors
@@ -77,6 +81,9 @@ def _check_options(given: set[str], task: str | None) -> None:
         ),
         "--task is needed without RUN: mr, tal, as, hd, cls": task is None and source & {"predictions", "floors_only"},
         "--zero-shot scores --predictions of --task tal": is_zero_shot and (source != {"predictions"} or task != "tal"),
+        "--rejection goes without --analyse and --zero-shot": (
+            "rejection" in given and (is_zero_shot or "analyse" in given)
+        ),
         "--vocabulary and --control belong to --zero-shot": given & {"vocabulary", "control"} and not is_zero_shot,
     }
     for message, is_made in mistakes.items():

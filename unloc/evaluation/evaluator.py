@@ -12,19 +12,32 @@ from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.classification import LabelScores
 from unloc.evaluation.detection import DetectionScores
-from unloc.evaluation.floors import annotated_segments, detection_floors, frame_floors, label_floors, moment_floors
+from unloc.evaluation.floors import (
+    annotated_segments,
+    detection_floors,
+    frame_floors,
+    label_floors,
+    moment_floors,
+    rejection_floors,
+)
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
+from unloc.evaluation.rejection import answers_of, rejection_scores
 from unloc.evaluation.retrieval import QueryScores, align, is_answered, official_report, query_scores, tie_spans
 from unloc.evaluation.screening import Predictions, other_unit
 from unloc.evaluation.segmentation import FrameScores, frame_scores
 
 logger = logging.getLogger(__name__)
 Scores = DetectionScores | FrameScores | LabelScores | QueryScores
-QUERY_TASKS = ("mr", "hd")
+ALIGN = {"mr": align, "hd": align, "rejection": answers_of}
+QUERY_TASKS = tuple(ALIGN)
+"""Tasks of queries, and how predictions are put in the order of the manifest. `rejection` is mr with null queries."""
 SCORES = {"tal": DetectionScores, "as": frame_scores, "cls": LabelScores, "mr": query_scores}
+SCORES["rejection"] = rejection_scores
 SCORES["hd"] = partial(query_scores, rated=True)
-"""What all metrics and intervals of a task are computed from, by predictions (of mr and hd: `align`), the selected
+"""What all metrics and intervals of a task are computed from, by predictions (of queries: `ALIGN`), the selected
 manifest and the protocol."""
+FLOORS = {"tal": detection_floors, "cls": label_floors, "mr": moment_floors, "hd": moment_floors}
+FLOORS["rejection"] = rejection_floors
 MOST_OUTSIDE = 0.1  # share of segments; official files have a few of videos that were cut since
 
 
@@ -40,7 +53,8 @@ def has_annotations(task: str, selected: Manifest) -> bool:
     """Whether the split has annotations to score the task with."""
     if task == "hd":
         return is_rated(selected)
-    return bool(annotated_queries(task, selected.queries).any()) if task == "mr" else len(selected.instances) > 0
+    is_query = task in QUERY_TASKS
+    return bool(annotated_queries(task, selected.queries).any()) if is_query else len(selected.instances) > 0
 
 
 def require_annotations(
@@ -48,13 +62,13 @@ def require_annotations(
 ) -> None:
     """Raise InputError if the split has no annotations for the task (hidden, or of another one), or not in seconds."""
     if not has_annotations(task, selected):
-        named = {"mr": "queries with segments", "hd": "queries with ratings", "cls": "labels"}
+        named = dict.fromkeys(QUERY_TASKS, "queries with segments") | {"hd": "queries with ratings", "cls": "labels"}
         wanted = named.get(task, "labelled segments")
         raise InputError(
             f"split {split!r} of manifest {selected.name!r} has no {wanted} for {task}; the manifest has annotations "
             f"for {', '.join(selected.tasks)}; are the annotations of this split hidden? {way_out}"
         )
-    num_hidden = int((~annotated_queries(task, selected.queries)).sum()) if task in QUERY_TASKS else 0
+    num_hidden = int((~annotated_queries(task, selected.queries)).sum()) if task in ("mr", "hd") else 0
     if num_hidden:
         where = f"split {split!r} of manifest {selected.name!r}: {num_hidden} of {len(selected.queries)} queries"
         logger.warning("%s have no annotations: not used in training, scored as the protocol says", where)
@@ -90,7 +104,7 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
 
 def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None) -> dict[str, float]:
     """The task's metrics in percent, by name, on an already selected manifest. Raises InputError as `protocol_for`."""
-    aligned = align(predictions, manifest) if task in QUERY_TASKS else predictions
+    aligned = ALIGN[task](predictions, manifest) if task in ALIGN else predictions
     return SCORES[task](aligned, manifest, protocol_for(task, protocol, manifest)).metrics()
 
 
@@ -119,14 +133,14 @@ def evaluate(
         constants = frame_floors(selected, predictions)
     else:
         train = manifest.select(train_split) if has_train else selected
-        constants = {"tal": detection_floors, "cls": label_floors}.get(task, moment_floors)(selected, train)
+        constants = FLOORS[task](selected, train)
     floors = {}
     for name, constant in constants.items():
         fitted = f"_fitted_on_{split}" if name.startswith(("blind", "constant")) and not has_train else ""
         floors[name + fitted] = SCORES[task](constant, selected, rules).metrics()
     if predictions is None:
         return report | {"floors": floors}
-    aligned = align(predictions, selected) if task in QUERY_TASKS else predictions
+    aligned = ALIGN[task](predictions, selected) if task in ALIGN else predictions
     scores = SCORES[task](aligned, selected, rules)
     metrics = scores.metrics()
     report |= {
@@ -137,13 +151,13 @@ def evaluate(
         "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
         "coverage": coverage(task, aligned, selected, rules),
     }
-    return report | ({"official": official_report(metrics)} if task in QUERY_TASKS and rules.ranges else {})
+    return report | ({"official": official_report(metrics)} if task in ("mr", "hd") and rules.ranges else {})
 
 
 def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
     """What metrics.json says about the annotations and rules of a score."""
     return {
-        "task": task,
+        "task": "mr" if task == "rejection" else task,
         "split": split,
         "manifest": selected.name,
         "source": selected.source,
@@ -180,7 +194,8 @@ def coverage(task: str, predictions: Predictions, selected: Manifest, rules: Pro
     """Counts of annotated and predicted videos (and queries), the missing videos, and the metrics without them."""
     counts: dict[str, int] = {}
     if task in QUERY_TASKS:
-        answered = np.array([is_answered(item, task) for item in predictions], dtype=bool)
+        is_found = bool if task == "rejection" else partial(is_answered, task=task)
+        answered = np.array([is_found(item) for item in predictions], dtype=bool)
         counts = {"queries_annotated": len(answered), "queries_predicted": int(answered.sum())}
         annotated, predicted = selected.queries["video_id"], selected.queries["video_id"][answered]
     elif task == "as":
@@ -193,7 +208,7 @@ def coverage(task: str, predictions: Predictions, selected: Manifest, rules: Pro
     missing = [video_id for video_id in annotated if video_id not in predicted]
     num_predicted = len(annotated) - len(missing)
     report = {"videos_annotated": len(annotated), "videos_predicted": num_predicted, "missing": missing, **counts}
-    if not missing and len(set(counts.values())) < 2:
+    if (not missing and len(set(counts.values())) < 2) or task == "rejection":
         return report
     present = selected.filter(lambda table: table["video_id"].isin(predicted))
     if task in QUERY_TASKS:

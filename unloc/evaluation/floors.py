@@ -83,6 +83,18 @@ def moment_floors(manifest: Manifest, train: Manifest) -> dict[str, list[MomentP
     return floors
 
 
+def rejection_floors(manifest: Manifest, train: Manifest) -> dict[str, list[list[MomentPrediction]]]:
+    """Every query rejected; and, if all durations are known, accepted with the constants of `moment_floors`."""
+    columns = manifest.queries[["qid", "video_id", "text"]].itertuples(index=False)
+    rejected = [MomentPrediction(qid=q, video_id=video, query=text, existence=0.0) for q, video, text in columns]
+    durations = pd.concat([manifest.videos["duration_seconds"], train.videos["duration_seconds"]])
+    constants = {"reject_all": rejected} | (moment_floors(manifest, train) if durations.gt(0).all() else {})
+    return {
+        name: [[item if name == "reject_all" else replace(item, existence=1.0)] for item in items]
+        for name, items in constants.items()
+    }
+
+
 def detection_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFrame]:
     """Every class in every video with that class's best box; and with the true labels of each video known, constant
     boxes and the whole video (what a perfect video classifier would get without any localization).

@@ -21,6 +21,7 @@ from unloc.evaluation.analysis import PLOTS, analyse, write_plots
 from unloc.evaluation.evaluator import evaluate, has_annotations, header, require_annotations
 from unloc.evaluation.protocols import protocol_for
 from unloc.evaluation.screening import SCREENS, Predictions, require_match
+from unloc.evaluation.tables import latex_table, metric_table
 from unloc.evaluation.zero_shot import ClassSplit, nonsense_manifest, read_class_splits, zero_shot
 from unloc.files import file_sha256, write_file
 from unloc.predictions.reading import PredictionFile, read_predictions
@@ -49,12 +50,15 @@ class Evaluation:
     train_split: str | None = None  # that floors are fitted on; by default the one that models are trained on
     protocol: str | None = None
     interval_seed: int | None = None
+    rejection: bool = False
     external_labels: bool = False
     analyse: bool = False
     without: list[Path] = field(default_factory=list)
     only: list[Path] = field(default_factory=list)
     out: Path | None = None  # folder, or file of the report
     export: Path | None = None  # file for the predictions
+    csv: Path | None = None  # files for the table of metrics
+    latex: Path | None = None
     inputs: list[Path] = field(default_factory=list)  # further files that are read
 
     def __post_init__(self) -> None:
@@ -67,6 +71,9 @@ class Evaluation:
             self.outputs.add(self.report_path, "--out")
             for name in PLOTS if self.analyse else ():
                 self.outputs.add(self.report_path.parent / "analysis" / name, "--analyse")
+        for option, path in (("--csv", self.csv), ("--latex", self.latex)):
+            if path is not None:
+                self.outputs.add(path, option)
         manifest = load_manifest(self.manifest_path)
         if self.cache is not None:
             manifest = cached_durations(manifest, open_cache(self.cache))
@@ -82,6 +89,12 @@ class Evaluation:
         self.manifest, self.selected = manifest, manifest.select(self.split)
         names = (name for name in TRAIN_SPLITS if name in manifest.splits and name != self.split)
         self.floor_split = self.train_split or next(names, None)
+
+    def scored_task(self, task: str) -> str:
+        """What is scored of the task: mr with null queries is `rejection`. Raises InputError if another task has it."""
+        if self.rejection and task != "mr":
+            raise InputError(f"unloc eval: --rejection scores queries of --task mr, not {task}")
+        return "rejection" if self.rejection else task_named(task).name
 
     def prepare(self, task: str, *, with_report: bool) -> list[Path]:
         """The files for predictions: next to metrics.json, and that of --export.
@@ -118,7 +131,7 @@ class Evaluation:
             return None
         options = {"protocol": self.protocol, "interval_seed": self.interval_seed}
         report = evaluate(task, predictions, self.manifest, self.split, train_split=self.floor_split, **options)
-        return report | {"external_labels": self.external_labels}
+        return report | {"external_labels": self.external_labels} | ({"rejection": True} if self.rejection else {})
 
     def finish(self, task: str, report: dict | None, predictions: Predictions | None) -> dict | None:
         """Complete the report with all that its figures depend on besides predictions, and write it.
@@ -138,9 +151,13 @@ class Evaluation:
         }
         if self.analyse:
             report["analysis"] = analyse(task, predictions, self.selected)
-        if self.report_path is not None:
-            folder = self.report_path.parent
-            with self.outputs.writing():
+        with self.outputs.writing():
+            if self.csv is not None:
+                write_file(self.csv, metric_table(report).to_csv(lineterminator="\n"))
+            if self.latex is not None:
+                write_file(self.latex, latex_table(report))
+            if self.report_path is not None:
+                folder = self.report_path.parent
                 if self.analyse:
                     plots = write_plots(report["analysis"], folder / "analysis")
                     report["analysis"]["plots"] = [str(plot.relative_to(folder)) for plot in plots]
@@ -205,6 +222,7 @@ class PredictionFiles:
 
     def __init__(self, evaluation: Evaluation, path: Path, manifest: Manifest, problems: Problems) -> None:
         self.evaluation, self.path, self.manifest, self.problems = evaluation, path, manifest, problems
+        self.task = evaluation.scored_task(evaluation.task)
         self.files: dict[Path, PredictionFile] = {}  # without their predictions
         self.score_files: set[Path] = set()  # .npz files of class scores that the predictions refer to
         self.read = lru_cache(maxsize=1)(self._read)  # of the many files of a folder only the last
@@ -214,7 +232,7 @@ class PredictionFiles:
 
         Raises PredictionError if none belongs to the split, and as `read_predictions`.
         """
-        task, split, keep = self.evaluation.task, self.evaluation.split, self.evaluation.keep
+        task, split, keep = self.task, self.evaluation.split, self.evaluation.keep
         file = read_predictions(path, task, split=split, problems=self.problems)
         predictions = file.predictions
         if isinstance(predictions, pd.DataFrame):
@@ -258,7 +276,7 @@ class PredictionFiles:
 
 def evaluate_floors(evaluation: Evaluation) -> dict:
     """The report of the blind floors alone."""
-    task = task_named(evaluation.task).name
+    task = evaluation.scored_task(evaluation.task)
     require_annotations(task, evaluation.selected, evaluation.split)
     return evaluation.finish(task, evaluation.report(task, None), None)
 
@@ -277,7 +295,7 @@ def evaluate_file(
     file; for a folder of predictions of one share of seen classes the mean. `strict`: bad predictions raise
     PredictionError. Raises as `PredictionFiles.read`.
     """
-    task, manifest, selected = task_named(evaluation.task).name, evaluation.manifest, evaluation.selected
+    task, manifest, selected = evaluation.scored_task(evaluation.task), evaluation.manifest, evaluation.selected
     files, paths = PredictionFiles(evaluation, path, manifest, Problems()), evaluation.prepare(task, with_report=False)
     given = screened = report = None
     if class_splits is None or not path.is_dir():

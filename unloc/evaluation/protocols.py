@@ -50,6 +50,21 @@ class RetrievalProtocol(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RejectionProtocol(Protocol):
+    """How one official code scores queries that may be nowhere in their video."""
+
+    tie_rule: str = "the order of the file counts, not the score; mAP: of equal scores the earlier entry goes first"
+    thresholds: tuple[float, ...]  # of existence, each reported; the first decides which windows are kept
+    at_threshold: bool = False  # NA-VMR: a score equal to the threshold accepts, an IoU equal to its threshold misses
+    ranks: tuple[int, ...] = (1, 3, 5)
+    max_windows: int = 10  # of a list, for mAP and G-mIoU
+
+    def accepts(self, existence: np.ndarray, threshold: float) -> np.ndarray:
+        """Whether each query is said to be in its video."""
+        return existence >= threshold if self.at_threshold else existence > threshold
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameProtocol(Protocol):
     """How one official code turns seconds into frames; each function takes a position in frames."""
 
@@ -98,6 +113,10 @@ _BY_TASK: dict[str, tuple[Protocol, ...]] = {  # the first is the default
         RetrievalProtocol(name="lighthouse-raw", clamps_truth=False, **LIGHTHOUSE),
     ),
     "hd": (RetrievalProtocol(name="moment_detr", clamps_truth=False, **MOMENT_DETR),),
+    "rejection": (
+        RejectionProtocol(name="gmr", thresholds=(0.4, 0.6)),
+        RejectionProtocol(name="na-vmr", thresholds=(0.5,), at_threshold=True),
+    ),
     "as": (
         FrameProtocol(name="coin", num_frames=_ceil, first=_floor, after=_ceil),
         FrameProtocol(name="unloc", num_frames=_floor, first=round, after=lambda frames: round(frames) + 1),
@@ -118,6 +137,8 @@ def protocol_for(task: str, name: str | None, manifest: Manifest) -> Protocol:
         name = "thumos14"
     if name is None and task == "mr" and is_rated(manifest):
         name = "moment_detr"
+    if name is None and task == "rejection" and "na_vmr" in manifest.name:
+        name = "na-vmr"
     names = PROTOCOLS[task]
     if name and name not in names:
         raise InputError(f"--protocol: got {name!r} for {task}, expected one of {', '.join(names)}")

@@ -206,34 +206,42 @@ def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _qvhighlights_values(aligned: Aligned, in_range: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     """moment_detr's own metrics for every query, also as Lighthouse applies them to other datasets.
 
-    mAP: the first ten entries of a list, then by score (of equal scores the earlier first), matched as for detection;
-    per query, then the mean. R1: the first entry, scores ignored. For a length range only the ground truth within it
-    is kept and queries without any are left out; predictions are not filtered.
+    mAP: the first ten entries of a list; per query, then the mean. R1: the first entry, scores ignored. For a length
+    range only the ground truth within it is kept and queries without any are left out; predictions are not filtered.
     """
     lists = [np.zeros((0, 3)) if item is None else item.windows[:MAX_WINDOWS] for item in aligned]
-    entries = np.concatenate([*lists, np.zeros((0, 3))])
-    owner = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
-    order = np.lexsort((-entries[:, 2], owner))
-    owner, windows = owner[order], entries[order, :2]
-    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
     values: dict[str, np.ndarray] = {}
     for name, kept in in_range.items():
-        counts = np.array([len(one) for one in kept], dtype=np.int64)
-        truth_owner, truth_windows = np.repeat(np.arange(len(kept)), counts), np.concatenate([*kept, np.zeros((0, 2))])
-        hits = np.zeros((len(kept), MAX_WINDOWS, len(QVHIGHLIGHTS_THRESHOLDS)))
-        hits[owner, place] = match(owner, windows, truth_owner, truth_windows, QVHIGHLIGHTS_THRESHOLDS)
-        precision = np.cumsum(hits, axis=1) / np.arange(1, MAX_WINDOWS + 1)[:, None]
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        precision = (precision * hits).sum(axis=1) / np.maximum(counts, 1)[:, None]
+        precision = average_precision(lists, kept)
         pairs = zip(lists, kept, strict=True)
         first = [np.fmax.reduce(hull_ratio(w[:1, None, :2], one), axis=None, initial=0.0) for w, one in pairs]
         reached = np.array(first)[:, None] >= QVHIGHLIGHTS_THRESHOLDS
-        precision, reached = (np.where(counts[:, None] > 0, table, np.nan) for table in (precision, reached))
+        reached = np.where(np.isnan(precision), np.nan, reached)
         values[f"MR-{name}-mAP"] = precision.mean(axis=1)
         for kind, table in (("mAP", precision), ("R1", reached)):
             columns = zip(QVHIGHLIGHTS_THRESHOLDS, table.T, strict=True)
             values |= {f"MR-{name}-{kind}@{threshold}": column for threshold, column in columns}
     return values
+
+
+def average_precision(lists: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray:
+    """(queries, thresholds) AP of each query's windows (n, 3), matched as for detection with its ground truth (N, 2);
+    of equal scores the earlier goes first. NaN without ground truth.
+    """
+    entries = np.concatenate([*lists, np.zeros((0, 3))])
+    owner = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
+    order = np.lexsort((-entries[:, 2], owner))
+    owner, windows = owner[order], entries[order, :2]
+    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    counts = np.array([len(one) for one in truth], dtype=np.int64)
+    truth_owner, truth_windows = np.repeat(np.arange(len(truth)), counts), np.concatenate([*truth, np.zeros((0, 2))])
+    longest = max(map(len, lists), default=0)
+    hits = np.zeros((len(truth), longest, len(QVHIGHLIGHTS_THRESHOLDS)))
+    hits[owner, place] = match(owner, windows, truth_owner, truth_windows, QVHIGHLIGHTS_THRESHOLDS)
+    precision = np.cumsum(hits, axis=1) / np.arange(1, longest + 1)[:, None]
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    precision = (precision * hits).sum(axis=1) / np.maximum(counts, 1)[:, None]
+    return np.where(counts[:, None] > 0, precision, np.nan)
 
 
 def official_report(metrics: dict[str, float]) -> dict[str, dict]:

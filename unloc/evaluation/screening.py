@@ -19,6 +19,7 @@ import pandas as pd
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.errors import PredictionError
+from unloc.evaluation.rejection import answers_of
 from unloc.evaluation.retrieval import Aligned, QueryKeys, align, is_answered, text_key
 from unloc.evaluation.zero_shot import words_of
 from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction
@@ -153,6 +154,44 @@ def screen_moments(
     return kept
 
 
+def screen_nulls(
+    predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems
+) -> list[MomentPrediction]:
+    """Predictions of known queries that may be null, without windows that are not finite; absent scores stay NaN.
+
+    Those of a file in line order stay in their places. Raises PredictionError if these are more than the queries.
+    """
+    keys, durations, kept, lengths = QueryKeys(manifest), manifest.stated_durations(), [], []
+    in_lines, seen, queries = any(item.by_line for item in predictions), Counter(), keys.queries
+    if in_lines and len(predictions) > len(queries):
+        counts = f"{len(predictions)} predictions for the {len(queries)} queries of this split"
+        raise PredictionError(f"{predictions[len(queries)].place}: {counts}; NA-VMR pairs them line by line")
+    for row, item in enumerate(predictions):
+        place, key = f"{item.place}: qid {item.qid or 'not given'}, video {item.video_id}", keys.of(item)
+        if in_lines:
+            kind = "prediction of another video or query than at its place: scored there, as officially"
+            stated = (item.video_id or queries[row][1], item.query or queries[row][2])
+            problems.add(kind, place, text_key(*stated) != text_key(*queries[row][1:]))
+            key = row
+        elif key is None:
+            problems.add("unknown query: left out", place)
+            continue
+        seen[key] += 1
+        kind = "duplicate id: mAP joins the windows, as officially; elsewhere the last counts"
+        problems.add(kind, place, seen[key] > keys.counts.get(key, 1))
+        windows = item.windows[np.isfinite(item.windows[:, :2]).all(axis=1)]
+        problems.add(NOT_FINITE, f"{place}: windows", len(item.windows) - len(windows))
+        problems.add(REVERSED, place, int((windows[:, 1] < windows[:, 0]).sum()))
+        problems.add("no existence score: the best score of the windows, else 0", place, item.existence is None)
+        kept.append(replace(item, windows=windows))
+        lengths.append(np.full(len(windows), durations.get(item.video_id, np.nan)))
+    if kept:
+        _add_unit(problems, np.concatenate([item.windows[:, :2] for item in kept]), np.concatenate(lengths))
+    for (_, video_id, text), found in zip(queries, answers_of(kept, manifest), strict=True):
+        problems.add("missing query: counts nowhere, as officially", f"{video_id}: {text!r}", not found)
+    return kept
+
+
 def screen_frames(
     predictions: Sequence[FramePrediction], manifest: Manifest, problems: Problems
 ) -> list[FramePrediction]:
@@ -202,6 +241,7 @@ SCREENS: dict[str, Callable[..., Predictions]] = {
     "cls": screen_labels,
     "mr": screen_moments,
     "hd": partial(screen_moments, rated=True),
+    "rejection": screen_nulls,
 }
 """The predictions of a task that can be scored, by all of them, the selected manifest and where problems are logged."""
 
@@ -210,11 +250,12 @@ def require_match(
     path: Path, task: str, predictions: Predictions, screened: Predictions, manifest: Manifest, split: str
 ) -> None:
     """Raise PredictionError, with a hint, if no prediction of a file has a video, a query or a class of the split."""
-    error, selected, is_query, hint = f"{path}: nothing matches:", manifest.select(split), task in ("mr", "hd"), ""
+    error, selected, hint = f"{path}: nothing matches:", manifest.select(split), ""
+    is_query = task in ("mr", "hd", "rejection")
     if not len(predictions):
         raise PredictionError(f"{error} there are no predictions in it")
     if is_query and len(screened):
-        if any(is_answered(item, task) for item in screened):
+        if task == "rejection" or any(is_answered(item, task) for item in screened):
             return
         scored = "windows or saliency" if task == "hd" else "windows"
         raise PredictionError(f"{error} none of the {len(predictions)} predictions has {scored}")

@@ -83,6 +83,7 @@ def _evaluate(
 ) -> dict | None:
     """Predict the split, write the predictions, and score them unless its annotations are hidden."""
     manifest, split, note = evaluation.manifest, evaluation.split, {"note": cache.note} if cache.note else {}
+    task = evaluation.scored_task(task)
     paths = evaluation.prepare(task, with_report=True)
     predictions = predict(evaluation.selected)
     evaluation.warnings += note.values()

@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,10 +46,18 @@ class PredictionFile:
     external_labels: bool | None  # does it say that external data were used? None where the format does not say
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest, and not predictions."""
+    with suppress(OSError), path.open("rb") as file:
+        return b'"kind": "manifest"' in file.read(200)
+    return False
+
+
 def read_predictions(
-    path: Path | str, task: str, *, split: str | None = None, problems: Problems | None = None
+    path: Path | str, task: str | None, *, split: str | None = None, problems: Problems | None = None
 ) -> PredictionFile:
-    """Predictions of a file for a task. Of several files in a zip the one that names the split is read.
+    """Predictions of a file for a task, by default the first that its format serves. Of several files in a zip the one
+    that names the split is read.
 
     Raises MissingError where the file is absent, PredictionError with the place of what cannot be read, or where the
     file has a format that the task does not read.
@@ -66,6 +75,7 @@ def read_predictions(
             problem = f"not a known format of predictions (starts with {head[:40]!r})" if head else "is empty"
             raise PredictionError(f"{path}: {problem}; expected {', '.join(_FORMATS)}")
     tasks, read = _FORMATS[name]
+    task = task or tasks[0]
     if task not in tasks:
         others = " or ".join(other for other, (tasks, _) in _FORMATS.items() if task in tasks)
         raise PredictionError(f"{path}: holds {name}; --task {task} reads {others}")
@@ -159,7 +169,7 @@ class _Reader:
     # -- JSON lines
 
     def json_lines(self) -> Iterator[tuple[str, dict]]:
-        """(place, object) of every line."""
+        """(place, object) of every line; of NA-VMR's {"preds": [object, …]} every object."""
         # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
         for number, line in enumerate(self.text.split("\n"), start=1):
             place = f"{self.path}:{number}"
@@ -170,10 +180,13 @@ class _Reader:
             except ManifestError as error:
                 self.skip(str(error), "line that is not JSON (cut off?): left out")
                 continue
-            if isinstance(row, dict):
-                yield place, row
-            else:
-                self.skip(f"{place}: expected an object, got {type(row).__name__}")
+            listed = isinstance(row, dict) and isinstance(row.get("preds"), list)
+            rows = {f"{place}: preds[{i}]": one for i, one in enumerate(row["preds"])} if listed else {place: row}
+            for place, one in rows.items():
+                if isinstance(one, dict):
+                    yield place, one | ({"preds": True} if listed else {})
+                else:
+                    self.skip(f"{place}: expected an object, got {type(one).__name__}")
 
     def moments(self) -> list[MomentPrediction]:
         predictions = []
@@ -183,12 +196,15 @@ class _Reader:
                 similar = difflib.get_close_matches(key, row, n=1, cutoff=0.7) if key not in row else []
                 if similar and self.problems is not None:
                     self.problems.add(f"key {similar[0]!r} looks like {key}: not read", place)
-            if "vid" not in row or ("qid" not in row and "query" not in row):
+            is_named = "vid" in row or self.task == "rejection"  # as officially, a qid is enough
+            if not is_named or ("qid" not in row and "query" not in row):
                 self.skip(f"{place}: needs vid, and qid or query; it has {', '.join(row) or 'nothing'}")
                 continue
             qid, saliency = row.get("qid", ""), row.get("pred_saliency_scores")
             try:
                 given = [window[:3] for window in row.get("pred_relevant_windows") or []]
+                if self.task == "rejection":  # windows may lack a score
+                    given = [[*window, np.nan][:3] for window in given]
                 windows = np.array(given, dtype=np.float64)
                 if given and windows.shape != (len(given), 3):
                     raise ValueError
@@ -199,8 +215,13 @@ class _Reader:
                 continue
             if isinstance(qid, float) and qid.is_integer():
                 qid = int(qid)  # some tables of numbers turn 7 into 7.0
-            names = {"qid": str(qid), "video_id": str(row["vid"]), "query": str(row.get("query") or ""), "place": place}
-            predictions.append(MomentPrediction(**names, windows=windows.reshape(-1, 3), saliency=saliency))
+            try:
+                existence = float(row.get("pred_exist_score", row.get("pred_class")))
+            except (TypeError, ValueError):
+                existence = None
+            names = {"qid": str(qid), "video_id": str(row.get("vid") or ""), "query": str(row.get("query") or "")}
+            stated = {"saliency": saliency, "existence": existence, "by_line": "preds" in row, "place": place}
+            predictions.append(MomentPrediction(**names, windows=windows.reshape(-1, 3), **stated))
         return predictions
 
     def frames(self) -> list[FramePrediction]:
@@ -270,7 +291,7 @@ class _Reader:
 
 _FORMATS: dict[str, tuple[tuple[str, ...], Callable[[_Reader], pd.DataFrame | list]]] = {  # tasks that read it, and how
     "ActivityNet JSON": (("tal", "cls"), _Reader.detections),
-    "QVHighlights JSON lines": (("mr", "hd"), _Reader.moments),
+    "QVHighlights JSON lines": (("mr", "hd", "rejection"), _Reader.moments),
     "AS JSON lines": (("as",), _Reader.frames),
     "csv of detections": (("tal", "cls"), _Reader.csv_detections),
     "csv of windows": (("mr",), _Reader.csv_moments),

@@ -26,6 +26,8 @@ class MomentPrediction:
     video_id: str
     query: str
     windows: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))  # (N, 3) start, end, score in file order
+    existence: float | None = None  # that the query happens in the video at all, where it is stated
+    by_line: bool = False  # from a file of NA-VMR: its place among the predictions is that of its query
     saliency: np.ndarray | None = None  # one score per 2 s clip, where there is saliency
     place: str = field(default="", compare=False)  # file and line it was read from
 

@@ -16,8 +16,8 @@ from unloc.predictions.records import DETECTION_COLUMNS, WINDOW_COLUMNS, FramePr
 
 SUBMITTED_SPLITS = ("val", "test")  # of QVHighlights, in one zip
 EXPORTS = {"tal": (".json", ".csv"), "mr": (".jsonl", ".zip", ".csv"), "hd": (".jsonl", ".zip"), "as": (".jsonl",)}
-EXPORTS["cls"] = EXPORTS["tal"]  # labels of whole videos are detections
-"""File endings that predictions of a task can be exported to; csv would lose saliency."""
+EXPORTS |= {"cls": EXPORTS["tal"], "rejection": EXPORTS["hd"]}  # labels of whole videos are detections
+"""File endings that predictions of a task can be exported to; csv would lose saliency and existence."""
 
 
 def export_predictions(
@@ -56,6 +56,7 @@ def write_moments(path: Path, predictions: Sequence[MomentPrediction], split: st
     for item in predictions:
         qid = int(item.qid) if item.qid.isdecimal() and str(int(item.qid)) == item.qid else item.qid
         row = {"qid": qid, "query": item.query, "vid": item.video_id, "pred_relevant_windows": item.windows.tolist()}
+        row |= {} if item.existence is None else {"pred_exist_score": item.existence}
         saliency = {} if item.saliency is None else {"pred_saliency_scores": np.asarray(item.saliency).tolist()}
         rows.append(row | saliency)
     content = _json_lines(rows)

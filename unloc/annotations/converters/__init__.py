@@ -1,11 +1,12 @@
-"""Official annotation formats into the one manifest schema; `CONVERTERS` names them. No converter imports another."""
+"""Annotations into the one manifest schema: `CONVERTERS` of official formats, `OWN` data. None imports another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from unloc.annotations.converters import clips, instances, queries
+from unloc.annotations.converters import clips, instances, own, queries, tools
+from unloc.annotations.own import Media, own_tasks
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import Manifest, build_manifest
 from unloc.errors import InputError, ManifestError
@@ -18,24 +19,57 @@ CONVERTERS = {  # what gives the rows and classes of files, the tasks they serve
     "coin": (instances.coin, ("as",), "COIN"),
     "thumos14": (partial(instances.activitynet, dataset="thumos14"), ("tal",), "THUMOS14"),
     "timelens": (queries.timelens, ("mr",), "TimeLens"),
+    "gmr": (partial(queries.nullable, gmr=True), ("mr",), "GMR (generalized moment retrieval)"),
+    "na-vmr": (queries.nullable, ("mr",), "NA-VMR (negative-aware video moment retrieval)"),
     "kinetics": (clips.kinetics, ("cls",), "Kinetics"),
+}
+OWN = {  # what gives the rows and classes of own labels, and their source
+    "csv": (own.csv_or_json, "csv or JSON"),
+    "json": (own.csv_or_json, "csv or JSON"),
+    "folder": (own.folder, "clips in folders of classes"),
+    "mstcn": (own.mstcn, "frame labels in MS-TCN's format"),
+    "labelstudio": (tools.label_studio, "Label Studio"),
+    "fiftyone": (tools.fiftyone, "FiftyOne"),
 }
 RENDERED_ID = r"v_synth\d+_\d+(_\d{6}_\d{6})?"  # video and clip ids of `unloc data synth`, in every format
 
 
-def convert(name: str, paths: Sequence[Path], split: str | None = None, problems: Problems | None = None) -> Manifest:
-    """The manifest of official annotation files or folders of them; every change is logged in `problems`.
+def convert(
+    name: str,
+    paths: Sequence[Path],
+    split: str | None = None,
+    problems: Problems | None = None,
+    media: Media | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """The manifest of annotation files or folders of them; every change is logged in `problems`.
 
-    `split` keeps one subset where the files state subsets, and names the split where they do not. Raises InputError for
-    an unknown format, MissingError for absent files, ManifestError with file and place.
+    `split` keeps one subset where the files state subsets, and names the split where they do not. Unknown durations are
+    measured from the files of `media`. Raises InputError for an unknown format, MissingError for absent files,
+    ManifestError with file and place.
     """
-    if name not in CONVERTERS:
-        raise InputError(f"format {name!r} is not known; expected one of {', '.join(CONVERTERS)}")
+    if name not in CONVERTERS and name not in OWN:
+        raise InputError(f"format {name!r} is not known; expected one of {', '.join([*CONVERTERS, *OWN])}")
     if split is not None and not split.strip():
         raise InputError("--split: got an empty name; name a split, or leave it out to keep all")
-    read, tasks, source = CONVERTERS[name]
-    rows, classes = read(list(paths), split, Problems() if problems is None else problems)
+    media, problems = media or Media(), Problems() if problems is None else problems
+    media.problems = problems
+    if name in OWN:
+        read, source = OWN[name]
+        rows, classes = read(list(paths), split, media)
+        name, tasks = paths[0].resolve().stem or name, own_tasks(rows)
+    else:
+        read, tasks, source = CONVERTERS[name]
+        rows, classes = read(list(paths), split, problems)
     manifest = build_manifest(name=name.replace("-", "_"), tasks=tasks, classes=classes, source=source, rows=rows)
+    manifest = media.measure(manifest, on_progress) if media.videos else manifest
+    if manifest.instances["end_seconds"].isna().any():  # labels of whole videos
+        durations = manifest.instances["video_id"].map(manifest.stated_durations())
+        ends = manifest.instances["end_seconds"].fillna(durations)
+        if ends.isna().any():
+            first = manifest.instances["video_id"][ends.isna()].iloc[0]
+            raise ManifestError(f"{paths[0]}: the duration of {first}, which a label is of, is unknown; give --videos")
+        manifest = replace(manifest, instances=manifest.instances.assign(end_seconds=ends))
     if split is not None and len(manifest.videos):
         known = {subset.lower(): subset for subset in manifest.splits}
         if split.lower() not in known:

@@ -1,6 +1,9 @@
-"""ActivityNet Captions, Charades-STA, TimeLens (MR), QVHighlights (MR and HD): sentences, and when each is true."""
+"""ActivityNet Captions, Charades-STA, TimeLens (MR), QVHighlights (MR and HD), GMR and NA-VMR (MR with null queries):
+sentences, and when each is true.
+"""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,6 +17,9 @@ HIGHLIGHTS = {"qid": Name, "query": str, "vid": Name, "duration": float, "releva
 HIGHLIGHTS |= {"relevant_clip_ids": list[float] | None, "saliency_scores": list[list[float]] | None}
 TIMELENS_VIDEO = {"duration": float, "spans": list[object], "queries": list[str]}
 TIMELENS_LINE = {"video_path": str, "duration": float, "events": list[{"query": str, "span": object}]}
+NULLABLE = {"qid": Name | None, "vid": Name | None, "query": str | None, "duration": float | None}
+NULLABLE |= {"moment": dict[str, object] | None, "query_type": str | None}
+POINT_RULE = {"pre": 6.0, "post": 2.0}  # seconds around a time stamp, where the rule of its query type lacks them
 MARK = ">>>"
 _SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|validation|test|testing)(_\d)?(?=[_.-]|$)")
 
@@ -89,6 +95,74 @@ def qvhighlights(paths: list[Path], split: str | None, problems: Problems) -> Ro
             elif first is not row:
                 repeats.append(row)
     return [*videos.values(), *queries.values(), *repeats], ()
+
+
+def nullable(paths: list[Path], split: str | None, problems: Problems, *, gmr: bool = False) -> Rows:
+    """JSON lines as of QVHighlights, where a query may be null: [[0, 0]] (NA-VMR) or `[]` (GMR, Soccer-GMR).
+
+    As officially in GMR, without `relevant_windows` `moment` counts: "clips", or "timestamps", which become windows by
+    the rules of a JSON object among the paths, {"default": {"pre", "post"}, "by_query_type": {…}}; what is not two
+    numbers is no window, and what has no qid is no query. Windows are cut to the duration of their line, and what is
+    left is sorted by start, each once.
+    """
+    videos, queries, rules, lines = {}, [], None, []
+    for path in files_below(paths, "*.jsonl", "*.json"):
+        if path.suffix.lower() == ".json":
+            rules = read_json({"default": object | None, "by_query_type": dict[str, object] | None}, path, problems)
+        else:
+            lines.append(path)
+    for path, name in _files_with_splits(lines, split, problems):
+        for number, line in read_lines(path):
+            place, content = f"{path}:{number}", parse_as(dict[str, object], line, f"{path}:{number}")
+            entry = typed(NULLABLE, content, place)
+            if entry["qid"] is None:
+                problems.add("query without qid: left out, as officially", place)
+                continue
+            given, moment = content.get("relevant_windows"), entry["moment"]
+            if "relevant_windows" not in content and moment:
+                kind, given = moment.get("type"), moment.get("value")
+                given = given if isinstance(given, list) else []
+                if kind == "timestamps":
+                    given = [_around(point, entry["query_type"], rules, place) for point in given if is_number(point)]
+                elif kind != "clips":
+                    raise ManifestError(f"{place}: moment.type must be clips or timestamps, got {kind!r}")
+                elif len(given) == 2 and all(map(is_number, given)):
+                    given = [given]
+            given = [] if given == [[0, 0]] or not isinstance(given, list) else given
+            windows = [window for window in map(_window, given) if window]
+            problems.add("window that is not two numbers: left out, as officially", place, len(given) - len(windows))
+            video_id = entry["vid"] or f"qid_{entry['qid']}"
+            problems.add("query without a video: its qid names one", place, not entry["vid"])
+            if gmr:
+                end, before = entry["duration"] or math.inf, windows
+                cut = sorted(([max(a, 0.0), min(b, end)] for a, b in windows), key=lambda window: window[0])
+                windows = [window for i, window in enumerate(cut) if window[0] < window[1] and window not in cut[:i]]
+                problems.add("windows cut to the video, sorted, or left out, as officially", place, windows != before)
+            known = videos.setdefault((video_id, name), VideoRow(video_id, name, entry["duration"]))
+            if known.duration_seconds and entry["duration"] and entry["duration"] > known.duration_seconds:
+                videos[video_id, name] = VideoRow(video_id, name, entry["duration"])
+            text = _sentence(entry["query"] or "", place, problems)
+            queries.append(QueryRow(video_id, name, entry["qid"], text, windows))
+    return [*videos.values(), *queries], ()
+
+
+def _window(value: object) -> list[float] | None:
+    """Two numbers, also as strings."""
+    try:
+        start, end = map(float, value if isinstance(value, list) else ())
+    except (TypeError, ValueError):
+        return None
+    return [start, end] if math.isfinite(start) and math.isfinite(end) else None
+
+
+def _around(point: float, query_type: str | None, rules: dict | None, place: str) -> list[float]:
+    """The window around a time stamp. Raises ManifestError if no rule says how far it reaches."""
+    rule = rules and (rules["by_query_type"] or {}).get(query_type, rules["default"])
+    if rule is None:
+        hint = 'give the JSON file with {"default": {"pre", "post"}, "by_query_type"} among the annotations'
+        raise ManifestError(f"{place}: no rule turns the time stamp {point} of {query_type} into a window; {hint}")
+    rule = POINT_RULE | rule
+    return [point - rule["pre"], point + rule["post"]]
 
 
 def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
