@@ -20,6 +20,15 @@ install_import_hook(["unloc.ops", "unloc.model"], "beartype.beartype")
 settings.register_profile("ci", derandomize=True)  # `make test`: the same examples in every run
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Each process of `pytest -n` gets neighbouring tests, which share fixtures; an idle one takes those of another."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
@@ -74,6 +83,16 @@ def token_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from tests.token_world import make_token_world
 
     return make_token_world(tmp_path_factory.mktemp("token_world"))
+
+
+@pytest.fixture(scope="session")
+def undrawn() -> Iterator[None]:
+    """Runs draw no curves: a picture takes longer than a small run trains."""
+    from unloc.training import trainer
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "draw_curves", lambda run: None)
+        yield
 
 
 def render_video(path: Path, *, num_frames: int = 20, fps: int = 10, seed: int = 0) -> Path:

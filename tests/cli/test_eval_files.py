@@ -162,7 +162,9 @@ def test_listed_videos_leave_annotations_and_predictions(unloc, folder, content)
     ("lists", "num_videos", "expected"),
     [
         (lambda real: ([], [real / "video_info_new.csv"]), 4728, 35.15413690660169),
-        (lambda real: ([real / "blocked_api_a2net.json"], []), 4680, 35.17429277060223),
+        pytest.param(
+            lambda real: ([real / "blocked_api_a2net.json"], []), 4680, 35.17429277060223, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_blocked_videos_leave_both_sides_as_in_the_official_code(shared, tmp_path, lists, num_videos, expected):

@@ -12,6 +12,7 @@ from unloc.inference.predict import predict_detections, predict_frames, predict_
 from unloc.training.run import fit_recipe
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("task", ["mr", "hd", "tal", "as"])
 def test_frames_times_and_texts_are_enough(token_world, tmp_path, task):
     fit_recipe(recipe_for(task, "train.epochs=0.2"), *token_world, tmp_path / "run", threads=1)

@@ -1,13 +1,12 @@
 """The model is one graph under torch.compile, has no recompilation over text lengths, and reads nothing back."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.processes import apart
 from unloc.config import ModelConfig
 from unloc.model.unloc import UnLoc
 
@@ -53,11 +52,13 @@ def compiled_graphs(changes, *, masked):
     return len(graphs)
 
 
+def graphs_of_variants():
+    return [compiled_graphs({}, masked=False), *(compiled_graphs(variant, masked=True) for variant in VARIANTS)]
+
+
 def test_texts_of_6_to_32_tokens_are_one_graph_that_is_compiled_once():
     # In a process of its own: here every function is wrapped by the check of its shapes.
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["1"] * (len(VARIANTS) + 1)
+    assert apart(graphs_of_variants) == [1] * (len(VARIANTS) + 1)
 
 
 class Recorder(TorchDispatchMode):
@@ -79,7 +80,3 @@ def test_a_step_reads_nothing_back_and_copies_nothing_from_the_host(changes):
         sum(value.sum() for value in tensors(model(*given))).backward()
     # What waits for the device (item, nonzero, masks as indices) and what builds a tensor from Python values.
     assert not recorder.names & {"_local_scalar_dense", "nonzero", "is_nonzero", "lift_fresh", "masked_select"}
-
-
-if __name__ == "__main__":
-    print(compiled_graphs({}, masked=False), *(compiled_graphs(variant, masked=True) for variant in VARIANTS))

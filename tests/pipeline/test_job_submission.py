@@ -32,6 +32,11 @@ def free_ports(count):
     return ports
 
 
+def listens(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def documented_line():
     """The words of the submission, continued lines joined."""
     text = re.sub(r"\\\n\s*", "", (ROOT / "docker" / "README.md").read_text())
@@ -64,18 +69,19 @@ def head(tmp_path):
         subprocess.run(["rm", "-rf", str(temp)], check=True)
 
 
-def test_the_documented_job_submission_extracts_and_its_log_is_readable(head, video_folder, tmp_path):
+def test_the_documented_job_submission_extracts_and_its_log_is_readable(unloc, head, video_folder, tmp_path):
     address, environment = head
     rows = VideoRow("v0", "test", 1.5), QueryRow("v0", "test", "1", "a cat", [[0, 1]])
     manifest = write_manifest(tmp_path / "mr.jsonl", *rows)
-    pack = ["data", "pack", str(manifest), "--videos", str(video_folder), "--out", str(tmp_path / "shards")]
-    subprocess.run([sys.executable, "-m", "unloc", *pack], env=environment, check=True, capture_output=True)
+    assert unloc("data", "pack", manifest, "--videos", video_folder, "--out", tmp_path / "shards")[0] == 0
     words = documented_line()
     assert words[:4] == ["ray", "job", "submit", "--address"]
     line = shlex.join([RAY, *words[1:4], address, *words[5:]]).replace("/mnt/unloc", str(tmp_path))
     line = line.replace("{000000..000127}", "000000").replace("s3://bucket/cache", str(tmp_path / "cache"))
     line = line.replace("--tower ViT-B-16 --pretrained openai", "--tower toy")
     deadline = time.monotonic() + 120
+    while not listens(int(address.rpartition(":")[2])) and time.monotonic() < deadline:
+        time.sleep(0.1)
     while (done := subprocess.run(shlex.split(line), env=environment, capture_output=True, text=True)).returncode:
         said = done.stdout + done.stderr
         assert "Failed to connect" in said and time.monotonic() < deadline, said  # until the dashboard listens

@@ -1,53 +1,49 @@
 """`train.compile`: the same run through torch.compile, whose checkpoints are those of any run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import apart
+from tests.training.test_trainer import recipe_for
 from unloc.errors import ConfigError
+from unloc.training.run import fit_recipe
 
-GRAPHS = []
 
+def fit_compiled(manifest: Path, cache: Path, folder: Path) -> tuple[int, str]:
+    """Fit with and without torch.compile, here without code generation; then resume the compiled run without it.
 
-def fit_compiled(manifest: str, cache: str, folder: str) -> None:
-    """Fit with and without torch.compile, here without code generation; then resume the compiled run without it."""
-    from tests.training.test_trainer import recipe_for
-    from unloc.training.run import fit_recipe
+    Returns the number of graphs, and the error where the compiler is broken.
+    """
+    graphs = []
 
     def counted(graph, example_inputs):
-        GRAPHS.append(graph)
+        graphs.append(graph)
         return graph.forward
 
-    compile_, words = torch.compile, ["train.epochs=1", "train.eval_every_epochs=0.5", "optim.name=sgd"]
+    compile_, words = torch.compile, ["train.epochs=0.3", "train.eval_every_epochs=0.15", "optim.name=sgd"]
     torch.compile = lambda function: compile_(function, backend=counted)
     for name in ("off", "on"):
-        recipe = recipe_for("mr", *words, f"train.compile={name}")
-        fit_recipe(recipe, Path(manifest), cache, Path(folder) / name, threads=1)
-    print(len(GRAPHS))
-    fit_recipe(recipe_for("mr", *words), Path(manifest), cache, Path(folder) / "on", threads=1, resume=True)
+        fit_recipe(recipe_for("mr", *words, f"train.compile={name}"), manifest, cache, folder / name, threads=1)
+    count = len(graphs)
+    fit_recipe(recipe_for("mr", *words), manifest, cache, folder / "on", threads=1, resume=True)
 
     def broken(graph, example_inputs):
         raise RuntimeError("no compiler")
 
     torch.compile = lambda function: compile_(function, backend=broken)
-    try:
-        fit_recipe(recipe_for("mr", "train.compile=on"), Path(manifest), cache, Path(folder) / "broken", threads=1)
-    except ConfigError as error:
-        print(error)
+    with pytest.raises(ConfigError) as raised:
+        fit_recipe(recipe_for("mr", "train.compile=on"), manifest, cache, folder / "broken", threads=1)
+    return count, str(raised.value)
 
 
 def test_a_compiled_run_has_one_graph_and_ends_in_the_same_weights(token_world, tmp_path):
     # In a process of its own: here every function is wrapped by the check of its shapes.
-    words = [sys.executable, "-m", "tests.training.test_compiled_run", *token_world, tmp_path]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    count, error = done.stdout.splitlines()
-    assert count == "1" and "no compiler" in error and "set train.compile=off" in error
+    count, error = apart(fit_compiled, *token_world, tmp_path)
+    assert count == 1 and "no compiler" in error and "set train.compile=off" in error
     files = [tmp_path / name / "checkpoints" / "last" / "model.safetensors" for name in ("off", "on")]
     one, other = map(load_file, files)
     assert one.keys() == other.keys()
@@ -60,7 +56,3 @@ def test_a_compiled_run_has_one_graph_and_ends_in_the_same_weights(token_world, 
     for off, on in zip(*rows, strict=True):
         if off["kind"] == "train":
             assert on["loss"] == pytest.approx(off["loss"], rel=1e-4)
-
-
-if __name__ == "__main__":
-    fit_compiled(*sys.argv[1:])

@@ -6,8 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import start_unloc
 from tests.training.test_trainer import Killed, assert_same_runs, at_step, kill, recipe_for, weights_of
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.errors import CacheError, ConfigError, DivergedError, InputError, StoppedError
@@ -100,13 +99,14 @@ def test_a_folder_that_is_trained_into_is_locked_and_free_again_after_a_sigkill(
     recipe, run = recipe_for("mr", *WORDS), tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     words = ["fit", tmp_path / "recipe.yaml", "train.checkpoint_minutes=0.001", *fit_options(token_world, run)]
-    with subprocess.Popen([sys.executable, "-m", "unloc", *map(str, words)], stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not (run / "metrics.jsonl").is_file():
-            time.sleep(0.01)
-        with pytest.raises(CacheError, match=f"process {process.pid}"):
-            fit_recipe(recipe, *token_world, run, threads=1, overwrite=True)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = start_unloc(*words, errors=tmp_path / "errors")
+    while process.is_alive() and not (run / "metrics.jsonl").is_file():
+        time.sleep(0.01)
+    with pytest.raises(CacheError, match=f"process {process.pid}"):
+        fit_recipe(recipe, *token_world, run, threads=1, overwrite=True)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "errors").read_text()
     fit_recipe(recipe, *token_world, run, threads=1, resume=True)
     assert_same_runs(whole, run)
 

@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training.test_trainer import Killed, assert_same_runs, at_step, kill, recipe_for
+from tests.processes import start_unloc
+from tests.training.test_trainer import assert_same_runs, at_step, recipe_for
 from unloc.annotations.schema import load_manifest
 from unloc.config import AugmentConfig
 from unloc.errors import LoaderError
@@ -62,14 +61,18 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_a_run_with_workers_that_is_killed_and_resumed_with_others_ends_in_the_same_bits(token_world, tmp_path, whole):
+def test_a_worker_that_is_killed_is_one_line_and_the_run_resumes_without_to_the_same_bits(token_world, tmp_path, whole):
+    def kill_worker():
+        os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+        time.sleep(1)
+
     recipe, run = recipe_for("mr", *WORDS, "model.dropout=0.1"), tmp_path / "run"
-    with pytest.raises(Killed):
-        fit_recipe(recipe, *token_world, run, threads=1, loader_workers=2, on_step=at_step(5, kill))
+    with pytest.raises(LoaderError, match=r"--resume with fewer --loader-workers") as raised:
+        fit_recipe(recipe, *token_world, run, threads=1, loader_workers=2, on_step=at_step(5, kill_worker))
+    assert "\n" not in str(raised.value)
     wait_until(lambda: not workers_of(os.getpid()))
-    fit_recipe(recipe, *token_world, run, threads=1, loader_workers=1, resume=True)
+    fit_recipe(recipe, *token_world, run, threads=1, loader_workers=0, resume=True)
     assert_same_runs(whole, run)
-    wait_until(lambda: not workers_of(os.getpid()))
 
 
 def test_pixels_are_augmented_the_same_in_workers(tmp_path):
@@ -123,31 +126,18 @@ def test_an_error_in_a_worker_is_the_line_that_it_is_without_workers(unloc, toke
 def test_workers_end_with_the_run_however_it_ends(token_world, tmp_path):
     manifest, cache = token_world
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe_for("mr", "train.epochs=100", "data.val_split=''")))
-    words = ["-m", "unloc", "fit", tmp_path / "recipe.yaml", "--loader-workers", "1", "--work-dir", tmp_path / "run"]
-    words = [sys.executable, *map(str, words), "--manifest", manifest, "--cache", cache, "--threads", "1"]
-    rows = tmp_path / "run" / "metrics.jsonl"
+    words = ["fit", tmp_path / "recipe.yaml", "--loader-workers", 1, "--work-dir", tmp_path / "run", "--threads", 1]
+    rows, errors = tmp_path / "run" / "metrics.jsonl", tmp_path / "errors"
     for ending, resumed in ((signal.SIGTERM, []), (signal.SIGKILL, ["--resume"])):
         rows.unlink(missing_ok=True)
-        with subprocess.Popen([*words, *resumed], start_new_session=True, stderr=subprocess.PIPE) as process:
-            wait_until(lambda: rows.is_file() and rows.read_text())
-            workers = workers_of(process.pid)
-            if ending == signal.SIGTERM:  # to all of the job, as a cluster sends it
-                os.killpg(process.pid, ending)
-            else:
-                process.kill()
-            errors = process.stderr.read().decode()
-        assert workers and process.returncode == (2 if ending == signal.SIGTERM else -signal.SIGKILL), errors
-        assert ("which is saved; use --resume" in errors) == (ending == signal.SIGTERM)
+        process = start_unloc(*words, "--manifest", manifest, "--cache", cache, *resumed, errors=errors)
+        wait_until(lambda: (rows.is_file() and rows.read_text()) or not process.is_alive())  # noqa: B023
+        workers = workers_of(process.pid)
+        if ending == signal.SIGTERM:  # to all of the job, as a cluster sends it
+            os.killpg(process.pid, ending)
+        else:
+            process.kill()
+        process.join()
+        assert workers and process.exitcode == (2 if ending == signal.SIGTERM else -signal.SIGKILL), errors.read_text()
+        assert ("which is saved; use --resume" in errors.read_text()) == (ending == signal.SIGTERM)
         wait_until(lambda: not any(map(is_there, workers)), 10)  # noqa: B023
-
-
-def test_a_worker_that_is_killed_is_one_line(token_world, tmp_path):
-    def kill_worker(step, total, values):
-        if step == 2:
-            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
-            time.sleep(1)
-
-    recipe = recipe_for("mr", "train.epochs=3", "data.val_split=''")
-    with pytest.raises(LoaderError, match=r"--resume with fewer --loader-workers") as raised:
-        fit_recipe(recipe, *token_world, tmp_path / "run", threads=1, loader_workers=1, on_step=kill_worker)
-    assert "\n" not in str(raised.value)

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.training.test_trainer import Killed, at_step, kill, recipe_for
 from unloc.recipes import dump_recipe
 from unloc.training import trainer as trainer_module
+from unloc.training.folder import draw_curves
 from unloc.training.run import fit_recipe
 
 EIGHT = ["train.epochs=0.4", "train.eval_every_epochs=0.15"]  # 8 steps, validated at 3, 6 and 8
@@ -47,9 +48,16 @@ def init(**options):
 """
 
 
-def test_curves_are_drawn_at_validations_and_at_the_end(token_world, tmp_path, monkeypatch):
-    run, drawn, draw = tmp_path / "run", [], trainer_module.draw_curves
-    monkeypatch.setattr(trainer_module, "draw_curves", lambda folder: drawn.append(draw(folder)))
+@pytest.fixture
+def drawn(monkeypatch):
+    """What was drawn, as here it is."""
+    calls = []
+    monkeypatch.setattr(trainer_module, "draw_curves", lambda run: calls.append(draw_curves(run)))
+    return calls
+
+
+def test_curves_are_drawn_at_validations_and_at_the_end(token_world, tmp_path, drawn):
+    run = tmp_path / "run"
     with pytest.raises(Killed):
         fit_recipe(recipe_for("mr", *EIGHT), *token_world, run, threads=1, on_step=at_step(4, kill))
     assert len(drawn) == 1
@@ -60,7 +68,7 @@ def test_curves_are_drawn_at_validations_and_at_the_end(token_world, tmp_path, m
     assert (run / "curves.png").read_bytes() != before and not list(run.rglob("*.part"))
 
 
-def test_curves_of_a_run_without_validation(token_world, tmp_path):
+def test_curves_of_a_run_without_validation(token_world, tmp_path, drawn):
     fit_recipe(recipe_for("as", "train.epochs=0.1", "data.val_split=''"), *token_world, tmp_path / "run", threads=1)
     assert (tmp_path / "run" / "curves.png").is_file()
 

@@ -41,8 +41,8 @@ def files(tmp_path_factory):
     }
 
 
-def packed(files, out, spec=SPEC, **options):
-    return pack_frames(list(files), files, out, spec, videos_per_shard=2, **options)
+def packed(files, out, spec=SPEC, videos_per_shard=2, **options):
+    return pack_frames(list(files), files, out, spec, videos_per_shard=videos_per_shard, **options)
 
 
 def contents(folder):
@@ -155,12 +155,16 @@ PACK_VIDEO = frame_shards._pack_video
 
 
 def test_processes_give_the_same_bytes_and_a_crash_costs_one_video(files, tmp_path, monkeypatch):
-    packed(files, tmp_path / "one")
-    packed(files, tmp_path / "two", workers=2)
+    some, options = (
+        {key: files[key] for key in ("d", "b", "c")},
+        {"videos_per_shard": 3},
+    )  # each shard has new processes
+    packed(some, tmp_path / "one", **options)
+    packed(some, tmp_path / "two", **options, workers=2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     monkeypatch.setattr(frame_shards, "_pack_video", crash)
-    rows = packed(files, tmp_path / "crash", workers=2)
-    assert [row.get("reason") for row in rows] == [None, "crash", None, None, None]
+    rows = packed(some, tmp_path / "crash", **options, workers=2)
+    assert [row.get("reason") for row in rows] == [None, "crash", None]
 
 
 def test_broken_and_absent_videos_are_counted_and_named_also_when_resumed(files, tmp_path):

@@ -16,7 +16,7 @@ class Example:
     """One video, or one (video, query) pair, on its level-0 steps."""
 
     video_id: str
-    frames: np.ndarray  # (T, D) float32 frame tokens, or pixels
+    frames: np.ndarray  # (T, D) frame tokens, float16 or float32, or pixels
     frame_mask: np.ndarray  # (T,) bool, true where valid
     duration_seconds: float  # length of the video
     grid: TimeGrid | None = None  # steps to seconds; None for consecutive tokens, which are not evenly spaced (AS)
@@ -53,8 +53,13 @@ class Batch:
         return frame_mask, None if self.all_tokens_valid else self.text_mask
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on a device. From pinned memory the copy is not waited for."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch with its tensors on a device, float16 as float32. From pinned memory the copy is not waited for."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(device, non_blocking=True)
+            return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+        return self._mapped(moved)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (DataLoader calls this)."""

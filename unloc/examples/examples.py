@@ -107,7 +107,7 @@ def linspace_example(
     grid, chosen = linspace_steps(video.times_seconds, num_steps, crop=crop, rng=jitter, pick=pick)
     return Example(
         video_id=video.video_id,
-        frames=video.inputs(chosen),
+        frames=video.frames[chosen],
         frame_mask=np.ones(num_steps, dtype=bool),
         grid=grid,
         duration_seconds=video.duration_seconds,
@@ -165,7 +165,7 @@ def window_example(video: VideoFrames, num_steps: int, offset: int) -> tuple[Exa
     """T consecutive frames of a video from `offset`, masked past its end, and their indices."""
     index, count = offset + np.arange(num_steps), len(video.times_seconds)
     chosen, seconds = np.minimum(index, count - 1), video.duration_seconds
-    frames = video.inputs(chosen)
+    frames = video.frames[chosen]
     return Example(video_id=video.video_id, frames=frames, frame_mask=index < count, duration_seconds=seconds), chosen
 
 

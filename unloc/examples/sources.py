@@ -30,14 +30,9 @@ class VideoFrames:
     """The frames of one video with their true times."""
 
     video_id: str
-    frames: np.ndarray  # (T, …) one row per frame: (T, D) tokens, or pixels
+    frames: np.ndarray  # (T, …) one row per frame: (T, D) tokens as a cache has them, or pixels
     times_seconds: np.ndarray  # (T,) when each frame is shown, ascending
     duration_seconds: float  # length of the video
-
-    def inputs(self, chosen: np.ndarray) -> np.ndarray:
-        """These frames as the model takes them: tokens as float32, pixels as they are."""
-        frames = self.frames[chosen]
-        return frames if frames.dtype == np.uint8 else frames.astype(np.float32)
 
 
 class Source(Protocol):
