@@ -20,9 +20,10 @@ import av
 import numpy as np
 
 from unloc.cache.shards import Failure
+from unloc.child_process import start_worker
 from unloc.errors import UnlocError, VideoError
 from unloc.files import file_identity
-from unloc.video.reading import CHANGED, ReadSpec, VideoReading, start_worker
+from unloc.video.reading import CHANGED, ReadSpec, VideoReading
 from unloc.video.video_file import RemoteVideo, VideoFile, file_version, on_disk
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,6 @@ def _run_child(parents_end: Connection, connection: Connection, stderr: int, spe
     """Decode jobs until the pipe is closed. The first message says that the process is ready."""
     parents_end.close()  # otherwise the pipe never closes: this process would hold both its ends
     start_worker()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(stderr, 2)
     # A limit on memory makes allocations fail, as one video's error, before the system starts to kill processes.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -11,7 +11,6 @@ from pipeline.cluster import ExtractOptions
 from pipeline.decoding import Job
 from pipeline.extract import add_aliases, results_of, split_by_file
 from pipeline.ledger import MISSING, Ledger, Summary
-from unloc.cache import OnProgress
 from unloc.cache.metadata import group_metadata, read_attributes, write_checked
 from unloc.cache.opening import Home
 from unloc.cache.reading import Cache, read_table
@@ -25,6 +24,7 @@ from unloc.cache.writing import (
     write_projections,
     write_texts,
 )
+from unloc.callbacks import OnProgress
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
 from unloc.files import folder_lock, remove_leftovers, write_file
 from unloc.inference.encode import EncodeConfig, Encoder

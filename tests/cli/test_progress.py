@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import count
 
 from unloc.cli import progress
 
@@ -19,6 +20,19 @@ def test_in_a_log_lines_with_rate_details_and_time_left_are_written_while_nothin
     assert all("\r" not in line for line in lines)
     capfd.readouterr()
     assert capfd.readouterr().err == ""  # none after it
+
+
+def test_slow_work_says_how_long_each_takes(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    seconds = count(0, 2)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(seconds))
+    with progress.progress("extracting", "videos") as report:
+        report(1, 4)
+        report(2, 4)
+        shown = ""
+        while "2 of 4" not in shown:
+            shown = capfd.readouterr().err
+    assert re.search(r"2 of 4 videos, +\d+\.\d\d s each, ", shown)
 
 
 def test_short_work_leaves_no_line_in_a_log(capfd):

@@ -10,7 +10,7 @@ Under `repair` and `drop` the first of duplicates is kept, and a query is droppe
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +19,7 @@ import pandas as pd
 
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest, fill_durations, load_manifest
+from unloc.callbacks import OnProgress
 from unloc.errors import InputError, ManifestError, VideoError
 from unloc.video.facts import scan
 from unloc.video.locate import Coverage, folder_coverage
@@ -63,7 +64,7 @@ def check_file(
     videos: Path | None = None,
     rule: str = "keep",
     drop_unreadable: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> CheckedFile:
     """Check a manifest file; with a folder of videos also its coverage, and unknown durations are measured from files
     (`on_progress`: videos measured and all to measure). Raises as `load_manifest` and `check_manifest`.
@@ -91,7 +92,7 @@ def check_file(
 
 
 def measured_durations(
-    manifest: Manifest, files: Mapping[str, Path], on_progress: Callable[[int, int], None] = lambda done, total: None
+    manifest: Manifest, files: Mapping[str, Path], on_progress: OnProgress = lambda done, total: None
 ) -> tuple[Manifest, int, dict[str, str]]:
     """The manifest with durations measured from the files where it states none, their number, and failures by video.
 

@@ -14,11 +14,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from unloc.cache import OnProgress
 from unloc.cache.dtype import require_token_dtype, to_stored
 from unloc.cache.opening import Home, open_for_writing
 from unloc.cache.shards import Added, Failure, Result, ShardWriter, failures_of
 from unloc.cache.writing import VideoTokens, token_checksum, write_texts
+from unloc.callbacks import OnProgress
 from unloc.errors import InputError, MissingError, VideoError, one_line
 from unloc.files import file_identity
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from unloc.cache import OnProgress
 from unloc.cache.metadata import write_checked
 from unloc.cache.opening import Home, open_cache, open_for_writing
 from unloc.cache.reading import Cache
 from unloc.cache.shards import Added, ShardWriter, failures_of
 from unloc.cache.writing import audit_cache, fingerprint_differences, stored_video, write_projections, write_texts
+from unloc.callbacks import OnProgress
 from unloc.errors import CacheError, FingerprintError, InputError
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from unloc.cache import OnProgress
 from unloc.cache.metadata import SHARD_NAME, read_checked, write_checked
 from unloc.cache.reading import Cache
 from unloc.cache.writing import VideoTokens, write_video_shard
+from unloc.callbacks import OnProgress
 from unloc.errors import CacheError
 from unloc.files import replacing
 

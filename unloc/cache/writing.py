@@ -13,10 +13,10 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from unloc.cache import OnProgress
 from unloc.cache.dtype import STORED_DTYPES
 from unloc.cache.metadata import FORMAT, SHARD_NAME, group_metadata, read_attributes, read_checked, write_checked
 from unloc.cache.reading import COLUMNS, ROWS, Cache, ShardMap
+from unloc.callbacks import OnProgress
 from unloc.errors import CacheError, FingerprintError
 from unloc.files import LOCK, commit_folder, file_crc32c, write_file
 

@@ -19,17 +19,12 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
-    if value:
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
+    """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
+    if version:
         typer.echo(f"unloc {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
 
 
 _UsageError = typer.BadParameter.__bases__[0]  # of the click that typer uses: its own or the installed one

@@ -20,6 +20,10 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
     """Yields `report(done, total, **details)`, which shows rate and time left: a bar, or a line every 30 s if piped."""
     from tqdm import tqdm
 
+    class Bar(tqdm):
+        def __str__(self) -> str:
+            return super().__str__().replace(f"s/ {units}", " s each")  # slower than one a second
+
     bar, is_over = None, threading.Event()
     options = {"dynamic_ncols": True}
     if not sys.stderr.isatty():  # lines are written by the thread below, also while nothing completes
@@ -28,7 +32,7 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
     def report(done: int, total: int, **details: object) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(desc=action, unit=f" {units}", initial=done, total=total, smoothing=0.05, **options)
+            bar = Bar(desc=action, unit=f" {units}", initial=done, total=total, smoothing=0.05, **options)
         bar.total = total
         bar.set_postfix(details, refresh=False)
         bar.update(done - bar.n)

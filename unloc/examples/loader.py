@@ -7,17 +7,18 @@ Processes that train together have a part each of the batch that one would have;
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from unloc.child_process import start_worker
 from unloc.config import Recipe
 from unloc.errors import UnlocError
 from unloc.examples.batches import Batch, class_pairs, collate
 from unloc.examples.examples import Examples
 from unloc.examples.sources import ClassTexts
-from unloc.video.reading import start_worker
 
 
 class Loader(Dataset[Batch | Exception]):
@@ -52,7 +53,8 @@ class Loader(Dataset[Batch | Exception]):
         Raises what reading an example raises, the same with and without workers; RuntimeError where a worker died.
         """
         # Spawned: a fork would copy the locks of threads that it does not copy, as those of stores.
-        workers = {"multiprocessing_context": "spawn", "worker_init_fn": _start_worker} if self.workers else {}
+        start = partial(start_worker, signal.SIG_IGN)
+        workers = {"multiprocessing_context": "spawn", "worker_init_fn": start} if self.workers else {}
         own = torch.Generator()  # else the loader draws from the generator that dropout draws from
         options = {"num_workers": self.workers, "pin_memory": self.pin_memory, "generator": own, **workers}
         for batch in DataLoader(self, batch_size=None, sampler=range(first_step, end_step), **options):
@@ -94,12 +96,6 @@ class Loader(Dataset[Batch | Exception]):
         return class_pairs(
             batch, np.stack([choose_classes(p, *sizes, rng) for p, rng in zip(present, rngs, strict=True)])
         )
-
-
-def _start_worker(worker: int) -> None:
-    """A worker ends when its parent does, and not before: SIGTERM to all of a job lets the parent save first."""
-    start_worker()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def epoch_batches(videos: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

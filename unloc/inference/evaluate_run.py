@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.cache import OnProgress
 from unloc.cache.opening import open_cache
 from unloc.cache.reading import Cache, CachedVideo
+from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.evaluation.evaluator import Predictions, require_seconds
 from unloc.evaluation.job import Evaluation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.cache import OnProgress
+from unloc.callbacks import OnProgress
 from unloc.config import DecodeConfig, Recipe
 from unloc.errors import DivergedError
 from unloc.evaluation.evaluator import Predictions

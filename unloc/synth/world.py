@@ -10,13 +10,14 @@ import json
 import math
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import av
 import numpy as np
 
+from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.files import replacing, write_file
 from unloc.synth.events import VideoPlan, plan_video, video_generator
@@ -35,7 +36,7 @@ def render_world(
     style: str = "studio",
     overwrite: bool = False,
     clips: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> None:
     """Render videos 0 … num_videos-1 of the world `seed` into `out`, and their `clips`, with annotations of these.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unloc.annotations.schema import Manifest, cached_durations, load_manifest, manifest_rows, restricted
-from unloc.cache import OnProgress
+from unloc.callbacks import OnProgress
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unloc.cache import OnProgress
+from unloc.callbacks import OnProgress
 from unloc.errors import DivergedError, LoaderError, StoppedError, one_line
 from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader

@@ -10,8 +10,8 @@ import av
 import decord
 import numpy as np
 
+from unloc.callbacks import Heartbeat
 from unloc.errors import VideoError, one_line
-from unloc.video import Heartbeat
 from unloc.video.facts import VideoFacts, open_stream
 from unloc.video.pyav_reader import TIME_TOLERANCE, PyAVReader, ShownFrame, display_matrix, shown_at
 

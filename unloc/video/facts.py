@@ -17,8 +17,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from unloc.callbacks import Heartbeat
 from unloc.errors import VideoError, one_line
-from unloc.video import Heartbeat
 from unloc.video.mpeg4 import Mpeg4Packets
 
 av.logging.set_level(None)  # ffmpeg's own messages would break the progress bar; errors carry what matters

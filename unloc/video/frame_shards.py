@@ -26,10 +26,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from unloc.callbacks import OnProgress
+from unloc.child_process import start_worker
 from unloc.errors import CacheError, CoverageError, InputError, MissingError, VideoError, one_line
 from unloc.files import replacing, write_file
 from unloc.video.preprocess import PreprocessSpec, resize_for_crop
-from unloc.video.reading import FrameSampling, ReadSpec, VideoReading, start_worker
+from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
 from unloc.video.video_file import VideoFile, on_disk
 
 SHARD_NAME = "frames-{:06d}.tar"
@@ -112,7 +114,7 @@ def pack_frames(
     *,
     workers: int = 1,
     videos_per_shard: int = VIDEOS_PER_SHARD,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> list[dict]:
     """Pack videos with `workers` processes (1: this one alone); their rows, with `reason` and `message` of failures.
 

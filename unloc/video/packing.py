@@ -1,13 +1,13 @@
 """A folder of videos into WebDataset tar shards: the same manifest and files give the same bytes."""
 
 import tarfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.files import replacing
 from unloc.video.video_file import VideoFile
@@ -31,7 +31,7 @@ def pack_videos(
     out: Path,
     *,
     shard_bytes: int = 1 << 30,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> PackSummary:
     """Write a manifest's `videos`, found as `files`, into OUT/videos-000000.tar and so on.
 

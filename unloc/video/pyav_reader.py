@@ -16,8 +16,8 @@ from av.container import InputContainer
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from unloc.callbacks import Heartbeat
 from unloc.errors import VideoError
-from unloc.video import Heartbeat
 from unloc.video.facts import LOST_SHARE_ALLOWED, VideoFacts, open_stream, packets_of
 
 TIME_TOLERANCE = 1e-4  # seconds; a frame that begins at the wanted time must not be missed by rounding to milliseconds

@@ -1,19 +1,16 @@
 """From a file to resized frames and the video's row: all of encoding without a tower, which decoders do not import."""
 
-import ctypes
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from unloc.callbacks import Heartbeat
 from unloc.errors import InputError, VideoError
 from unloc.files import file_identity
-from unloc.video import Heartbeat
 from unloc.video.decord_reader import DecordReader, unsound_by_facts
 from unloc.video.facts import scan
 from unloc.video.preprocess import CENTRE, VIEW_NAME, PreprocessSpec, make_views
@@ -22,7 +19,6 @@ from unloc.video.video_file import VideoFile, file_hash, file_version
 
 READERS = {"auto": PyAVReader, "decord": DecordReader, "pyav": PyAVReader}
 MAX_FPS, MAX_FRAMES = 1000, 1_000_000  # more is a typing error, which would fill the memory
-PR_SET_PDEATHSIG = 1
 CHANGED = "changed"  # reason of a video whose file was replaced or rewritten while it was read
 
 
@@ -38,13 +34,6 @@ def open_video(
         unsound = unsound_by_facts(facts)
         reader.reason = f"decord is not exact here: {unsound}" if unsound else "decord would be exact; PyAV is faster"
     return reader
-
-
-def start_worker() -> None:
-    """Let this process decode for its parent: on one thread, without hearing Ctrl-C, until the parent ends."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even a decoder that hangs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from fsspec.callbacks import Callback
 
 from unloc.cache.object_store import ObjectStore
+from unloc.callbacks import Heartbeat
 from unloc.errors import CacheError, VideoError
-from unloc.video import Heartbeat
 
 BLOCK = 1 << 20
 CHANGED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")

@@ -1,0 +1,8 @@
+"""What long work calls while it runs."""
+
+from collections.abc import Callable
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
+Heartbeat = Callable[[], None]
+"""Called repeatedly while a file is read, so that a long reading can be told from one that hangs."""
