@@ -24,8 +24,8 @@ def test_another_seed_in_the_same_folder_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--videos", "0"], ["--seed", "-1"], ["--workers", "-1"]])
-def test_impossible_numbers_are_refused_and_nothing_is_written(tmp_path, arguments):
+@pytest.mark.parametrize("arguments", [["--videos", "0"], ["--seed", "-1"], ["--workers", "-1"], ["--style", "oil"]])
+def test_impossible_values_are_refused_and_nothing_is_written(tmp_path, arguments):
     result = runner.invoke(app, ["data", "synth", str(tmp_path / "w"), *arguments])
     assert result.exit_code == 2 and arguments[0] in result.output
     assert not (tmp_path / "w").exists()

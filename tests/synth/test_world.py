@@ -88,9 +88,6 @@ def test_another_style_shows_the_same_events_in_other_pixels(world, tmp_path):
         assert path.read_bytes() == (out / path.relative_to(tmp_path / "studio")).read_bytes()
     with pytest.raises(InputError, match="overwrite"):
         render_world(out, num_videos=2, seed=SEED, workers=0)
-    with pytest.raises(InputError, match="--style"):
-        render_world(tmp_path / "none", num_videos=1, seed=SEED, workers=0, style="oil")
-    assert not (tmp_path / "none").exists()
 
 
 def test_another_seed_is_refused_and_nothing_is_touched(world):

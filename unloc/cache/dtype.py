@@ -11,12 +11,6 @@ from unloc.errors import InputError
 STORED_DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
 
 
-def require_token_dtype(name: str, option: str) -> None:
-    """Raises InputError where there is no such dtype of tokens."""
-    if name not in STORED_DTYPES:
-        raise InputError(f"{option}: got {name!r}, expected one of {', '.join(STORED_DTYPES)}")
-
-
 def to_stored(tokens: np.ndarray, dtype: str) -> np.ndarray:
     """Float tokens as they are stored. Raises InputError where one is not finite or is beyond what the dtype holds."""
     values = np.ascontiguousarray(tokens, dtype=np.float32)

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from unloc.cache.dtype import require_token_dtype, to_stored
+from unloc.cache.dtype import to_stored
 from unloc.cache.opening import Home, open_for_writing
 from unloc.cache.shards import Added, Failure, Result, ShardWriter, failures_of
 from unloc.cache.writing import VideoTokens, token_checksum, write_texts
@@ -52,8 +52,6 @@ class FeatureFile:
 
 def list_features(format_name: str, source: Path, dataset: str | None = None) -> dict[str, FeatureFile]:
     """Features by the name a source gives each video, in order. Raises InputError; MissingError: there are none."""
-    if format_name not in FORMATS:
-        raise InputError(f"format: got {format_name!r}, expected one of {', '.join(FORMATS)}")
     if not source.exists():
         raise MissingError(f"{source} does not exist")
     found: dict[str, FeatureFile] = {}
@@ -142,11 +140,8 @@ class ImportConfig:
     transposed: bool = False  # files hold (D, T)
 
     def __post_init__(self) -> None:
-        require_token_dtype(self.dtype, "--token-dtype")
         if not self.origin.strip():
             raise InputError("--origin: say who made the features with which tower; it identifies the cache")
-        if self.spacing_seconds is not None and not 0 < self.spacing_seconds < math.inf:
-            raise InputError(f"timing: spacing_seconds is {self.spacing_seconds}, expected more than 0")
 
     def covered_seconds(self, num_tokens: int) -> float:
         """Seconds of video that T tokens look at; NaN where they share the video's duration."""

@@ -52,7 +52,6 @@ class ObjectStore:
         """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
 
         def get() -> None:
-            copy.truncate(0)
             self.store.get_file(f"{self.root}/{name}", f"/proc/self/fd/{copy.fileno()}", callback=callback)
             received = os.fstat(copy.fileno()).st_size
             if size is not None and received != size:

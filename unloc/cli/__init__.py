@@ -1,7 +1,7 @@
 """The command line: one typer app. Commands import the library inside their functions, so that `--help` is fast."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Option
@@ -17,6 +17,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+
+TokenDtype = Annotated[Literal["float16", "float32", "bfloat16"], Option("--token-dtype", help="Of stored tokens.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from unloc.cli import app
+from unloc.cli import TokenDtype, app
 from unloc.cli.progress import progress
 from unloc.errors import CacheError, InputError
 
@@ -129,7 +129,7 @@ def import_command(
     texts: Annotated[Path | None, Option(help="Folder of QID.npz with the queries' tokens.")] = None,
     dataset: Annotated[str | None, Option(help="Name of the array inside a file.")] = None,
     transposed: Annotated[bool, Option("--transposed", help="Files hold (channels, tokens).")] = False,
-    token_dtype: Annotated[str, Option(help="float16, float32 or bfloat16.")] = "float16",
+    token_dtype: TokenDtype = "float16",
 ) -> None:
     """Import features of other projects; options give their times, --origin identifies the cache.
 

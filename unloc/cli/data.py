@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ FORMATS = (
     "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14, timelens, gmr, na-vmr or kinetics; "
     "own data: csv, json, folder, mstcn, labelstudio or fiftyone."
 )
-BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with bad rows: keep, repair or drop.")]
+BadRows = Annotated[Literal["keep", "repair", "drop"], typer.Option(help="What to do with bad rows.")]
 
 
 @data_app.command()
@@ -29,7 +29,7 @@ def synth(
     out: Annotated[Path, typer.Argument(help="Folder to render into.")],
     videos: Annotated[int, typer.Option("--videos", min=1, help="Number of videos.")] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world.")] = 0,
-    style: Annotated[str, typer.Option("--style", help="studio, or sketch: unseen by what ships.")] = "studio",
+    style: Annotated[Literal["studio", "sketch"], typer.Option(help="sketch: unseen by what ships.")] = "studio",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
     clips: Annotated[bool, typer.Option("--clips", help="Also a clip of each labelled event, as in Kinetics.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a world of another seed.")] = False,

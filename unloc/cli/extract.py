@@ -5,12 +5,12 @@ import time
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
-from unloc.cli import app
+from unloc.cli import TokenDtype, app
 from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
 from unloc.errors import InputError
 
@@ -38,9 +38,9 @@ def extract(
     address: Annotated[str | None, Option(help="Ray cluster to use: auto, or host:port.")] = None,
     split: Annotated[str | None, Option(help="Only this split.")] = None,
     limit: Annotated[int, Option(min=0, help="Only the first N videos; 0: all.")] = 0,
-    decoder: Annotated[str, Option(help="auto, decord or pyav.")] = "auto",
+    decoder: Annotated[Literal["auto", "decord", "pyav"], Option(help="What decodes; auto: pyav.")] = "auto",
     tower_dtype: Annotated[str, Option("--dtype", help="Precision of the tower: float32, bfloat16, auto.")] = "float32",
-    dtype: Annotated[str, Option("--token-dtype", help="Of stored tokens: float16, float32 or bfloat16.")] = "float16",
+    dtype: TokenDtype = "float16",
     views: Annotated[str, Option(help="Views of each frame, centre first: centre,flip,crop0,crop1.")] = "centre",
     frame_token: Annotated[str, Option(help="cls: class token; gap: mean of the patches.")] = "cls",
     projection: Annotated[bool, Option(help="Frame tokens after CLIP's projection, or before it.")] = True,

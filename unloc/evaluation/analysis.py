@@ -25,15 +25,7 @@ from unloc.evaluation.segmentation import label_runs
 from unloc.predictions.records import detections_table
 
 REACHED, TOUCHED = 0.5, 0.1
-COLOURS = {
-    "true": "#2a7f62",
-    "duplicate": "#e0a13c",
-    "wrong label": "#8e5ea2",
-    "poor boundary": "#3c78b4",
-    "confused": "#c76fa0",
-    "background": "#9aa0a6",
-}
-KINDS = tuple(COLOURS)
+KINDS = ("true", "duplicate", "wrong label", "poor boundary", "confused", "background")
 PLOTS = ("false_positives.svg", "gains.svg", "recall.svg")
 MULTIPLES = 10
 
@@ -145,18 +137,19 @@ def write_plots(analysis: dict, folder: Path) -> list[Path]:
 
         # Shares of the kinds among the G best detections of each label, the next G, and so on.
         shares = 100.0 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-        axis = shares.plot.bar(ax=figures[0].subplots(), stacked=True, width=0.85, rot=0, ylim=(0, 100), color=COLOURS)
+        options = {"stacked": True, "width": 0.85, "rot": 0, "ylim": (0, 100), "colormap": "Set2"}
+        axis = shares.plot.bar(ax=figures[0].subplots(), **options)
         axis.set(xlabel="rank, in multiples of G segments of the label", ylabel="% of detections")
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-        axis = pd.Series(gains).plot.barh(ax=figures[1].subplots(), color=[COLOURS[kind] for kind in gains])
+        axis = pd.Series(gains).plot.barh(ax=figures[1].subplots())
         axis.set(xlabel="points of mAP@0.50 gained without them")
         axis.invert_yaxis()
 
         for axis, (name, rows) in zip(figures[2].subplots(2, 2).flat, analysis["recall"].items(), strict=True):
             table = pd.DataFrame(rows, index=[f"≥ {row['from']:g}\n({row['segments']})" for row in rows])
             table = table[["recall", "recall_at_1x"]]
-            table.plot.bar(ax=axis, color=["#c9d6e2", "#3c78b4"], rot=0, fontsize=7, ylim=(0, 100), legend=False)
+            table.plot.bar(ax=axis, rot=0, fontsize=7, ylim=(0, 100), legend=False)
             axis.set(title=name.replace("_", " "), ylabel="% found")
         labels = ("of the 10·n best", "of the n best (n segments of the label in the video; in brackets: segments)")
         figures[2].legend(axis.containers, labels, loc="outside upper center", ncols=2, frameon=False)
