@@ -173,7 +173,7 @@ class RayActors:
         self._pinged_at: dict[ActorHandle, float] = {}
         context = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-        # What this process needs to live.
+        # Addresses without which this process cannot continue.
         self._needed = {
             f"the Ray cluster at {context.gcs_address} is gone": context.gcs_address,
             "Ray's process on this machine (raylet) has ended": f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}",

@@ -259,12 +259,12 @@ def _messages(job: Job, spec: ReadSpec, heartbeat: _Heartbeat, rss_at_start: int
 
 def _reason(job: Job, error: Exception) -> tuple[str, str]:
     """(reason, message) of an exception."""
-    words = " ".join(str(error).split())[:200] or "no message"
+    message = " ".join(str(error).split())[:200] or "no message"
     if isinstance(error, VideoError):
         return error.reason, str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in words):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in message):
         return "out_of_memory", f"{job.path}: decoding took more memory than one video may (--memory)"
     if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
         at = f" at {error.filename}" if error.filename and str(error.filename) != str(job.path) else ""
         return MACHINE, f"{job.path}: cannot be read ({error.strerror or error}{at})"
-    return "decode_error", f"{job.path}: the decoder failed ({type(error).__name__}: {words})"
+    return "decode_error", f"{job.path}: the decoder failed ({type(error).__name__}: {message})"

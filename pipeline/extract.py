@@ -93,7 +93,7 @@ class _Job:
         self.is_worth_a_try = partial(is_worth_a_try, files=self.files, config=self.config, options=options)
 
     def run(self, missing: Sequence[str], on_progress: Progress) -> None:
-        """Write every shard of which all videos have a result; extract those that have none."""
+        """Extract the videos that have no result; write every shard whose videos all have one."""
         self._plan()
         self._write(self.writer.complete)
         pending = (video_id for video_id in self.writer.planned if video_id not in self.writer.done)

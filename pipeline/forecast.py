@@ -135,7 +135,7 @@ def _seconds_of(due: dict[str, VideoFile], durations: dict[str, float]) -> list[
 
 
 def _within(seconds: float, items: Iterable) -> list:
-    """The items that come within these seconds, and at least one."""
+    """The items that arrive within so many seconds, at least one."""
     found, started = [], time.perf_counter()
     for item in items:
         found.append(item)

@@ -11,7 +11,7 @@ from unloc.errors import CoverageError
 
 CACHED, UNCHANGED = "cached", "unchanged"
 MISSING = "missing"  # the reason of a failure: no file
-WHOLE_SHARE = 0.99  # of its duration; a video of which less is covered is partial
+WHOLE_SHARE = 0.99  # of its duration; a video with less decoded is partial
 
 
 class Ledger:

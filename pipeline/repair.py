@@ -33,7 +33,7 @@ from unloc.video.video_file import VideoFile, file_hash
 
 @dataclass
 class Repair:
-    """One repair: `run` does it, and then it says what was damaged and what of it is left."""
+    """One repair; after `run` it holds the damage that was found and what could not be repaired."""
 
     home: Home
     find_file: Callable[[str, str | None], VideoFile | None]  # as `VideoIndex.find`, for the file name in the cache
@@ -43,7 +43,7 @@ class Repair:
     pretrained: str | None = None  # weights file of the tower that made the cache
     left: list[str] = field(default_factory=list)  # what could not be repaired: place, reason and what to do
     notes: list[str] = field(default_factory=list)  # what was repaired only as far as the manifest goes
-    shards: dict[str, Cache] = field(default_factory=dict)  # each whose table can be read, alone: others may be damaged
+    shards: dict[str, Cache] = field(default_factory=dict)  # those with a readable table, each as a cache of its own
     before: Audit = field(init=False)
     after: Audit = field(init=False)
 

@@ -1,7 +1,7 @@
 """Assigns videos to actors and replaces actors that die, hang or fail. It does not call Ray: `RayActors` does.
 
-Fused: every worker decodes and encodes. Split: decoders send their frames to encoders, which have the GPUs. An actor
-gets one group of videos at a time once it has loaded; a decoder only while an encoder has loaded too.
+Fused: every worker decodes and encodes. Split: decoders send their frames to encoders, which have the GPUs. A worker
+that has loaded its tower gets one group of videos at a time; a decoder gets one when an encoder has loaded.
 """
 
 import logging
@@ -129,9 +129,9 @@ class Supervisor:
         elif self._now - self._busy_at >= min(REPORT_SECONDS, self.timeout_seconds):
             self._busy_at = self._now
             starting = Counter(actor.role for actor in self._pool.values() if not actor.is_loaded)
-            words = " and ".join(f"{count} {role}(s)" for role, count in starting.items())
+            waiting = " and ".join(f"{count} {role}(s)" for role, count in starting.items())
             needs = "each needs 1 CPU" + ", an encoder 1 GPU" * bool(self._num_gpus)
-            what = f"{words} cannot start ({needs})" if words else "machines are waiting after failures"
+            what = f"{waiting} cannot start ({needs})" if waiting else "machines are waiting after failures"
             logger.warning("nothing is running: %s; free: %s", what, self.actors.free())
 
     def _start_actors(self) -> None:
@@ -261,8 +261,8 @@ class Supervisor:
             if task.deaths < MAX_DEATHS:
                 self._queue.appendleft(task)
                 continue
-            words = f"{task.job.path}: {MAX_DEATHS} workers died with it (last: {message}): quarantined"
-            failure = Failure(task.job.video_id, "worker_died", words, MAX_DEATHS)
+            message = f"{task.job.path}: {MAX_DEATHS} workers died with it (last: {message}): quarantined"
+            failure = Failure(task.job.video_id, "worker_died", message, MAX_DEATHS)
             self._done.append(completed_failure(task.job, failure))
 
     def _fail_actor(self, actor: _Actor, message: str) -> None:
@@ -300,8 +300,8 @@ class Supervisor:
             if task.attempts < MAX_ATTEMPTS:
                 self._queue.append(task)
                 continue
-            words = f"{message}; machines failed {MAX_ATTEMPTS} times, the file is readable: the next run tries again"
-            self._done.append(Failure(task.job.video_id, MACHINE, words, MAX_ATTEMPTS))
+            advice = f"machines failed {MAX_ATTEMPTS} times, the file is readable: the next run tries again"
+            self._done.append(Failure(task.job.video_id, MACHINE, f"{message}; {advice}", MAX_ATTEMPTS))
 
     def _replace_silent(self) -> None:
         for actor in list(self._pool.values()):

@@ -98,7 +98,7 @@ def in_process_results(encoder: Encoder, limits: Limits, jobs: list[Job]) -> Ite
 
 
 class BusyClock:
-    """How long an actor has been busy with one step; waiting for others is no step."""
+    """How long an actor has been busy with one step; waiting for others does not count."""
 
     since = math.inf
 
@@ -146,7 +146,7 @@ class SharedBatches:
         return request.answer.result()
 
     def seconds_busy(self) -> float:
-        """How long the encoder has been at the batch that it started first; 0 where none runs."""
+        """How long the oldest running batch has taken so far; 0 where none runs."""
         return max(self._starting.seconds(), self._waiting.seconds())
 
     def _start_batches(self) -> None:

@@ -5,4 +5,4 @@ from collections.abc import Callable
 OnProgress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
 Heartbeat = Callable[[], None]
-"""Called repeatedly while a file is read, so that a long reading can be told from one that hangs."""
+"""Called repeatedly while a file is read, so that a reading that hangs can be distinguished from a long one."""

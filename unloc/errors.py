@@ -62,7 +62,7 @@ class CoverageError(UnlocError, RuntimeError):
 
 
 class LoaderError(UnlocError, RuntimeError):
-    """A process that prepares batches which died, as for want of memory."""
+    """A process that prepares batches died, for example for lack of memory."""
 
 
 class DivergedError(UnlocError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Objects below one URL (`s3://bucket/cache`), over fsspec: what fails is tried again, what is sent is checked."""
+"""Objects below one URL (`s3://bucket/cache`), through fsspec, with retries and checks of what was sent."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ class ObjectStore:
         self.root = root.rstrip("/")
 
     def infos(self) -> dict[str, dict]:
-        """Every object with what the store says of it."""
+        """Every object with what the store reports about it."""
         found, start = {}, f"{self.root.lstrip('/')}/"
         with suppress(FileNotFoundError):
             found = self._try(lambda: self.store.find(self.root, detail=True), "")
@@ -41,7 +41,7 @@ class ObjectStore:
         return {key.removeprefix(start): info for key, info in named if key.startswith(start)}
 
     def info(self, name: str) -> dict:
-        """What the store says of an object now. Raises FileNotFoundError where it is not there."""
+        """What the store reports about an object now. Raises FileNotFoundError where it is not there."""
         return self._try(lambda: self.store.info(f"{self.root}/{name}"), name)
 
     def read(self, name: str) -> bytes:

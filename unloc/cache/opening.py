@@ -1,7 +1,8 @@
 """Caches by path or URL: opened to read, locked to write, copied to audit, described.
 
 A cache in a bucket has a local copy, the mirror, which is mapped and written. Tables are fetched when the cache is
-opened, tokens when they are read. An object store has no rename: a shard is there once its `zarr.json`, sent last, is.
+opened, tokens when they are read. An object store has no rename: a shard counts once its
+`zarr.json`, which is sent last, has arrived.
 """
 
 import hashlib
@@ -183,7 +184,7 @@ def home_for(path: Path | str, fingerprint: dict) -> Home:
     if not (differing := fingerprint_differences(cached, fingerprint, names=("cache", "now"))):
         return home
     sibling = Home(f"{home}-{fingerprint_hash(fingerprint)}")
-    logger.warning("%s: was made otherwise (%s); a new cache is at %s", home, differing, sibling)
+    logger.warning("%s: was made with other settings (%s); a new cache is at %s", home, differing, sibling)
     return sibling
 
 

@@ -109,7 +109,7 @@ class ShardWriter:
 
     @property
     def complete(self) -> list[str]:
-        """Names of open shards of which every video has a result."""
+        """Names of open shards whose videos all have a result."""
         return [name for name, ids in self.open.items() if all(video_id in self.done for video_id in ids)]
 
     def add(self, video_ids: list[str], shard_size: int) -> None:

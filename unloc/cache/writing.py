@@ -48,7 +48,7 @@ def create_or_check(path: Path, fingerprint: dict, versions: dict) -> None:
     if (path / "zarr.json").is_file():
         if differing := fingerprint_differences(Cache(path).fingerprint, fingerprint, names=("cache", "now")):
             advice = f"use the same settings, or a new cache such as {path}-{fingerprint_hash(fingerprint)}"
-            raise FingerprintError(f"{path}: was made otherwise ({differing}); {advice}")
+            raise FingerprintError(f"{path}: was made with other settings ({differing}); {advice}")
         return
     if path.exists():  # an interrupted creation leaves these; `zarr.json` comes last
         known = ("shards", "texts", "zarr.json", ".zarr.json.part", LOCK)

@@ -26,7 +26,7 @@ from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, Moment
 
 Predictions = pd.DataFrame | Aligned | Sequence[FramePrediction]
 NOT_FINITE = "NaN or infinite score or time: left out"
-REVERSED = "reversed segment: scored as it stands"
+REVERSED = "reversed segment: scored unchanged"
 REPEATED = "duplicate id: of several predictions the last counts"
 EMPTY = "empty list: nothing predicted"
 UNKNOWN_LABEL = "unknown label: left out"
@@ -58,7 +58,7 @@ def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
 def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
     unit = other_unit(segments, durations)
     if unit:
-        kind = f"segments look like {unit}, not seconds: scored as they stand"
+        kind = f"segments look like {unit}, not seconds: scored unchanged"
         problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
 
 
@@ -142,7 +142,7 @@ def screen_moments(
             saliency = None
         kept.append(replace(item, windows=windows, saliency=saliency))
         lengths.append(np.full(len(windows), duration))
-        problems.add("no pred_saliency_scores: all clips rank alike", place, rated and saliency is None)
+        problems.add("no pred_saliency_scores: all clips rank equally", place, rated and saliency is None)
         if rated and saliency is not None and not np.isnan(duration):
             kind = "saliency is not one score per 2 s clip: cut, or padded with zeros, as officially"
             fits = int(duration / CLIP_SECONDS) <= len(saliency) <= np.ceil(duration / CLIP_SECONDS)

@@ -238,7 +238,7 @@ class _Reader:
         return predictions
 
     def stored_scores(self, item: FramePrediction, name: str, sidecars: dict) -> StoredScores | None:
-        """The scores of a video in its .npz, of which only the header is read."""
+        """The scores of a video in its .npz; only their header is read now."""
         path = self.path.parent / name
         if not path.is_file():
             raise MissingError(f"{item.place}: scores file {path} does not exist")

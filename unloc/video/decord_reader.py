@@ -1,7 +1,7 @@
 """Frames by decord, read in order: its random access returns wrong frames on ordinary files, its sequence does not.
 
-It reports no error when it is wrong, so a stream must first prove sound: its frames must be the packets that are shown,
-its time stamps theirs, up to the constant that decord subtracts.
+It reports no error when it is wrong, so each stream is checked first: it must have as many frames as packets are shown,
+with the packets' time stamps up to a constant, which decord subtracts.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class DecordReader(PyAVReader):
         """Raises VideoError (reason `unsound`) where decord's frames could be wrong ones."""
         super().__init__(facts, allow_partial, on_progress)
         if reason := unsound_by_facts(facts) or self._unsound_by_frames() or self._unsound_by_stamps():
-            message = f"{facts.path}: decord is not sound here: {reason}; use --decoder auto or pyav"
+            message = f"{facts.path}: decord may return wrong frames here: {reason}; use --decoder auto or pyav"
             raise VideoError(message, reason="unsound")
 
     def frames_at(self, wanted_seconds: np.ndarray) -> Iterator[ShownFrame]:

@@ -1,8 +1,8 @@
 """Frames by PyAV, chosen by presentation time; only wanted frames are converted.
 
 Where the facts say which packet becomes which frame, only the groups of pictures with wanted frames are decoded,
-without unwanted non-reference frames. Each wanted frame must come out intact with its own time stamp: what does not is
-read by decoding every frame in order.
+without unwanted non-reference frames. Each wanted frame must come out intact with its own time stamp; where one does
+not, the rest is read by decoding every frame in order.
 """
 
 import math
