@@ -52,7 +52,7 @@ def contents(folder):
 def extracted(path, sampling, size):
     """(pixels (T, 3, S, S), times) as extract has them."""
     spec = PreprocessSpec(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    reading = VideoReading(path, ReadSpec(fps=sampling.fps, num_frames=sampling.num_frames, preprocess=spec))
+    reading = VideoReading(path, ReadSpec(sampling, spec))
     pixels = np.zeros((len(reading.wanted_seconds), 3, size, size), np.uint8)
     for positions, views in reading.frames():
         pixels[positions] = views[0]

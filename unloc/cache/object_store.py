@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
-from fsspec.callbacks import Callback
 
 from unloc.errors import CacheError, InputError, MissingError, one_line
 from unloc.files import file_crc32c
@@ -48,14 +47,15 @@ class ObjectStore:
         """The bytes of an object. Raises FileNotFoundError where it is not there."""
         return self._try(lambda: self.store.cat_file(f"{self.root}/{name}"), name)
 
-    def download(self, name: str, copy: BinaryIO, size: int | None, callback: Callback) -> None:
-        """An object into an open file, from its start. Raises FileNotFoundError where it is not there."""
+    def download(self, name: str, file: Path, size: int | None, checksum: str | None = None, **options: Any) -> None:
+        """An object over a file. Raises FileNotFoundError where it is not there; `options`: of fsspec's `get_file`."""
 
         def get() -> None:
-            self.store.get_file(f"{self.root}/{name}", f"/proc/self/fd/{copy.fileno()}", callback=callback)
-            received = os.fstat(copy.fileno()).st_size
-            if size is not None and received != size:
-                raise OSError(f"received {received} of its {size} bytes")
+            self.store.get_file(f"{self.root}/{name}", str(file), **options)
+            if size not in (None, file.stat().st_size):
+                raise OSError(f"received {file.stat().st_size} of its {size} bytes")
+            if checksum not in (None, file_crc32c(file)):
+                raise OSError("its checksum is not the one in its table; run `unloc cache verify`")
 
         self._try(get, name)
 
@@ -63,13 +63,7 @@ class ObjectStore:
         """An object into a file, which appears whole. Raises CacheError where its crc32c is another."""
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")  # several readers may fetch one object
-
-        def get() -> None:
-            self.store.get_file(f"{self.root}/{name}", str(part))
-            if checksum is not None and file_crc32c(part) != checksum:
-                raise OSError("its checksum is not the one in its table; run `unloc cache verify`")
-
-        self._try(get, name)
+        self.download(name, part, None, checksum)
         part.replace(target)
 
     def send(self, file: Path, name: str) -> None:

@@ -220,7 +220,7 @@ def pack(
     split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
     frames: Annotated[int | None, typer.Option(help="Pack decoded frames: so many of each video.")] = None,
     fps: Annotated[float | None, typer.Option(help="Pack decoded frames: so many per second.")] = None,
-    size: Annotated[int, typer.Option(help="Short side of the frames.")] = 256,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Short side of the frames.")] = 256,
     coverage: Annotated[float, typer.Option(min=0, max=1, help="Fail where fewer videos have frames.")] = 1.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: one a core.")] = 0,
 ) -> None:

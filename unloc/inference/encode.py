@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -71,6 +71,7 @@ class Encoder:
         is_run = Path(config.tower).is_dir()
         self.tower = (run_tower(Path(config.tower), self.config) if is_run else load_tower(self.config)).to(self.device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
+        self.read_spec = ReadSpec(self.config, self.preprocess)
 
     @property
     def fingerprint(self) -> dict:
@@ -79,12 +80,6 @@ class Encoder:
         parts["sampling"] = {"fps": config.fps, "num_frames": config.num_frames}
         flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
         return json.loads(json.dumps({**flat, "dtype": config.dtype, "views": config.views}))
-
-    @property
-    def read_spec(self) -> ReadSpec:
-        """What a process that decodes must know."""
-        same = {field.name: getattr(self.config, field.name) for field in fields(FrameSampling)}
-        return ReadSpec(preprocess=self.preprocess, **same)
 
     def encode_video(self, path: Path, video_id: str) -> VideoTokens:
         """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""

@@ -51,10 +51,6 @@ class FrameSpec:
     sampling: FrameSampling
     size: int = 256  # most pixels of the short side; smaller videos keep their size
 
-    def __post_init__(self) -> None:
-        if not 16 <= self.size <= 4096:
-            raise InputError(f"--size: got {self.size}, expected 16 to 4096 pixels")
-
     def to_dict(self) -> dict:
         """What the index states."""
         return {"fps": self.sampling.fps, "num_frames": self.sampling.num_frames, "size": self.size}
@@ -68,9 +64,8 @@ def sampled_frames(
     Where the stream changes size, later frames are cropped or padded about their centre to the size of the first.
     """
     preprocess = PreprocessSpec(image_size=spec.size, mean=(0.0,) * 3, std=(1.0,) * 3)
-    read_spec = ReadSpec(fps=spec.sampling.fps, num_frames=spec.sampling.num_frames, preprocess=preprocess)
     with on_disk(file) as path:
-        reading, shape = VideoReading(path, read_spec, file), None
+        reading, shape = VideoReading(path, ReadSpec(spec.sampling, preprocess), file), None
         frames = [None] * len(reading.wanted_seconds)
         for shown in reading.reader.frames_at(reading.wanted_seconds):
             reading.times_seconds[shown.positions] = shown.time_seconds

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,10 +65,10 @@ class FrameSampling:
         return first_seconds + np.arange(count) / self.fps
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadSpec(FrameSampling):
+class ReadSpec(NamedTuple):
     """What a process that decodes must know."""
 
+    sampling: FrameSampling
     preprocess: PreprocessSpec
 
 
@@ -80,9 +81,9 @@ class VideoReading:
         """Opens the file, a copy of `source` where that is not local. Raises VideoError with a reason."""
         started = time.perf_counter()
         self.path, self.source, self.spec, self.version = path, source or path, spec, file_version(path)
-        self.reader = open_video(path, spec.decoder, spec.allow_partial, on_progress)
+        self.reader = open_video(path, spec.sampling.decoder, spec.sampling.allow_partial, on_progress)
         facts = self.reader.facts
-        self.wanted_seconds = spec.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
+        self.wanted_seconds = spec.sampling.times(facts.first_seconds, facts.last_seconds, facts.end_seconds)
         self.times_seconds = np.zeros(len(self.wanted_seconds))
         self.seconds_decode, self.seconds_preprocess = time.perf_counter() - started, 0.0
         self.content_sha256 = file_hash(path, on_progress)
@@ -93,7 +94,7 @@ class VideoReading:
         positions: which tokens of the video the frame becomes, several where a short video repeats frames;
         pixels: (views, 3, S, S) uint8, ready for a tower but for normalising.
         """
-        shown_frames = self.reader.frames_at(self.wanted_seconds)
+        (sampling, preprocess), shown_frames = self.spec, self.reader.frames_at(self.wanted_seconds)
         while True:
             started = time.perf_counter()
             shown = next(shown_frames, None)
@@ -102,7 +103,7 @@ class VideoReading:
             if shown is None:
                 return
             self.times_seconds[shown.positions] = shown.time_seconds
-            pixels = make_views(shown.image, self.spec.views, self.spec.preprocess, self.content_sha256).numpy()
+            pixels = make_views(shown.image, sampling.views, preprocess, self.content_sha256).numpy()
             self.seconds_preprocess += time.perf_counter() - decoded
             yield shown.positions, pixels
 

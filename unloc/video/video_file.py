@@ -93,7 +93,8 @@ class RemoteVideo(_StoredFile):
         """Write it into an open file. Raises as `current`; a failed download is tried again."""
         with self._errors():
             callback = Callback(hooks={"progress": lambda *_, **__: on_progress()})
-            ObjectStore(self.parent).download(self.path, copy, self.size, callback)
+            path = Path(f"/proc/self/fd/{copy.fileno()}")
+            ObjectStore(self.parent).download(self.path, path, self.size, callback=callback)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
