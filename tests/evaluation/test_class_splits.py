@@ -4,7 +4,7 @@ import pytest
 
 from unloc.annotations.schema import InstanceRow, VideoRow, build_manifest
 from unloc.errors import ManifestError, MissingError
-from unloc.evaluation.zero_shot import ClassSplit, read_class_list, read_class_splits, zero_shot_sides
+from unloc.evaluation.zero_shot import ClassSplit, read_class_splits, zero_shot_sides
 
 
 def write_lists(folder, **sides):
@@ -33,20 +33,17 @@ def test_a_missing_folder_or_side_is_an_error(tmp_path):
     with pytest.raises(MissingError, match=r"no train/\*\.list below"):
         read_class_splits(tmp_path)
     write_lists(tmp_path, train=["a\n"])
-    with pytest.raises(MissingError, match=r"unseen side"):
+    with pytest.raises(MissingError, match=r"test.split_0\.list does not exist"):
         read_class_splits(tmp_path)
 
 
-def test_a_list_without_names_or_with_one_twice_is_an_error(tmp_path):
-    path = tmp_path / "x.list"
-    path.write_text("Long jump \n\nDiving\n")
-    assert read_class_list(path) == ("Long jump", "Diving")
-    path.write_text("a\nb\na\n")
-    with pytest.raises(ManifestError, match=r"x\.list:3: 'a'.*line 1"):
-        read_class_list(path)
-    path.write_text("\n")
-    with pytest.raises(ManifestError, match="no class name"):
-        read_class_list(path)
+def test_a_list_has_each_name_once_and_one_without_names_is_an_error(tmp_path):
+    write_lists(tmp_path, train=["Long jump \n\nDiving\nDiving\n"], test=["Surfing\n"])
+    [split] = read_class_splits(tmp_path)
+    assert split.seen == ("Long jump", "Diving") and split.unseen == ("Surfing",)
+    write_lists(tmp_path, train=["\n"], test=["Surfing\n"])
+    with pytest.raises(ManifestError, match="no name in this list"):
+        read_class_splits(tmp_path)
 
 
 @pytest.fixture

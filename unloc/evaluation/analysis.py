@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
-from unloc.errors import InputError
 from unloc.evaluation.detection import Matches, class_average_precision, found_at_multiple, overlap_over_union
 from unloc.evaluation.retrieval import align, ground_truth_windows
 from unloc.evaluation.screening import Predictions
@@ -122,12 +121,10 @@ def kinds_of(matches: Matches) -> np.ndarray:
 
 
 def write_plots(analysis: dict, folder: Path) -> list[Path]:
-    """Three SVG files below the folder. Raises InputError if matplotlib is not installed."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure  # not pyplot, which needs a display
-    except ModuleNotFoundError:
-        raise InputError("--analyse draws with matplotlib, which is not installed: pip install matplotlib") from None
+    """Three SVG files below the folder."""
+    import matplotlib  # here: it takes a second
+    from matplotlib.figure import Figure  # not pyplot, which needs a display
+
     folder.mkdir(parents=True, exist_ok=True)
     counts, gains = pd.DataFrame(analysis["counts_by_rank"], index=range(1, MULTIPLES + 1)), analysis["gain_without"]
     # The same analysis gives the same bytes: no date, fixed ids; text is kept as text.

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from unloc.annotations.reading import read_lines
+from unloc.annotations.reading import read_names
 from unloc.annotations.schema import Manifest, restricted
 from unloc.errors import ManifestError, MissingError
 from unloc.evaluation.detection import detection
@@ -107,31 +107,18 @@ def mean_and_std(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, f
 def read_class_splits(folder: Path) -> list[ClassSplit]:
     """All splits below a folder, ordered by their numbers and named by their path, such as `train_50_test_50/split_3`.
 
-    Raises MissingError where there is none or a side is missing, ManifestError for a list without or with equal names.
+    Raises MissingError where there is none or a side is missing, ManifestError for an empty list.
     """
     found = {}
     for path in folder.rglob("train/*.list"):
-        other = path.parent.parent / "test" / path.name
-        if not other.is_file():
-            raise MissingError(f"{path}: its unseen side {other} does not exist")
         name = (path.parent.parent.relative_to(folder) / path.stem).as_posix()
+        unseen = read_names(path.parent.parent / "test" / path.name)
         order = (str(path.parent), int("0" + "".join(filter(str.isdigit, path.stem))), path.name)
-        found[order] = ClassSplit(name=name, seen=read_class_list(path), unseen=read_class_list(other))
+        found[order] = ClassSplit(name=name, seen=read_names(path), unseen=unseen)
     if not found:
         reason = f"no train/*.list below {folder}" if folder.is_dir() else f"folder {folder} does not exist"
         raise MissingError(f"class lists: {reason}")
     return [found[order] for order in sorted(found)]
-
-
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """The class names of a list in its order. Raises ManifestError where one is repeated or there is none."""
-    names: dict[str, int] = {}
-    for number, line in read_lines(path):
-        if names.setdefault(line.strip(), number) != number:
-            raise ManifestError(f"{path}:{number}: {line.strip()!r} is in line {names[line.strip()]} too")
-    if not names:
-        raise ManifestError(f"{path}: no class name in this list")
-    return tuple(names)
 
 
 def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
