@@ -1,4 +1,4 @@
-"""Annotation files: which of a folder, their text and JSON, and values read as a type: the one check of what they hold.
+"""Annotation files: choosing them in a folder, reading text, csv and JSON, and checking values against a type.
 
 A type is `str`, `float` (any number, as written), `object`, `list[T]`, `dict[str, T]`, `T | None`, a dataclass (one
 field a key), a dict of keys and their types (those that admit None may be absent), or one of
@@ -58,8 +58,8 @@ class Problems:
 
 
 def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
-    """The paths, each once, folders replaced by those of their files that match the first pattern that any matches, and
-    not `but`; case does not count. Raises MissingError for a path that does not exist.
+    """The paths without repeats; in place of a folder its files that match the first pattern with any match (ignoring
+    case), except those like `but`. Raises MissingError for a path that does not exist.
     """
     found: list[Path] = []
     for path in paths:

@@ -111,7 +111,7 @@ VideoFile = Path | TarMember | RemoteVideo
 
 @contextmanager
 def on_disk(file: VideoFile, on_progress: Heartbeat = lambda: None) -> Iterator[Path]:
-    """The file's path, or that of an unnamed copy, which errors call by the file's name. Raises as `fetch` does."""
+    """The file's path, or that of an unnamed copy; errors name the file. Raises as `fetch` does."""
     if isinstance(file, Path):
         yield file
         return
