@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import ray
 import torch
@@ -38,6 +37,7 @@ RESULTS_AHEAD = 8  # of one actor that may wait in the object store
 CALLS_AT_ONCE = 256  # of decoders to one encoder, which puts their frames into batches; more wait in Ray
 VIDEO_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1})(VideoWorker)  # answers while it works
 ENCODE_ACTOR = ray.remote(max_restarts=0, concurrency_groups={"control": 1, "frames": CALLS_AT_ONCE})(EncodeWorker)
+Role = Literal["worker", "decoder", "encoder"]  # what an actor does; a worker decodes and encodes
 STREAM = {"num_returns": "streaming", "_generator_backpressure_num_objects": RESULTS_AHEAD}
 
 
@@ -145,14 +145,6 @@ def suited_to_device(config: EncodeConfig, options: ExtractOptions) -> tuple[Enc
     return replace(config, batch=batch), resolve_device("auto" if on_gpu else "cpu")
 
 
-class Role(StrEnum):
-    """What an actor does; a worker decodes and encodes."""
-
-    WORKER = "worker"
-    DECODER = "decoder"
-    ENCODER = "encoder"
-
-
 class Event(NamedTuple):
     """What an actor reports."""
 
@@ -195,12 +187,12 @@ class RayActors:
         """Start an actor on a node."""
         affinity = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
         resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": affinity}
-        if role is Role.ENCODER:
+        if role == "encoder":
             actor = ENCODE_ACTOR.options(**resources).remote(self.config, "cuda" if num_gpus else "cpu")
             load = actor.load.remote()
         else:
             actor = VIDEO_ACTOR.options(**resources).remote(self.config, self.spec, self.limits)
-            load = actor.load.remote(encodes=role is Role.WORKER)
+            load = actor.load.remote(encodes=role == "worker")
         self._calls[load], self._pinged_at[actor] = (actor, "loaded"), 0.0
         return actor
 

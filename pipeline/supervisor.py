@@ -150,14 +150,14 @@ class Supervisor:
         num_workers, num_encoders = pool_size(usable, self.workers, self.encoders, num_tasks)
         nodes = [node for node in usable if self._health[node.node_id].backoff_until <= self._now]
         if self._is_split:
-            self._start(Role.ENCODER, max(1, num_encoders), nodes)
-        self._start(Role.DECODER if self._is_split else Role.WORKER, num_workers, nodes)
+            self._start("encoder", max(1, num_encoders), nodes)
+        self._start("decoder" if self._is_split else "worker", num_workers, nodes)
 
     def _start(self, role: Role, wanted: int, nodes: list[Node]) -> None:
-        on_gpu = bool(self._num_gpus) and role is Role.ENCODER
+        on_gpu = bool(self._num_gpus) and role == "encoder"
         for _ in range(wanted - sum(actor.role is role for actor in self._pool.values())):
             actors = Counter(actor.node.node_id for actor in self._pool.values())
-            encoders = Counter(actor.node.node_id for actor in self._pool.values() if actor.role is Role.ENCODER)
+            encoders = Counter(actor.node.node_id for actor in self._pool.values() if actor.role == "encoder")
             free = [
                 node.gpus - encoders[node.node_id] if on_gpu else node.cpus - actors[node.node_id] for node in nodes
             ]
@@ -171,8 +171,8 @@ class Supervisor:
             self._pool[handle] = _Actor(handle, role, node, heard_at=self._now)
 
     def _assign_tasks(self) -> None:
-        workers = [actor for actor in self._pool.values() if actor.is_loaded and actor.role is not Role.ENCODER]
-        encoders = [actor for actor in self._pool.values() if actor.is_loaded and actor.role is Role.ENCODER]
+        workers = [actor for actor in self._pool.values() if actor.is_loaded and actor.role != "encoder"]
+        encoders = [actor for actor in self._pool.values() if actor.is_loaded and actor.role == "encoder"]
         if self._is_split and not encoders:
             return
         for actor in workers:
@@ -212,7 +212,7 @@ class Supervisor:
         match event.kind:
             case "loaded":
                 actor.is_loaded, actor.has_answered, actor.heard_at = True, True, self._now
-                if actor.role is Role.ENCODER:
+                if actor.role == "encoder":
                     if self._device is None and self._num_gpus and value == "cpu":
                         name = actor.node.name
                         logger.warning("%s has a GPU, but PyTorch sees none: encoders compute on the CPU", name)
@@ -223,7 +223,7 @@ class Supervisor:
             case "alive":
                 actor.has_answered, actor.heard_at = True, self._now
                 # Decoders apply the timeout to their own child process, so they get longer.
-                if value > self.timeout_seconds * (1.0 if actor.role is Role.ENCODER else 1.5):
+                if value > self.timeout_seconds * (1.0 if actor.role == "encoder" else 1.5):
                     self._fail_actor(actor, f"no progress for {value:.0f} s")
             case "result" if isinstance(value, str):  # its encoder is lost
                 self._retry(actor.take_tasks(), value)
@@ -251,7 +251,7 @@ class Supervisor:
     def _handle_death(self, actor: _Actor, message: str) -> None:
         """Counts for a video that was alone with its worker; in a group, nobody knows which video was the cause."""
         tasks = self._remove(actor)
-        if not actor.is_loaded or actor.role is Role.ENCODER:
+        if not actor.is_loaded or actor.role == "encoder":
             self._fail_node(actor.node, f"its {actor.role} died: {message}")
             return
         logger.warning("a %s on %s died (%s): %d videos requeued", actor.role, actor.node.name, message, len(tasks))

@@ -10,7 +10,7 @@ SPLITS = {"validate": "val", "validation": "val"}
 
 
 def kinetics(paths: list[Path], split: str | None, problems: Problems) -> Rows:
-    """Each row `label, youtube_id, time_start, time_end, split` is a clip of that length; its label is of the whole clip.
+    """A row `label, youtube_id, time_start, time_end, split` is a clip of that length; its label is of the whole clip.
 
     A clip's id is the name that downloaders give its file, `ID_000084_000094`. Clips without label (test files) are
     videos only. Classes alphabetical, as in the official lists: the labels of all rows, and of class lists among the
