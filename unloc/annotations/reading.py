@@ -79,18 +79,20 @@ def files_below(paths: list[Path], *patterns: str, but: str = "") -> list[Path]:
 
 def read_text(path: Path | str) -> str:
     """The text of a file or URL. Raises MissingError where it does not exist, ManifestError where it is not text."""
-    if url := url_of(path):
-        from unloc.cache.object_store import read_url  # here: it imports zarr
-
-        content = read_url(url)
-    elif Path(path).is_dir():
+    if Path(path).is_dir():
         raise ManifestError(f"{path} is a folder; expected a file")
-    elif not Path(path).is_file():
-        raise MissingError(f"{path} does not exist")
-    else:
-        content = Path(path).read_bytes()
+    url = url_of(path)
     try:
+        if url:
+            from unloc.cache.object_store import ObjectStore  # here: fsspec takes a moment
+
+            folder, _, name = url.rpartition("/")
+            content = ObjectStore(folder).read(name)
+        else:
+            content = Path(path).read_bytes()
         return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise MissingError(f"{url or path} does not exist") from None
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not text (byte {error.start} is not UTF-8)") from None
 

@@ -125,12 +125,3 @@ class ObjectStore:
                 message = one_line(error)
                 logger.info("%s/%s: %s (attempt %d)", self.url, name, message, attempt + 1)
         raise CacheError(f"{self.url}/{name}: failed {ATTEMPTS} times ({message}); run the same command again")
-
-
-def read_url(url: str) -> bytes:
-    """The bytes of the object at a URL. Raises MissingError where it is not there."""
-    folder, _, name = url.rpartition("/")
-    try:
-        return ObjectStore(folder).read(name)
-    except FileNotFoundError:
-        raise MissingError(f"{url} does not exist") from None
