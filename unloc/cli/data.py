@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from unloc.cli import app
+from unloc.cli.progress import progress, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from unloc.annotations.schema import Manifest
-    from unloc.video.frame_shards import FrameSpec
-    from unloc.video.video_file import VideoFile
 
 data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -38,7 +37,6 @@ def synth(
 
     Example: unloc data synth data/world --videos 20 --seed 0
     """
-    from unloc.cli.progress import progress
     from unloc.synth.world import render_world
 
     workers = workers or len(os.sched_getaffinity(0))
@@ -144,7 +142,6 @@ def check(
     from unloc.annotations.check import add_actions, check_file, counted_findings
     from unloc.annotations.reading import Problems
     from unloc.annotations.schema import save_manifest
-    from unloc.cli.progress import progress
 
     if out and bad_rows == "keep" and videos is None:
         raise InputError("--out: nothing changes without --bad-rows repair or drop, or --videos to measure durations")
@@ -232,18 +229,25 @@ def pack(
     Example: unloc data pack data/mr.jsonl --videos data/videos --out data/frames --frames 128 --size 256
     """
     from unloc.annotations.schema import load_manifest
-    from unloc.cli.progress import progress
     from unloc.video.locate import index_videos
     from unloc.video.packing import pack_videos
 
     selected = load_manifest(manifest).select(split)
     files, missing = index_videos(videos).locate(selected.videos)
     if frames is not None or fps is not None:
-        from unloc.video.frame_shards import FrameSpec
+        from unloc.video.frame_shards import FrameSpec, pack_frames, require_coverage
         from unloc.video.reading import FrameSampling
 
+        video_ids, workers = selected.videos["video_id"].unique().tolist(), workers or len(os.sched_getaffinity(0))
         spec = FrameSpec(sampling=FrameSampling(fps=fps, num_frames=frames), size=size)
-        _pack_frames(selected.videos["video_id"].unique().tolist(), files, out, spec, workers, coverage)
+        with progress("packing frames", "videos") as on_progress, sigterm_as_interrupt():
+            rows = pack_frames(video_ids, files, out, spec, workers=workers, on_progress=on_progress)
+        failed, sizes = [row for row in rows if "reason" in row], [row.get("frame_bytes", []) for row in rows]
+        packed = f"{sum(map(len, sizes))} frames of {len(rows) - len(failed)} videos"
+        typer.echo(f"{out}: {packed}, {sum(map(sum, sizes)) / 1e6:.1f} MB; {len(failed)} failed")
+        for row in failed[:20]:
+            typer.echo(" ".join(f"failed: {row['video_id']}: {row['reason']}: {row['message']}".split()), err=True)
+        require_coverage(rows, coverage)
         return
     with progress("packing", "shards") as on_progress:
         done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
@@ -253,24 +257,6 @@ def pack(
     )
     for video_id in missing[:20]:
         typer.echo(f"missing: {video_id}", err=True)
-
-
-def _pack_frames(
-    video_ids: list[str], files: "dict[str, VideoFile]", out: Path, spec: "FrameSpec", workers: int, coverage: float
-) -> None:
-    """Pack frames, print counts and the first failures. Raises CoverageError where too few videos are packed."""
-    from unloc.cli.progress import progress, sigterm_as_interrupt
-    from unloc.video.frame_shards import pack_frames, require_coverage
-
-    workers = workers or len(os.sched_getaffinity(0))
-    with progress("packing frames", "videos") as on_progress, sigterm_as_interrupt():
-        rows = pack_frames(video_ids, files, out, spec, workers=workers, on_progress=on_progress)
-    failed, sizes = [row for row in rows if "reason" in row], [row.get("frame_bytes", []) for row in rows]
-    count, megabytes = sum(map(len, sizes)), sum(map(sum, sizes)) / 1e6
-    typer.echo(f"{out}: {count} frames of {len(rows) - len(failed)} videos, {megabytes:.1f} MB; {len(failed)} failed")
-    for row in failed[:20]:
-        typer.echo(" ".join(f"failed: {row['video_id']}: {row['reason']}: {row['message']}".split()), err=True)
-    require_coverage(rows, coverage)
 
 
 def _refuse_overwriting(inputs: list[Path], *outputs: Path | None) -> None:
