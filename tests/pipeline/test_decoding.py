@@ -218,7 +218,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again_and_its_row_is
 
     monkeypatch.setattr(decoding, "VideoReading", Changing)
     monkeypatch.setattr(decoding, "FRAMES_PER_MESSAGE", 1)
-    whole = GuardedDecoder(replace(spec, allow_partial=True), LIMITS)
+    whole = GuardedDecoder(spec._replace(sampling=replace(spec.sampling, allow_partial=True)), LIMITS)
     with whole as decoder:
         events = [event for _, event in decoder.events([Job("v", path)])]
     assert Retried in kinds(events)

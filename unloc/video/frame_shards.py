@@ -202,7 +202,7 @@ def read_index(path: Path) -> tuple[dict, list[dict]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{index}: is no index of {path.name} ({one_line(error)}); copy both, or pack again") from None
     if not is_same:
-        raise CacheError(f"{path}: is not of {header['tar_bytes']} bytes, as its index states; copy it again")
+        raise CacheError(f"{path}: does not have the {header['tar_bytes']} bytes that its index states; copy it again")
     return header, rows
 
 
