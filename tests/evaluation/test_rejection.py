@@ -201,5 +201,7 @@ def test_a_null_query_may_have_the_qid_of_another_video(tmp_path):
     assert manifest.queries["segments"].tolist() == [[[1.0, 3.0]], []] and manifest.splits == ["test"]
     hits = [{"vid": "v1", "pred_relevant_windows": [[1, 3, 0.5]], "pred_class": 0.9}]
     hits += [{"vid": "v2", "pred_relevant_windows": [[1, 3, 0.9]], "pred_class": 0.1}]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row | {"qid": "a", "query": "a cat"}) + "\n" for row in hits))
-    assert_same(scored([path], tmp_path / "p.jsonl", NA), {"Rejection Accuracy": 100.0, "Recall@1, IoU@0.7": 100.0})
+    hits = [row | {"qid": "a", "query": "a cat"} for row in hits]
+    for text in ("".join(json.dumps(row) + "\n" for row in hits), json.dumps({"preds": hits}, indent=1)):
+        (tmp_path / "p.jsonl").write_text(text)
+        assert_same(scored([path], tmp_path / "p.jsonl", NA), {"Rejection Accuracy": 100.0, "Recall@1, IoU@0.7": 100.0})

@@ -15,12 +15,12 @@ from unloc.predictions.exporting import SPAN_COLUMNS, best_spans, export_spans, 
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import write_detections, write_moments
 
-HOSTILE = 'a "cat" <b>&amp;</b> --> "dog"\nand'
+HOSTILE = 'a "cat" <b>&amp;</b> --> "dog"'
 
 
 def table(*rows):
     """Spans from (video, kind, text, start, end, score)."""
-    return pd.DataFrame([(*row, None) for row in rows], columns=SPAN_COLUMNS)
+    return pd.DataFrame([(*row, "") for row in rows], columns=SPAN_COLUMNS)
 
 
 def random_spans(seed, kind, videos=("v0", "v3", "v5")):
@@ -95,7 +95,9 @@ def test_label_studio_gets_the_frame_rate_and_every_text_once(tmp_path):
     first, second = json.loads((tmp_path / "tasks.json").read_text())
     (result,) = first["predictions"][0]["result"]
     assert result["value"] == {"ranges": [{"start": 26, "end": 50}], "timelinelabels": [HOSTILE]}
-    assert result["score"] == 0.25 and first["data"]["fps"] == 25
+    assert (
+        result["score"] == 0.25 and first["data"].keys() == {"video", "video_id", "fps"} and first["data"]["fps"] == 25
+    )
     (result,) = second["predictions"][0]["result"]
     assert result["value"]["ranges"] == [{"start": 1, "end": 1}] and "score" not in result
 
@@ -104,15 +106,14 @@ def test_subtitles_and_chapters(tmp_path):
     spans = table(("../v", "label", "b", 0, 1, 0.5), ("../v", "query", HOSTILE, 3661.5, 3662.0, 0.9))
     srt, vtt = (export_spans(tool, spans, tmp_path, Media())[0] for tool in ("srt", "vtt"))
     assert srt.parent == vtt.parent == tmp_path
-    text = 'a "cat" <b>&amp;</b> --> "dog" and'
-    assert srt.read_text() == (f"1\n00:00:00,000 --> 00:00:01,000\nb\n\n2\n01:01:01,500 --> 01:01:02,000\n{text}\n")
+    assert srt.read_text() == (f"1\n00:00:00,000 --> 00:00:01,000\nb\n\n2\n01:01:01,500 --> 01:01:02,000\n{HOSTILE}\n")
     assert vtt.read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nb\n\n01:01:01.500 --> ")
-    assert 'a "cat" &lt;b&gt;&amp;amp;&lt;/b&gt; --&gt; "dog" and\n' in vtt.read_text()
+    assert 'a "cat" &lt;b&gt;&amp;amp;&lt;/b&gt; --&gt; "dog"\n' in vtt.read_text()
 
 
 def test_spans_of_every_kind_of_prediction_and_the_best_of_them():
-    detections = detections_table([("v1", "run", 0, 1, 0.5), ("v1", "jump", 2, 3, 0.9), ("v1", "run", 4, 5, 0.1)])
-    assert best_spans(spans_of(detections), 5, 0.2)["text"].tolist() == ["run", "jump"]
+    detections = detections_table([("v1", "r\x00\nun", 0, 1, 0.5), ("v1", "jump", 2, 3, 0.9), ("v1", "run", 4, 5, 0.1)])
+    assert best_spans(spans_of(detections), 5, 0.2)["text"].tolist() == ["r un", "jump"]
     assert best_spans(spans_of(detections), 1, -1.0)["text"].tolist() == ["jump"]
     windows = np.array([[0, 1, 0.5], [1, 2, 0.4], [np.nan, 2, 0.9]])
     moments = [MomentPrediction(qid=str(n), video_id="v1", query=f"query {n}", windows=windows) for n in range(2)]

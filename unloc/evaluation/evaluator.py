@@ -71,7 +71,8 @@ def require_annotations(
     num_hidden = int((~annotated_queries(task, selected.queries)).sum()) if task in ("mr", "hd") else 0
     if num_hidden:
         where = f"split {split!r} of manifest {selected.name!r}: {num_hidden} of {len(selected.queries)} queries"
-        logger.warning("%s have no annotations: not used in training, scored as the protocol says", where)
+        hint = "not used in training, scored as the protocol says (unloc eval --rejection: as null queries)"
+        logger.warning("%s have no annotations: %s", where, hint)
     require_seconds(task, selected, split, selected.stated_durations())
 
 

@@ -19,11 +19,13 @@ from unloc.predictions.records import FramePrediction, MomentPrediction
 
 TOOLS = ("csv", "srt", "vtt", "labelstudio", "fiftyone")
 SPAN_COLUMNS = ["video", "kind", "text", "start", "end", "score", "split"]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")  # not allowed in XML
 
 
 def spans_of(found: pd.DataFrame | Sequence[MomentPrediction | FramePrediction] | Manifest) -> pd.DataFrame:
     """`SPAN_COLUMNS` of every segment of predictions or of a manifest: kind is label or query, times are seconds; runs
-    of equal frames are segments; annotations and frames have the score NaN. Times that are not finite are left out.
+    of equal frames are segments; annotations and frames have the score NaN. Times that are not finite are left out,
+    control characters and surplus blanks are removed from texts.
     """
     rows: list[tuple] = []
     if isinstance(found, Manifest):
@@ -32,18 +34,19 @@ def spans_of(found: pd.DataFrame | Sequence[MomentPrediction | FramePrediction] 
         for video_id, split, label, start, end, _ in found.instances.itertuples(index=False):
             rows.append((video_id, "label", label, start, end, math.nan, split))
     elif isinstance(found, pd.DataFrame):
-        rows = [(video_id, "label", *rest, None) for video_id, *rest in found.itertuples(index=False)]
+        rows = [(video_id, "label", *rest, "") for video_id, *rest in found.itertuples(index=False)]
     else:
         for item in found:
             if isinstance(item, MomentPrediction):
-                rows += [(item.video_id, "query", item.query, *window, None) for window in item.windows.tolist()]
+                rows += [(item.video_id, "query", item.query, *window, "") for window in item.windows.tolist()]
                 continue
             edges, after = item.edges(0.0).tolist(), 0
             for label, run in groupby(item.labels):
                 first, after = after, after + len(list(run))
-                rows.append((item.video_id, "label", label, edges[first], edges[after], math.nan, None))
+                rows.append((item.video_id, "label", label, edges[first], edges[after], math.nan, ""))
     table = pd.DataFrame(rows, columns=SPAN_COLUMNS)
     table = table[np.isfinite(table[["start", "end"]].astype(float)).all(axis=1)].dropna(subset=["text"])
+    table["text"] = table["text"].map(lambda text: " ".join(_CONTROL.sub(" ", text).split()))
     return table.sort_values(["video", "start", "end"], kind="stable")
 
 
@@ -95,7 +98,8 @@ def _json(value: object) -> str:
 def _csv(spans: pd.DataFrame) -> str:
     """A line a span, as `unloc data convert csv` reads it; columns that are empty throughout are left out."""
     texts = {kind: spans["text"].where(spans["kind"] == kind) for kind in ("label", "query")}
-    table = spans.assign(**texts)[["video", "start", "end", *texts, "score", "split"]]
+    texts["split"] = spans["split"].where(spans["split"] != "")
+    table = spans.assign(**texts)[["video", "start", "end", "label", "query", "score", "split"]]
     return table.dropna(axis=1, how="all").to_csv(index=False, lineterminator="\n")
 
 
@@ -107,8 +111,7 @@ def _cues(tool: str, spans: list[dict]) -> str:
         for seconds in (span["start"], span["end"]):
             minutes, rest = divmod(round(1000 * max(0.0, seconds)), 60_000)
             times.append(f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{mark}{rest % 1000:03}")
-        text = " ".join(span["text"].split())
-        text = escape(text, quote=False) if tool == "vtt" else text
+        text = escape(span["text"], quote=False) if tool == "vtt" else span["text"]
         cues.append(("" if tool == "vtt" else f"{number}\n") + f"{' --> '.join(times)}\n{text}\n")
     return "\n".join(cues)
 
@@ -124,7 +127,8 @@ def _detections(spans: list[dict], media: Media) -> list[dict]:
     rate, last, found = *media.fiftyone_frames(spans[0]["video"], spans[0]["video"]), []
     for span in spans:
         support = [min(last, round(max(0.0, seconds) * rate) + 1) for seconds in (span["start"], span["end"])]
-        item = {"label": span["text"], "support": support, "attributes": {"kind": span["kind"]}}
+        attributes = {"kind": span["kind"]} | ({"split": span["split"]} if span["split"] else {})
+        item = {"label": span["text"], "support": support, "attributes": attributes}
         found.append(item | ({} if math.isnan(span["score"]) else {"confidence": span["score"]}))
     return found
 

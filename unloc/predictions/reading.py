@@ -171,7 +171,8 @@ class _Reader:
     def json_lines(self) -> Iterator[tuple[str, dict]]:
         """(place, object) of every line; of NA-VMR's {"preds": [object, …]} every object."""
         # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
-        for number, line in enumerate(self.text.split("\n"), start=1):
+        is_one = re.match(r'\s*\{\s*"preds"', self.text)
+        for number, line in enumerate([self.text] if is_one else self.text.split("\n"), start=1):
             place = f"{self.path}:{number}"
             if not line.strip():
                 continue

@@ -75,15 +75,19 @@ def fiftyone(paths: list[Path], split: str | None, media: Media) -> Rows:
     """labels.json of a FiftyOneTemporalDetectionDataset: {"labels": {video: [{label, support | timestamps}, …]}}.
 
     FiftyOne's frame f of N is at (f - 1) / (N - 1) of the video, which is measured, or at (f - 1) / fps with --fps. A
-    detection with an attribute `kind: query` is a sentence.
+    detection with an attribute `kind: query` is a sentence; an attribute `split` is that of its video.
     """
     events = []
     for path in files_below(paths, "labels.json", "*.json"):
         content = read_json(DETECTIONS, path, media.problems)
         for video, listed in content["labels"].items():
             place = f"{path}: labels[{video!r}]"
-            events.append(Event(place=place, video=video))
-            for number, item in enumerate(typed(list[DETECTION] | None, listed, place) or []):
+            items = typed(list[DETECTION] | None, listed, place) or []
+            attributes = [item["attributes"] or {} for item in items]
+            split_of_video = next((one["split"] for one in attributes if isinstance(one.get("split"), str)), "")
+            known = {"video": video, "split": split_of_video}
+            events.append(Event(place=place, **known))
+            for number, item in enumerate(items):
                 where, label = f"{place}[{number}]", item["label"]
                 if isinstance(label, int) and content["classes"] and 0 <= label < len(content["classes"]):
                     label = content["classes"][label]
@@ -93,6 +97,6 @@ def fiftyone(paths: list[Path], split: str | None, media: Media) -> Rows:
                     segment = [(frame - 1) / rate for frame in item["support"]]
                 if not isinstance(label, str) or not label or len(segment or ()) != 2:
                     raise ManifestError(f"{where}: expected a label and support [first, last] in frames, or timestamps")
-                kind = "query" if (item["attributes"] or {}).get("kind") == "query" else "label"
-                events.append(Event(place=where, video=video, segment=segment, **{kind: label}))
+                kind = "query" if attributes[number].get("kind") == "query" else "label"
+                events.append(Event(place=where, segment=segment, **known, **{kind: label}))
     return rows_of(events, split, media)
