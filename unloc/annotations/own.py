@@ -1,7 +1,7 @@
 """Own data: labelled events of own videos as rows of a manifest, with ids, durations, frame rates and splits."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -10,6 +10,7 @@ import numpy as np
 
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import InstanceRow, Manifest, QueryRow, Rows, VideoRow, fill_durations
+from unloc.callbacks import OnProgress
 from unloc.errors import ManifestError, VideoError
 from unloc.files import url_of
 from unloc.video.facts import VideoFacts, scan
@@ -73,7 +74,7 @@ class Media:
         count = len(facts.packet_times) if facts else np.inf
         return (count - 1) / facts.end_seconds if facts and count > 1 else rate, count
 
-    def measure(self, manifest: Manifest, on_progress: Callable[[int, int], None]) -> Manifest:
+    def measure(self, manifest: Manifest, on_progress: OnProgress) -> Manifest:
         """The manifest with the durations of its files where it states none."""
         videos, measured = manifest.videos.drop_duplicates("video_id"), {}
         videos = videos[videos["duration_seconds"].isna()]

@@ -1,6 +1,6 @@
 """Annotations into the one manifest schema: `CONVERTERS` of official formats, `OWN` data. None imports another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from unloc.annotations.converters import clips, instances, own, queries, tools
 from unloc.annotations.own import Media, own_tasks
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import Manifest, build_manifest
+from unloc.callbacks import OnProgress
 from unloc.errors import InputError, ManifestError
 
 CONVERTERS = {  # what gives the rows and classes of files, the tasks they serve, and their source
@@ -40,7 +41,7 @@ def convert(
     split: str | None = None,
     problems: Problems | None = None,
     media: Media | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Manifest:
     """The manifest of annotation files or folders of them; every change is logged in `problems`.
 
