@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -68,8 +68,8 @@ class Job:
 
 def fit(
     recipe: Recipe,
-    manifest: Path,
-    data: Path | str,
+    manifest: Path | Mapping[str, Path],
+    data: Path | str | Mapping[str, Path | str],
     run: Path,
     *,
     workers: int,
@@ -96,7 +96,7 @@ def fit(
         device_used = ray.get(describe.remote(torch.device("cuda:0" if on_gpu else "cpu"), recipe.train.precision))
 
         def fit_processes(trainer: Trainer) -> dict[str, float]:
-            paths = Path(manifest).absolute(), data if url_of(data) else Path(data).absolute(), run.absolute()
+            paths = _absolute(manifest), _absolute(data), run.absolute()
             rebuild = partial(rebuild_trainer, recipe, *paths, kind=kind, loader_workers=loader_workers)
             env = (run / "env.json").read_text(encoding="utf-8")
             job = Job(rebuild=rebuild, run=run.absolute(), env=env, on_gpu=on_gpu, threads=threads, wandb=wandb)
@@ -105,6 +105,13 @@ def fit(
         processes = Processes(workers, device_used, fit_processes)
         options |= {"kind": kind, "device": "cpu", "wandb": wandb, "processes": processes}
         return fit_recipe(recipe, manifest, data, run, **options)
+
+
+def _absolute(place: Path | str | Mapping[str, Path | str]) -> Path | str | dict[str, Path | str]:
+    """A file or folder, or that of each task, as other processes find it; a URL as it is."""
+    if isinstance(place, Mapping):
+        return {task: _absolute(one) for task, one in place.items()}
+    return place if url_of(place) else Path(place).absolute()
 
 
 def _on_gpu(workers: int, device: str) -> bool:

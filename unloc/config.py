@@ -16,6 +16,14 @@ MAX_EPOCHS = 1_000_000.0
 MAX_BILLIONS = 4  # of parameters; UnLoc-L has 0.06 without its towers
 MAX_BATCH_GIB = 64  # of float32 frame tokens
 MAX_TEXT_TOKENS = 128  # rows of a learned position table beyond the frames; CLIP's own limit is 77
+TASK_NAMES = ("mr", "tal", "as", "hd", "cls")
+SEVERAL = "several"  # the task of a recipe that has `tasks`
+_OF_HEADS = "num_levels head num_head_convs share_heads displacements class_bias displacement_bias saliency_head"
+OF_A_TASK: dict[str, tuple[str, ...]] = {  # what each of several tasks has of its own; (): the whole section
+    **{section: () for section in ("augment", "targets", "loss", "decode", "data")},
+    "model": tuple(_OF_HEADS.split()),
+    "train": ("batch_size", "negatives", "classes_per_video"),
+}
 
 
 def one_of(*choices: str) -> Any:
@@ -276,7 +284,7 @@ class Recipe(Section):
 
     name: str = "unnamed"
     """Shipped name or the file's stem; ends in `+text_cached` where the recipe trains a tower and the run does not."""
-    task: str = one_of("mr", "tal", "as", "hd", "cls")
+    task: str = one_of(*TASK_NAMES, SEVERAL)
     model: ModelConfig = field(default_factory=ModelConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -286,6 +294,9 @@ class Recipe(Section):
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """Several tasks in one model: of each what differs from this recipe (`OF_A_TASK`), and a `weight`: its share of the
+    steps (none has one: as many as it has batches). A file may give each a `base` for what it does not state."""
 
     @property
     def live_towers(self) -> tuple[str, ...]:
@@ -295,6 +306,12 @@ class Recipe(Section):
     def __post_init__(self) -> None:
         """Raise ConfigError where fields are valid by themselves but not together."""
         Section.__post_init__(self)
+        if (self.task == SEVERAL) != bool(self.tasks):
+            raise ConfigError(
+                f"task: got {self.task}, and tasks {', '.join(self.tasks) or 'none'}; state one of the two"
+            )
+        if self.tasks:
+            return  # the recipe of each is checked by itself (`recipes.task_recipes`)
         parse_box_terms(self.loss.box)
         task, model, data, optim = self.task, self.model, self.data, self.optim
         width, layers, edges, steps = model.width, model.num_layers, self.targets.range_edges, data.num_steps

@@ -3,11 +3,14 @@
 A user's file holds one recipe; a shipped file, such as a table of the paper, has several by name, under `rows`. A
 recipe may name another as its `base` (a shipped name, or a YAML path relative to the file) and then states only what
 differs. Sections merge key by key, lists are replaced as a whole, `name` is not inherited. Unknown keys are refused.
+A recipe of several `tasks` has what they share; each takes the rest from its own `base`, then from the recipe, then
+from what it states itself.
 """
 
 import difflib
+import math
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unloc.config import Recipe
+from unloc.config import OF_A_TASK, SEVERAL, TASK_NAMES, Recipe
 from unloc.errors import ConfigError, MissingError, one_line
 
 MANIFEST_FOLDERS = (
@@ -63,7 +66,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
                 finetuned = state == "finetune" or (finetuned and not one.is_shipped)
         if finetuned and state != "finetune":
             merged["name"] += f"+{tower}_{state}"
-    return recipe_from_dict(OmegaConf.to_container(merged), where=stated.where)
+    values = OmegaConf.to_container(merged)
+    if values.get("tasks"):
+        if (task := (stated.values | changes).get("task", SEVERAL)) != SEVERAL:
+            raise ConfigError(f"{stated.where}: task: got {task} where tasks are stated; leave it out")
+        return _several(values, stated)
+    return recipe_from_dict(values, where=stated.where)
+
+
+def task_recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of each task, by its name: of one task the recipe itself."""
+    if not recipe.tasks:
+        return {recipe.task: recipe}
+    shared, found = {key: value for key, value in asdict(recipe).items() if key != "tasks"}, {}
+    for task, stated in recipe.tasks.items():
+        own = {key: value for key, value in stated.items() if key != "weight"}
+        try:
+            merged = OmegaConf.to_container(OmegaConf.merge(shared, own, {"task": task}))
+            found[task] = recipe_from_dict(merged, where=f"tasks.{task}")
+        except ConfigError as error:
+            raise ConfigError(f"recipe {recipe.name}, task {task}: {error}") from None
+    return found
 
 
 def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:
@@ -72,8 +95,9 @@ def recipe_from_dict(values: dict, *, where: str = "recipe") -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every key stated."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    """The resolved recipe as YAML, every key stated; of several tasks those that differ from the recipe's."""
+    values = OmegaConf.to_container(OmegaConf.structured(recipe))
+    return OmegaConf.to_yaml({key: value for key, value in values.items() if key != "tasks" or recipe.tasks})
 
 
 @cache
@@ -127,6 +151,49 @@ def _with_bases(stated: StatedRecipe, replacement: str | None) -> list[StatedRec
             raise ConfigError(f"{stated.where}: base: goes in a circle ({circle}); let one of them stand alone")
         base, folder = found.values.get("base"), found.file.parent
     return chain
+
+
+def _several(values: dict, stated: StatedRecipe) -> Recipe:
+    """A recipe of several tasks; of each it keeps what differs from the recipe. Raises ConfigError."""
+    entries = {task: entry for task, entry in values["tasks"].items() if entry is not None}
+    where = f"{stated.where}: tasks"
+    for task, entry in entries.items():
+        if task not in TASK_NAMES or not isinstance(entry, dict):
+            raise ConfigError(f"{where}.{task}: got {entry!r}, expected keys of one of {', '.join(TASK_NAMES)}")
+    weights = [entry.pop("weight", None) for entry in entries.values()]
+    is_stated = any(weight is not None for weight in weights)
+    if is_stated and not all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights):
+        raise ConfigError(f"{where}: got weights {weights}, expected a number above 0 for each, or none at all")
+    recipe = recipe_from_dict(values | {"task": SEVERAL, "tasks": {task: {} for task in entries}}, where=stated.where)
+    layered, shared = {}, asdict(recipe)
+    for task, entry in entries.items():
+        chain = _with_bases(stated._replace(values=entry, where=f"{where}.{task}"), None)[:-1]
+        entry.pop("base", None)
+        _typed(entry, f"{where}.{task}")
+        own = _of_a_task(entry)
+        others = [name for name in entry if name not in OF_A_TASK]
+        if others := others or [f"{name}.{key}" for name in own for key in entry[name] if key not in own[name]]:
+            advice = "shared by all tasks; state it in the recipe itself"
+            raise ConfigError(f"{where}.{task}: {', '.join(others)}: {advice}")
+        layers = [*(_of_a_task(one.values) for one in chain), _of_a_task(values), own]
+        layered[task] = OmegaConf.to_container(OmegaConf.merge(*layers))
+    differing = {
+        task: {} if weight is None else {"weight": weight} for task, weight in zip(entries, weights, strict=True)
+    }
+    for task, one in task_recipes(replace(recipe, tasks=layered)).items():
+        for name, keys in _of_a_task(asdict(one)).items():
+            changed = {key: value for key, value in keys.items() if value != shared[name][key]}
+            differing[task] |= {name: changed} if changed else {}
+        if recipe.model.pyramid == "fpn" and one.model.num_levels != recipe.model.num_levels:
+            advice = "the levels of pyramid fpn are layers: state it in the recipe itself, for all tasks"
+            raise ConfigError(f"{where}.{task}: model.num_levels: {advice}")
+    return replace(recipe, tasks=differing)
+
+
+def _of_a_task(values: dict) -> dict:
+    """The part of a recipe's values that each of several tasks has of its own."""
+    sections = {name: values[name] for name in OF_A_TASK if name in values}
+    return {name: {k: v for k, v in keys.items() if k in (OF_A_TASK[name] or keys)} for name, keys in sections.items()}
 
 
 def _read(file: Path) -> dict:

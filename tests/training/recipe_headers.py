@@ -6,7 +6,7 @@ from functools import cache
 from unloc.config import Recipe
 from unloc.recipes import load_recipe, shipped_recipes
 
-NAMES = [name for name in shipped_recipes() if not name.startswith(("synth", "kinetics"))]
+NAMES = [name for name in shipped_recipes() if not name.startswith(("synth", "kinetics", "cotrain"))]
 ABLATIONS = [name for name in NAMES if name.startswith("ablations/")]
 PAPER = [name for name in NAMES if "/" not in name]
 

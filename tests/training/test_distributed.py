@@ -14,6 +14,7 @@ from tests.training import test_end_to_end, test_live_text
 from tests.training.small import small_example
 from tests.training.test_end_to_end import world  # noqa: F401 (a fixture)
 from tests.training.test_live_text import text_world  # noqa: F401 (a fixture)
+from tests.training.test_several_tasks import cotrained
 from tests.training.test_trainer import recipe_for
 from unloc.examples.batches import Batch, Example, collate
 from unloc.model.unloc import UnLoc
@@ -109,6 +110,7 @@ CURVES = {
     "frames": test_end_to_end.LIVE,
     "chunks": [*test_end_to_end.LIVE, "towers.frame_chunk=3"],
     "replay": [*test_end_to_end.LIVE, "towers.frame_chunk=3", "towers.replay_share=0.3"],
+    "several": ["train.batch_size=6"],
 }
 
 
@@ -119,6 +121,8 @@ def jobs(token_world, text_world, world) -> dict[str, tuple]:  # noqa: F811
     for name, words in CURVES.items():
         if name in ("mr", "tal", "as", "hd"):
             made[name] = recipe_for(name, *words, "train.batch_size=6"), *token_world, "cache"
+        elif name == "several":
+            made[name] = cotrained(*words), *token_world, "cache"
         elif name == "text":
             words = [*test_live_text.SMALL, *words, "data.train_split=train", "data.val_split=val"]
             made[name] = load_recipe("synth_mr", [*words, "train.batch_size=6"]), *text_world, "cache"
@@ -150,7 +154,7 @@ def fit_share(rank: int, count: int, folder: str, jobs: dict[str, tuple], steps:
 SLOW = [pytest.param(list(CURVES), count, 50, marks=pytest.mark.slow) for count in (2, 4)]
 
 
-@pytest.mark.parametrize(("names", "count", "steps"), [(["tal", "text", "replay"], 2, 3), *SLOW])
+@pytest.mark.parametrize(("names", "count", "steps"), [(["tal", "text", "replay", "several"], 2, 3), *SLOW])
 def test_the_loss_curve_of_several_processes_is_that_of_one(jobs, tmp_path, names, count, steps):
     jobs = {name: jobs[name] for name in names}
     arguments = count, str(tmp_path), jobs, steps

@@ -57,7 +57,8 @@ def trainer_of(text_world, run, *words, task="mr"):
     splits = ["data.train_split=train", "data.val_split=val"]
     recipe = load_recipe(f"synth_{task}", [*SMALL, *splits, *words])
     inputs = cached_inputs(recipe, cache)
-    return build_trainer(recipe, *splits_of(recipe, load_manifest(manifest), inputs.source), inputs, run)
+    splits = splits_of(recipe, load_manifest(manifest), inputs.source)
+    return build_trainer(recipe, {task: splits}, {task: inputs}, run)
 
 
 @pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])

@@ -45,7 +45,7 @@ def cached(path, video_folder, names=("v0", "v1"), **config):
 def started(recipe, manifest, cache, tmp_path):
     inputs = cached_inputs(recipe, cache)
     splits = splits_of(recipe, load_manifest(manifest), inputs.source)
-    return build_trainer(recipe, *splits, inputs, tmp_path / "run")
+    return build_trainer(recipe, {recipe.task: splits}, {recipe.task: inputs}, tmp_path / "run")
 
 
 def scenic(*overrides):

@@ -24,7 +24,7 @@ def evaluate_command(
     predictions: Annotated[Path | None, Option(help="File to score; no model, no torch.")] = None,
     baseline: Annotated[bool, Option("--baseline", help="Score the tower's similarity, without training.")] = False,
     floors_only: Annotated[bool, Option("--floors-only", help="Score blind constants only.")] = False,
-    task: Annotated[str | None, Option(help="mr, tal, as, hd or cls (with --predictions).")] = None,
+    task: Annotated[str | None, Option(help="mr, tal, as, hd or cls (--predictions, RUN of several tasks).")] = None,
     protocol: Annotated[str | None, Option(help="Official variant of the metric.")] = None,
     rejection: Annotated[bool, Option("--rejection", help="Score null queries too: not in this video.")] = False,
     strict: Annotated[bool, Option("--strict", help="Refuse to score bad predictions.")] = False,
@@ -53,10 +53,9 @@ def evaluate_command(
     from unloc.evaluation.job import Evaluation, evaluate_file, evaluate_floors
 
     if run or baseline:
-        from unloc.inference.evaluate_run import evaluate_baseline, evaluate_run, run_folder
+        from unloc.inference.evaluate_run import evaluate_baseline, evaluate_run
     options = {field.name: given[field.name] for field in fields(Evaluation) if field.name in given}
     options |= {"manifest_path": manifest, "interval_seed": seed if intervals else None}
-    options["out"] = run_folder(run) / "eval" / split if run and not out else out
     options["inputs"] = [path for path in (predictions, control, *(vocabulary or [])) if path]
     evaluation = Evaluation(**options)
     if predictions:

@@ -30,10 +30,10 @@ def fit(
     context: typer.Context,
     recipe: Annotated[str, Argument(help="Shipped recipe (synth_mr, charades_b, …) or a YAML path.")],
     overrides: Annotated[list[str] | None, Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")] = None,
-    manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the training split.")] = None,
-    cache: Annotated[str | None, Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
-    frames: Annotated[Path | None, Option(help="In place of --cache: folder of `unloc data pack --frames`.")] = None,
-    videos: Annotated[Path | None, Option(help="The same: folder of video files, decoded at each use.")] = None,
+    manifest: Annotated[list[str] | None, Option("--manifest", "-m", help="Manifest with the training split.")] = None,
+    cache: Annotated[list[str] | None, Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
+    frames: Annotated[list[str] | None, Option(help="In place of --cache: `unloc data pack --frames`' folder.")] = None,
+    videos: Annotated[list[str] | None, Option(help="The same: folder of video files, decoded at each use.")] = None,
     work_dir: Annotated[Path | None, Option(help="Run folder to write.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     change_optim: Annotated[bool, Option("--change-optim", help="With --resume: use and record new optim.*")] = False,
@@ -50,6 +50,8 @@ def fit(
 ) -> None:
     """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on frames.
 
+    A recipe of several tasks takes --manifest TASK=FILE for each, and one --cache for all or TASK=CACHE for each.
+
     Example: unloc fit synth_mr --manifest data/mr.jsonl --cache data/cache --work-dir runs/mr
     """
     from unloc.recipes import dump_recipe, load_recipe
@@ -61,13 +63,15 @@ def fit(
         typer.echo(dump_recipe(resolved) + _parameter_comment(resolved))
         return
     kinds = {"cache": cache, "frames": frames, "videos": videos}
-    given = {kind: data for kind, data in kinds.items() if data is not None}
-    if manifest is None or len(given) != 1 or work_dir is None:
+    given = {kind: data for kind, data in kinds.items() if data}
+    if not manifest or len(given) != 1 or work_dir is None:
         raise InputError(f"unloc {command}: --manifest, --work-dir and one of --cache, --frames, --videos are needed")
     [(kind, data)] = given.items()
+    manifest, data = _by_task(resolved, "--manifest", manifest), _by_task(resolved, f"--{kind}", data)
     from unloc.synth import toy_unloc_folder
 
-    start = toy_unloc_folder(resolved.task) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
+    first = next(iter(resolved.tasks), resolved.task)
+    start = toy_unloc_folder(first) if init == "toy" else init and Path(init)  # a folder called toy: ./toy
     options = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim, "init": start}
     options |= {"device": device, "threads": threads, "loader_workers": loader_workers, "kind": kind, "wandb": wandb}
     if workers == 1 and address is None:
@@ -87,6 +91,18 @@ def fit(
     for key, value in metrics.items():
         typer.echo(f"{key:28} {value:8.2f}")
     typer.echo(f"run: {work_dir} ({resolved.name})")
+
+
+def _by_task(recipe: "Recipe", option: str, values: list[str]) -> str | dict[str, str]:
+    """The value of an option; of a recipe of several tasks that of each: its own TASK=VALUE, else the one for all."""
+    tasks = recipe.tasks or {recipe.task: None}
+    own = {task: rest for task, _, rest in (value.partition("=") for value in values) if recipe.tasks and task in tasks}
+    for_all = [value for value in values if not own or value.partition("=")[0] not in own]
+    if len(for_all) > 1 or len(own) + len(for_all) != len(values) or not (for_all or own.keys() == tasks.keys()):
+        of_each = f"{option} TASK=… for each of its tasks {', '.join(tasks)}, or " if recipe.tasks else ""
+        problem = f"got {', '.join(values)} for recipe {recipe.name}"
+        raise InputError(f"{option}: {problem}; expected {of_each}one {option} without a task")
+    return {task: own.get(task, *for_all) for task in tasks} if recipe.tasks else for_all[0]
 
 
 def _parameter_comment(recipe: "Recipe") -> str:

@@ -67,10 +67,7 @@ class Evaluation:
         lists, self.report_path = [*self.without, *self.only], None
         self.outputs = Outputs([self.manifest_path, *self.inputs, *lists])
         if self.out is not None:
-            self.report_path = self.out if self.out.suffix == ".json" else self.out / "metrics.json"
-            self.outputs.add(self.report_path, "--out")
-            for name in PLOTS if self.analyse else ():
-                self.outputs.add(self.report_path.parent / "analysis" / name, "--analyse")
+            self.write_to(self.out)
         for option, path in (("--csv", self.csv), ("--latex", self.latex)):
             if path is not None:
                 self.outputs.add(path, option)
@@ -95,6 +92,13 @@ class Evaluation:
         if self.rejection and task != "mr":
             raise InputError(f"unloc eval: --rejection scores queries of --task mr, not {task}")
         return "rejection" if self.rejection else task_named(task).name
+
+    def write_to(self, out: Path) -> None:
+        """Name the folder, or file, of the report. Raises InputError as `Outputs.add`."""
+        self.report_path = out if out.suffix == ".json" else out / "metrics.json"
+        self.outputs.add(self.report_path, "--out")
+        for name in PLOTS if self.analyse else ():
+            self.outputs.add(self.report_path.parent / "analysis" / name, "--analyse")
 
     def prepare(self, task: str, *, with_report: bool) -> list[Path]:
         """The files for predictions: next to metrics.json, and that of --export.

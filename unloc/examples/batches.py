@@ -42,6 +42,7 @@ class Batch:
     saliency: Tensor | None = None  # (B, T), 0 where the query is not rated (query tasks)
     is_rated: Tensor | None = None  # (B,) bool, true where the query has ratings (query tasks)
     place: tuple[int, int] | None = None  # first of these videos in the batch of all processes, and how many that has
+    task: str = ""  # which task these are examples of
     rows_per_video: int = 1  # rows of one video (class pairs), else 1
     all_frames_valid: bool = False  # true where frame_mask is known to be true everywhere
     all_tokens_valid: bool = False  # the same of text_mask

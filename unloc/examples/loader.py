@@ -40,6 +40,7 @@ class Loader(Dataset[Batch | Exception]):
     ) -> None:
         """`pin_memory`: batches are in page-locked memory, for copies to a GPU that are not waited for."""
         self.examples, self.class_texts, self.train, self.share = examples, class_texts, recipe.train, share
+        self.task, self.loaders = recipe.task, {recipe.task: self}
         self.max_text_tokens, self.workers, self.pin_memory = recipe.data.max_text_tokens, workers, pin_memory
         self._epoch, self._order = -1, []
 
@@ -61,6 +62,10 @@ class Loader(Dataset[Batch | Exception]):
             if isinstance(batch, Exception):
                 raise batch
             yield batch
+
+    def videos(self, step: int) -> list[str]:
+        """The videos of the batch of a step, in all processes."""
+        return [self.examples.videos[index] for index in self.indices(step)]
 
     def indices(self, step: int) -> list[int]:
         """The examples of the batch of a step, in all processes."""
@@ -87,7 +92,7 @@ class Loader(Dataset[Batch | Exception]):
         indices = indices[first:end]
         examples = [self.examples.example(index, np.random.default_rng([seed, epoch, index])) for index in indices]
         batch = collate(examples, max_text_tokens=self.max_text_tokens, class_texts=class_texts)
-        batch = replace(batch, place=(first, total))
+        batch = replace(batch, place=(first, total), task=self.task)
         if not self.train.classes_per_video:
             return batch
         present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
@@ -96,6 +101,48 @@ class Loader(Dataset[Batch | Exception]):
         return class_pairs(
             batch, np.stack([choose_classes(p, *sizes, rng) for p, rng in zip(present, rngs, strict=True)])
         )
+
+
+class MixedLoader(Loader):
+    """Batches of several tasks, each of one task: those that its own loader makes, one after another.
+
+    An epoch has about as many steps as all tasks have batches; each task gets its share by weight (at least one step),
+    without weights as many as it has batches. Their order is drawn anew for each epoch.
+    """
+
+    def __init__(self, loaders: dict[str, Loader], weights: dict[str, float], seed: int) -> None:
+        """`loaders` and `weights` by task; weights of all tasks, or of none."""
+        self.loaders, self.seed = loaders, seed
+        first = next(iter(loaders.values()))
+        self.workers, self.pin_memory = first.workers, first.pin_memory
+        lengths = {task: len(loader) for task, loader in loaders.items()}
+        shares, unit = weights or lengths, sum(lengths.values())
+        self.counts = {task: max(1, round(unit * shares[task] / sum(shares.values()))) for task in loaders}  # per epoch
+        self._epoch, self._order = -1, []
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return sum(self.counts.values())
+
+    def place(self, step: int) -> tuple[str, int]:
+        """The task of a step, and which of the task's own steps it is."""
+        epoch, number = divmod(step, len(self))
+        if epoch != self._epoch:
+            tasks = [task for task, count in self.counts.items() for _ in range(count)]
+            order = np.random.default_rng([self.seed, epoch, 0, 3]).permutation(len(tasks))
+            self._epoch, self._order = epoch, [tasks[index] for index in order]
+        task = self._order[number]
+        return task, epoch * self.counts[task] + self._order[:number].count(task)
+
+    def videos(self, step: int) -> list[str]:
+        """The videos of the batch of a step, in all processes."""
+        task, own_step = self.place(step)
+        return self.loaders[task].videos(own_step)
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        """The batch of a step, or the error that a user should see."""
+        task, own_step = self.place(step)
+        return self.loaders[task][own_step]
 
 
 def epoch_batches(videos: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -51,14 +51,22 @@ def evaluate_run(
 ) -> dict | None:
     """The report of a run's predictions; None if the annotations are hidden and the predictions are only exported.
 
-    Raises InputError if the run is for another task; FingerprintError if the cache is from another tower.
+    Files go to RUN/eval/SPLIT, of a run of several tasks to RUN/eval/TASK/SPLIT, or where `evaluation.out` says. Raises
+    InputError if the run is for another task; FingerprintError if the cache is from another tower.
     """
     where, manifest, selected = resolve_device(device), evaluation.manifest, evaluation.selected
-    loaded = load_model(run, where)
+    wanted = [evaluation.task] if evaluation.task else manifest.tasks
+    loaded = load_model(run, where, wanted)
     recipe, task = loaded.info.recipe, loaded.info.recipe.task
+    several = list(loaded.info.tasks)
+    if several and len([name for name in several if name in wanted]) != 1:
+        problem = f"{run} was trained for {', '.join(several)}, and asked for {', '.join(wanted)}"
+        raise InputError(f"unloc eval: {problem}; give one of its tasks with --task, and a manifest of it")
     if evaluation.task not in (None, task):
         raise InputError(f"unloc eval: --task {evaluation.task}, but {run} was trained for {task}; leave --task out")
     require_task(manifest, task)
+    if evaluation.out is None:
+        evaluation.write_to(run_folder(run).joinpath("eval", *[task] * bool(several), evaluation.split))
     cache = open_cache(evaluation.cache)
     require_seconds(task, selected, evaluation.split, cache.durations_of(selected.videos["video_id"]))
     fingerprint = fingerprint_of_run(run, loaded.info, cache.fingerprint)

@@ -1,7 +1,8 @@
 """A trained model from a run folder or a checkpoint folder, with all it needs to be used."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from unloc.annotations.schema import Manifest
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe
 from unloc.errors import FingerprintError, InputError, MissingError, UnlocError, one_line
-from unloc.model.build import EndToEnd, build_model
+from unloc.model.build import EndToEnd, build_model, weight_name
 from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.unloc import UnLoc
-from unloc.recipes import dump_recipe, recipe_from_dict
+from unloc.recipes import dump_recipe, recipe_from_dict, task_recipes
 
 CHECKPOINT_VERSION = 2
 
@@ -34,10 +35,20 @@ class CheckpointInfo:
     step: int  # optimizer steps done
     metrics: dict[str, float] = field(default_factory=dict)  # of the validation at this step
     live_towers: tuple[str, ...] = ()  # "image", "text": whose weights the checkpoint has; of others tokens are given
+    tasks: dict[str, dict] = field(default_factory=dict)  # of several: `classes` and `fingerprint` of each
 
     def to_dict(self) -> dict:
         """As JSON; the recipe becomes its YAML text, which states every key and keeps inf."""
-        return {**asdict(self), "recipe": dump_recipe(self.recipe), "version": CHECKPOINT_VERSION}
+        values = {**asdict(self), "recipe": dump_recipe(self.recipe), "version": CHECKPOINT_VERSION}
+        return {key: value for key, value in values.items() if key != "tasks" or self.tasks}
+
+    def of_task(self, tasks: Collection[str] = ()) -> "CheckpointInfo":
+        """What holds for one of several tasks: the first that is among `tasks`, else the first."""
+        if not self.tasks:
+            return self
+        task = next((task for task in self.tasks if task in tasks), next(iter(self.tasks)))
+        own = {"classes": tuple(self.tasks[task]["classes"]), "fingerprint": self.tasks[task]["fingerprint"]}
+        return replace(self, recipe=task_recipes(self.recipe)[task], **own)
 
     def build(self, clip: CLIP | None = None) -> UnLoc | EndToEnd:
         """The model with fresh weights; its live towers take over those of `clip`, if it is given."""
@@ -56,9 +67,10 @@ class LoadedModel:
     info: CheckpointInfo
 
 
-def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(run: Path, device: torch.device | str = "cpu", tasks: Collection[str] = ()) -> LoadedModel:
     """The model of a run folder (its best checkpoint, else its last), of a checkpoint folder or of a file in it.
 
+    Of a run of several tasks that of one: the first that is among `tasks`, else its first.
     Raises MissingError where there is none, InputError where it is damaged or of another version.
     """
     run = Path(run)
@@ -74,9 +86,11 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> LoadedModel:
         recipe = OmegaConf.to_container(OmegaConf.create(values["recipe"]))
         values["recipe"] = recipe_from_dict(recipe, where=str(folder))
         lists = {key: tuple(values[key]) for key in ("classes", "live_towers") if key in values}
-        info = CheckpointInfo(**values | lists)
-        model = info.build()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        info = CheckpointInfo(**values | lists).of_task(tasks)
+        model, weights = info.build(), load_file(folder / "model.safetensors")
+        if info.tasks:
+            weights = {name: weights[weight_name(info.recipe.task, name)] for name in model.state_dict()}
+        model.load_state_dict(weights)
     except UnlocError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

@@ -1,6 +1,6 @@
 """Build the model of a recipe: the core over given tokens, or the core behind live towers (UnLoc Figure 2)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -12,6 +12,7 @@ from unloc.errors import ConfigError, one_line
 from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.towers import ImageTower, T5TextTower, TextTower, TowerChoice, clip_projections, t5_text_tower
 from unloc.model.unloc import Outputs, UnLoc, parameter_counts
+from unloc.recipes import task_recipes
 from unloc.tasks import task_named
 
 
@@ -63,6 +64,54 @@ class EndToEnd(nn.Module):
 
     def _towers(self) -> list[nn.Module]:
         return [tower for tower in (self.image_tower, self.text_tower) if tower is not None]
+
+
+HEADS = ("relevance_head.", "displacement_head.", "saliency_head.", "logit_")
+
+
+def weight_name(task: str, name: str) -> str:
+    """The name that a weight of a task's model has among those of several: a head's is the task's own."""
+    return f"heads.{task}.{name}" if name.removeprefix("core.").startswith(HEADS) else name
+
+
+class SeveralTasks(nn.Module):
+    """The models of several tasks on the same towers, projections, fusion and pyramid: only the heads are their own.
+
+    Each is a model as `build_model` makes it; those that need fewer pyramid levels have the lower ones. Raises
+    ConfigError where what should be shared has different sizes.
+    """
+
+    def __init__(self, models: Mapping[str, UnLoc | EndToEnd]) -> None:
+        super().__init__()
+        self.tasks, shared = nn.ModuleDict(models), {}
+        for task, model in models.items():
+            for name, parameter in list(model.named_parameters()):
+                first, owner = shared.setdefault(weight_name(task, name), (parameter, task))
+                if first.shape != parameter.shape:
+                    sizes = f"{tuple(first.shape)} for {owner}, {tuple(parameter.shape)} for {task}"
+                    advice = "give these tasks the same data.num_steps and data.max_text_tokens"
+                    raise ConfigError(f"tasks: they share {name}, which is {sizes}; {advice}")
+                module, _, key = name.rpartition(".")
+                setattr(model.get_submodule(module), key, first)
+
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """What trains at the towers' rate, of any task."""
+        return [parameter for model in self.tasks.values() for parameter in model.tower_parameters()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Each weight once, by its `weight_name`."""
+        states = {task: model.state_dict() for task, model in self.tasks.items()}
+        return {weight_name(task, name): value for task, state in states.items() for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of a `state_dict`."""
+        for task, model in self.tasks.items():
+            model.load_state_dict({name: state[weight_name(task, name)] for name in model.state_dict()})
+
+
+def models_by_task(model: nn.Module, recipe: Recipe) -> Mapping[str, nn.Module]:
+    """The model of each task of a recipe; of one task the model itself."""
+    return dict(model.tasks.items()) if recipe.tasks else {recipe.task: model}
 
 
 def build_model(
@@ -146,6 +195,14 @@ def counted_parameters(recipe: Recipe) -> dict[str, int]:
     Built on torch's meta device: without memory. With fusion `none`, heads for one class. Raises TowerError where
     open_clip has no plain CLIP of that name.
     """
+    if recipe.tasks:  # the largest of what they share
+        counts: dict[str, int] = {}
+        for task, one in task_recipes(recipe).items():
+            for part, count in counted_parameters(one).items():
+                name = part if f"{part}." not in HEADS and part != "own" else f"{task}.{part}"
+                counts[name] = max(count, counts.get(name, 0))
+        del counts["total"]
+        return counts | {"total": sum(counts.values())}
     with torch.device("meta"):
         if not recipe.towers.name:  # tokens of an unknown cache: assumed as wide as the fusion
             width = recipe.model.width

@@ -22,7 +22,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from logging.handlers import MemoryHandler
@@ -83,12 +83,14 @@ def locked_run(
             run.rmdir()
 
 
+def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
 def _changes(run: Path, before: Recipe, now: Recipe, change_optim: bool) -> dict[str, list]:
-    one, other = asdict(before), asdict(now)
-    changes = {} if before.task == now.task else {"task": [before.task, now.task]}
-    for section in [key for key, values in one.items() if isinstance(values, dict)]:
-        pairs = {f"{section}.{key}": [value, other[section][key]] for key, value in one[section].items()}
-        changes |= {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    one, other = (dict(_leaves(asdict(replace(recipe, name="")))) for recipe in (before, now))
+    changes = {key: [one.get(key), other.get(key)] for key in one | other if one.get(key) != other.get(key)}
     changeable = {key for key in changes if key.startswith("optim.") and key != "optim.name"}
     allowed = {f"train.{key}" for key in ("checkpoint_minutes", "log_every", "accumulate", "compile")}
     allowed |= changeable if change_optim else set()
@@ -194,14 +196,16 @@ def draw_curves(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
     losses = [key for key in ("loss", "relevance", "box", "saliency") if train and key in train[0]]
+    losses += sorted({key for row in train for key in row if key.endswith("/loss")})  # of several tasks
     rates = [key for key in ("lr", "tower_lr") if train and key in train[0]]
     metrics = [key for key in (val[0] if val else ()) if key not in ("kind", "step")][:MOST_METRICS]
     figure = Figure(figsize=(15, 4), dpi=80, layout="constrained")
     panels = zip(figure.subplots(1, 3), (train, train, val), (losses, rates, metrics), strict=True)
     for (axes, of, keys), title in zip(panels, ("training loss", "learning rate", "validation"), strict=True):
         for key in keys:
-            values = [row[key] if row.get(key) is not None else float("nan") for row in of]
-            axes.plot([row["step"] for row in of], values, label=key, marker="." if len(of) < 50 else "")
+            having = [row for row in of if key in row]
+            values = [row[key] if row[key] is not None else float("nan") for row in having]
+            axes.plot([row["step"] for row in having], values, label=key, marker="." if len(having) < 50 else "")
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

@@ -4,7 +4,7 @@ import copy
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from open_clip.model import CLIP
 
-from unloc.annotations.schema import Manifest
+from unloc.annotations.schema import Manifest, load_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.reading import Cache
+from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe, TowersConfig
 from unloc.errors import ConfigError, FingerprintError
 from unloc.examples.augment import ClipTransform, directed_videos
 from unloc.examples.frame_source import FrameShards, VideoFiles
 from unloc.examples.sources import CachedTokens, Source, Tokenize
+from unloc.inference.load import require_task
 from unloc.inference.run_tower import text_clip_of_run
 from unloc.model.build import tower_choice
 from unloc.model.clip import pretrained_clip
 from unloc.model.towers import Tower, clip_ids, weights_sha256
+from unloc.recipes import task_recipes
 from unloc.video.frame_shards import FrameSpec
 from unloc.video.locate import index_videos
 from unloc.video.preprocess import PreprocessSpec
@@ -40,6 +43,32 @@ class Inputs:
     clip: CLIP | None = None  # what the live towers start as
     projections: Mapping[str, np.ndarray] = field(default_factory=dict)  # CLIP's own, where tokens are from before them
     note: str | None = None  # what a user should know
+
+
+def load_inputs(
+    recipe: Recipe, manifest: Path | Mapping[str, Path], data: Path | str | Mapping[str, Path | str], kind: str
+) -> tuple[dict[str, Manifest], dict[str, Inputs]]:
+    """The manifest of each task of a recipe, and its frames and texts.
+
+    Raises InputError where a manifest does not serve its task; FingerprintError where tasks have tokens of different
+    towers (their sampling may differ); and as `cached_inputs` and `frame_inputs`.
+    """
+    manifests, inputs, towers = {}, {}, {}
+    for task, one in task_recipes(recipe).items():
+        manifests[task] = load_manifest(Path(manifest[task] if isinstance(manifest, Mapping) else manifest))
+        require_task(manifests[task], task)
+        place = data[task] if isinstance(data, Mapping) else data
+        if kind == "cache":
+            inputs[task] = cached_inputs(one, place)
+        else:
+            inputs[task] = frame_inputs(one, Path(place), manifests[task], packed=kind == "frames")
+        fingerprint = inputs[task].fingerprint
+        towers[task] = {key: fingerprint[key] for key in fingerprint if not key.startswith(("sampling.", "dtype"))}
+        first = next(iter(towers))
+        if differing := fingerprint_differences(towers[first], towers[task], names=(first, task)):
+            raise FingerprintError(f"{place}: another tower made this than that of task {first} ({differing})")
+        inputs[task] = replace(inputs[task], clip=inputs[first].clip)  # one copy of its weights is enough
+    return manifests, inputs
 
 
 def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:

@@ -1,36 +1,37 @@
 """`unloc fit`: check the input, build the trainer, start or resume, train."""
 
+import copy
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from unloc.annotations.schema import Manifest, cached_durations, load_manifest, manifest_rows, restricted
+from unloc.annotations.schema import Manifest, cached_durations, manifest_rows, restricted
 from unloc.callbacks import OnProgress
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
 from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
 from unloc.examples.examples import Examples
-from unloc.examples.loader import Loader
+from unloc.examples.loader import Loader, MixedLoader
 from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.device import described, resolve_device
-from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache, require_task
+from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache
 from unloc.inference.predict import EncodedInputs, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
-from unloc.model.build import EndToEnd
-from unloc.recipes import dump_recipe
+from unloc.model.build import EndToEnd, SeveralTasks, models_by_task
+from unloc.recipes import dump_recipe, task_recipes
 from unloc.tasks import task_named
 from unloc.training.distributed import copy_from_main, process_count, process_rank
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json, require_wandb
-from unloc.training.inputs import Inputs, cached_inputs, frame_inputs
-from unloc.training.trainer import OnStep, Trainer
+from unloc.training.inputs import Inputs, load_inputs
+from unloc.training.trainer import MEAN_HEADLINE, OnStep, Trainer
 
 logger = logging.getLogger(__name__)
 FREE_PARTS = ("encoder.levels", "encoder.norm", "relevance_head", "displacement_head", "saliency_head", "logit_")
@@ -47,8 +48,8 @@ class Processes:
 
 def fit_recipe(
     recipe: Recipe,
-    manifest: Path,
-    data: Path | str,
+    manifest: Path | Mapping[str, Path],
+    data: Path | str | Mapping[str, Path | str],
     run: Path,
     *,
     kind: str = "cache",
@@ -64,7 +65,7 @@ def fit_recipe(
     processes: Processes | None = None,
 ) -> dict[str, float]:
     """Train a recipe on `data`, by `kind` a "cache", or a folder of packed "frames" or of "videos"; returns the last
-    validation metrics.
+    validation metrics. Of several tasks, manifest and data are one for all or a mapping from task to its own.
 
     `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
     pretrained UnLoc. `change_optim` lets a resumed run continue with other values of `optim` than it was started with;
@@ -80,24 +81,26 @@ def fit_recipe(
         require_wandb()
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    loaded = load_manifest(manifest)
-    require_task(loaded, recipe.task)
-    inputs = _inputs(recipe, loaded, data, kind)
+    manifests, inputs = load_inputs(recipe, manifest, data, kind)
+    fingerprints = {task: one.fingerprint for task, one in inputs.items()}
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
-        if inputs.note:
-            logger.warning(inputs.note)
+        for note in dict.fromkeys(one.note for one in inputs.values() if one.note):
+            logger.warning(note)
         if resume and (run / "checkpoints").is_dir():
-            require_same_cache(read_json(run / "cache.json"), inputs.fingerprint, data)
+            known = read_json(run / "cache.json")
+            for task, one in inputs.items():
+                require_same_cache(known[task] if recipe.tasks else known, one.fingerprint, one.source.name)
         # Every error of the input is found before anything is written, or deleted by overwrite.
-        train, val = splits_of(recipe, loaded, inputs.source)
-        trainer = build_trainer(recipe, train, val, inputs, run, device=device_, loader_workers=loader_workers)
+        splits = splits_by_task(recipe, manifests, inputs)
+        trainer = build_trainer(recipe, splits, inputs, run, device=device_, loader_workers=loader_workers)
         if processes is None:
             used = described(device_, recipe.train.precision) | {"processes": 1, "threads": torch.get_num_threads()}
         else:
             used = processes.device | {"processes": processes.count}
-            _require_example_each(trainer.loader, recipe, processes.count)
-        hashes = data_hashes([train, val], inputs.source)
+            for task, loader in trainer.loader.loaders.items():
+                _require_example_each(loader, trainer.recipes[task], processes.count)
+        hashes = data_hashes([(part, inputs[task].source) for task in splits for part in splits[task] if part])
         before = _resumed_environment(run, hashes, used) if resume else {"init": None, "changes": []}
         is_resumed = resume and trainer.resume()
         history = before["changes"]
@@ -111,7 +114,8 @@ def fit_recipe(
                 start_from(trainer, init)
             record = {"data": hashes, "init": None if init is None else str(init), "changes": history}
             env = environment(recipe.train.seed) | used | record
-            make_folder(run, recipe, inputs.fingerprint, env, overwrite=overwrite)
+            known = fingerprints if recipe.tasks else fingerprints[recipe.task]
+            make_folder(run, recipe, known, env, overwrite=overwrite)
         elif changes:
             write_file(run / "env.json", json.dumps(before | {"changes": history}, indent=1))
             write_file(run / "recipe.yaml", dump_recipe(recipe))
@@ -148,8 +152,8 @@ def _resumed_environment(run: Path, hashes: dict[str, str], used: dict) -> dict:
 
 def rebuild_trainer(
     recipe: Recipe,
-    manifest: Path,
-    data: Path | str,
+    manifest: Path | Mapping[str, Path],
+    data: Path | str | Mapping[str, Path | str],
     run: Path,
     *,
     kind: str = "cache",
@@ -161,10 +165,9 @@ def rebuild_trainer(
 
     It is at the last checkpoint or, before the first, has the weights `start`, which only the main process needs.
     """
-    loaded = load_manifest(manifest)
-    inputs = _inputs(recipe, loaded, data, kind)
-    splits = splits_of(recipe, loaded, inputs.source)
-    trainer = build_trainer(recipe, *splits, inputs, run, device=device, loader_workers=loader_workers)
+    manifests, inputs = load_inputs(recipe, manifest, data, kind)
+    splits = splits_by_task(recipe, manifests, inputs)
+    trainer = build_trainer(recipe, splits, inputs, run, device=device, loader_workers=loader_workers)
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
             model.load_state_dict(start)
@@ -175,16 +178,19 @@ def rebuild_trainer(
 
 def encode_class_names(trainer: Trainer) -> None:
     """Encode class names once where the text tower is frozen, not at every step; by the weights it has now."""
-    info, loader = trainer.info, trainer.loader
-    if info.classes and "text" in info.live_towers and info.recipe.towers.text != "finetune":
-        source = EncodedInputs(loader.examples.source, LoadedModel(trainer.model.eval(), info))
-        loader.class_texts = ClassTexts(info.classes, source, info.recipe.data)
+    for task, loader in trainer.loader.loaders.items():
+        info, model = trainer.info.of_task([task]), trainer.models[task]
+        if info.classes and "text" in info.live_towers and info.recipe.towers.text != "finetune":
+            source = EncodedInputs(loader.examples.source, LoadedModel(model.eval(), info))
+            loader.class_texts = ClassTexts(info.classes, source, info.recipe.data)
 
 
-def _inputs(recipe: Recipe, manifest: Manifest, data: Path | str, kind: str) -> Inputs:
-    if kind == "cache":
-        return cached_inputs(recipe, data)
-    return frame_inputs(recipe, Path(data), manifest, packed=kind == "frames")
+def splits_by_task(
+    recipe: Recipe, manifests: dict[str, Manifest], inputs: dict[str, Inputs]
+) -> dict[str, tuple[Manifest, Manifest | None]]:
+    """`splits_of` each task."""
+    recipes = task_recipes(recipe)
+    return {task: splits_of(one, manifests[task], inputs[task].source) for task, one in recipes.items()}
 
 
 def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manifest, Manifest | None]:
@@ -215,16 +221,54 @@ def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manif
 
 def build_trainer(
     recipe: Recipe,
-    train: Manifest,
-    val: Manifest | None,
-    inputs: Inputs,
+    splits: Mapping[str, tuple[Manifest, Manifest | None]],
+    inputs: Mapping[str, Inputs],
     run: Path,
     *,
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
 ) -> Trainer:
-    """Examples, loader, model and trainer of a recipe, with fresh weights of its seed."""
+    """Examples, loader, model and trainer of a recipe, with fresh weights of its seed.
+
+    `splits` for training and validation, and `inputs`, by task.
+    """
     torch.manual_seed(recipe.train.seed)
+    is_cuda = torch.device(device).type == "cuda"
+    if loader_workers is None:
+        loader_workers = min(4, len(os.sched_getaffinity(0))) if is_cuda else 0
+    options = {"share": (process_rank(), process_count()), "workers": loader_workers, "pin_memory": is_cuda}
+    infos, loaders, models = {}, {}, {}
+    for task, one in task_recipes(recipe).items():
+        infos[task], examples, class_texts = _prepared(one, *splits[task], inputs[task])
+        loaders[task] = Loader(examples, class_texts, one, **options)
+        clip = inputs[task].clip
+        models[task] = infos[task].build(copy.deepcopy(clip) if recipe.tasks else clip)  # a model takes its towers over
+        core = models[task].core if isinstance(models[task], EndToEnd) else models[task]
+        core.start_projections({key: torch.tensor(start) for key, start in inputs[task].projections.items()})
+    info, loader, model = infos[task], loaders[task], models[task]
+    if recipe.tasks:
+        own = {key: {"classes": one.classes, "fingerprint": one.fingerprint} for key, one in infos.items()}
+        info, model = replace(info, recipe=recipe, classes=(), tasks=own), SeveralTasks(models)
+        weights = {key: stated["weight"] for key, stated in recipe.tasks.items() if "weight" in stated}
+        loader = MixedLoader(loaders, weights, recipe.train.seed)
+
+    def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
+        found = {}
+        for task, one in models_by_task(model, recipe).items():
+            val, source = splits[task][1], inputs[task].source
+            if val is not None:
+                predictions = predict_split(LoadedModel(one.eval(), infos[task]), val, source, on_progress)
+                found[task] = score(task, predictions, val)
+        return joined_metrics(found) if recipe.tasks else found[recipe.task]
+
+    has_val = any(val is not None for _, val in splits.values())
+    return Trainer(model, info, loader, run, validate=validate if has_val else None, device=device)
+
+
+def _prepared(
+    recipe: Recipe, train: Manifest, val: Manifest | None, inputs: Inputs
+) -> tuple[CheckpointInfo, Examples, ClassTexts | None]:
+    """What a checkpoint of a task records, its examples and the texts of its classes."""
     source, clip = inputs.source, inputs.clip
     examples = Examples(recipe.task, train, source, recipe.data)
     if len(examples) < recipe.train.batch_size:
@@ -252,40 +296,42 @@ def build_trainer(
         step=0,
         live_towers=inputs.live,
     )
-    model = info.build(clip)
-    core = model.core if isinstance(model, EndToEnd) else model
-    core.start_projections({kind: torch.tensor(start) for kind, start in inputs.projections.items()})
-
-    def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
-        return score(recipe.task, predict_split(LoadedModel(model.eval(), info), val, inputs.source, on_progress), val)
-
-    is_cuda = torch.device(device).type == "cuda"
-    if loader_workers is None:
-        loader_workers = min(4, len(os.sched_getaffinity(0))) if is_cuda else 0
-    share = process_rank(), process_count()
-    loader = Loader(examples, class_texts, recipe, share=share, workers=loader_workers, pin_memory=is_cuda)
-    return Trainer(model, info, loader, run, validate=None if val is None else validate, device=device)
+    return info, examples, class_texts
 
 
-def data_hashes(splits: list[Manifest | None], source: Source) -> dict[str, str]:
-    """sha256 of the annotations that a run trains and validates on, and of their videos in the source."""
-    parts = [part for part in splits if part is not None]
-    rows = [[part.classes, list(manifest_rows(part))] for part in parts]
-    ids = [video_id for part in parts for video_id in part.videos["video_id"] if video_id in source]
-    values = {"manifest_sha256": rows, "videos_sha256": [(video_id, source.video_sha256(video_id)) for video_id in ids]}
+def joined_metrics(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Metrics of several tasks as `task/metric`: the mean of the headline metrics, these, then all."""
+    headlines = {f"{task}/{task_named(task).headline}": found[task].get(task_named(task).headline) for task in found}
+    known = [value for value in headlines.values() if value is not None]
+    every = {f"{task}/{key}": value for task, values in found.items() for key, value in values.items()}
+    first = {MEAN_HEADLINE: sum(known) / len(known)} if known else {}
+    return first | {key: every[key] for key in headlines if key in every} | every
+
+
+def data_hashes(splits: list[tuple[Manifest, Source]]) -> dict[str, str]:
+    """sha256 of the annotations that a run trains and validates on, and of their videos in their sources."""
+    rows = [[part.classes, list(manifest_rows(part))] for part, _ in splits]
+    ids = [(video_id, source) for part, source in splits for video_id in part.videos["video_id"] if video_id in source]
+    values = {"manifest_sha256": rows, "videos_sha256": [(video_id, at.video_sha256(video_id)) for video_id, at in ids]}
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in values.items()}
 
 
 def start_from(trainer: Trainer, init: Path) -> None:
-    """Copy the weights of another run and log which.
+    """Copy the weights of another run and log which, for each task that is trained.
 
     Projections, positions and fusion layers must all fit. Pyramid levels and heads may be others where the run was of
     another task or, with fusion none, of other classes; those that do not fit start fresh. On a cache that the run's
     image tower made, its towers are left out. Raises InputError naming what should fit and does not; FingerprintError
     for tokens of another tower (the sampling may differ).
     """
-    loaded, made_by = load_model(init), trainer.info.fingerprint
-    live, before = set(trainer.info.live_towers), set(loaded.info.live_towers)
+    for task, model in trainer.models.items():
+        _start_task(model, trainer.info.of_task([task]), init)
+    trainer.predictor.load_state_dict(trainer.model.state_dict())
+
+
+def _start_task(model: nn.Module, info: CheckpointInfo, init: Path) -> None:
+    loaded, made_by = load_model(init, tasks=[info.recipe.task]), info.fingerprint
+    live, before = set(info.live_towers), set(loaded.info.live_towers)
     stated = loaded.info.fingerprint if "image" in live else fingerprint_of_run(init, loaded.info, made_by)
     same_tower = stated.get("tower.weights_sha256") == made_by.get("tower.weights_sha256")
     for tower in sorted(before - live):
@@ -296,7 +342,7 @@ def start_from(trainer: Trainer, init: Path) -> None:
     sampled = {key: value for key, value in made_by.items() if key.startswith("sampling.")}
     sampled["dtype"] = made_by.get("dtype")
     require_same_cache(stated | sampled, made_by | {"dtype": sampled["dtype"]}, init)
-    own, other = trainer.model.state_dict(), loaded.model.state_dict()
+    own, other = model.state_dict(), loaded.model.state_dict()
     if before:  # towers that made the cache are left out
         towers = tuple(f"{tower}_tower." for tower in before - live)
         other = {key if live else key.removeprefix("core."): other[key] for key in other if not key.startswith(towers)}
@@ -307,8 +353,8 @@ def start_from(trainer: Trainer, init: Path) -> None:
         other[key] = torch.cat([other[key][: len(own[key])], own[key][len(other[key]) :]])
     start = tuple(f"{tower}_tower." for tower in live - before)  # as they were when the other run's tokens were made
     other |= {key: value for key, value in own.items() if key.startswith(start)}
-    without_text = trainer.recipe.model.fusion == "none"
-    is_other = without_text and loaded.info.classes != trainer.info.classes  # the outputs are the classes
+    without_text = info.recipe.model.fusion == "none"
+    is_other = without_text and loaded.info.classes != info.classes  # the outputs are the classes
     taken, unfit = {}, []
     for key in own | other:
         one, two = ("x".join(map(str, part[key].shape)) or "scalar" if key in part else "none" for part in (own, other))
@@ -316,14 +362,13 @@ def start_from(trainer: Trainer, init: Path) -> None:
             taken[key] = other[key]
         else:
             unfit.append(f"{key} ({one}, {two})")
-    is_free = loaded.info.recipe.task != trainer.recipe.task or without_text
+    is_free = loaded.info.recipe.task != info.recipe.task or without_text
     wrong = [text for text in unfit if not (is_free and text.removeprefix("core.").startswith(FREE_PARTS))]
     if wrong:
         problem = f"{len(wrong)} tensors do not fit this recipe's model (its shape, --init's): {_shortened(wrong)}"
         advice = "give the recipe the sizes of the run (its recipe.yaml), or another --init"
         raise InputError(f"--init {init}: {problem}; {advice}")
-    for model in (trainer.model, trainer.predictor):
-        model.load_state_dict(taken, strict=False)
+    model.load_state_dict(taken, strict=False)
     summary = f"init from {init}: {len(taken)} of {len(own)} tensors taken"
     if unfit:
         logger.warning("%s; fresh or left out (this model's shape, --init's): %s", summary, _shortened(unfit, most=40))

@@ -27,7 +27,8 @@ from unloc.examples.batches import Batch
 from unloc.examples.loader import Loader
 from unloc.inference.device import computing
 from unloc.inference.load import CheckpointInfo
-from unloc.model.build import compile_core
+from unloc.model.build import compile_core, models_by_task
+from unloc.recipes import task_recipes
 from unloc.tasks import task_named
 from unloc.training.distributed import average, from_main, process_count, process_rank
 from unloc.training.folder import WriteMetrics, draw_curves, load_state, metrics_log, save_checkpoint
@@ -41,6 +42,7 @@ COUNTERS = ("step", "best", "best_step", "validated", "metrics")  # of a checkpo
 
 LOG_EVERY_ON_GPU = 10
 COMPILED_FROM = 1000  # steps of a run for which compiling pays
+MEAN_HEADLINE = "mean_headline"  # of several tasks: the mean of their headline metrics, all in percent
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, all steps, and epoch, lr, and the loss that was read last."""
@@ -49,7 +51,10 @@ Validate = Callable[[nn.Module, OnProgress], dict[str, float]]
 
 
 class Trainer:
-    """Model and optimizer of one run; `fit` does the steps. Without `validate` the last checkpoint is best."""
+    """Model and optimizer of one run; `fit` does the steps. Without `validate` the last checkpoint is best.
+
+    Of several tasks the model is a `SeveralTasks` and the loader a `MixedLoader`; each step is of one task.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,8 @@ class Trainer:
         self.recipe, self.info, self.loader, self.run, self.validate = info.recipe, info, loader, run, validate
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        self.recipes = task_recipes(self.recipe)
+        self.models = models_by_task(self.model, self.recipe)
         self.averaged = copy.deepcopy(self.model) if self.recipe.train.ema_decay > 0 else None
         self.predictor = self.model if self.averaged is None else self.averaged  # whose weights predict
         self.optimizer = build_optimizer(self.model, self.recipe.optim)
@@ -71,7 +78,8 @@ class Trainer:
         self.total_steps = max(1, round(self.recipe.train.epochs * len(loader)))
         is_long = self.device.type == "cuda" and self.total_steps >= COMPILED_FROM
         if self.recipe.train.compile == "on" or (self.recipe.train.compile == "auto" and is_long):
-            compile_core(self.model)
+            for one in self.models.values():
+                compile_core(one)
         self.step = self.validated = 0
         self.best, self.best_step, self.metrics = float("-inf"), -1, {}
         self.saved: tuple[int, int] | None = None  # of the last checkpoint: its step, and that of the last validation
@@ -157,27 +165,30 @@ class Trainer:
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # of dropout
         self.optimizer.zero_grad(set_to_none=True)
         batch, towers, train = batch.to(self.device), self.recipe.towers, self.recipe.train
+        model, recipe = self.models[batch.task], self.recipes[batch.task]
         chunked = towers.frame_chunk > 0 and batch.frames.ndim == 5
         replays = chunked and towers.image == "finetune"
         (first, total), sums = batch.place or (0, len(batch.frames)), Counter()
-        for part in split_batch(batch, self.recipe, train.accumulate):
+        for part in split_batch(batch, recipe, train.accumulate):
             frames = part.batch.frames
             with computing(self.device, train.precision):
                 if chunked:
-                    tokens = self.model.encode_in_chunks(frames, towers.frame_chunk).requires_grad_(replays)
+                    tokens = model.encode_in_chunks(frames, towers.frame_chunk).requires_grad_(replays)
                     part = replace(part, batch=replace(part.batch, frames=tokens))
-                losses = part_losses(self.model, part, self.recipe)
+                losses = part_losses(model, part, recipe)
             losses["loss"].backward()
             if replays:
                 generator = torch.Generator().manual_seed(train.seed + self.step)
                 options = {"share": towers.replay_share, "generator": generator, "place": (first, total)}
                 with computing(self.device, train.precision):
-                    replay(self.model, frames, tokens.grad, towers.frame_chunk, **options)
+                    replay(model, frames, tokens.grad, towers.frame_chunk, **options)
             first += len(frames)
             for key, value in losses.items():
                 sums[key] += value.detach()
             for level, count in enumerate(part.positives):
                 sums[f"positives_{level}"] += count * process_count()
+        if self.recipe.tasks:
+            sums = {f"{batch.task}/{key}": value for key, value in sums.items()} | {"loss": sums["loss"]}
         sums, is_stopping = average(self.model, dict(sums), self.stop.requested)
         limit = self.recipe.optim.clip_norm or math.inf
         sums["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -195,14 +206,14 @@ class Trainer:
     def _read(self) -> None:
         """Read the values of all batches since the last time. Raises DivergedError for one that is not finite."""
         unread, self.unread = self.unread, []
-        rows = torch.stack([torch.stack([*values.values()]) for _, values in unread]).tolist() if unread else []
-        for (step, values), row in zip(unread, rows, strict=True):
-            self.values = dict(zip(values, row, strict=True))
+        found = [value for _, values in unread for value in values.values()]
+        read = iter(torch.stack(found).tolist() if found else [])
+        for step, values in unread:
+            self.values = {key: next(read) for key in values}
             loss, norm = self.values["loss"], self.values["grad_norm"]
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                videos = [self.loader.examples.videos[index] for index in self.loader.indices(step)]
                 what = f"loss {loss}, gradient norm {norm} after step {step}, in the batch of videos "
-                raise self._diverged(what + ", ".join(dict.fromkeys(videos)))
+                raise self._diverged(what + ", ".join(dict.fromkeys(self.loader.videos(step))))
 
     def _diverged(self, what: str) -> DivergedError:
         advice = "nothing was trained yet: check the cache with `unloc cache verify`, the manifest and --init"
@@ -250,7 +261,7 @@ class Trainer:
                 raise StoppedError(STOPPED)
             write("val", self.step, metrics)
             self._draw()
-        headline = task_named(self.recipe.task).headline
+        headline = MEAN_HEADLINE if self.recipe.tasks else task_named(self.recipe.task).headline
         score = metrics.get(headline, float(self.step))
         if score > self.best:
             self.best, self.best_step = score, self.step
