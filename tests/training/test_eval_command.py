@@ -4,6 +4,7 @@ import json
 import zipfile
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from tests.training.test_trainer import recipe_for
@@ -33,6 +34,27 @@ def test_a_run_and_its_file_of_predictions_score_the_same(unloc, token_world, tm
     second = report_of(tmp_path / "again")
     assert second["metrics"] == pytest.approx(first["metrics"], nan_ok=True, abs=1e-4 if task == "as" else 1e-9)
     assert second["floors"] == first["floors"] and second["protocol"] == first["protocol"]
+
+
+def test_a_run_is_scored_with_sentences_that_are_not_in_their_video(unloc, token_world, tmp_path):
+    manifest, cache = token_world
+    fit_recipe(recipe_for("mr", "train.epochs=0.3"), manifest, cache, tmp_path / "run", threads=1)
+    loaded = load_manifest(manifest)
+    shown = loaded.queries.groupby("video_id")["text"].agg(set)
+    rows = loaded.queries.drop_duplicates("video_id")
+    texts = [next(iter(set(loaded.classes) - shown[video_id])) for video_id in rows["video_id"]]  # the third of three
+    null = rows.assign(text=texts, qid="null-" + rows["qid"], segments=[[]] * len(rows))
+    null["relevant_clip_ids"] = null["saliency_scores"] = None
+    with_null = replace(loaded, queries=pd.concat([loaded.queries, null], ignore_index=True))
+    save_manifest(with_null, tmp_path / "null.jsonl")
+    words = ("--manifest", tmp_path / "null.jsonl", "--split", "test", "--rejection")
+    code, out, err = unloc("eval", tmp_path / "run", *words, "--cache", cache)
+    assert (code, err) == (0, "") and "reject_all" in out
+    folder = tmp_path / "run/eval/test"
+    first = report_of(folder)
+    assert 0 < first["metrics"]["AUROC"] < 100 and first["coverage"]["queries_predicted"] == 30
+    words = ("--predictions", folder / "predictions.jsonl", *words, "--out", tmp_path / "again")
+    assert unloc("eval", *words)[0] == 0 and report_of(tmp_path / "again")["metrics"] == first["metrics"]
 
 
 def test_a_run_is_asked_for_the_classes_of_the_manifest_in_its_order(unloc, token_world, tmp_path):

@@ -218,7 +218,7 @@ class _Reader:
                 qid = int(qid)  # some tables of numbers turn 7 into 7.0
             try:
                 existence = float(row.get("pred_exist_score", row.get("pred_class")))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 existence = None
             names = {"qid": str(qid), "video_id": str(row.get("vid") or ""), "query": str(row.get("query") or "")}
             stated = {"saliency": saliency, "existence": existence, "by_line": "preds" in row, "place": place}

@@ -150,7 +150,7 @@ def _window(value: object) -> list[float] | None:
     """Two numbers, also as strings."""
     try:
         start, end = map(float, value if isinstance(value, list) else ())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return [start, end] if math.isfinite(start) and math.isfinite(end) else None
 

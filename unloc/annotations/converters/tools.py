@@ -3,7 +3,6 @@ exported there: frames count from 1, and the last one belongs to the segment.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -53,22 +52,26 @@ def _is_video(key: str, value: object) -> bool:
     return isinstance(value, str) and ("video" in key.lower() or video_id_of(value) != Path(value).name)
 
 
-def _regions(task: dict, place: str, media: Media) -> Iterator[tuple[str, dict]]:
+def _objects(value: object) -> list[dict]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _regions(task: dict, place: str, media: Media) -> list[tuple[str, dict]]:
     """(name of its control, region) of every timeline label of a task."""
-    given = [(key, one) for key, value in task.items() if isinstance(value, list) for one in value]
-    found = [(key, one) for key, one in given if isinstance(one, dict) and "timelinelabels" in one]  # JSON-MIN
+    found = [(name, one) for name, value in task.items() for one in _objects(value) if "timelinelabels" in one]  # MIN
     for kind in ("annotations", "predictions"):
-        results = [one for one in task.get(kind) or [] if isinstance(one, dict) and not one.get("was_cancelled")]
+        results = [one for one in _objects(task.get(kind)) if not one.get("was_cancelled")]
         if results and not found:
             media.problems.add(f"task with several {kind}: the last is used", place, len(results) > 1)
             media.problems.add("task without annotations: its predictions are used", place, kind == "predictions")
-            regions = [one for one in results[-1].get("result") or [] if isinstance(one, dict)]
-            timeline = [one for one in regions if "timelinelabels" in (one.get("value") or ())]
+            regions = _objects(results[-1].get("result"))
+            timeline = [
+                one for one in regions if isinstance(one.get("value"), dict) and "timelinelabels" in one["value"]
+            ]
             media.problems.add("region that is no timeline label: left out", place, len(regions) - len(timeline))
             found = [(str(one.get("from_name") or ""), one["value"]) for one in timeline]
             break
-    for control, region in found:
-        yield control, typed(REGION, region, f"{place}: timeline label")
+    return [(control, typed(REGION, region, f"{place}: timeline label")) for control, region in found]
 
 
 def fiftyone(paths: list[Path], split: str | None, media: Media) -> Rows:
