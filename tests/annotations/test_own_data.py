@@ -1,7 +1,11 @@
 """Own labels become a manifest: columns guessed, times read, splits made, durations measured, errors with lines."""
 
 import json
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +121,16 @@ def test_videos_are_found_by_name_and_measured(folder, video_folder):
     durations = manifest.stated_durations()
     assert durations["v0"] == pytest.approx(1.5) and durations["v1"] == pytest.approx(1.8)
     assert np.isnan(durations["nowhere"]) and problems.counts["video without a file in --videos"] == 1
+
+
+def test_videos_of_a_web_server_are_measured_too(folder, video_folder):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(video_folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = Path(f"http://127.0.0.1:{server.server_address[1]}")
+        manifest = converted(folder, "video,start,end,label\nv0.mp4,0,1,a\n", videos=url)
+        server.shutdown()
+    assert manifest.stated_durations() == {"v0": pytest.approx(1.5)}
 
 
 def test_files_with_one_name_keep_their_folders(folder):

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from unloc.errors import ManifestError, VideoError
 from unloc.files import url_of
 from unloc.video.facts import VideoFacts, scan
 from unloc.video.locate import EXTENSIONS, VideoIndex, index_videos
+from unloc.video.video_file import on_disk
 
 HELD_OUT = 0.15  # of the videos, for val and for test each, where no split is stated
 
@@ -52,11 +54,12 @@ class Media:
         if self.index is not None and video_id not in self.known:
             path = self.index.find(video_id, file)
             self.problems.add("video without a file in --videos", video_id, path is None)
+            self.known[video_id] = None
             try:
-                self.known[video_id] = None if path is None else scan(path)
+                with on_disk(path) if path else nullcontext() as local:
+                    self.known[video_id] = local and scan(local)
             except VideoError as error:
                 self.problems.add("unreadable video file", f"{video_id}: {error}")
-                self.known[video_id] = None
         return self.known.get(video_id)
 
     def rate(self, video_id: str, place: str) -> float:

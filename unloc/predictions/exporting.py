@@ -119,7 +119,7 @@ def _cues(tool: str, spans: list[dict]) -> str:
 def _file(video_id: str, media: Media) -> str:
     """The video's path below the folder of videos, where it is known, else its id."""
     path = media.index.find(video_id) if media.index is not None else None
-    return video_id if path is None else Path(path).relative_to(media.videos).as_posix()
+    return path.relative_to(media.videos).as_posix() if isinstance(path, Path) else video_id
 
 
 def _detections(spans: list[dict], media: Media) -> list[dict]:
