@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from unloc.annotations.schema import Row, build_manifest, save_manifest
+
+# Before PyTorch is loaded: threads of OpenMP that wait leave the core to others, also in processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # From here on every tensor shape stated in ops and model is checked at each call.
 install_import_hook(["unloc.ops", "unloc.model"], "beartype.beartype")
@@ -46,6 +50,14 @@ def scenic(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
     if request.param == "own":
         return dict(np.load(Path(__file__).parent / "golden" / "model.npz"))
     return dict(np.load(request.getfixturevalue("shared") / "golden" / "scenic" / "unloc_golden.npz"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What a run sets does not last: with a thread per core in each of several processes the next tests take longer."""
+    yield
+    if "torch" in sys.modules and sys.modules["torch"].get_num_threads() > 1:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -216,7 +216,9 @@ def stood_in(line):
 
 
 def further(words):
-    """What a command is given on top: a small model, no Ray."""
+    """What a command is given on top: a small model, no Ray, no other processes, which take longer to start."""
+    if words[1:3] == ["data", "pack"] and "--frames" in words:
+        return ["--workers", "1"]
     if words[1] in ("fit", "pretrain") and "--print-config" not in words:
         return TINY.split()
     return ["--workers", "0"] if words[1] == "extract" and "--workers" not in words else []

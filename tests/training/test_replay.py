@@ -59,10 +59,10 @@ def test_a_share_of_the_chunks_gives_the_gradient_on_average():
     replay(model, batch.frames, gradients, 2)
     whole = model.image_tower.visual.conv1.weight.grad.clone()
     generator, total = torch.Generator().manual_seed(0), torch.zeros_like(whole)
-    for _ in range(300):
+    for _ in range(100):
         model.zero_grad()
         replay(model, batch.frames, gradients, 2, share=0.25, generator=generator)
-        total += model.image_tower.visual.conv1.weight.grad / 300
+        total += model.image_tower.visual.conv1.weight.grad / 100
     assert (total - whole).norm() / whole.norm() < 0.2
 
 
