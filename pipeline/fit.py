@@ -27,6 +27,7 @@ from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import ExtractOptions, connected, live_nodes
+from pipeline.link import Link
 from pipeline.workers import last_line
 from unloc.config import Recipe
 from unloc.errors import InputError, StoppedError, UnlocError
@@ -92,8 +93,9 @@ def fit(
     os.environ.update(RAY_TRAIN | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(timeout)})
     with connected(ExtractOptions(workers=workers, encoders=0, address=address)):
         on_gpu = _on_gpu(workers, device)
-        describe = ray.remote(num_cpus=0, num_gpus=int(on_gpu))(described)
-        device_used = ray.get(describe.remote(torch.device("cuda:0" if on_gpu else "cpu"), recipe.train.precision))
+        device, precision = torch.device("cuda:0" if on_gpu else "cpu"), recipe.train.precision
+        describe = ray.remote(num_cpus=0, num_gpus=1)(described)
+        device_used = ray.get(describe.remote(device, precision)) if on_gpu else described(device, precision)
 
         def fit_processes(trainer: Trainer) -> dict[str, float]:
             paths = _absolute(manifest), _absolute(data), run.absolute()
@@ -127,34 +129,6 @@ def _on_gpu(workers: int, device: str) -> bool:
             advice += ", or --device cpu" if name == "GPU" else ""
             raise InputError(f"--workers: {workers} processes need a {name} each, but Ray has {found}; give {advice}")
     return on_gpu
-
-
-class Link:
-    """What the command and the main process tell each other; a Ray actor."""
-
-    def __init__(self) -> None:
-        self.step: tuple[int, int, dict[str, float]] | None = None
-        self.is_stopping = self.is_training = False
-        self.errors: dict[int, Exception] = {}
-
-    def report(self, step: tuple[int, int, dict[str, float]] | None) -> bool:
-        """From the main process: the last step. Returns whether to stop."""
-        self.step, self.is_training = step or self.step, True
-        return self.is_stopping
-
-    def fail(self, rank: int, error: Exception) -> None:
-        """From a process: an error that a restart would meet again."""
-        self.errors[rank] = error
-
-    def look(self, is_stopping: bool) -> tuple[tuple[int, int, dict[str, float]] | None, bool]:
-        """From the command: whether to stop. Returns the last step, and whether the main process has begun."""
-        self.is_stopping = is_stopping
-        return self.step, self.is_training
-
-    def ended(self) -> Exception | None:
-        """From the command, after the processes have ended: the error of the lowest rank."""
-        self.is_training = False
-        return self.errors[min(self.errors)] if self.errors else None
 
 
 class _Group:

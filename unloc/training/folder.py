@@ -29,7 +29,6 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor
 
@@ -193,6 +192,8 @@ def load_state(run: Path) -> dict | None:
 
 def draw_curves(run: Path) -> None:
     """Write RUN/curves.png from the rows of metrics.jsonl."""
+    from matplotlib.figure import Figure  # here: it takes 0.7 s, which each process of a run would wait for
+
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
     losses = [key for key in ("loss", "relevance", "box", "saliency") if train and key in train[0]]
