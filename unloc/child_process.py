@@ -1,6 +1,8 @@
 """Set-up of a process that works for another one: decodes videos or prepares batches."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 
 import torch
@@ -17,3 +19,5 @@ def start_worker(on_sigterm: signal.Handlers = signal.SIG_DFL, worker: int = 0) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_sigterm)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even one that hangs
+    if not multiprocessing.parent_process().is_alive():  # it ended before: no signal comes
+        os._exit(1)
