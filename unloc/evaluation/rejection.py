@@ -163,10 +163,11 @@ def _gmr_values(
     for row, (found, truth, key) in enumerate(zip(answers, segments, ids, strict=True)):
         windows = found[-1].windows[:, :2]
         if last[key] == row:
-            proper = windows[windows[:, 1] > windows[:, 0]][: rules.max_windows]
+            proper = windows[windows[:, 1] > windows[:, 0]][: rules.max_windows if accepted[row] else 0]
+            matched = _taken(proper, truth, np.zeros(1))[:, 0]
             for k in rules.ranks:
-                chosen = proper[: k if accepted[row] else 0]
-                values[f"G-mIoU@{k}"][row] = _generalized_iou(chosen, truth)
+                union = len(proper[:k]) + len(truth) - np.isfinite(matched[:k]).sum()
+                values[f"G-mIoU@{k}"][row] = np.nansum(matched[:k]) / union if union else 1.0
         if not len(truth):
             continue
         taken = _taken(windows[: max(rules.ranks)], truth, np.array([-1.0, *QVHIGHLIGHTS_THRESHOLDS]))
@@ -188,7 +189,7 @@ def _taken(windows: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> np
     ratio = overlap_over_union(windows[:, None], truth[None])
     ratio = np.where(np.isinf(ratio), -np.inf, ratio)
     free, found = np.ones((len(thresholds), len(truth)), dtype=bool), np.full((len(windows), len(thresholds)), np.nan)
-    for row, of_window in enumerate(ratio):
+    for row, of_window in enumerate(ratio if len(truth) else ()):
         free_ratio = np.where(free, of_window, -np.inf)
         best = free_ratio.argmax(axis=1)
         highest = free_ratio[np.arange(len(thresholds)), best]
@@ -196,12 +197,3 @@ def _taken(windows: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> np
         found[row, hits] = highest[hits]
         free[hits, best[hits]] = False
     return found
-
-
-def _generalized_iou(windows: np.ndarray, truth: np.ndarray) -> float:
-    """The sum of matched IoU over all windows and moments, a matched pair counted once; 1 if there are none at all."""
-    if not len(windows) or not len(truth):
-        return float(len(windows) == len(truth))
-    pairs = _taken(windows, truth, np.zeros(1))
-    matched = pairs[~np.isnan(pairs)]
-    return float(matched.sum()) / (len(windows) + len(truth) - len(matched))
