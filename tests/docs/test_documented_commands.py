@@ -153,7 +153,7 @@ def world(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run("data synth world --videos 6 --seed 5")
+        run("data synth world --videos 6 --seed 5 --workers 1")
         official = Path("world/annotations")
         for path in [official / "activitynet.json", *official.glob("charades_sta/*"), *official.glob("qvhighlights/*")]:
             shutil.copy(path, path.name)
@@ -172,7 +172,7 @@ def world(tmp_path_factory):
         for manifest in ("mr.jsonl", "activitynet.jsonl", "charades.jsonl"):
             run(f"extract {manifest} --videos videos --cache token_cache --tower toy --fps 4 --workers 0")
         shutil.copytree("token_cache", "data/cache")
-        run("data synth clips_world --videos 2 --seed 6 --clips")
+        run("data synth clips_world --videos 2 --seed 6 --clips --workers 1")
         shutil.copy("clips_world/annotations/kinetics.csv", "kinetics.csv")
         Path("clips").symlink_to(folder / "clips_world/clips")
         run("data convert kinetics --annotations kinetics.csv --out data/clips.jsonl")
