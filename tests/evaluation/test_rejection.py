@@ -182,7 +182,8 @@ def test_the_command_scores_files_and_writes_existence(tmp_path, monkeypatch, un
     write_moments(tmp_path / "p.jsonl", found)
     words = "eval --manifest m.jsonl --split test --predictions p.jsonl --rejection --out scores --export again.jsonl"
     code, out, errors = unloc(*words.split(), "--intervals")
-    assert code == 0 and "reject_all" in out, errors
+    stated = sum(item.existence is not None for item in found)
+    assert code == 0 and "reject_all" in out and f"{stated} state an existence score" in out, errors
     report = load(tmp_path / "scores/metrics.json")
     assert report["rejection"] and report["protocol"] == "gmr" and "AUROC" in report["intervals"]
     assert_same(report["metrics"], rejection_scores(answers_of(found, manifest), manifest, GMR).metrics())

@@ -116,6 +116,8 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
         line = f"  {coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
         if "queries_annotated" in coverage:
             line += f", {coverage['queries_predicted']} of {coverage['queries_annotated']} queries"
+        if "existence_stated" in coverage:
+            line += f"; {coverage['existence_stated']} state an existence score, of others the best window's is used"
         if "metrics_without_missing" in coverage:
             line += "; `answered` leaves out the others"
             columns["answered"] = coverage["metrics_without_missing"]

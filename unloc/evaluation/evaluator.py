@@ -209,7 +209,9 @@ def coverage(task: str, predictions: Predictions, selected: Manifest, rules: Pro
     missing = [video_id for video_id in annotated if video_id not in predicted]
     num_predicted = len(annotated) - len(missing)
     report = {"videos_annotated": len(annotated), "videos_predicted": num_predicted, "missing": missing, **counts}
-    if (not missing and len(set(counts.values())) < 2) or task == "rejection":
+    if task == "rejection":  # as officially, the missing count nowhere
+        return report | {"existence_stated": sum(found[-1].existence is not None for found in predictions if found)}
+    if not missing and len(set(counts.values())) < 2:
         return report
     present = selected.filter(lambda table: table["video_id"].isin(predicted))
     if task in QUERY_TASKS:

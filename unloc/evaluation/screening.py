@@ -182,7 +182,6 @@ def screen_nulls(
         windows = item.windows[np.isfinite(item.windows[:, :2]).all(axis=1)]
         problems.add(NOT_FINITE, f"{place}: windows", len(item.windows) - len(windows))
         problems.add(REVERSED, place, int((windows[:, 1] < windows[:, 0]).sum()))
-        problems.add("no existence score: the best score of the windows, else 0", place, item.existence is None)
         kept.append(replace(item, windows=windows))
         lengths.append(np.full(len(windows), durations.get(item.video_id, np.nan)))
     if kept:
