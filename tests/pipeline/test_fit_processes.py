@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="Ray Train needs it: pip install 'ray[train]'")
 
 from pipeline.fit import fit
+from tests.training.test_several_tasks import cotrained
 from tests.training.test_trainer import assert_same_runs, recipe_for
 from unloc.errors import InputError, StoppedError, UnlocError
 from unloc.recipes import dump_recipe
@@ -65,6 +66,19 @@ def test_two_processes_follow_one(one_ray, token_world, tmp_path):
     fit_recipe(recipe, *token_world, tmp_path / "one", threads=1)
     losses = [[row["loss"] for row in rows_of(run) if row["kind"] == "train"] for run in (two, tmp_path / "one")]
     assert len(losses[0]) == 50 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one_with_several_tasks(unloc, one_ray, token_world, tmp_path, monkeypatch):
+    recipe, (manifest, cache) = cotrained("train.epochs=0.3", "train.log_every=1"), token_world
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    monkeypatch.chdir(manifest.parent)  # other processes have another folder
+    given = [word for task in recipe.tasks for word in ("--manifest", f"{task}={manifest.name}")]
+    words = ["fit", tmp_path / "recipe.yaml", *given, "--cache", cache.name, "--device", "cpu"]
+    for run, workers in (("one", 1), ("two", 2)):
+        assert unloc(*words, "--work-dir", tmp_path / run, "--workers", workers)[0] == 0
+    losses = [[row["loss"] for row in rows_of(tmp_path / run) if row["kind"] == "train"] for run in ("one", "two")]
+    assert len(losses[0]) == 18 and losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training import test_end_to_end
+from tests.training.test_end_to_end import world  # noqa: F401
 from tests.training.test_live_text import FINETUNE, SMALL, text_world  # noqa: F401
 from tests.training.test_trainer import SHAPE, Killed, assert_same_runs, at_step, kill, recipe_for
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.errors import ConfigError, UnlocError
 from unloc.examples.loader import MixedLoader
+from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
 from unloc.recipes import dump_recipe, load_recipe, recipe_from_dict, task_recipes
 from unloc.training.folder import draw_curves
@@ -182,6 +185,19 @@ def test_a_live_text_tower_is_shared_and_heads_start_from_those_of_their_task(te
     for name in ("b", "c"):
         state = load_model(tmp_path / name, tasks=["tal"]).model.state_dict()
         assert all(torch.equal(state[key], tal[key]) for key in tal), name
+
+
+def test_one_image_tower_trains_on_the_frames_of_all_tasks_and_makes_caches(world, tmp_path):  # noqa: F811
+    words = [*test_end_to_end.SMALL, *test_end_to_end.LIVE, "towers.text=frozen", "towers.frame_chunk=3"]
+    recipe = load_recipe("cotrain_synth", [*words, "tasks.hd=null", "train.epochs=1", "data.val_split=", *SPLITS[::2]])
+    options = {"kind": "frames", "threads": 1}
+    fit_recipe(recipe, *world[:2], tmp_path / "whole", **options)
+    with pytest.raises(Killed):
+        fit_recipe(recipe, *world[:2], tmp_path / "run", **options, on_step=at_step(3, kill))
+    fit_recipe(recipe, *world[:2], tmp_path / "run", **options, resume=True)
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+    trained, stock = (Encoder(EncodeConfig(tower=name, fps=2.0)) for name in (str(tmp_path / "run"), "toy"))
+    assert trained.fingerprint["tower.weights_sha256"] != stock.fingerprint["tower.weights_sha256"]
 
 
 @pytest.mark.parametrize(

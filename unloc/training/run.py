@@ -369,7 +369,8 @@ def _start_task(model: nn.Module, info: CheckpointInfo, init: Path) -> None:
         advice = "give the recipe the sizes of the run (its recipe.yaml), or another --init"
         raise InputError(f"--init {init}: {problem}; {advice}")
     model.load_state_dict(taken, strict=False)
-    summary = f"init from {init}: {len(taken)} of {len(own)} tensors taken"
+    of_task = f" for {info.recipe.task}" if info.tasks else ""
+    summary = f"init from {init}{of_task}: {len(taken)} of {len(own)} tensors taken"
     if unfit:
         logger.warning("%s; fresh or left out (this model's shape, --init's): %s", summary, _shortened(unfit, most=40))
     else:
