@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.token_world import make_token_world
 from tests.training import test_end_to_end
 from tests.training.test_end_to_end import world  # noqa: F401
 from tests.training.test_live_text import FINETUNE, SMALL, text_world  # noqa: F401
 from tests.training.test_trainer import SHAPE, Killed, assert_same_runs, at_step, kill, recipe_for
 from unloc.annotations.schema import load_manifest, save_manifest
-from unloc.errors import ConfigError, UnlocError
+from unloc.cache.writing import create_or_check
+from unloc.errors import ConfigError, FingerprintError, UnlocError
 from unloc.examples.loader import MixedLoader
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
@@ -256,6 +258,25 @@ def test_a_mistake_in_the_command_is_one_line(unloc, token_world, tmp_path, whol
     words = ["--manifest", manifest, "--cache", cache, "--work-dir", whole, "--resume"]
     code, _, err = unloc("fit", tmp_path / "mine.yaml", *words, "tasks.tal.decode.nms_sigma=0.5", "tasks.as=null")
     assert code == 2 and "tasks.tal.decode.nms_sigma" in err and "tasks.as" in err
+
+
+def test_tasks_may_have_caches_of_other_sampling_but_not_of_other_towers(unloc, token_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.token_world.FPS", 4.0)
+    caches = {"mr": token_world[1], "as": make_token_world(tmp_path)[1]}
+    recipe, run = cotrained("train.epochs=0.1", tasks=("mr", "as")), tmp_path / "run"
+    fit_recipe(recipe, token_world[0], caches, run, threads=1)
+    for task, other in (("mr", "as"), ("as", "mr")):
+        assert load_model(run, tasks=[task]).info.fingerprint["sampling.fps"] == {"mr": 2.0, "as": 4.0}[task]
+        words = ["eval", run, "--task", task, "--manifest", token_world[0], "--split", "test"]
+        assert unloc(*words, "--cache", caches[task])[0] == 0
+        code, _, err = unloc(*words, "--cache", caches[other])
+        assert code == 2 and "sampling.fps" in err
+    fingerprint = {"tower.name": "another", "sampling.fps": 4.0}
+    create_or_check(tmp_path / "other", fingerprint, {})
+    with pytest.raises(FingerprintError, match=r"tower\.name.*mr.*as"):
+        fit_recipe(recipe, token_world[0], caches | {"as": tmp_path / "other"}, tmp_path / "no", threads=1)
+    with pytest.raises(FingerprintError, match=r"sampling\.fps"):
+        fit_recipe(recipe, token_world[0], token_world[1], run, threads=1, resume=True)
 
 
 def test_sizes_that_tasks_cannot_share_are_refused(token_world, tmp_path):

@@ -251,6 +251,7 @@ def build_trainer(
         info, model = replace(info, recipe=recipe, classes=(), tasks=own), SeveralTasks(models)
         weights = {key: stated["weight"] for key, stated in recipe.tasks.items() if "weight" in stated}
         loader = MixedLoader(loaders, weights, recipe.train.seed)
+        logger.info("steps of an epoch: %s", ", ".join(f"{key} {count}" for key, count in loader.counts.items()))
 
     def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
         found = {}
