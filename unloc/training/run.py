@@ -237,12 +237,12 @@ def build_trainer(
     if loader_workers is None:
         loader_workers = min(4, len(os.sched_getaffinity(0))) if is_cuda else 0
     options = {"share": (process_rank(), process_count()), "workers": loader_workers, "pin_memory": is_cuda}
-    infos, loaders, models = {}, {}, {}
-    for task, one in task_recipes(recipe).items():
+    infos, loaders, models, recipes = {}, {}, {}, task_recipes(recipe)
+    for task, one in recipes.items():
         infos[task], examples, class_texts = _prepared(one, *splits[task], inputs[task])
         loaders[task] = Loader(examples, class_texts, one, **options)
-        clip = inputs[task].clip
-        models[task] = infos[task].build(copy.deepcopy(clip) if recipe.tasks else clip)  # a model takes its towers over
+        clip = inputs[task].clip  # a model takes its towers over
+        models[task] = infos[task].build(clip if task == [*recipes][-1] else copy.deepcopy(clip))
         core = models[task].core if isinstance(models[task], EndToEnd) else models[task]
         core.start_projections({key: torch.tensor(start) for key, start in inputs[task].projections.items()})
     info, loader, model = infos[task], loaders[task], models[task]
