@@ -37,7 +37,8 @@ def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, epochs: fl
     *_, split, metric = TASKS[task]
     image, text = cell
     manifest, run = folder / f"{task}.jsonl", folder / "runs" / f"{task}-{image}-{text}-{seed}"
-    if not (run / "metrics.json").is_file():
+    report = run / "eval" / split / "metrics.json"
+    if not report.is_file():
         towers = ["towers.name=toy", f"towers.image={image}", f"towers.text={text}"]
         loop = ["optim.tower_lr=0.0003", f"train.seed={seed}", f"train.epochs={epochs}", "data.num_frames=96"]
         data = ["--cache", folder / "cache"] if image == "frozen" else ["--frames", folder / "frames"]
@@ -50,7 +51,7 @@ def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, epochs: fl
             tower = ["--tower", run, "--frames", 96, "--split", split]
             unloc("extract", manifest, "--videos", videos, "--cache", cache, *tower)
         unloc("eval", run, "--manifest", manifest, "--cache", cache, "--split", split)
-    return json.loads((run / "metrics.json").read_text())["metrics"][metric]
+    return json.loads(report.read_text())["metrics"][metric]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
