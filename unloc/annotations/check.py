@@ -20,10 +20,11 @@ import pandas as pd
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import CLIP_SECONDS, Manifest, fill_durations, load_manifest
 from unloc.callbacks import OnProgress
-from unloc.errors import ManifestError, VideoError
+from unloc.errors import InputError, ManifestError, VideoError
 from unloc.video.facts import scan
 from unloc.video.locate import Coverage, folder_coverage
 
+RULES = ("keep", "repair", "drop")
 NOTES = {"segment past the video by rounding", "segment of at most 0.1 s", "windows and clips differ"}
 NOTES |= {"unknown duration", "duration contradicts the name", "class without instances", "two ids with one file"}
 _CUT = "cut to the video"
@@ -110,8 +111,10 @@ def measured_durations(
 
 def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:
     """The manifest after the rule, and every finding with its action: of classes, videos, queries, instances. Raises
-    ManifestError where no video is left.
+    InputError for an unknown rule, ManifestError where no video is left.
     """
+    if rule not in RULES:
+        raise InputError(f"--bad-rows: got {rule!r}, expected one of {', '.join(RULES)}")
     check = _Pass(manifest, rule)
     tables = {"classes": check.classes(), "videos": check.videos()}
     if not len(tables["videos"]):

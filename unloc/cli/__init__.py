@@ -50,7 +50,7 @@ def main() -> None:
         message = error.format_message()
         if "\n" not in message:  # else it is the help text that a command without arguments prints
             command = error.ctx.command_path if error.ctx else "unloc"
-            message = f"error: {message.rstrip('.')}; see `{command} --help`"
+            message = f"error: {message.replace('Value error, ', '').rstrip('.')}; see `{command} --help`"
     except (UnlocError, OSError) as error:
         if debug:
             raise

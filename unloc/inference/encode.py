@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from unloc.cache.dtype import to_stored
+from unloc.cache.dtype import STORED_DTYPES, to_stored
 from unloc.cache.writing import VideoTokens, token_checksum
 from unloc.errors import FingerprintError, InputError, VideoError
 from unloc.inference.run_tower import run_tower
@@ -39,6 +39,8 @@ class EncodeConfig(TowerChoice, FrameSampling):
     def __post_init__(self) -> None:
         TowerChoice.__post_init__(self)
         FrameSampling.__post_init__(self)
+        if self.dtype not in STORED_DTYPES:
+            raise InputError(f"--token-dtype: got {self.dtype!r}, expected one of {', '.join(STORED_DTYPES)}")
 
     @classmethod
     def from_fingerprint(cls, fingerprint: dict, *, pretrained: str | None = None) -> "EncodeConfig":
