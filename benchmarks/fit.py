@@ -5,7 +5,8 @@ step of 20 ms the loop waits for data at most 5 % of the time, with 2,000 cached
 
 epochs    `unloc fit synth_mr` with the tower at random weights, as `unloc extract` and `unloc data pack --frames` feed
           it: seconds of the second epoch, above tokens and finetuning the image tower
-waiting   the loader of `unloc fit` in front of a step that takes 20 ms of an accelerator and nothing of the CPU. A
+waiting   the loader of `unloc fit` in front of a step that takes 20 ms of an accelerator and nothing of the CPU. As
+          on a GPU, where DataLoader's thread receives batches to pin them, a thread takes them from the workers. A
           step is 64 videos of 64 tokens (charades_b), or --clip-frames packed frames of 256 pixels, cropped to 224.
           Where the cores decode fewer frames than that in 20 ms, no loader can keep up: what they decode is printed
 
@@ -20,6 +21,8 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 from cache_io import write_cache
@@ -42,7 +45,7 @@ from unloc.video.frame_shards import FrameSpec, pack_frames
 from unloc.video.preprocess import PreprocessSpec
 from unloc.video.reading import FrameSampling
 
-CACHED_VIDEOS, STEP_SECONDS, STEPS = 2000, 0.02, 200
+CACHED_VIDEOS, STEP_SECONDS, STEPS, FIRST = 2000, 0.02, 300, 100  # the first steps start workers and open the cache
 
 
 def manifest_of(names: list[str], seconds: float) -> Manifest:
@@ -79,12 +82,18 @@ def waiting(source: Source, manifest: Manifest, recipe: Recipe, workers: int) ->
     for _ in Loader(examples, None, recipe).batches(0, 10):
         pass
     alone, waited = (time.perf_counter() - started) / 10, 0.0
-    batches = Loader(examples, None, recipe, workers=workers).batches(0, STEPS + 20)
-    for step in range(STEPS + 20):
-        if step == 20:  # workers have started
+    received = Queue(2)
+
+    def receive() -> None:
+        for batch in Loader(examples, None, recipe, workers=workers).batches(0, STEPS + FIRST):
+            received.put(batch)
+
+    Thread(target=receive).start()
+    for step in range(STEPS + FIRST):
+        if step == FIRST:
             waited, started = 0.0, time.perf_counter()
         before = time.perf_counter()
-        next(batches)
+        received.get()
         waited += time.perf_counter() - before
         time.sleep(STEP_SECONDS)
     return {"batch_seconds": alone, "share": waited / (time.perf_counter() - started)}

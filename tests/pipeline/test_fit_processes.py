@@ -18,7 +18,7 @@ pytest.importorskip("pyarrow", reason="Ray Train needs it: pip install 'ray[trai
 
 from pipeline.fit import fit
 from tests.training.test_several_tasks import cotrained
-from tests.training.test_trainer import assert_same_runs, recipe_for
+from tests.training.test_trainer import assert_same_runs, metrics_of, recipe_for
 from unloc.errors import InputError, StoppedError, UnlocError
 from unloc.recipes import dump_recipe
 from unloc.training.run import fit_recipe
@@ -141,14 +141,14 @@ def test_a_full_disk_in_a_process_is_one_line(one_ray, token_world, tmp_path):
 def test_another_run_under_the_same_name_starts_anew(whole, token_world, tmp_path):
     run, recipe = tmp_path / "run", recipe_for("mr", *WORDS, "train.epochs=0.3", "train.eval_every_epochs=1")
     fit(recipe, *token_world, run, workers=2, device="cpu")
-    first = rows_of(run)
+    first = metrics_of(run)
     shutil.rmtree(run)
     fit(recipe, *token_world, run, workers=2, device="cpu")
-    assert rows_of(run) == first and first[0]["step"] == 1
+    assert metrics_of(run) == first and rows_of(run)[0]["step"] == 1
     with pytest.raises(InputError, match="a run already"):
         fit(recipe, *token_world, run, workers=2, device="cpu")
     fit(recipe, *token_world, run, workers=3, device="cpu", overwrite=True)
-    assert [row["step"] for row in rows_of(run)] == [row["step"] for row in first]
+    assert len(metrics_of(run)) == len(first)
 
 
 def alive(pid: int) -> bool:
