@@ -84,7 +84,7 @@ def test_parts_add_up_to_the_losses_gradients_and_positives_of_the_whole_batch(c
 
 
 def test_more_parts_than_videos_are_refused():
-    with pytest.raises(ConfigError, match=r"train\.accumulate: 5 parts of a batch of 4"):
+    with pytest.raises(ConfigError, match=r"train\.accumulate: 5 parts"):
         recipe_for("mr", "train.batch_size=4", "train.accumulate=5")
 
 
