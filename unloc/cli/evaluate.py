@@ -2,13 +2,16 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unloc.cli import app
 from unloc.cli.progress import progress
 from unloc.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Option = typer.Option
 SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
@@ -98,6 +101,10 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
         typer.echo(message)
     if report is None:
         return
+    import pandas as pd
+
+    from unloc.evaluation.tables import metric_table
+
     typer.echo(f"{report['manifest']} {report['split']}: {report['task']} by protocol {report['protocol']}")
     if recipe := report.get("recipe"):
         towers, tokens = recipe["towers"], recipe["tokens"]
@@ -109,9 +116,7 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
     if report["source"]:
         typer.echo(f"  annotations: {report['source']}")
     typer.echo(f"  ties: {report['tie_rule']}")
-    for name, (low, high) in report.get("tie_spans", {}).items():
-        typer.echo(f"    {name} would be between {low:.2f} and {high:.2f} in other orders of equal scores")
-    columns = {"ours": report["metrics"]} if "metrics" in report else {}
+    table = metric_table(report)
     if coverage := report.get("coverage"):
         line = f"  {coverage['videos_predicted']} of {coverage['videos_annotated']} annotated videos have predictions"
         if "queries_annotated" in coverage:
@@ -120,17 +125,17 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
             line += f"; {coverage['existence_stated']} state an existence score, of others the best window's is used"
         if "metrics_without_missing" in coverage:
             line += "; `answered` leaves out the others"
-            columns["answered"] = coverage["metrics_without_missing"]
+            table.insert(1, "answered", pd.Series(coverage["metrics_without_missing"]))
         stated = f", stated {report['external_labels_stated']}" if "external_labels_stated" in report else ""
         typer.echo(f"{line}\n  external labels: {'used' if report['external_labels'] else 'none'}{stated}")
     if (seen := report.get("classes_seen_in_training")) is not None:
         line = f"  zero-shot: {len(seen)} of the manifest's classes were seen in training {', '.join(seen)}"
         typer.echo(line.rstrip())
-    _print_table(columns | report.get("floors", {}), report.get("intervals", {}))
+    _print_table(table)
     for share, found in report.get("zero_shot", {}).items():
         typer.echo(f"zero-shot {share}: mean and standard deviation over {found['num_splits']} splits of classes")
         control = {"nonsense": found["nonsense_control"]["mean"]} if "nonsense_control" in found else {}
-        _print_table({"mean": found["mean"], "std": found["std"]} | control | found.get("floors", {}), {})
+        _print_table(pd.DataFrame({"mean": found["mean"], "std": found["std"]} | control | found.get("floors", {})))
         typer.echo(f"  leaks: {found['leak_check']}")
         for title, overlap in found.get("unseen_names_in_vocabulary", {}).items():
             shares = overlap["percent_same_per_split"]
@@ -142,15 +147,9 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
         _print_analysis(report["analysis"])
 
 
-def _print_table(columns: dict[str, dict[str, float]], intervals: dict[str, list[float]]) -> None:
-    import pandas as pd
-
-    first = next(iter(columns.values()), {})
-    names = [name for name in first if not name.startswith("MR-") or name.endswith(SHOWN_OFFICIAL)]
-    table = pd.DataFrame(columns).reindex(names).rename_axis(columns="metric")
-    if intervals:
-        ends = {name: f"{low:.2f} to {high:.2f}" for name, (low, high) in intervals.items()}
-        table["95 % of draws"] = [ends.get(name, "") for name in names]
+def _print_table(table: "pd.DataFrame") -> None:
+    shown = [name for name in table.index if not name.startswith("MR-") or name.endswith(SHOWN_OFFICIAL)]
+    table = table.loc[shown].rename(columns={"low": "95 % of draws: from", "high": "to"})
     typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="nan"))
 
 

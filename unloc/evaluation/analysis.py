@@ -20,7 +20,6 @@ from unloc.annotations.schema import INSTANCE_COLUMNS, Manifest
 from unloc.evaluation.detection import Matches, class_average_precision, found_at_multiple, overlap_over_union
 from unloc.evaluation.retrieval import align, ground_truth_windows
 from unloc.evaluation.screening import Predictions
-from unloc.evaluation.segmentation import label_runs
 from unloc.predictions.records import detections_table
 
 REACHED, TOUCHED = 0.5, 0.1
@@ -89,10 +88,7 @@ def as_detections(task: str, predictions: Predictions, manifest: Manifest) -> tu
     if task == "as":
         durations = manifest.required_durations()
         for item in predictions:
-            codes, names = pd.factorize(np.array(item.labels, dtype=object))  # -1 is background
-            edges = item.edges(durations.get(item.video_id, 0.0))
-            for label, first, after in label_runs(codes):
-                found.append((item.video_id, names[label], edges[first], edges[after], 1.0))
+            found += [(item.video_id, *one, 1.0) for one in item.segments(durations.get(item.video_id, 0.0))]
         return detections_table(found), manifest.instances
     rows, aligned, truth = [], align(predictions, manifest), ground_truth_windows(manifest, clamp=True)
     for number, (item, video_id, windows) in enumerate(zip(aligned, manifest.queries["video_id"], truth, strict=True)):

@@ -22,7 +22,7 @@ from unloc.evaluation.floors import (
 )
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
 from unloc.evaluation.rejection import answers_of, rejection_scores
-from unloc.evaluation.retrieval import QueryScores, align, is_answered, official_report, query_scores, tie_spans
+from unloc.evaluation.retrieval import QueryScores, align, is_answered, official_report, query_scores
 from unloc.evaluation.screening import Predictions, other_unit
 from unloc.evaluation.segmentation import FrameScores, frame_scores
 
@@ -147,7 +147,6 @@ def evaluate(
     report |= {
         "metrics": metrics,
         "per_class": {} if task in QUERY_TASKS else scores.per_class(),
-        "tie_spans": tie_spans(aligned, selected, rules) if task == "mr" else {},
         "floors": floors,
         "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
         "coverage": coverage(task, aligned, selected, rules),

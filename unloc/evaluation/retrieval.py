@@ -1,12 +1,12 @@
 """Moment retrieval and highlights: which prediction answers which query, and the scores of every query by `protocols`.
 
 Ties by score: of equal scores the later entry goes first, which is UnLoc's reversed argsort wherever numpy sorts short
-lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders: `tie_spans`.
+lists stably. On CPUs where it does not, UnLoc's own figure is one of several orders.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -259,32 +259,6 @@ def official_report(metrics: dict[str, float]) -> dict[str, dict]:
         else:
             values[f"HL-{name}"] = rounded[key]
     return report
-
-
-def tie_spans(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol) -> dict[str, list[float]]:
-    """[lowest, highest] in percent of every metric that the order of equal scores can change.
-
-    The worst and the best order have windows of equal scores by rising and by falling IoU. Empty for the protocols that
-    use the file's order.
-    """
-    if not rules.by_score or not aligned:
-        return {}
-    ours, orders = query_scores(aligned, manifest, rules), []
-    truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
-    for sign in (-1, 1):
-        reordered = list(aligned)
-        for row, item in enumerate(aligned):
-            if item is not None:
-                ratios = finite_ratio(item.windows[:, None, :2], truth[row][None]).max(axis=1, initial=0.0)
-                order = np.lexsort((sign * ratios, item.windows[:, 2]))  # of equal scores the later goes first
-                reordered[row] = replace(item, windows=item.windows[order])
-        orders.append(query_scores(reordered, manifest, rules).values)
-    spans, share = {}, 100.0 / len(truth)
-    for name, centre in ours.metrics().items():
-        changes = [float(np.cumsum(values[name] - ours.values[name])[-1]) for values in orders]
-        if any(changes):
-            spans[name] = [centre + share * change for change in changes]
-    return spans
 
 
 def _highlight_values(aligned: Aligned, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -1,7 +1,4 @@
-"""The metrics of a report as a table for papers: csv in full, LaTeX with one decimal."""
-
-import math
-import re
+"""The metrics of a report as a table: printed, as csv in full, or for papers as LaTeX with one decimal."""
 
 import pandas as pd
 
@@ -17,15 +14,6 @@ def metric_table(report: dict) -> pd.DataFrame:
 
 def latex_table(report: dict) -> str:
     """A tabular of booktabs, with the protocol in a comment."""
-    table, mark = metric_table(report), " & "
     source = f"% {report['manifest']} {report['split']}, {report['task']} by protocol {report['protocol']}, percent"
-    rows = [mark.join(map(_escaped, ["metric", *table.columns])) + r" \\", r"\midrule"]
-    for metric, values in table.iterrows():
-        numbers = ["--" if math.isnan(value) else f"{value:.1f}" for value in values]
-        rows.append(mark.join([_escaped(metric), *numbers]) + r" \\")
-    head = [source, rf"\begin{{tabular}}{{l{'r' * table.shape[1]}}}", r"\toprule"]
-    return "\n".join([*head, *rows, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+    table = metric_table(report).reset_index()
+    return f"{source}\n{table.to_latex(index=False, escape=True, float_format='%.1f', na_rep='--')}"

@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +38,8 @@ def spans_of(found: pd.DataFrame | Sequence[MomentPrediction | FramePrediction] 
         for item in found:
             if isinstance(item, MomentPrediction):
                 rows += [(item.video_id, "query", item.query, *window, "") for window in item.windows.tolist()]
-                continue
-            edges, after = item.edges(0.0).tolist(), 0
-            for label, run in groupby(item.labels):
-                first, after = after, after + len(list(run))
-                rows.append((item.video_id, "label", label, edges[first], edges[after], math.nan, ""))
+            else:
+                rows += [(item.video_id, "label", *segment, math.nan, "") for segment in item.segments()]
     table = pd.DataFrame(rows, columns=SPAN_COLUMNS)
     table = table[np.isfinite(table[["start", "end"]].astype(float)).all(axis=1)].dropna(subset=["text"])
     table["text"] = table["text"].map(lambda text: " ".join(_CONTROL.sub(" ", text).split()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -86,3 +87,11 @@ class FramePrediction:
         starts[:1] = 0.0
         last_seconds = np.diff(starts[-2:]).clip(max=1.0).sum()
         return np.append(starts, max(duration_seconds, starts[-1] + last_seconds) if len(starts) else 0.0)
+
+    def segments(self, duration_seconds: float = 0.0) -> list[tuple[str, float, float]]:
+        """(label, start, end) of every run of equal labels but background, in seconds as `edges`."""
+        edges, after, found = self.edges(duration_seconds).tolist(), 0, []
+        for label, run in groupby(self.labels):
+            first, after = after, after + len(list(run))
+            found += [] if label is None else [(label, edges[first], edges[after])]
+        return found
