@@ -184,6 +184,9 @@ def world(tmp_path_factory):
             cache = f"data/cache-machine{part} --split {split}"
             run(f"extract mr.jsonl --videos videos --cache {cache} --fps 4 --workers 0")
         run(f"fit synth_mr {TINY} --manifest charades.jsonl --cache token_cache --work-dir trained")
+        for name in ("one", "other"):
+            shutil.copytree("trained", f"runs/{name}")
+            run(f"eval runs/{name} --manifest charades.jsonl --cache token_cache --split train")
         baseline = "eval --baseline --task tal --cache token_cache --split validation"
         run(f"{baseline} --manifest activitynet.jsonl --export anet.json")
         shutil.copy("anet.json", "predictions.json")

@@ -103,10 +103,15 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
     logger.warning("%s: nothing can be learned or found there", found)
 
 
+def scores_of(task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None) -> Scores:
+    """What a task's metrics are computed from, on a selected manifest. Raises InputError as `protocol_for`."""
+    aligned = ALIGN[task](predictions, manifest) if task in ALIGN else predictions
+    return SCORES[task](aligned, manifest, protocol_for(task, protocol, manifest))
+
+
 def score(task: str, predictions: Predictions, manifest: Manifest, protocol: str | None = None) -> dict[str, float]:
     """The task's metrics in percent, by name, on an already selected manifest. Raises InputError as `protocol_for`."""
-    aligned = ALIGN[task](predictions, manifest) if task in ALIGN else predictions
-    return SCORES[task](aligned, manifest, protocol_for(task, protocol, manifest)).metrics()
+    return scores_of(task, predictions, manifest, protocol).metrics()
 
 
 def evaluate(

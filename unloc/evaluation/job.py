@@ -23,7 +23,7 @@ from unloc.evaluation.protocols import protocol_for
 from unloc.evaluation.screening import SCREENS, Predictions, require_match
 from unloc.evaluation.tables import latex_table, metric_table
 from unloc.evaluation.zero_shot import ClassSplit, nonsense_manifest, read_class_splits, zero_shot
-from unloc.files import file_sha256, write_file
+from unloc.files import file_sha256, url_of, write_file
 from unloc.predictions.reading import PredictionFile, read_predictions
 from unloc.predictions.records import StoredScores
 from unloc.predictions.writing import export_predictions, missing_submissions
@@ -64,6 +64,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         self.messages: list[str] = []
         self.warnings: list[str] = []
+        self.scored_file: Path | None = None  # of predictions
         lists, self.report_path = [*self.without, *self.only], None
         self.outputs = Outputs([self.manifest_path, *self.inputs, *lists])
         if self.out is not None:
@@ -148,7 +149,13 @@ class Evaluation:
         if self.analyse and predictions is None:
             raise InputError("unloc eval: --analyse needs one file of predictions, RUN or --baseline")
         versions = {name: version(package) for name, package in VERSIONED.items() if name in sys.modules}
+        files = {"manifest": self.manifest_path, "cache": self.cache, "predictions": self.scored_file}
         report |= {
+            "files": {name: path and (url_of(path) or str(path.resolve())) for name, path in files.items()}
+            | {
+                "without": [str(path.resolve()) for path in self.without],
+                "only": [str(p.resolve()) for p in self.only],
+            },
             "annotations_sha256": file_sha256(self.manifest_path),
             "video_lists": {str(path): file_sha256(path) for path in [*self.without, *self.only]},
             "versions": {"unloc": __version__, "python": platform.python_version(), **versions},
@@ -301,6 +308,7 @@ def evaluate_file(
     """
     task, manifest, selected = evaluation.scored_task(evaluation.task), evaluation.manifest, evaluation.selected
     files, paths = PredictionFiles(evaluation, path, manifest, Problems()), evaluation.prepare(task, with_report=False)
+    evaluation.scored_file = path
     given = screened = report = None
     if class_splits is None or not path.is_dir():
         given, screened = files.read(path)

@@ -17,6 +17,7 @@ from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.evaluation.evaluator import Predictions, require_seconds
 from unloc.evaluation.job import Evaluation
+from unloc.evaluation.reopening import run_folder
 from unloc.evaluation.zero_shot import names_in_vocabulary
 from unloc.examples.sources import CachedTokens
 from unloc.examples.steps import at_distinct_times, nearest_index, token_spans
@@ -31,13 +32,6 @@ from unloc.tasks import task_named
 
 TOKEN_KEYS = ("tower.name", "tower.pretrained", "tower.weights_sha256", "sampling.num_frames", "sampling.fps")
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # of the baseline: standard deviations above the video's mean
-
-
-def run_folder(run: Path) -> Path:
-    """The run that a run folder, one of its checkpoints or a file in a checkpoint belongs to."""
-    folder = run.parent if run.is_file() else run
-    is_run = (folder / "recipe.yaml").is_file() or folder.parent.name != "checkpoints"
-    return folder if is_run else folder.parent.parent
 
 
 def evaluate_baseline(evaluation: Evaluation) -> dict | None:

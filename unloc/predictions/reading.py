@@ -42,6 +42,7 @@ class PredictionFile:
     """The content of a file."""
 
     format: str  # its name, and how it was packed
+    task: str  # that it was read for
     predictions: pd.DataFrame | list[MomentPrediction] | list[FramePrediction]
     external_labels: bool | None  # does it say that external data were used? None where the format does not say
 
@@ -81,7 +82,9 @@ def read_predictions(
         raise PredictionError(f"{path}: holds {name}; --task {task} reads {others}")
     reader = _Reader(path, text, task, problems)
     predictions = read(reader)
-    return PredictionFile(format=name + packing, predictions=predictions, external_labels=reader.external_labels)
+    return PredictionFile(
+        format=name + packing, task=task, predictions=predictions, external_labels=reader.external_labels
+    )
 
 
 def _unpacked_text(path: Path, split: str | None) -> tuple[str, str]:

@@ -1,0 +1,73 @@
+"""`unloc compare` and `unloc report`: is one run better than another, and a page that shows a run or predictions."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unloc.cli import app
+from unloc.cli.evaluate import SHOWN_OFFICIAL
+from unloc.cli.progress import progress
+
+Argument, Option = typer.Argument, typer.Option
+Manifest = Annotated[Path | None, Option("--manifest", "-m", help="Manifest; by default the one that was scored.")]
+Cache = Annotated[Path | None, Option("--cache", "-c", help="Cache with durations that the manifest does not state.")]
+Split = Annotated[str | None, Option(help="Split, where a run has several evaluations, or of a file.")]
+Task = Annotated[str | None, Option(help="mr, tal, as, hd or cls, where a run has several, or of a file.")]
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, Argument(help="Run, its metrics.json, or a file of predictions.")],
+    run_b: Annotated[Path, Argument(help="The same of another model on the same split.")],
+    manifest: Manifest = None,
+    split: Split = None,
+    task: Task = None,
+    cache: Cache = None,
+    draws: Annotated[int, Option(min=100, max=100_000, help="Resamples of the videos.")] = 1000,
+    seed: Annotated[int, Option(min=0, help="Seed of the resamples.")] = 0,
+    out: Annotated[Path | None, Option("--out", "-o", help="File to write the comparison to, as JSON.")] = None,
+) -> None:
+    """Which of two runs is better: B - A of every metric, with a 95 % interval by paired bootstrap over videos.
+
+    A difference whose interval contains 0 is not resolved: this split is too small to tell.
+
+    Example: unloc compare runs/one runs/other --seed 1
+    """
+    from unloc.evaluation.comparison import compare as compared
+    from unloc.evaluation.job import Outputs
+    from unloc.evaluation.reopening import reopen
+    from unloc.files import write_file
+
+    a, b = (reopen(run, manifest=manifest, split=split, task=task, cache=cache) for run in (run_a, run_b))
+    outputs = Outputs([one.path for one in (a, b)] + [one.evaluation.manifest_path for one in (a, b)])
+    if out:
+        outputs.add(out, "--out")
+    with progress("resampling", "draws") as on_progress:
+        found = compared(a, b, draws=draws, seed=seed, on_progress=on_progress)
+    if out:
+        with outputs.writing():
+            write_file(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    typer.echo(f"{found['manifest']} {found['split']}: {found['task']} by protocol {found['protocol']}")
+    typer.echo(f"  A {found['a']}\n  B {found['b']}")
+    typer.echo(f"  {draws} paired resamples of {found['num_videos']} videos, seed {seed}; percent")
+    typer.echo(_comparison_table(found["metrics"]))
+
+
+def _comparison_table(metrics: dict[str, dict]) -> str:
+    import pandas as pd
+
+    rows = {}
+    for name, one in metrics.items():
+        if name.startswith("MR-") and not name.endswith(SHOWN_OFFICIAL):
+            continue
+        low, high = one["interval"]
+        better = ("B is better" if one["difference"] > 0 else "A is better") if one["resolved"] else "not resolved"
+        rows[name] = {"A": one["a"], "B": one["b"], "B - A": one["difference"]}
+        rows[name] |= {"95 % of draws": f"{low:+.2f} to {high:+.2f}", "": better}
+    return (
+        pd.DataFrame.from_dict(rows, orient="index")
+        .rename_axis(columns="metric")
+        .to_string(float_format="{:.2f}".format)
+    )
