@@ -56,7 +56,7 @@ def print_table(cache_path: Path, names: list[str], arguments: argparse.Namespac
     print("| file | state | codec, container | shown from – to (s) | decoder: why, or the error | seconds |")
     print("|---|---|---|---|---|--:|")
     for name in names:
-        row = cache.rows.get(name)
+        row = cache.places.get(name)
         if row is None:
             message = failed[name]["message"].replace(f"{arguments.folder}/", "")
             print(f"| `{name}` | {failed[name]['reason']} | | | {message} | |")

@@ -86,7 +86,7 @@ class _Job:
     def __init__(self, home: Home, encoder: Encoder, options: ExtractOptions, files: Files, summary: Summary) -> None:
         self.home, self.path, self.summary = home, home.folder, summary
         self.encoder, self.config, self.options = encoder, encoder.config, options
-        self.files, self.same_file = split_by_file(files, Cache(self.path).rows)
+        self.files, self.same_file = split_by_file(files, Cache(self.path).places)
         self.cache = add_aliases(self.path, self.files, self.same_file)
         self.writer, self.ledger = ShardWriter(self.cache), Ledger(self.path)
         self.last_rows = self.ledger.last_rows()
@@ -173,7 +173,7 @@ class _Job:
         compared = last_row["file_mtime_ns"] if last_row.get("status") == UNCHANGED else None
         if identity["file_mtime_ns"] in (self.cache.column("file_mtime_ns", own), compared):
             return False
-        if file_hash(file) != self.cache.rows[own]["content_sha256"]:
+        if file_hash(file) != self.cache.row(own)["content_sha256"]:
             return True
         self.ledger.write({"status": UNCHANGED, "video_id": video_id, **identity})  # so that it is compared once
         return False
@@ -235,12 +235,12 @@ def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) ->
 def add_aliases(path: Path, files: Files, same: dict[str, str]) -> Cache:
     """Record every id of `split_by_file` whose file is that of a cached video as an alias; the cache with them."""
     cache, new, cached = Cache(path), {}, defaultdict(list)
-    for own in cache.rows:
+    for own in cache.places:
         cached[cache.column("file_bytes", own), cache.column("file_mtime_ns", own)].append(own)
     for video_id, file in files.items():
         if video_id in cache:
             continue
-        rows = (cache.rows[own] for own in cached[tuple(file_identity(file).values())])
+        rows = (cache.row(own) for own in cached[tuple(file_identity(file).values())])
         row = next((row for row in rows if row["file"] == file.name), None)
         if row is not None and file_hash(file) == row["content_sha256"]:
             new[video_id] = row["video_id"]

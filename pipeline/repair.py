@@ -76,7 +76,7 @@ class Repair:
                     shard.tables = {folder.name: read_table(folder)}
                     self.shards[folder.name] = shard
             if "plan.json" in places:  # which videos a stopped extraction had planned is written nowhere else
-                plan = {name: [*shard.rows, *last_failures(shard)] for name, shard in self.shards.items()}
+                plan = {name: [*shard.places, *last_failures(shard)] for name, shard in self.shards.items()}
                 write_checked(path / "plan.json", plan)
                 if any((path / "staging").glob("*")):
                     self.left.append("plan.json: the plan of unfinished videos is lost; run `unloc extract`")
@@ -163,10 +163,10 @@ class Repair:
     def _stage_intact(self, writer: ShardWriter, name: str, broken: Sequence[str]) -> list[Job]:
         """Reopen a shard, stage what is intact of it; jobs of its other videos. Raises CacheError and MissingError."""
         shard, later = self.shards.get(name), [other for key, other in self.shards.items() if key > name]
-        replaced = {video_id for other in later for video_id in other.rows}
+        replaced = {video_id for other in later for video_id in other.places}
         if shard is not None:
             failures = last_failures(shard)
-            ids = [*shard.rows, *failures]
+            ids = [*shard.places, *failures]
         elif name in writer.plan:  # the ledger knows what failed, but a failure after a refresh is not of this shard
             ids, rows = writer.plan[name], Ledger(self.home.folder).last_rows()
             refreshed = {video_id for other in later for video_id in last_failures(other)}
@@ -191,7 +191,7 @@ class Repair:
         if shard is not None:
             row = {"file_bytes": shard.column("file_bytes", video_id)}
             with suppress(CacheError):
-                row = shard.rows[video_id]
+                row = shard.row(video_id)
         found = (self.files or {}).get(video_id) or self.find_file(video_id, row.get("file"))
         if found is None:
             file = row.get("file", "file name unknown")

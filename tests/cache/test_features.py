@@ -99,7 +99,7 @@ def test_clip_video_encode_tars_are_timed_by_their_frame_rate(tmp_path):
                 tar.addfile(member, io.BytesIO(data))
     import_features(tmp_path / "c", folder, config("clip-video-encode", {"spacing_seconds": 0.5}, dtype="float32"))
     cache = open_cache(tmp_path / "c")
-    assert list(cache.rows) == ["vid_0", "vid_1"]
+    assert list(cache.places) == ["vid_0", "vid_1"]
     np.testing.assert_array_equal(cache["vid_1"].frames[0], features(4, 1))
     assert cache["vid_1"].times_seconds.tolist() == [0.0, 0.5, 1.0, 1.5]
     assert cache["vid_1"].meta["duration_seconds"] == 2.0
@@ -150,7 +150,7 @@ def test_broken_files_are_failures_and_the_rest_is_there(tmp_path, npz_folder):
         "words": "not_features",
         "large": "does_not_fit",
     }
-    assert sorted(open_cache(tmp_path / "c").rows) == ["a", "b"]
+    assert sorted(open_cache(tmp_path / "c").places) == ["a", "b"]
     again = import_features(tmp_path / "c", npz_folder, config("univtg"))
     assert (again.videos, again.cached_before, len(again.failures)) == (
         0,

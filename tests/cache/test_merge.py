@@ -38,10 +38,10 @@ def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts
     done = merge(tmp_path / "out", [parts / "a", parts / "b"], shard_size=3)
     assert (done.videos, done.cached_before, len(done.failures), done.texts) == (4, 0, 1, 3)
     joined = open_cache(tmp_path / "out")
-    assert list(joined.rows) == ["v0", "v1", "v2", "v3"] and not audit_cache(tmp_path / "out").damages
+    assert list(joined.places) == ["v0", "v1", "v2", "v3"] and not audit_cache(tmp_path / "out").damages
     for part in (open_cache(parts / "a"), open_cache(parts / "b")):
         assert joined.fingerprint == part.fingerprint
-        for video_id in (*part.rows, *part.aliases):
+        for video_id in (*part.places, *part.aliases):
             np.testing.assert_array_equal(joined[video_id].frames, part[video_id].frames)
             np.testing.assert_array_equal(joined[video_id].times_seconds, part[video_id].times_seconds)
         for text in part.text_index:

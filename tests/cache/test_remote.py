@@ -53,7 +53,7 @@ def write_some(folder, shards, texts=True):
 
 
 def require_whole(cache, numbers):
-    assert sorted(cache.rows) == sorted(f"v{number}" for number in numbers)
+    assert sorted(cache.places) == sorted(f"v{number}" for number in numbers)
     for number in numbers:
         np.testing.assert_array_equal(cache[f"v{number}"].frames[0], video(number).tokens[:, 0])
     np.testing.assert_array_equal(cache.texts(["a dog"])[0], video(99, 5).tokens[:, 0])

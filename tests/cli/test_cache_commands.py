@@ -124,7 +124,7 @@ def test_every_verb_works_on_a_cache_in_a_store(told, fails, cache, tmp_path, vi
     described = told("cache", "info", url)
     assert re.search(r"videos cached +3", described) and re.search(r"local copy +/", described)
     assert "3 videos added" in told("cache", "merge", tmp_path / "here", url, cache)
-    assert open_cache(tmp_path / "here").rows.keys() == open_cache(url).rows.keys()
+    assert open_cache(tmp_path / "here").places.keys() == open_cache(url).places.keys()
 
 
 def test_features_are_imported_into_a_store(told, tmp_path):

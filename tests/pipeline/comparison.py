@@ -33,7 +33,7 @@ def check_equal(cache: Path, clean: Path) -> None:
     """Nothing lost, nothing twice, no byte that differs, and nothing left over."""
     assert token_bytes(cache) == token_bytes(clean)
     ours, theirs = open_cache(cache), open_cache(clean)
-    assert list(ours.rows) == list(theirs.rows)
+    assert list(ours.places) == list(theirs.places)
     assert [table["videos"]["video_id"] for table in ours.tables.values()] == [
         table["videos"]["video_id"] for table in theirs.tables.values()
     ]
@@ -42,4 +42,4 @@ def check_equal(cache: Path, clean: Path) -> None:
     assert not audit_cache(cache).damages
     assert not [item for item in cache.rglob("*") if item.name.endswith(".part") or item.parent.name == "staging"]
     rows = [json.loads(line) for line in (cache / "ledger.jsonl").read_text().splitlines()]
-    assert {row["video_id"] for row in rows if row["status"] == "cached"} == set(ours.rows)
+    assert {row["video_id"] for row in rows if row["status"] == "cached"} == set(ours.places)

@@ -31,7 +31,7 @@ def clean(tmp_path_factory, video_folder):
 
 def test_every_video_is_cached_with_times_and_no_rest_is_left(clean, video_folder):
     cache = open_cache(clean)
-    assert sorted(cache.rows) == [f"v{n}" for n in range(7)]
+    assert sorted(cache.places) == [f"v{n}" for n in range(7)]
     assert cache["v0"].frames.shape[1] == 8  # 1.5 s at 5 fps
     np.testing.assert_allclose(cache["v0"].times_seconds, np.arange(8) * 0.2, atol=1e-6)
     assert not list((clean / "staging").iterdir()) and not (clean / "lock").exists()

@@ -244,7 +244,7 @@ def test_videos_whose_names_are_not_utf8_can_be_cached_and_can_fail(files, tmp_p
     bad.write_bytes(b"no video" * 100)
     done = extract(tmp_path / "cache", CONFIG, OPTIONS, {"good": good, "bad": bad}, [], [])
     assert (done.cached_now, done.reasons) == (1, {"unreadable": 1})
-    assert open_cache(tmp_path / "cache").rows["good"]["file"] == r"\udcff.mp4"
+    assert open_cache(tmp_path / "cache").row("good")["file"] == r"\udcff.mp4"
     assert "bad.mp4: is a text" in done.failures[0]["message"].encode().decode()
 
 

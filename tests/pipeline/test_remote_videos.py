@@ -114,8 +114,9 @@ def test_a_cache_from_a_url_is_that_from_the_folder_and_is_complete_for_the_next
         [],
     )
     assert token_bytes(tmp_path / "remote") == token_bytes(tmp_path / "here")
-    for video_id, row in open_cache(tmp_path / "here").rows.items():
-        other = open_cache(tmp_path / "remote").rows[video_id]
+    here = open_cache(tmp_path / "here")
+    for video_id in here.places:
+        row, other = here.row(video_id), open_cache(tmp_path / "remote").row(video_id)
         for key in ("file", "file_bytes", "content_sha256", "duration_seconds", "times_seconds"):
             assert other[key] == row[key]
         assert other["file_mtime_ns"] > 0
@@ -133,9 +134,10 @@ def test_the_command_line_takes_urls_for_the_manifest_the_folder_and_single_vide
     out = unloc("extract", f"{url}/m.jsonl", "--videos", url, "--cache", tmp_path / "c", "--workers", 0, "--json")
     assert out[0] == 0, out
     assert json.loads(out[1])["cached_now"] == 3
-    assert {row["file"] for row in open_cache(tmp_path / "c").rows.values()} == {"v0.mp4", "v1.mp4", "v2.mp4"}
+    cache = open_cache(tmp_path / "c")
+    assert {cache.row(video_id)["file"] for video_id in cache.places} == {"v0.mp4", "v1.mp4", "v2.mp4"}
     elsewhere = unloc("extract", f"{url}/m.jsonl", "--videos", video_folder, "--cache", tmp_path / "d", "--workers", 0)
-    assert elsewhere[0] == 0 and open_cache(tmp_path / "d").rows["x"]["file"] == "v1.mp4"
+    assert elsewhere[0] == 0 and open_cache(tmp_path / "d").row("x")["file"] == "v1.mp4"
 
 
 def test_a_url_without_videos_or_without_the_manifest_is_one_line(unloc, url, tmp_path):

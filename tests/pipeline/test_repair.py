@@ -61,9 +61,9 @@ def content(path):
     cache = open_cache(path)
     tokens = {
         video_id: (cache[video_id].frames.tobytes(), cache[video_id].times_seconds.tolist())
-        for video_id in (*cache.rows, *cache.aliases)
+        for video_id in (*cache.places, *cache.aliases)
     }
-    known = {video_id: row["content_sha256"] for video_id, row in cache.rows.items()}
+    known = {video_id: cache.row(video_id)["content_sha256"] for video_id in cache.places}
     texts = {text: tokens.tobytes() for text, tokens in zip(TEXTS, cache.texts(TEXTS), strict=True)}
     failed = {row["video_id"]: row["reason"] for table in cache.tables.values() for row in table["failed"]}
     return cache.fingerprint, tokens, known, texts, failed

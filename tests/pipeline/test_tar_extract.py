@@ -37,8 +37,9 @@ def test_a_cache_from_shards_is_that_from_the_folder(manifest, video_folder, pat
     done = extract(tmp_path / "tar", CONFIG, OPTIONS, members, [], [])
     assert done.cached_now == 5 and token_bytes(tmp_path / "tar") == token_bytes(tmp_path / "folder")
     assert not audit_cache(tmp_path / "tar").damages
-    for video_id, row in open_cache(tmp_path / "folder").rows.items():
-        other = open_cache(tmp_path / "tar").rows[video_id]
+    cache = open_cache(tmp_path / "folder")
+    for video_id in cache.places:
+        row, other = cache.row(video_id), open_cache(tmp_path / "tar").row(video_id)
         for key in ("file", "file_bytes", "content_sha256", "duration_seconds", "times_seconds", "decoder"):
             assert other[key] == row[key]
     again = extract(tmp_path / "tar", CONFIG, OPTIONS, members, [], [])
@@ -73,7 +74,7 @@ def test_a_broken_member_and_one_that_is_cut_off_cost_themselves_only(manifest, 
     assert {video_id: row["reason"] for video_id, row in failed.items()} == {"v1": "unreadable", "v4": "truncated"}
     assert failed["v1"]["message"].startswith(f"{tar_path}/v1.mp4: ") and "/proc/" not in json.dumps(failed)
     cache = open_cache(tmp_path / "cache")
-    assert sorted(cache.rows) == ["v0", "v2", "v3"]
+    assert sorted(cache.places) == ["v0", "v2", "v3"]
     whole = extract(tmp_path / "cache", CONFIG, lenient, index_videos(video_folder).locate(manifest.videos)[0], [], [])
     assert whole.cached_now == 2  # their files are others now, so they are tried again
     assert np.isfinite(open_cache(tmp_path / "cache")["v4"].frames).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.training.test_trainer import recipe_for
-from unloc.annotations.check import measured_durations
+from unloc.annotations.own import Media
 from unloc.annotations.schema import (
     VideoRow,
     build_manifest,
@@ -85,10 +85,11 @@ def test_what_is_stated_stays_and_what_is_not_is_measured(token_world, video_fol
     rows = [VideoRow("v0", "test", None), VideoRow("v0", "train", 99.0), VideoRow("v1", "test", None)]
     rows.append(VideoRow("gone", "test", None))
     manifest = build_manifest(name="m", tasks=("mr",), rows=rows)
-    found, number, failed = measured_durations(manifest, {f"v{n}": video_folder / f"v{n}.mp4" for n in range(3)})
+    media = Media(videos=video_folder)
+    found = media.measure(manifest, lambda done, total: None)
     ends = [scan(video_folder / f"v{n}.mp4").end_seconds for n in (0, 1)]
     assert found.videos["duration_seconds"].tolist() == pytest.approx([ends[0], 99.0, ends[1], np.nan], nan_ok=True)
-    assert (number, failed) == (2, {})
+    assert media.known.keys() == {"v0", "v1", "gone"} and not media.failed
     cached = cached_durations(
         build_manifest(name="m", tasks=("mr",), rows=[VideoRow("v0", "s", 0.0)]), open_cache(token_world[1])
     )

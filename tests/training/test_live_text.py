@@ -37,11 +37,11 @@ def text_world(token_world, tmp_path_factory) -> tuple[Path, Path]:
     encoder, cache = Encoder(EncodeConfig(fps=2.0, dtype="float32")), tmp_path_factory.mktemp("text") / "cache"
     create_or_check(cache, encoder.fingerprint, {})
     videos = []
-    for video_id in (made_up := Cache(tokens)).rows:
+    for video_id in (made_up := Cache(tokens)).places:
         cached = made_up[video_id]
         frames = np.pad(cached.frames.astype(np.float32), [(0, 0), (0, 0), (0, encoder.tower.image.dim - 16)])
         frames = np.ascontiguousarray(frames.transpose(1, 0, 2))
-        meta = {key: made_up.rows[video_id][key] for key in ("video_id", "duration_seconds", "decoder")}
+        meta = {key: made_up.row(video_id)[key] for key in ("video_id", "duration_seconds", "decoder")}
         meta |= {"times_seconds": cached.times_seconds.tolist(), "tokens_sha256": token_checksum(frames)}
         videos.append(VideoTokens(meta, frames))
     write_video_shard(cache, "00000", videos, [], "float32")

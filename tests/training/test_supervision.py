@@ -117,7 +117,7 @@ def test_with_nothing_cached_no_coverage_is_small_enough(unloc, token_world, tmp
 def test_a_token_that_is_not_finite_names_its_video(unloc, token_world, tmp_path, runs, value):
     manifest, cache = token_world
     shutil.copytree(cache, tmp_path / "cache")
-    row = dict(open_cache(cache).rows["v55"])
+    row = dict(open_cache(cache).row("v55"))
     for video_id in ("v5", "v55"):
         tokens = open_cache(cache).stored_tokens(video_id).copy()
         tokens[17, 0, 3] = value

@@ -10,18 +10,18 @@ Under `repair` and `drop` the first of duplicates is kept, and a query is droppe
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 
+from unloc.annotations.own import Media
 from unloc.annotations.reading import Problems
-from unloc.annotations.schema import CLIP_SECONDS, Manifest, fill_durations, load_manifest
+from unloc.annotations.schema import CLIP_SECONDS, Manifest, load_manifest
 from unloc.callbacks import OnProgress
-from unloc.errors import InputError, ManifestError, VideoError
-from unloc.video.facts import scan
+from unloc.errors import InputError, ManifestError
 from unloc.video.locate import Coverage, folder_coverage
 
 RULES = ("keep", "repair", "drop")
@@ -70,11 +70,10 @@ def check_file(
     (`on_progress`: videos measured and all to measure). Raises as `load_manifest` and `check_manifest`.
     """
     unreadable: dict[int, str] = {}
-    manifest, coverage, broken, num_measured = load_manifest(path, unreadable), None, {}, 0
+    manifest, coverage, media = load_manifest(path, unreadable), None, Media(videos=videos)
     if videos is not None:
         coverage = folder_coverage(manifest.videos, videos)
-        whole = {video_id: file for video_id, file in coverage.found.items() if video_id not in coverage.empty}
-        manifest, num_measured, broken = measured_durations(manifest, whole, on_progress)
+        manifest = media.measure(manifest, on_progress)
     result, found = check_manifest(manifest, rule)
     action = "dropped" if drop_unreadable or rule != "keep" else ""
     found += [Finding("unreadable row", line, reason, action) for line, reason in unreadable.items()]
@@ -82,31 +81,14 @@ def check_file(
         messages = {
             "missing video": dict.fromkeys(coverage.missing, "no file in the folder"),
             "empty video file": {name: f"{coverage.found[name]} has no bytes" for name in coverage.empty},
-            "unreadable video file": broken,
+            "unreadable video file": {name: why for name, why in media.failed.items() if name not in coverage.empty},
             "two ids with one file": {name: str(coverage.found[name]) for name in coverage.shared},
         }
         lines = manifest.videos.groupby("video_id")["line"].first()
         for kind, of_video in messages.items():
             found += [Finding(kind, int(lines[name]), f"{name}: {text}") for name, text in of_video.items()]
+    num_measured = sum(facts is not None for facts in media.known.values())
     return CheckedFile(manifest, result, sorted(found, key=lambda item: item.line), coverage, num_measured)
-
-
-def measured_durations(
-    manifest: Manifest, files: Mapping[str, Path], on_progress: OnProgress = lambda done, total: None
-) -> tuple[Manifest, int, dict[str, str]]:
-    """The manifest with durations measured from the files where it states none, their number, and failures by video.
-
-    As in `unloc extract`, a video lasts until its last frame is no longer shown.
-    """
-    unknown = manifest.videos["video_id"][manifest.videos["duration_seconds"].isna()]
-    measured, failed, to_measure = {}, {}, [video_id for video_id in unknown.unique() if video_id in files]
-    for done, video_id in enumerate(to_measure, start=1):
-        try:
-            measured[video_id] = scan(files[video_id]).end_seconds
-        except VideoError as error:
-            failed[video_id] = str(error)
-        on_progress(done, len(to_measure))
-    return fill_durations(manifest, measured), len(measured), failed
 
 
 def check_manifest(manifest: Manifest, rule: str = "keep") -> tuple[Manifest, list[Finding]]:

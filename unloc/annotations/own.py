@@ -2,10 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from unloc.annotations.schema import InstanceRow, Manifest, QueryRow, Rows, Vide
 from unloc.callbacks import OnProgress
 from unloc.errors import ManifestError, VideoError
 from unloc.files import url_of
-from unloc.video.facts import VideoFacts, scan
+from unloc.video.facts import scan
 from unloc.video.locate import EXTENSIONS, VideoIndex, index_videos
 from unloc.video.video_file import on_disk
 
@@ -34,6 +34,14 @@ class Event:
     duration_seconds: float | None = None
 
 
+class Measured(NamedTuple):
+    """Of a video's file; a few numbers, as there may be many videos."""
+
+    num_frames: int
+    first_seconds: float
+    end_seconds: float
+
+
 @dataclass
 class Media:
     """The videos of own data and what is measured from them once; what is asked for is found by id or file."""
@@ -42,23 +50,27 @@ class Media:
     fps: float | None = None  # stated frames per second of all videos
     seed: int = 0  # of the splits
     problems: Problems = field(default_factory=Problems)
-    known: dict[str, VideoFacts | None] = field(default_factory=dict)
+    known: dict[str, Measured | None] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # why a file cannot be read
 
     @cached_property
     def index(self) -> VideoIndex | None:
         """The files of the folder. Raises MissingError."""
         return None if self.videos is None else index_videos(self.videos)
 
-    def facts(self, video_id: str, file: str | None = None) -> VideoFacts | None:
-        """Facts of a video's file; None where there is no folder, no such file (reported) or no video in it."""
+    def facts(self, video_id: str, file: str | None = None) -> Measured | None:
+        """What is measured of a video's file; None without a folder, such a file (reported) or a video in it."""
         if self.index is not None and video_id not in self.known:
             path = self.index.find(video_id, file)
             self.problems.add("video without a file in --videos", video_id, path is None)
             self.known[video_id] = None
             try:
-                with on_disk(path) if path else nullcontext() as local:
-                    self.known[video_id] = local and scan(local)
+                if path:
+                    with on_disk(path) as local:
+                        facts = scan(local)
+                    self.known[video_id] = Measured(len(facts.packet_times), facts.first_seconds, facts.end_seconds)
             except VideoError as error:
+                self.failed[video_id] = str(error)
                 self.problems.add("unreadable video file", f"{video_id}: {error}")
         return self.known.get(video_id)
 
@@ -69,18 +81,18 @@ class Media:
             raise ManifestError(
                 f"{place}: the frame rate of {video_id} is unknown; give --fps, or --videos to measure it"
             )
-        return self.fps or len(facts.packet_times) / (facts.end_seconds - facts.first_seconds)
+        return self.fps or facts.num_frames / (facts.end_seconds - facts.first_seconds)
 
     def fiftyone_frames(self, video_id: str, place: str) -> tuple[float, float]:
         """(frames per second, last frame) as FiftyOne counts: frame f of N is at (f - 1) / (N - 1) of the video."""
         rate, facts = self.rate(video_id, place), self.known.get(video_id)
-        count = len(facts.packet_times) if facts else np.inf
+        count = facts.num_frames if facts else np.inf
         return (count - 1) / facts.end_seconds if facts and count > 1 else rate, count
 
     def measure(self, manifest: Manifest, on_progress: OnProgress) -> Manifest:
-        """The manifest with the durations of its files where it states none."""
-        videos, measured = manifest.videos.drop_duplicates("video_id"), {}
-        videos = videos[videos["duration_seconds"].isna()]
+        """The manifest with the durations of its files where it states none, the last frame included."""
+        videos, measured = manifest.videos[manifest.videos["duration_seconds"].isna()], {}
+        videos = videos.drop_duplicates("video_id")
         for done, (name, file) in enumerate(zip(videos["video_id"], videos["file"], strict=True), start=1):
             if facts := self.facts(name, file):
                 measured[name] = facts.end_seconds

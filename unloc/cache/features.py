@@ -198,7 +198,7 @@ def import_features(
         }
         new = [video_id for video_id in files if video_id not in failed]
         added = ShardWriter(cache).fill(new, results, SHARD_SIZE, on_progress)
-        added.cached_before = sum(video_id in cache.rows for video_id in files)
+        added.cached_before = sum(video_id in cache.places for video_id in files)
         added.failures = [*failed.values(), *added.failures]
         added.missing = [video_id for video_id in durations if video_id not in files]
         if texts is not None:

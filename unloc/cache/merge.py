@@ -40,9 +40,10 @@ def merge(
     with open_for_writing(home, first.fingerprint, first.versions) as target:
         found = {}
         for cache in (*caches, target):
-            for video_id, row in cache.rows.items():
+            for video_id in cache.places:
                 other = found.setdefault(video_id, cache)
-                if other is not cache and other.rows[video_id]["tokens_sha256"] != row["tokens_sha256"]:
+                row = cache.row(video_id)
+                if other is not cache and other.row(video_id)["tokens_sha256"] != row["tokens_sha256"]:
                     problem = f"{other.path} and {cache.path} hold different tokens of it"
                     advice = "of other files, or of machines that round differently: keep it in one of them"
                     raise CacheError(f"video {video_id!r}: {problem}, {advice}")
@@ -61,7 +62,7 @@ def merge(
             write_projections(target.path, projections)
         target = Cache(home.folder)
         aliases = {alias: own for cache in caches for alias, own in cache.aliases.items()}
-        new = {alias: own for alias, own in aliases.items() if alias not in target and own in target.rows}
+        new = {alias: own for alias, own in aliases.items() if alias not in target and own in target.places}
         if new:
             write_checked(target.path / "aliases.json", target.aliases | new)
     return added

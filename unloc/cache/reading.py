@@ -12,7 +12,6 @@ import json
 import mmap
 import resource
 from base64 import b64decode
-from collections import UserDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -93,21 +92,6 @@ def read_table(shard: Path) -> dict:
     return table
 
 
-class Rows(UserDict):
-    """The row of every cached video by id, read each time it is asked for. Raises CacheError where it is damaged."""
-
-    def __init__(self, cache: "Cache") -> None:
-        self._cache, self.data = cache, cache.places
-
-    def __getitem__(self, video_id: str) -> dict:
-        shard, position = self.data[video_id]
-        ends = self._cache._line_ends(shard)
-        start = int(ends[position - 1]) if position else 0
-        with (self._cache.path / "shards" / shard / ROWS).open("rb") as handle:
-            handle.seek(start)
-            return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
-
-
 class Cache:
     """Read access by video id and by text. Shards written after opening are not seen."""
 
@@ -148,17 +132,12 @@ class Cache:
 
     @cached_property
     def places(self) -> dict[str, tuple[str, int]]:
-        """The shard of every video and its position there; of one in two shards those in the later."""
+        """The shard of every video, by the id of its tokens, and its position there; of one in two shards the later."""
         return {
             video_id: (shard, position)
             for shard, table in self.tables.items()
             for position, video_id in enumerate(table["videos"]["video_id"])
         }
-
-    @property
-    def rows(self) -> Rows:
-        """What is known of every cached video, by the id under which its tokens are stored."""
-        return Rows(self)
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -193,8 +172,17 @@ class Cache:
         own = video_id if video_id in self.places else self.aliases.get(video_id)
         return own if own in self.places else None
 
+    def row(self, video_id: str) -> dict:
+        """All that is known of one of `places`, read each time. Raises CacheError where it is damaged."""
+        shard, position = self.places[video_id]
+        ends = self._line_ends(shard)
+        start = int(ends[position - 1]) if position else 0
+        with (self.path / "shards" / shard / ROWS).open("rb") as handle:
+            handle.seek(start)
+            return json.loads(handle.read(int(ends[position]) - start)) | {"shard": shard}
+
     def column(self, name: str, video_id: str) -> int | float:
-        """One of `COLUMNS` of one of `rows`, without parsing the row (`read_table`)."""
+        """One of `COLUMNS` of one of `places`, without parsing its row (`read_table`)."""
         shard, position = self.places[video_id]
         return self.tables[shard]["videos"][name][position].item()
 
@@ -212,7 +200,7 @@ class Cache:
         return np.flatnonzero(np.frombuffer(raw, dtype=np.uint8) == ord("\n")) + 1
 
     def _read_times(self, video_id: str) -> np.ndarray:
-        times = np.asarray(self.rows[video_id]["times_seconds"], dtype=np.float64)
+        times = np.asarray(self.row(video_id)["times_seconds"], dtype=np.float64)
         times.flags.writeable = False  # the next reader gets the same array
         return times
 
@@ -224,14 +212,14 @@ class Cache:
         if own not in self._finite:
             self._require_finite(f"video {video_id!r}", frames)
             self._finite.add(own)
-        return CachedVideo(frames.swapaxes(0, 1), self._times(own), partial(self.rows.__getitem__, own))
+        return CachedVideo(frames.swapaxes(0, 1), self._times(own), partial(self.row, own))
 
     def _require_finite(self, what: str, tokens: np.ndarray) -> None:
         if not np.isfinite(tokens).all():
             raise CacheError(f"{self.path}: {what} has NaN or infinite tokens; extract it again with --refresh")
 
     def stored_tokens(self, video_id: str) -> np.ndarray:
-        """(T, views, D) of one of `rows` as its bytes are stored (bfloat16: as uint16)."""
+        """(T, views, D) of one of `places` as its bytes are stored (bfloat16: as uint16)."""
         first, count = self.column("first_row", video_id), self.column("num_tokens", video_id)
         return self._map(f"shards/{self.places[video_id][0]}/frames").rows(first, count)
 

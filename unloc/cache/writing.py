@@ -38,8 +38,8 @@ class VideoTokens:
 
 
 def stored_video(cache: Cache, video_id: str) -> VideoTokens:
-    """One of a cache's `rows` as it was given to `write_video_shard`."""
-    row = {key: value for key, value in cache.rows[video_id].items() if key not in ("first_row", "num_tokens", "shard")}
+    """One of a cache's `places` as it was given to `write_video_shard`."""
+    row = {key: value for key, value in cache.row(video_id).items() if key not in ("first_row", "num_tokens", "shard")}
     return VideoTokens(row, cache.stored_tokens(video_id))
 
 

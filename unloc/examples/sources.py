@@ -67,7 +67,7 @@ class CachedTokens:
 
     def video_sha256(self, video_id: str) -> str | None:
         """Checksum of the video's tokens."""
-        return self.cache.rows[self.cache.own_id(video_id)].get("tokens_sha256")
+        return self.cache.row(self.cache.own_id(video_id)).get("tokens_sha256")
 
     def frames(self, video_id: str, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (T, D) and times (T,): view 0 (the centre crop), or with a generator a random view."""

@@ -204,7 +204,7 @@ def _frame_events(video: str, file: Path, split: str, classes: list[str], media:
             raise ManifestError(f"{file}:{number}: label {label!r} is not in mapping.txt")
     fps = media.rate(video, str(file))
     facts = media.known.get(video)
-    differs = facts is not None and abs(len(labels) - len(facts.packet_times)) > 0.02 * len(labels) + 2
+    differs = facts is not None and abs(len(labels) - facts.num_frames) > 0.02 * len(labels) + 2
     media.problems.add("file with more or fewer labels than its video has frames", str(file), differs)
     duration = facts.end_seconds if facts else len(labels) / fps
     known = {"place": str(file), "video": video, "split": split, "duration_seconds": duration}

@@ -6,8 +6,9 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from unloc.annotations.own import video_id_of
 from unloc.annotations.reading import Problems, files_below, is_number, parse_as, read_csv, read_json, read_lines, typed
 from unloc.annotations.schema import Name, QueryRow, Rows, Segment, VideoRow
 from unloc.errors import ManifestError
@@ -190,9 +191,7 @@ def timelens(paths: list[Path], split: str | None, problems: Problems) -> Rows:
             contents = {str(path): read_json(object, path, problems)}
         entries = (entry for place, content in contents.items() for entry in _timelens_entries(content, place))
         for video, duration, text, spans, place in entries:
-            # `v_x.mp4` and `folder/v_x.mp4` are the video v_x; ids with dots of their own keep them.
-            file = PurePosixPath(video)
-            video_id = file.stem if file.suffix.lower() in (".mp4", ".mkv", ".webm", ".avi", ".mov") else file.name
+            video_id = video_id_of(video)
             known = videos.get((video, name))
             if known is None or known.duration_seconds is None:
                 videos[video, name] = VideoRow(video_id, name, duration, video if video != video_id else None)
