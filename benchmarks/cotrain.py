@@ -77,7 +77,8 @@ class Paired:
             predictions = align(predictions, self.selected) if self.task in QUERY_TASKS else predictions
             scores = SCORES[self.task](predictions, self.selected, self.rules)
             videos, rng = scores.num_videos, np.random.default_rng(0)
-            pair.append(scores.drawn(rng.multinomial(videos, np.full(videos, 1 / videos), size=DRAWS)))
+            draws = scores.drawn(rng.multinomial(videos, np.full(videos, 1 / videos), size=DRAWS))
+            pair.append((scores.metrics(), draws))
         self.drawn.append(pair)
 
     def row(self, metric: str) -> dict[str, float]:

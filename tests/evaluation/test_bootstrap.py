@@ -67,10 +67,14 @@ def test_videos_drawn_once_each_give_the_score_itself():
 
 def test_weighted_recall_is_that_of_the_copied_videos():
     rules = PROTOCOLS["tal"]["thumos14"]
-    _, draws = SCORES["tal"](tal_detections(FOUND), tal_manifest(TRUTH), rules).drawn(WEIGHTS[None])
+    draws = SCORES["tal"](tal_detections(FOUND), tal_manifest(TRUTH), rules).drawn(WEIGHTS[None])
     copied = SCORES["tal"](tal_detections(copies(FOUND)), tal_manifest(copies(TRUTH)), rules).metrics()
     recall = {name: values[0] for name, values in draws.items() if name.startswith("recall@")}
     assert recall == pytest.approx({name: copied[name] for name in recall}) and recall
+
+
+def intervals(scores):
+    return bootstrap_intervals(scores, scores.metrics(), seed=0)
 
 
 class Drawn:
@@ -78,8 +82,8 @@ class Drawn:
 
     num_videos = 50
 
-    def __init__(self, centre, draws):
-        self.given = centre, draws
+    def __init__(self, draws):
+        self.given = draws
 
     def drawn(self, weights):
         self.weights = weights
@@ -87,9 +91,9 @@ class Drawn:
 
 
 def test_draws_take_as_many_videos_as_there_are_and_follow_the_seed():
-    scores = [Drawn({}, {}) for _ in range(3)]
+    scores = [Drawn({}) for _ in range(3)]
     for item, seed in zip(scores, (3, 3, 4), strict=True):
-        bootstrap_intervals(item, seed)
+        bootstrap_intervals(item, {}, seed)
     weights, again, other = (item.weights for item in scores)
     assert weights.shape == (1000, 50) and (weights.sum(axis=1) == 50).all()
     np.testing.assert_array_equal(weights, again)
@@ -98,29 +102,29 @@ def test_draws_take_as_many_videos_as_there_are_and_follow_the_seed():
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
     hits = np.repeat([0.0, 1.0], 200)
-    low, high = bootstrap_intervals(QueryScores(np.array([f"v{n}" for n in range(400)]), {"R1": hits}), seed=0)["R1"]
+    low, high = intervals(QueryScores(np.array([f"v{n}" for n in range(400)]), {"R1": hits}))["R1"]
     assert low == pytest.approx(45.1, abs=0.5) and high == pytest.approx(54.9, abs=0.5)  # 50 ± 1.96 · 2.5
-    together = bootstrap_intervals(QueryScores(np.array(["v"] * 400), {"R1": hits}), seed=0)["R1"]
+    together = intervals(QueryScores(np.array(["v"] * 400), {"R1": hits}))["R1"]
     assert together == [50.0, 50.0]  # queries of one video are drawn together
 
 
 def test_intervals_are_centred_on_the_score_and_stay_within_0_and_100():
     draws = {"a": np.linspace(60.0, 80.0, 1001), "b": np.linspace(90.0, 100.0, 1001)}
-    found = bootstrap_intervals(Drawn({"a": 50.0, "b": 99.0}, draws), seed=0)
+    found = bootstrap_intervals(Drawn(draws), {"a": 50.0, "b": 99.0}, seed=0)
     assert found["a"] == pytest.approx([40.5, 59.5]) and found["b"] == pytest.approx([94.25, 100.0])
 
 
 def test_an_undefined_metric_has_no_interval():
     draws = {"a": np.array([np.nan, np.nan]), "b": np.array([1.0, np.nan]), "c": np.array([1.0, 2.0])}
-    assert bootstrap_intervals(Drawn({"a": 1.0, "b": 1.0, "c": np.nan}, draws), seed=0) == {"b": [1.0, 1.0]}
-    assert bootstrap_intervals(QueryScores(np.zeros(0), {"R1": np.zeros(0)}), seed=0) == {}
-    assert bootstrap_intervals(FrameScores([]), seed=0) == {}
+    assert bootstrap_intervals(Drawn(draws), {"a": 1.0, "b": 1.0, "c": np.nan}, seed=0) == {"b": [1.0, 1.0]}
+    assert intervals(QueryScores(np.zeros(0), {"R1": np.zeros(0)})) == {}
+    assert intervals(FrameScores([])) == {}
 
 
 def test_every_task_has_intervals_around_its_score():
     detections, manifest = tal_detections(FOUND), tal_manifest(TRUTH)
     for protocol in ("activitynet", "thumos14", "unloc"):
-        found = bootstrap_intervals(SCORES["tal"](detections, manifest, PROTOCOLS["tal"][protocol]), seed=0)
+        found = intervals(SCORES["tal"](detections, manifest, PROTOCOLS["tal"][protocol]))
         scored = detection(detections, manifest, protocol)
         assert set(found) == set(scored)
         assert all(low <= scored[name] + 1e-6 and scored[name] - 1e-6 <= high for name, (low, high) in found.items())
@@ -133,7 +137,7 @@ def test_every_task_has_intervals_around_its_score():
         for v, row in zip(VIDEOS, labels, strict=True)
     ]
     scores = frame_scores(predictions, manifest, PROTOCOLS["as"]["coin"])
-    found, scored = bootstrap_intervals(scores, seed=0), scores.metrics()
+    found, scored = intervals(scores), scores.metrics()
     assert set(found) == set(scored)
     assert all(low <= scored[name] <= high for name, (low, high) in found.items())
 

@@ -159,8 +159,8 @@ def test_scores_equal_a_plain_restatement_on_random_queries(seed):
 def test_intervals_hold_the_score_and_draws_of_all_videos_once_give_it():
     manifest, found = world(0)
     scores = rejection_scores(answers_of(found, manifest), manifest, GMR)
-    metrics, (_, draws) = scores.metrics(), scores.drawn(np.ones((2, scores.num_videos)))
-    for name, (low, high) in bootstrap_intervals(scores, 0).items():
+    metrics, draws = scores.metrics(), scores.drawn(np.ones((2, scores.num_videos)))
+    for name, (low, high) in bootstrap_intervals(scores, metrics, 0).items():
         assert low <= metrics[name] <= high and same(draws[name][1], metrics[name]), name
 
 

@@ -31,18 +31,15 @@ class LabelScores:
 
     def metrics(self) -> dict[str, float]:
         """top1_accuracy, top5_accuracy and mean_class_accuracy in percent; a video without prediction is wrong."""
-        return {name: float(value[0]) for name, value in self._of_draws(np.ones((1, self.num_videos))).items()}
+        return {name: float(value[0]) for name, value in self.drawn(np.ones((1, self.num_videos))).items()}
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Top-1 accuracy of every class that occurs, in percent."""
         shares = self._class_shares(np.ones((1, self.num_videos)))[0]
         return {name: {"accuracy": float(share)} for name, share in zip(self.classes, shares, strict=True)}
 
-    def drawn(self, counts: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`metrics`, and (draws,) of each for counts (draws, videos) of how often a video is drawn."""
-        return self.metrics(), self._of_draws(counts)
-
-    def _of_draws(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+    def drawn(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """(draws,) of each metric for counts (draws, videos) of how often a video is drawn."""
         of_classes = self._class_shares(counts)
         with np.errstate(invalid="ignore"):  # NaN without any video
             of_videos = 100.0 * (counts @ self.right) / counts.sum(axis=1, keepdims=True)

@@ -32,7 +32,8 @@ def compare(
     if num_videos < 2:
         raise InputError(f"unloc compare: {num_videos} video with annotations; resampling needs at least two")
     weights = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=draws)
-    (one, drawn_a), (other, drawn_b) = (
+    one, other = (scores.metrics() for scores in pair)
+    drawn_a, drawn_b = (
         _drawn(
             scores, weights, 1 if a.task == "as" else PARTS, lambda done, i=i: on_progress(i * draws + done, 2 * draws)
         )
@@ -53,17 +54,14 @@ def compare(
     return {"a": a.name, "b": b.name} | tested | counts | {"metrics": metrics}
 
 
-def _drawn(
-    scores: Scores, weights: np.ndarray, parts: int, on_draws: OnProgress
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _drawn(scores: Scores, weights: np.ndarray, parts: int, on_draws: OnProgress) -> dict[str, np.ndarray]:
     """`scores.drawn` in parts, so that progress can be shown."""
     found, done = [], 0
     for part in np.array_split(weights, min(parts, len(weights))):
-        centre, draws = scores.drawn(part)
-        found.append(draws)
+        found.append(scores.drawn(part))
         done += len(part)
         on_draws(done)
-    return centre, {name: np.concatenate([draws[name] for draws in found]) for name in centre}
+    return {name: np.concatenate([draws[name] for draws in found]) for name in found[0]}
 
 
 def _require_same_test(a: Scored, b: Scored) -> None:

@@ -112,16 +112,15 @@ class DetectionScores:
         values = np.column_stack([values, values[:, self.rules.averaged].mean(axis=1)])
         return pd.DataFrame(values, self.matches.classes, names).to_dict("index")
 
-    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The metrics with each video counted once, and (draws,) of each for weights (draws, videos)."""
-        num_videos = len(self.matches.videos)
-        draws = np.ones((len(weights) + 1, num_videos + 1))  # the last: detections in videos without ground truth
-        draws[1:, :-1] = weights[:, :num_videos]
-        centre, *rest = (
+    def drawn(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """(draws,) of each metric for weights (draws, videos)."""
+        draws = np.ones((len(weights), len(self.matches.videos) + 1))  # the last: videos without ground truth
+        draws[:, :-1] = weights[:, : len(self.matches.videos)]
+        rows = [
             self._means(values[present], draw[self.matches.truth_video])
             for draw, (values, present) in zip(draws, weighted_precision(self.matches, draws), strict=True)
-        )
-        return centre, {name: np.array([metrics[name] for metrics in rest]) for name in centre}
+        ]
+        return {name: np.array([metrics[name] for metrics in rows]) for name in rows[0]}
 
     def _means(self, precision: np.ndarray, weights: np.ndarray) -> dict[str, float]:
         """Metrics from the precision (classes, thresholds) of the present classes, and weights of the ground truth."""

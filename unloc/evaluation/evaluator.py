@@ -153,7 +153,7 @@ def evaluate(
         "metrics": metrics,
         "per_class": {} if task in QUERY_TASKS else scores.per_class(),
         "floors": floors,
-        "intervals": {} if interval_seed is None else bootstrap_intervals(scores, interval_seed),
+        "intervals": {} if interval_seed is None else bootstrap_intervals(scores, metrics, interval_seed),
         "coverage": coverage(task, aligned, selected, rules),
     }
     return report | ({"official": official_report(metrics)} if task in ("mr", "hd") and rules.ranges else {})
@@ -174,8 +174,8 @@ def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
     }
 
 
-def bootstrap_intervals(scores: Scores, seed: int) -> dict[str, list[float]]:
-    """95 % intervals: [2.5 %, 97.5 %] of every metric in percent over the draws that define it.
+def bootstrap_intervals(scores: Scores, metrics: dict[str, float], seed: int) -> dict[str, list[float]]:
+    """95 % intervals: [2.5 %, 97.5 %] of all `metrics` of the scores, in percent over the draws that define each.
 
     Videos are drawn with replacement, as many as there are; a video drawn twice counts twice. Matches within a video do
     not depend on the draw, so each draw only weights them. The spread of the draws is centred on the score: mAP of
@@ -186,11 +186,10 @@ def bootstrap_intervals(scores: Scores, seed: int) -> dict[str, list[float]]:
     if not num_videos:
         return {}
     counts = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=1000)
-    centre, draws = scores.drawn(counts)
-    for name, column in draws.items():
+    for name, column in scores.drawn(counts).items():
         defined = column[np.isfinite(column)]
-        if len(defined) and np.isfinite(centre[name]):
-            ends = np.percentile(defined, (2.5, 97.5)) - defined.mean() + centre[name]
+        if len(defined) and np.isfinite(metrics[name]):
+            ends = np.percentile(defined, (2.5, 97.5)) - defined.mean() + metrics[name]
             intervals[name] = np.clip(ends, 0.0, 100.0).tolist()
     return intervals
 

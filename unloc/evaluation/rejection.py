@@ -60,10 +60,9 @@ class RejectionScores(QueryScores):
             means = {name: 0.0 if np.isnan(value) else value for name, value in means.items()}
         return {name: float(values[0]) for name, values in decided.items()} | means
 
-    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`metrics`, and (draws,) of each in percent for weights (draws, videos)."""
-        centre, means = super().drawn(weights)
-        return centre, self._decided(weights[:, np.unique(self.video_ids, return_inverse=True)[1]]) | means
+    def drawn(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """(draws,) of each metric in percent for weights (draws, videos)."""
+        return self._decided(weights[:, np.unique(self.video_ids, return_inverse=True)[1]]) | super().drawn(weights)
 
     def _decided(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """(draws,) of AUROC and, for each threshold, Rej-F1, Rej-P, Rej-R (of nulls) and Acc, for (draws, queries)."""

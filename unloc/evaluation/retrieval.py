@@ -132,14 +132,14 @@ class QueryScores:
         counted = {name: values[~np.isnan(values)] for name, values in self.values.items()}
         return {name: 100.0 * float(kept.mean()) if len(kept) else np.nan for name, kept in counted.items()}
 
-    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`metrics`, and (draws,) of each in percent for weights (draws, videos)."""
+    def drawn(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """(draws,) of each metric in percent for weights (draws, videos)."""
         weights, results = weights[:, np.unique(self.video_ids, return_inverse=True)[1]], {}
         for name, values in self.values.items():
             counts = ~np.isnan(values)
             with np.errstate(invalid="ignore"):
                 results[name] = 100.0 * (weights @ np.where(counts, values, 0.0)) / (weights @ counts)
-        return self.metrics(), results
+        return results
 
 
 def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol, *, rated: bool = False) -> QueryScores:
@@ -174,9 +174,9 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
                 left &= overlap_over_union(candidates, candidates[chosen[-1]]) <= rules.nms_overlap
                 left[: chosen[-1] + 1] = False
             candidates = candidates[chosen]
-        ratio = finite_ratio if rules.by_score else hull_ratio
+        ratio = overlap_over_union if rules.by_score else hull_ratio
         found = np.fmax.reduce(ratio(candidates[: max(RANKS), None], windows[None]), axis=1)
-        best[row, : len(found)] = found
+        best[row, : len(found)] = np.where(np.isinf(found), 0.0, found)  # 0/0
     reached = np.fmax.accumulate(best, axis=1)
     compare = np.greater if rules.nms_overlap is not None else np.greater_equal
     values = {f"R{n}@{at}": compare(reached[:, n - 1], at).astype(np.float64) for n in RANKS for at in THRESHOLDS}
@@ -187,12 +187,6 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
     if rated:
         values |= _highlight_values(aligned, manifest)
     return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
-
-
-def finite_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of paired segments (…, 2); 0/0 is 0."""
-    ratio = overlap_over_union(segments, others)
-    return np.where(np.isfinite(ratio), ratio, 0.0)
 
 
 def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -83,12 +83,12 @@ class FrameScores:
         named = zip(self.classes, self.precision, strict=False)
         return {name: {"AP": 100.0 * float(value)} for name, value in named if np.isfinite(value)}
 
-    def drawn(self, weights: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`metrics`, and (draws,) of each in percent for weights (draws, videos); of mAP for the first of them."""
-        counts, centre = frame_counts(self.frames), self.metrics()
+    def drawn(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """(draws,) of each metric in percent for weights (draws, videos); of mAP for the first of them."""
+        counts = frame_counts(self.frames)
         drawn = [weighted_counts(counts, row) for row in weights]
         draws = {name: np.array([metrics[name] for metrics in drawn]) for name in drawn[0]}
-        return centre, draws | frame_map(frame_precision(self.frames, weights[:MAP_DRAWS]))
+        return draws | frame_map(frame_precision(self.frames, weights[:MAP_DRAWS]))
 
 
 def frame_scores(predictions: Sequence[FramePrediction], manifest: Manifest, rules: FrameProtocol) -> FrameScores:

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unloc.errors import TowerError, one_line
+from unloc.synth import TOWER_FOLDER
 
-TOY_FOLDER = Path(__file__).parent.parent / "synth" / "toy_tower"
 RANDOM = "none"
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives, next to the weights
 UNREADABLE = (
@@ -67,7 +67,7 @@ def architecture(name: str) -> dict:
     towers of Hugging Face) or another tokenizer and attention (CLIPA, the worldwide models).
     """
     if name == "toy":
-        stated = json.loads((TOY_FOLDER / "config.json").read_text(encoding="utf-8"))
+        stated = json.loads((TOWER_FOLDER / "config.json").read_text(encoding="utf-8"))
     elif name in open_clip.list_models():
         stated = open_clip.get_model_config(name)
     else:
@@ -116,7 +116,7 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
         if pretrained not in (None, "shipped") or like is not None:
             raise TowerError("--tower toy: ships its own weights and settings; leave --pretrained and --like out")
         model = clip_model("toy", WeightSettings())
-        weights = factory.load_state_dict(str(TOY_FOLDER / "weights.safetensors"))
+        weights = factory.load_state_dict(str(TOWER_FOLDER / "weights.safetensors"))
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
         return model, "shipped", None
     architecture(name)
