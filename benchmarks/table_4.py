@@ -40,7 +40,8 @@ def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, epochs: fl
     report = run / "eval" / split / "metrics.json"
     if not report.is_file():
         towers = ["towers.name=toy", f"towers.image={image}", f"towers.text={text}"]
-        loop = ["optim.tower_lr=0.0003", f"train.seed={seed}", f"train.epochs={epochs}", "data.num_frames=96"]
+        loop = ["optim.tower_lr=0.001", f"train.seed={seed}", f"train.epochs={epochs}", "data.num_frames=96"]
+        loop += ["augment.randaugment_layers=0"]  # it changes colours, and the texts name them
         data = ["--cache", folder / "cache"] if image == "frozen" else ["--frames", folder / "frames"]
         state = ["--resume"] if (run / "checkpoints").exists() else ["--overwrite"]
         words = [*towers, *loop, "--manifest", manifest, *data, "--work-dir", run, "--init", "toy", *state]

@@ -4,7 +4,7 @@ Positions and sizes are in short sides of the frame, from its centre, x to the r
 survives a centre crop.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from unloc.synth.vocabulary import COLOURS
 
 GLOW_COLOUR = np.array([255.0, 250.0, 225.0], dtype=np.float32)
 GLOW_WIDTH = 0.35  # of the radius
+PAPER, INK = np.array([245.0, 240.0, 230.0], dtype=np.float32), np.array([40.0, 35.0, 45.0], dtype=np.float32)
 TEXTURE_SIZE = 256
 _NOISE = np.random.default_rng(0).standard_normal((2 * TEXTURE_SIZE, 2 * TEXTURE_SIZE))
 _GRAIN = 2.5 * _NOISE.astype(np.float32)  # of 255, for all videos; each frame takes another part of it
@@ -23,33 +24,27 @@ _STREAKS = (8.0 * np.repeat(_NOISE[:, ::16], 16, axis=1)).astype(np.float32)  # 
 class Style:
     """How a world is drawn. What happens in it does not depend on it."""
 
-    colours: Mapping[str, tuple[int, int, int]]
     levels: tuple[float, float]  # least and most brightness of a background's colours, 0-255
     patterns: tuple[str, ...]
     grain: np.ndarray
-    outline: float = 1.0  # width of the drawn rim of a shape, of its radius; 1: filled
+    hatched: bool = False  # shapes are drawn in ink, with hatching in place of colours
     shadow: float = 0.0  # how much darker the right edge of the picture is, 0-1
 
 
-SKETCH_COLOURS = {
-    "red": (130, 15, 45),
-    "yellow": (165, 130, 5),
-    "green": (10, 85, 60),
-    "blue": (20, 45, 120),
-    "purple": (95, 20, 90),
-    "black": (30, 26, 20),
+# Heralds draw colours in ink as hatching: for each, the directions of its lines. Yellow is dotted.
+HATCHING = {
+    "red": [(1.0, 0.0)],
+    "yellow": [],
+    "green": [(0.71, 0.71)],
+    "blue": [(0.0, 1.0)],
+    "purple": [(0.71, -0.71)],
+    "black": [(1.0, 0.0), (0.0, 1.0)],
 }
+HATCH_PERIOD = 0.055  # short sides of the picture
 STYLES = {
-    "studio": Style(colours=COLOURS, levels=(90, 205), patterns=("plain", "stripes", "checks", "dots"), grain=_GRAIN),
-    # Ink outlines on bright paper: what no shipped tower or checkpoint was trained on.
-    "sketch": Style(
-        colours=SKETCH_COLOURS,
-        levels=(195, 250),
-        patterns=("bricks", "rings"),
-        grain=_STREAKS,
-        outline=0.34,
-        shadow=0.5,
-    ),
+    "studio": Style(levels=(90, 205), patterns=("plain", "stripes", "checks", "dots"), grain=_GRAIN),
+    # Hatched ink on bright paper: what no shipped tower or checkpoint was trained on.
+    "sketch": Style(levels=(195, 250), patterns=("bricks", "rings"), grain=_STREAKS, hatched=True, shadow=0.5),
 }
 
 
@@ -166,6 +161,7 @@ def _draw(frame: np.ndarray, sprite: Sprite, x: float, y: float, style: Style) -
         return
     u = np.arange(left, right, dtype=np.float32)[None] + np.float32(0.5 - centre_x)
     v = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - centre_y)
+    upright_u, upright_v = u, v
     if sprite.tilt:
         cos, sin = np.float32(np.cos(sprite.tilt)), np.float32(np.sin(sprite.tilt))
         u, v = u * cos + v * sin, v * cos - u * sin
@@ -175,12 +171,23 @@ def _draw(frame: np.ndarray, sprite: Sprite, x: float, y: float, style: Style) -
     if sprite.glow > 0.0:
         halo = np.clip(0.5 - (distance - GLOW_WIDTH * radius) / 1.5, 0.0, 1.0) * (sprite.glow * sprite.alpha)
         patch += halo[..., None] * (GLOW_COLOUR - patch)
-    colour = np.asarray(style.colours[sprite.colour], dtype=np.float32)
     inside = np.clip(0.5 - distance, 0.0, 1.0) * sprite.alpha
-    if style.outline < 1.0:
-        inside *= np.clip(0.5 + distance + style.outline * radius, 0.0, 1.0)
-    shade = 0.72 + 0.28 * np.clip(-distance / (0.3 * radius), 0.0, 1.0)  # darker towards the outline
-    patch += inside[..., None] * (shade[..., None] * colour - patch)
+    if style.hatched:
+        ink = _hatching(sprite.colour, upright_u, upright_v, HATCH_PERIOD * side)  # turned, it would be another colour
+        ink = np.maximum(ink, np.clip(2.0 + distance, 0.0, 1.0))[..., None]  # an outline of 1.5 pixels
+        colour = PAPER + ink * (INK - PAPER)
+    else:
+        shade = 0.72 + 0.28 * np.clip(-distance / (0.3 * radius), 0.0, 1.0)  # darker towards the outline
+        colour = shade[..., None] * np.asarray(COLOURS[sprite.colour], dtype=np.float32)
+    patch += inside[..., None] * (colour - patch)
+
+
+def _hatching(colour: str, u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:
+    """How much ink (0-1) the hatching of a colour lays on each pixel."""
+    u, v = u * (2 * np.pi / period), v * (2 * np.pi / period)
+    if not HATCHING[colour]:
+        return np.clip(2 * np.sin(u) * np.sin(v), 0.0, 1.0)
+    return np.max([np.clip(0.5 + 1.5 * np.sin(a * u + b * v), 0.0, 1.0) for a, b in HATCHING[colour]], axis=0)
 
 
 def _outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
