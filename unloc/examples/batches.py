@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from unloc.examples.steps import TimeGrid
@@ -77,8 +78,25 @@ class Batch:
             part["segment_text"] = (text - rows.start).where(text >= 0, -1)
         return replace(self, video_ids=self.video_ids[rows], **part)
 
+    def __reduce__(self) -> tuple:
+        """Between processes a batch is one block of memory: each tensor by itself would cost a connection."""
+        fields = dict(vars(self))
+        tensors = {key: value for key, value in fields.items() if isinstance(value, Tensor)}
+        layouts = {key: (value.shape, value.dtype, value.nbytes) for key, value in tensors.items()}
+        blocks = [pad(value.flatten().view(torch.uint8), (0, -value.nbytes % 8)) for value in tensors.values()]
+        return _unpacked, ({**fields, **layouts}, list(layouts), torch.cat(blocks))
+
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(self, **{key: change(value) for key, value in vars(self).items() if isinstance(value, Tensor)})
+
+
+def _unpacked(fields: dict, packed: list[str], block: Tensor) -> Batch:
+    start = 0
+    for key in packed:
+        shape, dtype, size = fields[key]
+        fields[key] = block[start : start + size].view(dtype).view(shape)
+        start += size + -size % 8
+    return Batch(**fields)
 
 
 def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[Tensor, Tensor]:

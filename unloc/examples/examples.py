@@ -4,7 +4,6 @@ import logging
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest, cached_durations
 from unloc.config import DataConfig
@@ -41,9 +40,10 @@ class Examples:
             )
         self.videos = [video_id for video_id in self.durations if video_id in source]  # of each example
         if self.task.text_kind == "query":
-            self.queries = manifest.queries[manifest.queries["video_id"].isin(self.videos)].reset_index(drop=True)
-            self.videos = list(self.queries["video_id"])
-            unique = list(dict.fromkeys(self.queries["text"]))
+            queries = manifest.queries[manifest.queries["video_id"].isin(self.videos)]
+            self.queries = queries.to_dict("records")  # a row of a data frame takes longer than all else of an example
+            self.videos = list(queries["video_id"])
+            unique = list(dict.fromkeys(queries["text"]))
             self.texts: dict[str, np.ndarray] = dict(zip(unique, source.texts(unique), strict=True))
             return
         class_index = {name: index for index, name in enumerate(manifest.classes)}
@@ -74,7 +74,7 @@ class Examples:
         """One example, the same from the same generator; without one not jittered or cropped, and the first window."""
         video, config = self.video(self.videos[index], rng), self.config
         if self.task.text_kind == "query":
-            row = self.queries.iloc[index]
+            row = self.queries[index]
             segments = np.asarray(row["segments"], dtype=np.float64).reshape(-1, 2)
             crop, text = random_crop(video.times_seconds, segments, config, rng), self.texts[row["text"]]
             example = linspace_example(video, config, text=text, segments=segments, crop=crop, rng=rng)
@@ -132,7 +132,7 @@ def random_crop(
     return start, start + length
 
 
-def step_saliency(row: pd.Series, grid: TimeGrid, num_steps: int) -> np.ndarray | None:
+def step_saliency(row: dict, grid: TimeGrid, num_steps: int) -> np.ndarray | None:
     """(T,) mean of the raters over 4 at the clip each step falls in, 0 outside relevant clips; None without ratings."""
     if not isinstance(row["saliency_scores"], list):
         return None

@@ -99,7 +99,7 @@ def predict_split(
     recipe, classes, predictions = loaded.info.recipe, loaded.info.classes, []
     examples = Examples(recipe.task, manifest, source, recipe.data)
     is_query = task_named(recipe.task).text_kind == "query"
-    items = examples.queries.to_dict("records") if is_query else examples.videos
+    items = examples.queries if is_query else examples.videos
     texts = None if is_query else ClassTexts(classes, source, recipe.data)
     size = QUERY_BATCH if is_query else VIDEO_BATCH
     for start in range(0, len(items), size):
