@@ -8,11 +8,10 @@ import typer
 from typer import Argument, Option
 
 from unloc.cli import TokenDtype, app
-from unloc.cli.progress import progress
+from unloc.cli.progress import SHOWN_FAILURES, echo_failures, progress
 from unloc.errors import CacheError, InputError
 
 Format = Literal["moment-detr", "univtg", "actionformer", "opentad", "hdf5", "clip-video-encode"]
-SHOWN_FAILURES = 20
 CacheFolder = Annotated[str, Argument(help="Cache folder, or URL: s3://bucket/cache.")]
 
 cache_app = typer.Typer(help="Describe, verify, merge and import caches.", no_args_is_help=True, rich_markup_mode=None)
@@ -167,8 +166,7 @@ def import_command(
         done = import_features(cache, source, config, **given, on_progress=on_progress)
     counts = f"{done.videos} videos imported, {done.cached_before} were cached before, {len(done.failures)} failed"
     typer.echo(f"{cache}: {counts}, {len(done.missing)} of the manifest are not in the source, {done.texts} texts")
-    for row in done.failures[:SHOWN_FAILURES]:
-        typer.echo(f"failed: {row['video_id']}: {row['reason']}: {row['message']}", err=True)
+    echo_failures(done.failures, f"unloc cache info {cache} counts them by reason")
     if done.missing:
         typer.echo(f"not in the source: {', '.join(done.missing[:SHOWN_FAILURES])}", err=True)
     if done.failures:

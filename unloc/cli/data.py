@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from unloc.cli import app
-from unloc.cli.progress import progress, sigterm_as_interrupt
+from unloc.cli.progress import SHOWN_FAILURES, echo_failures, progress, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def convert(
     from unloc.annotations.own import Media
     from unloc.annotations.reading import Problems
     from unloc.annotations.schema import apply_lists, load_manifest, save_manifest
-    from unloc.cli.progress import progress
 
     paths, problems = [*annotations, *map(Path, context.args)], Problems()
     _refuse_overwriting(paths, out, changes)
@@ -245,8 +244,7 @@ def pack(
         failed, sizes = [row for row in rows if "reason" in row], [row.get("frame_bytes", []) for row in rows]
         packed = f"{sum(map(len, sizes))} frames of {len(rows) - len(failed)} videos"
         typer.echo(f"{out}: {packed}, {sum(map(sum, sizes)) / 1e6:.1f} MB; {len(failed)} failed")
-        for row in failed[:20]:
-            typer.echo(" ".join(f"failed: {row['video_id']}: {row['reason']}: {row['message']}".split()), err=True)
+        echo_failures(failed, f"{out}/frames-*.jsonl")
         require_coverage(rows, coverage)
         return
     with progress("packing", "shards") as on_progress:
@@ -255,7 +253,7 @@ def pack(
         f"{out}: {done.videos} videos, {done.bytes / 1e6:.1f} MB, in {done.shards} shards ({done.written_now} written "
         f"now); {len(missing)} videos of the manifest have no file\nextract them with --shards '{done.pattern}'"
     )
-    for video_id in missing[:20]:
+    for video_id in missing[:SHOWN_FAILURES]:
         typer.echo(f"missing: {video_id}", err=True)
 
 

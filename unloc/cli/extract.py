@@ -11,15 +11,12 @@ import typer
 from typer import Argument, Option
 
 from unloc.cli import TokenDtype, app
-from unloc.cli.progress import progress, shown_warnings, sigterm_as_interrupt
+from unloc.cli.progress import echo_failures, progress, shown_warnings, sigterm_as_interrupt
 from unloc.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.cluster import ExtractOptions
     from unloc.inference.encode import EncodeConfig
-
-SHOWN_FAILURES = 20
-GIB = 1 << 30
 
 
 @app.command()
@@ -49,8 +46,6 @@ def extract(
     coverage: Annotated[float, Option(min=0, max=1, help="Fail where a smaller share of videos is cached.")] = 1.0,
     timeout: Annotated[float, Option(min=0.01, max=1e6, help="Seconds without progress that stop a decoder.")] = 600.0,
     memory: Annotated[float, Option(min=0.05, max=1e6, help="GiB that decoding one video may take.")] = 4.0,
-    recycle_after: Annotated[int, Option(min=1, help="Videos after which a decoder process is replaced.")] = 500,
-    recycle_growth: Annotated[float, Option(min=0, max=1e6, help="GiB of growth after which it is replaced.")] = 1.0,
     shard_size: Annotated[int, Option(min=1, help="Videos per shard.")] = 512,
     allow_partial: Annotated[bool, Option("--allow-partial", help="Keep the readable part of damaged videos.")] = False,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Try videos again that failed before.")] = False,
@@ -111,18 +106,12 @@ def _settings(options: dict) -> tuple["EncodeConfig", "ExtractOptions"]:
     fps = 2.0 if options["fps"] is None and options["num_frames"] is None else options["fps"]
     values = options | {"fps": fps, "views": tuple(options["views"].split(",")), "batch": None}
     values |= {"projected": options["projection"], "texts_projected": options["text_projection"]}
-    values |= {"memory_bytes": int(options["memory"] * GIB), "recycle_bytes": int(options["recycle_growth"] * GIB)}
-    values |= {"timeout_seconds": options["timeout"], "recycle_videos": options["recycle_after"]}
-    values |= {"refresh": tuple(options["refresh"] or ()), "limits": filled(Limits)}
+    limits = Limits(timeout_seconds=options["timeout"], memory_bytes=int(options["memory"] * (1 << 30)))
+    values |= {"refresh": tuple(options["refresh"] or ()), "limits": limits}
     return filled(EncodeConfig), filled(ExtractOptions)
 
 
 def _print(values: dict, table: dict, as_json: bool, all_failures: str) -> None:
     lines = [f"{name:10} {text}" for name, text in table.items()]
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
-    failures = values["failures"]
-    for row in failures[:SHOWN_FAILURES]:
-        message = f"failed: {row['video_id']}: {row['reason']}: {row['message']}"
-        typer.echo(" ".join(message.splitlines()), err=True)
-    if len(failures) > SHOWN_FAILURES:
-        typer.echo(f"and {len(failures) - SHOWN_FAILURES} more: {all_failures}", err=True)
+    echo_failures(values["failures"], all_failures)

@@ -12,6 +12,7 @@ from math import inf
 import typer
 
 LINE_SECONDS = 30.0
+SHOWN_FAILURES = 20
 LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
 
 
@@ -51,6 +52,15 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
         writer.join()
         if bar is not None:
             bar.close()
+
+
+def echo_failures(rows: list[dict], all_failures: str) -> None:
+    """Print the first failures, a line each, and how many more there are and where."""
+    for row in rows[:SHOWN_FAILURES]:
+        message = f"failed: {row['video_id']}: {row['reason']}: {row['message']}"
+        typer.echo(" ".join(message.splitlines()), err=True)
+    if len(rows) > SHOWN_FAILURES:
+        typer.echo(f"and {len(rows) - SHOWN_FAILURES} more: {all_failures}", err=True)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Predictions into files: ActivityNet and QVHighlights submissions, JSON lines with labels of frames, and csv."""
 
-import csv
 import io
 import json
 import zipfile
@@ -102,16 +101,12 @@ def write_frames(path: Path, predictions: Sequence[FramePrediction]) -> None:
 
 def write_csv(path: Path, predictions: pd.DataFrame | Sequence[MomentPrediction]) -> None:
     """Write one detection or one window a line, numbers in full; a query without windows is a line without numbers."""
-    if isinstance(predictions, pd.DataFrame):
-        rows = [DETECTION_COLUMNS, *predictions[DETECTION_COLUMNS].itertuples(index=False)]
-    else:
-        rows = [WINDOW_COLUMNS]
-        for item in predictions:
-            query = (item.qid, item.video_id, item.query)
-            rows += [(*query, *window) for window in item.windows.tolist()] or [(*query, "", "", "")]
-    content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows(rows)
-    write_file(path, content.getvalue())
+    rows, is_table = [], isinstance(predictions, pd.DataFrame)
+    for item in () if is_table else predictions:
+        query = (item.qid, item.video_id, item.query)
+        rows += [(*query, *window) for window in item.windows.tolist()] or [(*query, None, None, None)]
+    table = predictions[DETECTION_COLUMNS] if is_table else pd.DataFrame(rows, columns=WINDOW_COLUMNS)
+    write_file(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _json_lines(rows: Iterable[dict]) -> str:
