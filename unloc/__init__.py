@@ -2,7 +2,9 @@
 
     import unloc
     cache = unloc.open_cache("cache/charades")     # cache["3MSZA"].frames (views, T, D), .times_seconds (T,), .meta
-    model = unloc.load_model("runs/charades_b")    # .model, .info: recipe, classes, fingerprint of its tower
+    model = unloc.load("runs/charades_b")          # knows its tower, preprocessing and sampling
+    model.predict("video.mp4", ["a person opens a door"])     # moments: start and end in seconds, score, text
+    unloc.load_model("runs/charades_b")            # .model: the network, .info: recipe, classes, fingerprint
 
 Importing this module imports no torch: names are loaded when they are asked for.
 """
@@ -10,7 +12,12 @@ Importing this module imports no torch: names are loaded when they are asked for
 from importlib import import_module
 
 __version__ = "0.1.0"
-_NAMES = {"open_cache": "unloc.cache.opening", "load_model": "unloc.inference.load", "evaluation": "unloc.evaluation"}
+_NAMES = {
+    "open_cache": "unloc.cache.opening",
+    "load": "unloc.inference.video_model",
+    "load_model": "unloc.inference.load",
+    "evaluation": "unloc.evaluation",
+}
 
 
 def __getattr__(name: str) -> object:

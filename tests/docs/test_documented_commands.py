@@ -191,6 +191,7 @@ def world(tmp_path_factory):
         run(f"{baseline} --manifest activitynet.jsonl --export anet.json")
         shutil.copy("anet.json", "predictions.json")
         run("data export csv anet.jsonl --out labels.csv")
+        Path("labels.txt").write_text("red circle rising\nblue star blinking\n")
         write_null_queries(folder)
         run("data zero-shot activitynet.jsonl --lists train_50_test_50/ActivityNet --split validation --out splits")
         run("extract splits/split_0/nonsense.jsonl --videos videos --cache token_cache --fps 4 --workers 0")
@@ -206,6 +207,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def here(world, tmp_path, monkeypatch):
     """A copy of the world that a test may write into, as the current folder."""
+    monkeypatch.setenv("UNLOC_TOKENS", str(tmp_path / "tokens"))
     folder = tmp_path / "here"
     shutil.copytree(world, folder, symlinks=True)
     monkeypatch.chdir(folder)

@@ -52,9 +52,13 @@ def test_a_run_is_scored_with_sentences_that_are_not_in_their_video(unloc, token
     assert (code, err) == (0, "") and "reject_all" in out
     folder = tmp_path / "run/eval/test"
     first = report_of(folder)
-    assert 0 < first["metrics"]["AUROC"] < 100 and first["coverage"]["queries_predicted"] == 30
-    words = ("--predictions", folder / "predictions.jsonl", *words, "--out", tmp_path / "again")
-    assert unloc("eval", *words)[0] == 0 and report_of(tmp_path / "again")["metrics"] == first["metrics"]
+    assert first["metrics"]["AUROC"] > 95 and first["coverage"]["queries_predicted"] == 30
+    assert first["coverage"]["existence_stated"] == 30
+    scored = ("--predictions", folder / "predictions.jsonl", *words, "--out", tmp_path / "again")
+    assert unloc("eval", *scored)[0] == 0 and report_of(tmp_path / "again")["metrics"] == first["metrics"]
+    (tmp_path / "run/checkpoints/best/calibration.json").unlink()  # the best window's score is worse
+    assert unloc("eval", tmp_path / "run", *words, "--cache", cache)[0] == 0
+    assert report_of(folder)["metrics"]["AUROC"] < 95 and not report_of(folder)["coverage"]["existence_stated"]
 
 
 def test_a_run_is_asked_for_the_classes_of_the_manifest_in_its_order(unloc, token_world, tmp_path):

@@ -86,6 +86,18 @@ def open_shards(cache: Cache) -> dict[str, list[str]]:
     return {name: ids for name, ids in read_checked(cache.path / "plan.json").items() if name not in cache.tables}
 
 
+def next_shard(path: Path, plan: Collection[str]) -> int:
+    """The number of the first shard that is neither written nor planned."""
+    names = {item.name for item in (path / "shards").glob("[0-9]*")}.union(plan)
+    return 1 + max((int(name.partition("-")[0]) for name in names), default=-1)
+
+
+def write_alone(path: Path, video: VideoTokens, dtype: str) -> None:
+    """Write a video into a new shard of its own, which no plan names, of a cache that this process has locked."""
+    name = SHARD_NAME.format(next_shard(path, read_checked(path / "plan.json")))
+    write_video_shard(path, name, [video], [], dtype)
+
+
 class ShardWriter:
     """Writes the shards of a cache that this process has locked; continues where an interrupted job stopped."""
 
@@ -114,8 +126,7 @@ class ShardWriter:
 
     def add(self, video_ids: list[str], shard_size: int) -> None:
         """Give videos places in new shards; places in the plan are kept from then on."""
-        written = {item.name for item in (self.path / "shards").glob("[0-9]*")}
-        first = 1 + max((int(name.partition("-")[0]) for name in self.plan.keys() | written), default=-1)
+        first = next_shard(self.path, self.plan)
         parts = [video_ids[start : start + shard_size] for start in range(0, len(video_ids), shard_size)]
         if parts:
             self.assign({SHARD_NAME.format(first + number): part for number, part in enumerate(parts)})

@@ -62,4 +62,4 @@ def main() -> None:
     raise SystemExit(2)
 
 
-from unloc.cli import cache, data, evaluate, extract, fit, report  # noqa: E402, F401  (they register their commands)
+from unloc.cli import cache, data, evaluate, extract, fit, predict, report  # noqa: E402, F401  (they register commands)

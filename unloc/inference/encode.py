@@ -4,13 +4,14 @@ Frames of many videos go into full batches of the tower. A frame's token must no
 is tried once, with the first batch that could be shared; where the bits differ, each batch holds one video.
 """
 
+import copy
 import json
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,11 +20,13 @@ import torch
 
 from unloc.cache.dtype import STORED_DTYPES, to_stored
 from unloc.cache.writing import VideoTokens, token_checksum
+from unloc.callbacks import OnProgress
 from unloc.errors import FingerprintError, InputError, VideoError
 from unloc.inference.run_tower import run_tower
 from unloc.model.towers import TowerChoice, load_tower
 from unloc.video.preprocess import PreprocessSpec, normalise
 from unloc.video.reading import FrameSampling, ReadSpec, VideoReading
+from unloc.video.video_file import VideoFile
 
 logger = logging.getLogger(__name__)
 EncodingCall = Callable[[], tuple[np.ndarray, float]]  # (N, views, D) float32 tokens, and the tower's seconds for them
@@ -83,13 +86,33 @@ class Encoder:
         flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
         return json.loads(json.dumps({**flat, "dtype": config.dtype, "views": config.views}))
 
-    def encode_video(self, path: Path, video_id: str) -> VideoTokens:
-        """Tokens and row of one file. Raises VideoError with a reason where it does not decode."""
-        reading = VideoReading(path, self.read_spec)
+    def sampled(self, fps: float) -> "Encoder":
+        """The same tower over so many frames per second."""
+        other = copy.copy(self)
+        other.config = replace(self.config, fps=fps, num_frames=None)
+        other.read_spec = ReadSpec(other.config, self.preprocess)
+        return other
+
+    def encode_video(
+        self,
+        path: Path,
+        video_id: str | None = None,
+        source: VideoFile | None = None,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> VideoTokens:
+        """Tokens and row of one file, by default under the sha256 of its content; `path` may be a copy of `source`.
+
+        `on_progress` gets the frames read and all. Raises VideoError with a reason where it does not decode.
+        """
+        reading = VideoReading(path, self.read_spec, source)
+        video_id, total = video_id or reading.content_sha256, len(reading.wanted_seconds)
 
         def events() -> Iterator[tuple[str, object]]:
+            done = 0
             for positions, pixels in reading.frames():
                 yield video_id, ([positions], pixels[None])
+                done += len(positions)
+                on_progress(done, total)
             yield video_id, reading.row(video_id)
 
         with single_threaded():

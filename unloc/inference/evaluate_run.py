@@ -1,18 +1,14 @@
-"""Evaluations that run a model or the baseline on a cache; scoring itself is in `unloc.evaluation`.
-
-The baseline's predictions are runs of frames whose cosine with the text's EOS token, standardised within the video, is
-above a threshold, scored by its mean.
-"""
+"""Evaluations that run a model or the baseline on a cache; scoring itself is in `unloc.evaluation`."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.cache.opening import open_cache
-from unloc.cache.reading import Cache, CachedVideo
+from unloc.cache.reading import Cache
 from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.evaluation.evaluator import Predictions, require_seconds
@@ -20,18 +16,18 @@ from unloc.evaluation.job import Evaluation
 from unloc.evaluation.reopening import run_folder
 from unloc.evaluation.zero_shot import names_in_vocabulary
 from unloc.examples.sources import CachedTokens
-from unloc.examples.steps import at_distinct_times, nearest_index, token_spans
+from unloc.examples.steps import at_distinct_times, nearest_index
 from unloc.files import file_sha256
 from unloc.inference.device import described, resolve_device
-from unloc.inference.load import LoadedModel, load_model, require_same_cache, require_task
+from unloc.inference.load import load_model, model_for_classes, require_same_cache, require_task
 from unloc.inference.predict import predict_split
 from unloc.inference.run_tower import fingerprint_of_run
+from unloc.inference.similarity import cosine_similarity, not_embeddings, segments_above
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.predictions.writing import SUBMITTED_SPLITS
 from unloc.tasks import task_named
 
 TOKEN_KEYS = ("tower.name", "tower.pretrained", "tower.weights_sha256", "sampling.num_frames", "sampling.fps")
-THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # of the baseline: standard deviations above the video's mean
 
 
 def evaluate_baseline(evaluation: Evaluation) -> dict | None:
@@ -100,46 +96,14 @@ def _evaluate(
     return evaluation.finish(task, report and report | stated | written | note, predictions)
 
 
-def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
-    """The model with other classes of the manifest (zero-shot). Raises InputError where its head knows only its own."""
-    if not loaded.info.classes or loaded.info.classes == classes:
-        return loaded
-    if loaded.info.recipe.model.fusion == "none":
-        raise InputError(f"--manifest has {len(classes)} other classes than the {len(loaded.info.classes)} trained on")
-    return replace(loaded, info=replace(loaded.info, classes=classes))
-
-
-def cosine_similarity(frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """(T, C) cosine of frames (T, D) and texts (C, D)."""
-    frames, texts = frames.astype(np.float32), texts.astype(np.float32)
-    frames = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-8)
-    return frames @ (texts / np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-8)).T
-
-
-def segments_above(similarity: np.ndarray, cached: CachedVideo) -> np.ndarray:
-    """(N, 3) start, end, score of all runs of frames whose (T,) similarity is above a threshold, best first."""
-    spans = token_spans(cached.times_seconds, cached.meta["duration_seconds"])
-    standard = (similarity - similarity.mean()) / max(float(similarity.std()), 1e-8)
-    found: dict[tuple[float, float], float] = {}
-    for threshold in THRESHOLDS:
-        edges = np.diff(np.concatenate([[0], (standard > threshold).astype(int), [0]]))
-        for first, after in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
-            segment = (float(spans[first, 0]), float(spans[after - 1, 1]))
-            found[segment] = max(found.get(segment, -1.0), float(similarity[first:after].mean()))
-    rows = [(start, end, score) for (start, end), score in found.items()]
-    return np.asarray(sorted(rows, key=lambda row: -row[2]), dtype=np.float64).reshape(-1, 3)
-
-
 def baseline_predictions(task: str, manifest: Manifest, cache: Cache) -> Predictions:
     """Predictions for the queries or classes of all cached videos, of the kind the task has.
 
     Moments have saliency per 2 s clip. A frame's label is the most similar class, background below the video's median.
     Raises InputError for a cache whose frames and texts are not CLIP's embeddings.
     """
-    wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1}
-    stated = {key: cache.fingerprint.get(key, value) for key, value in wanted.items()}
-    if others := [f"{key} {value}" for key, value in stated.items() if value != wanted[key]]:
-        problem = f"has other tokens than CLIP's embeddings ({', '.join(others)}), which the baseline compares"
+    if others := not_embeddings(cache.fingerprint):
+        problem = f"has other tokens than CLIP's embeddings ({others}), which the baseline compares"
         raise InputError(f"{cache.path}: {problem}; extract a cache with the projections")
     predictions, rows = [], []
     if task in ("mr", "hd"):

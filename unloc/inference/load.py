@@ -15,12 +15,15 @@ from unloc.annotations.schema import Manifest
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe
 from unloc.errors import FingerprintError, InputError, MissingError, UnlocError, one_line
+from unloc.inference.existence import Calibration, read_calibration
 from unloc.model.build import EndToEnd, build_model, weight_name
 from unloc.model.clip import WeightSettings, clip_model
 from unloc.model.unloc import UnLoc
 from unloc.recipes import dump_recipe, recipe_from_dict, task_recipes
 
 CHECKPOINT_VERSION = 2
+LONGER_THAN_TRAINED = 1.25  # a video up to so many times as long as any of training is seen at once
+OF_A_TASK = ("classes", "fingerprint", "video_seconds")  # what each of several tasks has of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class CheckpointInfo:
     step: int  # optimizer steps done
     metrics: dict[str, float] = field(default_factory=dict)  # of the validation at this step
     live_towers: tuple[str, ...] = ()  # "image", "text": whose weights the checkpoint has; of others tokens are given
-    tasks: dict[str, dict] = field(default_factory=dict)  # of several: `classes` and `fingerprint` of each
+    video_seconds: tuple[float, float] | None = None  # of the training videos: median and longest
+    tasks: dict[str, dict] = field(default_factory=dict)  # of several: `OF_A_TASK` of each
 
     def to_dict(self) -> dict:
         """As JSON; the recipe becomes its YAML text, which states every key and keeps inf."""
@@ -47,8 +51,18 @@ class CheckpointInfo:
         if not self.tasks:
             return self
         task = next((task for task in self.tasks if task in tasks), next(iter(self.tasks)))
-        own = {"classes": tuple(self.tasks[task]["classes"]), "fingerprint": self.tasks[task]["fingerprint"]}
+        own = {key: self.tasks[task].get(key) for key in OF_A_TASK}
+        own["classes"] = tuple(own["classes"])
         return replace(self, recipe=task_recipes(self.recipe)[task], **own)
+
+    @property
+    def window_seconds(self) -> tuple[float, float]:
+        """Seconds of a typical video that the model was trained on, and of the longest that it sees at once."""
+        if self.video_seconds is None:  # a checkpoint of an earlier version: one frame for each step, or one a second
+            typical = self.recipe.data.num_steps / (self.fingerprint.get("sampling.fps") or 1.0)
+            return typical, 4 * typical
+        typical, longest = self.video_seconds
+        return typical, LONGER_THAN_TRAINED * longest
 
     def build(self, clip: CLIP | None = None) -> UnLoc | EndToEnd:
         """The model with fresh weights; its live towers take over those of `clip`, if it is given."""
@@ -65,6 +79,7 @@ class LoadedModel:
 
     model: UnLoc | EndToEnd
     info: CheckpointInfo
+    calibration: Calibration | None = None  # of models of sentences: whether a query is in a video at all
 
 
 def load_model(run: Path, device: torch.device | str = "cpu", tasks: Collection[str] = ()) -> LoadedModel:
@@ -85,7 +100,11 @@ def load_model(run: Path, device: torch.device | str = "cpu", tasks: Collection[
             raise InputError(f"{folder}: checkpoint version {version!r}, {advice}")
         recipe = OmegaConf.to_container(OmegaConf.create(values["recipe"]))
         values["recipe"] = recipe_from_dict(recipe, where=str(folder))
-        lists = {key: tuple(values[key]) for key in ("classes", "live_towers") if key in values}
+        lists = {
+            key: tuple(values[key])
+            for key in ("classes", "live_towers", "video_seconds")
+            if values.get(key) is not None
+        }
         info = CheckpointInfo(**values | lists).of_task(tasks)
         model, weights = info.build(), load_file(folder / "model.safetensors")
         if info.tasks:
@@ -95,7 +114,16 @@ def load_model(run: Path, device: torch.device | str = "cpu", tasks: Collection[
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: damaged checkpoint ({one_line(error)}); use another one, or train again") from None
-    return LoadedModel(model.to(device).eval(), info)
+    return LoadedModel(model.to(device).eval(), info, read_calibration(folder, info.recipe.task))
+
+
+def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
+    """The model for other classes (zero-shot). Raises InputError where its head knows only its own."""
+    if not loaded.info.classes or loaded.info.classes == classes:
+        return loaded
+    if loaded.info.recipe.model.fusion == "none":
+        raise InputError(f"got {len(classes)} other classes than the {len(loaded.info.classes)} trained on")
+    return replace(loaded, info=replace(loaded.info, classes=classes))
 
 
 def require_task(manifest: Manifest, task: str) -> None:

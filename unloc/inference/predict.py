@@ -18,6 +18,7 @@ from unloc.examples.examples import Examples, linspace_example, windows_of
 from unloc.examples.sources import ClassTexts, Source, VideoFrames
 from unloc.examples.steps import at_distinct_times
 from unloc.inference.device import computing
+from unloc.inference.existence import evidence
 from unloc.inference.load import LoadedModel
 from unloc.model.build import EndToEnd
 from unloc.model.unloc import Outputs, UnLoc
@@ -26,7 +27,7 @@ from unloc.ops.points import decode_segments, make_points
 from unloc.predictions.records import FramePrediction, MomentPrediction, detections_table
 from unloc.tasks import task_named
 
-QUERY_BATCH, VIDEO_BATCH, TEXT_BATCH, FRAME_BATCH = 16, 4, 64, 64
+QUERY_BATCH, VIDEO_BATCH, WINDOW_BATCH, TEXT_BATCH, FRAME_BATCH = 16, 4, 16, 64, 64
 
 
 @torch.inference_mode()
@@ -67,11 +68,14 @@ def predict_detections(
 def predict_frames(
     loaded: LoadedModel, videos: Sequence[VideoFrames], texts: ClassTexts
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Times (T,) of each video's frames and the logits (T, C) of all classes at each. Windows of all are one batch."""
-    recipe = loaded.info.recipe
+    """Times (T,) of each video's frames and the logits (T, C) of all classes at each."""
+    recipe, parts = loaded.info.recipe, []
     windows = [windows_of(video, recipe.data.num_steps) for video in videos]
-    outputs = class_outputs(loaded.model, [window for own in windows for window in own], texts, recipe)
-    logits, first, found = outputs.relevance.transpose(1, 2).double().cpu().numpy(), 0, []
+    flat = [window for own in windows for window in own]
+    for start in range(0, len(flat), WINDOW_BATCH):
+        outputs = class_outputs(loaded.model, flat[start : start + WINDOW_BATCH], texts, recipe)
+        parts.append(outputs.relevance.transpose(1, 2).double().cpu().numpy())
+    logits, first, found = np.concatenate(parts), 0, []
     for video, own in zip(videos, windows, strict=True):
         valid = np.stack([window.frame_mask for window in own])
         found.append(at_distinct_times(video.times_seconds, logits[first : first + len(own)][valid]))
@@ -93,9 +97,7 @@ def predict_split(
     loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
 ) -> Predictions:
     """Predictions for all videos of the selected manifest, of the kind the task has; texts are encoded once."""
-    if isinstance(loaded.model, EndToEnd):
-        source = EncodedInputs(source, loaded)
-        loaded = replace(loaded, model=loaded.model.core)
+    loaded, source = core_and_source(loaded, source)
     recipe, classes, predictions = loaded.info.recipe, loaded.info.classes, []
     examples = Examples(recipe.task, manifest, source, recipe.data)
     is_query = task_named(recipe.task).text_kind == "query"
@@ -105,10 +107,15 @@ def predict_split(
     for start in range(0, len(items), size):
         part = items[start : start + size]
         if is_query:
-            videos = [examples.video(row["video_id"]) for row in part]
-            found = predict_moments(loaded, videos, [examples.texts[row["text"]] for row in part])
-            for row, (windows, saliency) in zip(part, found, strict=True):
+            videos, own = (
+                [examples.video(row["video_id"]) for row in part],
+                [examples.texts[row["text"]] for row in part],
+            )
+            found = predict_moments(loaded, videos, own)
+            for row, video, text, (windows, saliency) in zip(part, videos, own, found, strict=True):
                 named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
+                if loaded.calibration is not None:
+                    named["existence"] = loaded.calibration.score(evidence(windows, video.frames, text))
                 predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
         elif recipe.task == "tal":
             found = predict_detections(loaded, [examples.video(video_id) for video_id in part], texts)
@@ -132,11 +139,18 @@ def predict_split(
     return detections_table(predictions) if recipe.task in ("tal", "cls") else predictions
 
 
+def core_and_source(loaded: LoadedModel, source: Source) -> tuple[LoadedModel, Source]:
+    """The core of a model with towers, and the source as these encode it; any other model and source as they are."""
+    if not isinstance(loaded.model, EndToEnd):
+        return loaded, source
+    return replace(loaded, model=loaded.model.core), EncodedInputs(source, loaded)
+
+
 class EncodedInputs:
     """A source as the towers of a model encode it; tokens of a source stay as they are."""
 
     def __init__(self, source: Source, loaded: LoadedModel) -> None:
-        self.source, self.model, self.name = source, loaded.model, source.name
+        self.source, self.loaded, self.model, self.name = source, loaded, loaded.model, source.name
         self.precision = loaded.info.recipe.train.precision
         self.device = next(loaded.model.parameters()).device
         self.durations_of, self.video_sha256 = source.durations_of, source.video_sha256
@@ -160,18 +174,24 @@ class EncodedInputs:
             self._last = {video_id: (np.concatenate(tokens), times)}
         return self._last[video_id]
 
-    @torch.inference_mode()
     def texts(self, texts: list[str]) -> list[np.ndarray]:
         """Tokens (K, D) of each text."""
-        tower, found = self.model.text_tower, []
-        if tower is None:
+        if self.loaded.model.text_tower is None:
             return self.source.texts(texts)
-        for start in range(0, len(texts), TEXT_BATCH):
-            ids, mask = tower.tokenize(texts[start : start + TEXT_BATCH])
-            with computing(self.device, self.precision):
-                tokens = tower(ids.to(self.device), mask.to(self.device)).float().cpu()
-            found += [row[valid].numpy() for row, valid in zip(tokens, mask, strict=True)]
-        return found
+        return encode_texts(self.loaded, texts)
+
+
+@torch.inference_mode()
+def encode_texts(loaded: LoadedModel, texts: list[str]) -> list[np.ndarray]:
+    """Tokens (K, D) of each text, of a model with a text tower."""
+    tower, found = loaded.model.text_tower, []
+    device = next(loaded.model.parameters()).device
+    for start in range(0, len(texts), TEXT_BATCH):
+        ids, mask = tower.tokenize(texts[start : start + TEXT_BATCH])
+        with computing(device, loaded.info.recipe.train.precision):
+            tokens = tower(ids.to(device), mask.to(device)).float().cpu()
+        found += [row[valid].numpy() for row, valid in zip(tokens, mask, strict=True)]
+    return found
 
 
 def forward(model: UnLoc, batch: Batch, recipe: Recipe, *, pairing: str) -> Outputs:

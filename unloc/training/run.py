@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +22,10 @@ from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader, MixedLoader
 from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
+from unloc.inference.calibrate import calibrate
 from unloc.inference.device import described, resolve_device
-from unloc.inference.load import CheckpointInfo, LoadedModel, load_model, require_same_cache
+from unloc.inference.existence import write_calibration
+from unloc.inference.load import OF_A_TASK, CheckpointInfo, LoadedModel, load_model, require_same_cache
 from unloc.inference.predict import EncodedInputs, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.model.build import EndToEnd, SeveralTasks, models_by_task
@@ -122,10 +125,31 @@ def fit_recipe(
         log_to(run / "log.txt")
         encode_class_names(trainer)
         try:
-            return trainer.fit(on_step, wandb=wandb) if processes is None else processes.fit(trainer)
+            metrics = trainer.fit(on_step, wandb=wandb) if processes is None else processes.fit(trainer)
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
+        calibrate_run(run, splits, inputs, device_)
+        return metrics
+
+
+def calibrate_run(
+    run: Path,
+    splits: Mapping[str, tuple[Manifest, Manifest | None]],
+    inputs: Mapping[str, Inputs],
+    device: torch.device,
+) -> None:
+    """Fit on validation when a query counts as not in a video, for the run's best model of each task of sentences."""
+    for task, (_, val) in splits.items():
+        if val is None or task_named(task).text_kind != "query":
+            continue
+        found = calibrate(load_model(run, device, [task]), val, inputs[task].source)
+        if found is None:
+            logger.info("%s: too few queries or videos in validation to calibrate what is not in a video", task)
+            continue
+        write_calibration(run / "checkpoints" / "best", task, found)
+        shares = "{percent_kept:.0f} %% of queries kept, {percent_rejected:.0f} %% of others rejected"
+        logger.info(f"%s: in a video from %.2f on: {shares.format(**found.fitted_on)}", task, found.threshold)
 
 
 def _require_example_each(loader: Loader, recipe: Recipe, count: int) -> None:
@@ -247,7 +271,7 @@ def build_trainer(
         core.start_projections({key: torch.tensor(start) for key, start in inputs[task].projections.items()})
     info, loader, model = infos[task], loaders[task], models[task]
     if recipe.tasks:
-        own = {key: {"classes": one.classes, "fingerprint": one.fingerprint} for key, one in infos.items()}
+        own = {key: {name: getattr(one, name) for name in OF_A_TASK} for key, one in infos.items()}
         info, model = replace(info, recipe=recipe, classes=(), tasks=own), SeveralTasks(models)
         weights = {key: stated["weight"] for key, stated in recipe.tasks.items() if "weight" in stated}
         loader = MixedLoader(loaders, weights, recipe.train.seed)
@@ -282,7 +306,10 @@ def _prepared(
         val.required_durations()
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
-    example = examples.example(0)
+    example, seconds = (
+        examples.example(0),
+        [examples.durations[video_id] for video_id in dict.fromkeys(examples.videos)],
+    )
     frame_dim = inputs.fingerprint["tower.frame_dim"] if "image" in inputs.live else example.frames.shape[-1]
     if clip is not None:
         text_dim = int(clip.text_projection.shape[0 if recipe.model.project_texts else 1])
@@ -296,6 +323,7 @@ def _prepared(
         fingerprint=inputs.fingerprint,
         step=0,
         live_towers=inputs.live,
+        video_seconds=(float(np.median(seconds)), max(seconds)),
     )
     return info, examples, class_texts
 

@@ -110,6 +110,37 @@ def video_files(folder: Path) -> list[Path]:
     return sorted(found, key=_preference)
 
 
+def own_videos(names: Iterable[Path | str]) -> list[VideoFile]:
+    """The files that names stand for: files, folders of videos (also at URLs, and below them), in the order given.
+
+    Raises MissingError where a name stands for none, InputError where two different files have one name without ending.
+    """
+    found: dict[VideoFile, None] = {}
+    for name in names:
+        url, path = url_of(name), Path(str(name).removeprefix("file:"))
+        if url is None and not path.is_dir():
+            if not path.exists():
+                raise MissingError(f"{name}: no such video; give a file, a folder, or a URL")
+            found[path] = None
+            continue
+        files = []
+        if url is not None and PurePosixPath(url).suffix.lower() in EXTENSIONS:
+            with suppress(FileNotFoundError):
+                files = [RemoteVideo.at(*url.rsplit("/", 1))]
+        elif url is not None or any(path.iterdir()):
+            index = index_videos(name)
+            files = [file for key, file in index.files.items() if PurePosixPath(key).suffix.lower() in EXTENSIONS]
+        if not files:
+            raise MissingError(f"{name}: no video here; its name would end in {', '.join(EXTENSIONS)}")
+        found |= dict.fromkeys(sorted(files, key=str))
+    by_stem: dict[str, VideoFile] = {}
+    for file in found:
+        stem = PurePath(file.name).stem
+        if (other := by_stem.setdefault(stem, file)) != file:
+            raise InputError(f"{other} and {file}: two videos are called {stem}; rename one, or ask for one at a time")
+    return list(found)
+
+
 def expand_shards(pattern: str) -> list[Path]:
     """Paths of `videos-{000..127}.tar`, `videos-*.tar` or several joined by `::`. Raises InputError, MissingError."""
     from webdataset.shardlists import expand_urls  # here: it imports torch

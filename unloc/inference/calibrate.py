@@ -1,0 +1,84 @@
+"""Fits the existence score on validation: queries in their own video, and in other videos of the split."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from unloc.annotations.schema import Manifest
+from unloc.callbacks import OnProgress
+from unloc.examples.examples import Examples
+from unloc.examples.sources import Source
+from unloc.inference.existence import Calibration, evidence
+from unloc.inference.load import LoadedModel
+from unloc.inference.predict import QUERY_BATCH, core_and_source, predict_moments
+
+MOST_QUERIES, FEWEST_QUERIES = 400, 10
+PENALTY = 1.0  # L2, on the weights of standardised evidence
+
+
+def calibrate(
+    loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
+) -> Calibration | None:
+    """The calibration of a model of sentences on one split; None where that has too few queries or one video only.
+
+    Each query is asked of its own video, where it counts as there if it has a moment, and of another one of the split
+    that is not annotated with the same sentence.
+    """
+    loaded, source = core_and_source(loaded, source)
+    examples = Examples(loaded.info.recipe.task, manifest, source, loaded.info.recipe.data)
+    rng, rows, videos_of = np.random.default_rng(0), examples.queries.to_dict("records"), defaultdict(set)
+    for row in rows:
+        videos_of[row["text"]].add(row["video_id"])
+    videos, pairs = sorted(set(examples.videos)), []
+    for index in rng.permutation(len(rows))[:MOST_QUERIES]:
+        row, start = rows[index], int(rng.integers(len(videos)))
+        pairs.append((row["video_id"], row["text"], len(row["segments"]) > 0))
+        others = (video for video in videos[start:] + videos[:start] if video not in videos_of[row["text"]])
+        if (other := next(others, None)) is not None:
+            pairs.append((other, row["text"], False))
+    is_there = np.array([there for *_, there in pairs], dtype=bool)
+    if min(is_there.sum(), (~is_there).sum()) < FEWEST_QUERIES:
+        return None
+    found = []
+    for first in range(0, len(pairs), QUERY_BATCH):
+        part = pairs[first : first + QUERY_BATCH]
+        shown, texts = [examples.video(video) for video, *_ in part], [examples.texts[text] for _, text, _ in part]
+        moments = predict_moments(loaded, shown, texts)
+        for video, text, (windows, _) in zip(shown, texts, moments, strict=True):
+            found.append(evidence(windows, video.frames, text))
+        on_progress(len(found), len(pairs))
+    weights, bias = fit_logistic(np.array(found), is_there)
+    scores = np.array([Calibration(weights=weights, bias=bias, threshold=0.5).score(one) for one in found])
+    threshold = best_threshold(scores, is_there)
+    kept, rejected = (scores[is_there] >= threshold).mean(), (scores[~is_there] < threshold).mean()
+    fitted_on = {
+        "split": manifest.splits[0],
+        "queries_there": int(is_there.sum()),
+        "queries_not": int((~is_there).sum()),
+    }
+    fitted_on |= {"percent_kept": 100.0 * float(kept), "percent_rejected": 100.0 * float(rejected)}
+    return Calibration(weights=weights, bias=bias, threshold=threshold, fitted_on=fitted_on)
+
+
+def fit_logistic(evidence: np.ndarray, is_there: np.ndarray) -> tuple[tuple[float, ...], float]:
+    """Weights and bias of a logistic regression with as much weight on those that are there as on the others."""
+    mean, scale = evidence.mean(axis=0), np.maximum(evidence.std(axis=0), 1e-6)
+    inputs = np.column_stack([(evidence - mean) / scale, np.ones(len(evidence))])
+    share = np.where(is_there, 0.5 / is_there.mean(), 0.5 / (~is_there).mean())
+    penalty, found = np.diag([PENALTY] * evidence.shape[1] + [1e-6]), np.zeros(inputs.shape[1])
+    for _ in range(50):  # Newton's method
+        probability = 1.0 / (1.0 + np.exp(-inputs @ found))
+        gradient = inputs.T @ (share * (probability - is_there)) + penalty @ found
+        curvature = (inputs * (share * probability * (1 - probability))[:, None]).T @ inputs + penalty
+        found = found - np.linalg.solve(curvature, gradient)
+    weights = found[:-1] / scale
+    return tuple(weights.tolist()), float(found[-1] - weights @ mean)
+
+
+def best_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
+    """The score between two neighbours at which the mean of kept and rejected shares is highest; nearest to 0.5."""
+    levels = np.unique(scores)
+    middles = (levels[1:] + levels[:-1]) / 2 if len(levels) > 1 else np.array([0.5])
+    right = [(scores[is_there] >= at).mean() + (scores[~is_there] < at).mean() for at in middles]
+    best = middles[np.isclose(right, np.max(right))]
+    return float(best[np.abs(best - 0.5).argmin()])

@@ -1,0 +1,58 @@
+"""Is a query in the video at all? A score from 0 to 1 and a threshold, fitted on validation (`calibrate`)."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unloc.errors import InputError, one_line
+from unloc.files import write_file
+from unloc.inference.similarity import similarity_to
+
+CALIBRATION = "calibration.json"  # next to a checkpoint: one entry for each task of sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A logistic function of the `evidence`, and the score from which a query counts as in the video."""
+
+    weights: tuple[float, ...]
+    bias: float
+    threshold: float
+    fitted_on: dict = field(default_factory=dict)  # split, number of pairs, and what the threshold keeps and rejects
+
+    def score(self, evidence: np.ndarray) -> float:
+        """The probability, were half of all queries in their video."""
+        return float(1.0 / (1.0 + np.exp(-(evidence @ np.asarray(self.weights) + self.bias))))
+
+
+def evidence(windows: np.ndarray, frames: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """(3,) of moments (N, 3) best first, frame tokens (T, D) and text tokens (K, D): the logit of the best score; the
+    cosine of the three frames most similar to the text's EOS, and by how much that is above the mean of all frames.
+    Without moments the first is that of a score of 0.001; where tokens do not compare the others are 0.
+    """
+    best = float(np.clip(windows[0, 2] if len(windows) else 0.0, 1e-3, 1 - 1e-6))
+    if frames.shape[1] != text.shape[1]:
+        return np.array([np.log(best / (1 - best)), 0.0, 0.0])
+    similarity = similarity_to(frames, text[-1:])[:, 0]
+    highest = np.sort(similarity)[-3:].mean()
+    return np.array([np.log(best / (1 - best)), highest, highest - similarity.mean()])
+
+
+def write_calibration(folder: Path, task: str, calibration: Calibration) -> None:
+    """Write or replace the calibration of one task of a checkpoint."""
+    known = json.loads((folder / CALIBRATION).read_text(encoding="utf-8")) if (folder / CALIBRATION).is_file() else {}
+    write_file(folder / CALIBRATION, json.dumps(known | {task: asdict(calibration)}, indent=1) + "\n")
+
+
+def read_calibration(folder: Path, task: str) -> Calibration | None:
+    """The calibration of a task, where the checkpoint has one. Raises InputError where the file is damaged."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")).get(task)
+        return values and Calibration(**values | {"weights": tuple(map(float, values["weights"]))})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({one_line(error)}); delete it to go without a calibration") from None

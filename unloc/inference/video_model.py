@@ -1,0 +1,456 @@
+"""A model for any video file: what `unloc.load` returns and `unloc predict` runs.
+
+model = unloc.load("runs/mr")                      # or "toy", or "none" with a tower: similarity without training
+found = model.predict("film.mp4", ["a red ball falls"])
+for moment in found: print(moment.start, moment.end, moment.score, moment.text)
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unloc.annotations.own import video_id_of
+from unloc.cache.dtype import from_stored
+from unloc.cache.reading import CachedVideo
+from unloc.callbacks import OnProgress
+from unloc.errors import InputError
+from unloc.examples.sources import ClassTexts, VideoFrames
+from unloc.inference.device import resolve_device
+from unloc.inference.encode import EncodeConfig, Encoder
+from unloc.inference.existence import evidence
+from unloc.inference.file_tokens import FileTokens
+from unloc.inference.load import LoadedModel, load_model, model_for_classes, require_same_cache
+from unloc.inference.predict import encode_texts, predict_frames
+from unloc.inference.run_tower import fingerprint_of_run
+from unloc.inference.similarity import not_embeddings, segments_above, similarity_to
+from unloc.inference.windows import (
+    Curve,
+    Window,
+    best_windows,
+    detections_in,
+    moments_in,
+    windows_over,
+)
+from unloc.model.build import EndToEnd
+from unloc.model.towers import clip_ids
+from unloc.predictions.exporting import spans_of
+from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction, detections_table
+from unloc.synth import toy_unloc_folder
+from unloc.synth.events import FRAME_SIZES
+from unloc.tasks import task_named
+from unloc.video.facts import scan
+from unloc.video.locate import own_videos
+from unloc.video.video_file import VideoFile, on_disk
+
+logger = logging.getLogger(__name__)
+SEARCHED_FROM_SECONDS = 600.0  # longer videos are searched first
+GROUNDED_WINDOWS = 32  # of a searched video, for each query
+CLASSES_AT_ONCE = 256
+MANY_TEXTS = 500  # labels in prompts from which on the expected time is said before
+DEFAULT_FPS = 2.0  # of --checkpoint none
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A segment in seconds; the score is that of `unloc eval`, NaN for the labels of an AS model."""
+
+    start: float
+    end: float
+    score: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPrediction:
+    """What a model found in one video; a sequence of its moments, best first for each query, or of all classes."""
+
+    video: str  # as it was given
+    video_id: str
+    duration_seconds: float
+    task: str
+    texts: tuple[str, ...]  # queries or classes
+    moments: tuple[Moment, ...]
+    existence: dict[str, float] = field(
+        default_factory=dict
+    )  # of a query: that it is in the video at all, 0-1; without
+    threshold: float | None = None  # a calibration the best moment's score. Below the threshold it is not in the video
+    curves: dict[str, Curve] = field(default_factory=dict)  # relevance over time, where the model looked
+    saliency: dict[str, np.ndarray] = field(default_factory=dict)  # of a query, per 2 s clip (HD)
+    frames: FramePrediction | None = None  # the labels of an AS model
+    how: str = "seen whole"  # or in which windows
+    windows: int = 1  # of the video; of a searched one these were ranked for each query
+    grounded: int = 1  # windows that the model looked at, for each query
+    row: dict = field(default_factory=dict, repr=False)  # what the cache of tokens knows of the file
+
+    def __iter__(self) -> Iterator[Moment]:
+        return iter(self.moments)
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitem__(self, index: int) -> Moment:
+        return self.moments[index]
+
+    def best(self, top: int = 5, min_score: float | None = None) -> "VideoPrediction":
+        """With the `top` moments of each query, or of all classes, that have at least `min_score`; without one, those
+        of queries that are in the video by the model's calibration, where it has one. Labels of frames all stay.
+        """
+        if self.frames is not None:
+            return self
+        is_query, kept, counts, rejected = task_named(self.task).text_kind == "query", [], Counter(), set()
+        if min_score is None and self.threshold is not None:
+            rejected = {text for text, score in self.existence.items() if score < self.threshold}
+        for moment in self.moments:
+            key = moment.text if is_query else None
+            is_high = min_score is None or moment.score >= min_score
+            if counts[key] < top and is_high and key not in rejected:
+                counts[key] += 1
+                kept.append(moment)
+        return replace(self, moments=tuple(kept))
+
+    def records(self) -> list[MomentPrediction] | list[FramePrediction] | pd.DataFrame:
+        """As the field's formats write it (`unloc.predictions.writing`)."""
+        if self.frames is not None:
+            return [self.frames]
+        rows = [(self.video_id, one.text, one.start, one.end, one.score) for one in self.moments]
+        if task_named(self.task).text_kind == "class":
+            return detections_table(rows)
+        found = []
+        for text in self.texts:
+            windows = [row[2:] for row in rows if row[1] == text]
+            stated = {"existence": None if self.threshold is None else self.existence[text]}
+            stated |= {"saliency": self.saliency.get(text)}
+            named = {"qid": "", "video_id": self.video_id, "query": text}
+            found.append(MomentPrediction(**named, windows=np.reshape(windows, (-1, 3)), **stated))
+        return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each moment: video_id, label (query or class), start_seconds, end_seconds, score."""
+        rows = [(self.video_id, one.text, one.start, one.end, one.score) for one in self.moments]
+        return pd.DataFrame(rows, columns=DETECTION_COLUMNS)
+
+    def show(self) -> object:
+        """A picture: for each text its relevance over time and its moments. Shown in a notebook, and returned."""
+        from matplotlib.figure import Figure  # here: it takes 0.7 s
+
+        texts = [text for text in self.texts if any(one.text == text for one in self.moments)] or self.texts[:1]
+        figure = Figure(figsize=(9, 0.6 + 1.1 * len(texts)), layout="constrained")
+        for axes, text in zip(figure.subplots(len(texts), sharex=True, squeeze=False)[:, 0], texts, strict=True):
+            if text in self.curves:
+                axes.plot(self.curves[text].times_seconds, self.curves[text].relevance, linewidth=1)
+            for one in (one for one in self.moments if one.text == text):
+                axes.axvspan(
+                    one.start, one.end, alpha=0.15 if np.isnan(one.score) else 0.1 + 0.4 * min(1, abs(one.score))
+                )
+            axes.set(title=text.replace("$", r"\$"), xlim=(0, self.duration_seconds))
+        axes.set_xlabel(f"seconds of {self.video_id}".replace("$", r"\$"))
+        try:
+            from IPython.display import display
+        except ImportError:
+            return figure
+        display(figure)
+        return figure
+
+
+class VideoModel:
+    """A model with the tower that makes its tokens, for files of any length."""
+
+    def __init__(
+        self, name: str, loaded: LoadedModel | None, encoder: Encoder, cache: Path | str | None = None
+    ) -> None:
+        """`loaded`: None for similarity alone; `cache`: where tokens are kept (`FileTokens`)."""
+        self.name, self.loaded, self.encoder, self.cache = name, loaded, encoder, cache
+        self.towers = None if loaded is None or not isinstance(loaded.model, EndToEnd) else loaded
+        if self.towers is not None:
+            self.loaded = replace(loaded, model=loaded.model.core)
+        self.tokens = FileTokens(encoder, cache)
+        self._long_tokens: FileTokens | None = (
+            None  # at the rate of windows, where the model's own is a number of frames
+        )
+
+    @property
+    def task(self) -> str | None:
+        """What the model was trained for; None: similarity, for sentences and classes."""
+        return None if self.loaded is None else self.loaded.info.recipe.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it was trained on; none of models of sentences."""
+        return () if self.loaded is None else self.loaded.info.classes
+
+    @property
+    def saw_only_shapes(self) -> bool:
+        """Whether only rendered videos were in the training of the model or its tower."""
+        recipe = "" if self.loaded is None else self.loaded.info.recipe.name
+        return self.encoder.tower.fingerprint["name"] == "toy" or recipe.startswith("synth")
+
+    def predict(
+        self,
+        video: Path | str | VideoFile,
+        texts: Sequence[str] = (),
+        *,
+        labels: Sequence[str] = (),
+        on_progress: Callable[..., None] = lambda action, done, total: None,
+    ) -> VideoPrediction:
+        """The moments of sentences (`texts`), or of class names: `labels`, by default those of the training.
+
+        `on_progress` gets what is done (encoding, finding), how much and of how much. Raises InputError for texts that
+        the model does not take, VideoError with a reason for a file that cannot be read.
+        """
+        is_query = self.require_texts(texts, labels)
+        texts = tuple(dict.fromkeys(texts if is_query else labels or self.classes))
+        (file,) = own_videos([video]) if isinstance(video, str | Path) else [video]
+        cached, is_long = self._tokens_of(file, lambda done, total: on_progress("encoding", done, total))
+        row, name = cached.meta, video_id_of(file.name)
+        if not rendered_size(row) and self.saw_only_shapes:
+            what = f"{self.name} has seen only rendered shapes"
+            logger.warning("%s: NOT a rendered video, and %s: its answers mean nothing here", file, what)
+        frames = VideoFrames(name, cached.frames[0], cached.times_seconds, float(row["duration_seconds"]))
+        stated = {"video": str(video), "video_id": name, "duration_seconds": frames.duration_seconds, "texts": texts}
+
+        def finding(done: int, total: int) -> None:
+            on_progress("finding", done, total)
+
+        stated |= {"row": row, "task": self.task or ("mr" if is_query else "tal")}
+        if self.loaded is None:
+            return self._by_similarity(cached, texts, stated)
+        if is_query:
+            return self._moments(frames, texts, is_long, stated, finding)
+        model = model_for_classes(self.loaded, texts)
+        if self.task == "as":
+            return self._labels(model, frames, stated)
+        return self._detections(model, frames, is_long, stated, finding)
+
+    def require_texts(self, texts: Sequence[str], labels: Sequence[str]) -> bool:
+        """Whether sentences are asked for, or classes. Raises InputError where the model takes the others, or for an
+        empty or a too long text.
+        """
+        is_query = bool(texts)
+        if texts and labels:
+            raise InputError("unloc predict: -q asks for sentences, --labels for classes; give one of them")
+        if self.loaded is None and not (texts or labels):
+            raise InputError(
+                f"checkpoint {self.name}: knows no classes; give sentences with -q or classes with --labels"
+            )
+        if self.task is not None:
+            kind, is_query = task_named(self.task).text_kind, task_named(self.task).text_kind == "query"
+            if self.task == "cls":
+                raise InputError(
+                    f"checkpoint {self.name}: names whole videos (task cls) and finds no times; use another"
+                )
+            if (texts and not is_query) or (is_query and not texts):
+                expected = "sentences: -q TEXT or --queries FILE" if is_query else "classes: --labels FILE, or its own"
+                raise InputError(f"checkpoint {self.name}: task {self.task} takes {expected}, not the other {kind}")
+        limit = self.encoder.tower.fingerprint["context_length"]
+        for text in (*texts, *labels):
+            if not text.strip():
+                raise InputError("an empty text cannot be found; give words")
+            if (length := int(clip_ids([text], 4096)[1].sum())) > limit and not self.has_text_tower:
+                raise InputError(f"{text[:60]!r}…: has {length} tokens, the tower takes {limit}; say it in fewer words")
+        return is_query
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether the model has a text tower of its own."""
+        return self.towers is not None and self.towers.model.text_tower is not None
+
+    def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens (K, D) of each text as the model takes them: of its own text tower, or as a cache has them."""
+        if self.has_text_tower:
+            return encode_texts(self.towers, list(texts))
+        dtype = self.encoder.config.dtype
+        return [from_stored(tokens, dtype) for tokens in self.encoder.encode_texts(list(texts))]
+
+    texts = encode_texts  # as a source of `ClassTexts`
+
+    def _tokens_of(self, file: VideoFile, on_progress: OnProgress) -> tuple[CachedVideo, bool]:
+        """Tokens, and whether the video is longer than what the model sees at once."""
+        config, longest = self.encoder.config, np.inf
+        if self.loaded is not None and self.task != "as":
+            typical, longest = self.loaded.info.window_seconds
+        if config.num_frames is None or longest == np.inf:
+            cached = self.tokens.of(file, on_progress)
+            return cached, cached.meta["duration_seconds"] > longest
+        if self._long_tokens is None:
+            self._long_tokens = FileTokens(self.encoder.sampled(config.num_frames / typical), self.cache)
+        for tokens in (self.tokens, self._long_tokens):
+            if (cached := tokens.find(file)) is not None and (cached.meta["duration_seconds"] > longest) == (
+                tokens is self._long_tokens
+            ):
+                return cached, tokens is self._long_tokens
+        with on_disk(file) as path:
+            is_long = scan(path).end_seconds > longest
+        return (self._long_tokens if is_long else self.tokens).of(file, on_progress), is_long
+
+    def _windows(self, video: VideoFrames, is_long: bool) -> list[Window]:
+        if not is_long:
+            return [Window()]
+        seconds, _ = self.loaded.info.window_seconds
+        return windows_over(float(video.times_seconds[0]), float(video.times_seconds[-1]), seconds)
+
+    def _moments(
+        self, video: VideoFrames, texts: tuple[str, ...], is_long: bool, stated: dict, on_progress: OnProgress
+    ) -> VideoPrediction:
+        windows, tokens = self._windows(video, is_long), self.encode_texts(texts)
+        chosen, how = [windows] * len(texts), described_windows(windows)
+        is_searched = video.duration_seconds >= SEARCHED_FROM_SECONDS and len(windows) > GROUNDED_WINDOWS
+        if is_searched and not not_embeddings(self.encoder.fingerprint):
+            columns, times = self._similarity(video.frames, texts).T, video.times_seconds
+            chosen = [best_windows(windows, times, column, GROUNDED_WINDOWS) for column in columns]
+            how += f", ranked by similarity; grounded in the best {GROUNDED_WINDOWS} of each query"
+        found = moments_in(self.loaded, video, tokens, chosen, counted(on_progress, sum(map(len, chosen))))
+        kept, calibration, existence = found.kept(), self.loaded.calibration, {}
+        for index, text in enumerate(texts):
+            own = np.reshape([window for of_text, window in kept if of_text == index], (-1, 3))
+            existence[text] = float(own[0, 2]) if len(own) else 0.0
+            if calibration is not None:
+                existence[text] = calibration.score(evidence(own, video.frames, tokens[index]))
+        curves = {text: found.curve(index) for index, text in enumerate(texts)}
+        saliency = {texts[index]: filled(values) for index, values in found.saliency.items()}
+        own = {"curves": {text: curve for text, curve in curves.items() if curve is not None}, "saliency": saliency}
+        moments = tuple(Moment(*map(float, window), texts[index]) for index, window in kept)
+        own |= {"moments": moments, "existence": existence, "how": how}
+        own |= {"threshold": None if calibration is None else calibration.threshold}
+        return VideoPrediction(**stated, **own, windows=len(windows), grounded=len(chosen[0]))
+
+    def _similarity(self, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """(T, C) cosine of frames and texts by the tower of the frames."""
+        tokens = self.encoder.encode_texts(list(texts))
+        return similarity_to(frames, np.stack([from_stored(one[-1], self.encoder.config.dtype) for one in tokens]))
+
+    def _detections(
+        self, model: LoadedModel, video: VideoFrames, is_long: bool, stated: dict, on_progress: OnProgress
+    ) -> VideoPrediction:
+        windows, classes = self._windows(video, is_long), stated["texts"]
+        on_done = counted(on_progress, len(windows) * len(classes))
+        found = detections_in(model, video, self._class_texts(model), windows, on_done)
+        moments = tuple(Moment(*map(float, window), classes[index]) for index, window in found.kept())
+        curves = {text: found.curve(index) for index, text in enumerate(classes[:100])}
+        curves = {text: curve for text, curve in curves.items() if curve is not None}
+        own = {"moments": moments, "curves": curves, "how": described_windows(windows)}
+        return VideoPrediction(**stated, **own, windows=len(windows), grounded=len(windows))
+
+    def _class_texts(self, model: LoadedModel) -> Iterator[tuple[int, ClassTexts]]:
+        """The classes in parts; all at once where the outputs for one depend on the others."""
+        recipe, classes = model.info.recipe, model.info.classes
+        depends = recipe.model.displacements == "shared" or recipe.model.fusion in ("none", "late")
+        size, started = len(classes) if depends else CLASSES_AT_ONCE, time.perf_counter()
+        for first in range(0, len(classes), size):
+            yield first, ClassTexts(classes[first : first + size], self, recipe.data)
+            if first == 0 and len(classes) > max(size, MANY_TEXTS):
+                seconds = (time.perf_counter() - started) * len(classes) / size
+                parts = -(-len(classes) // size)
+                logger.warning("%d labels in %d parts of %d: about %.0f s", len(classes), parts, size, seconds)
+
+    def _labels(self, model: LoadedModel, video: VideoFrames, stated: dict) -> VideoPrediction:
+        """Labels of all frames of an AS model, and their runs as moments."""
+        texts, logits, curves = stated["texts"], [], {}
+        for _, part in self._class_texts(model):
+            ((times, own),) = predict_frames(model, [video], part)
+            logits.append(own)
+        scores = np.concatenate(logits, axis=1)
+        best, highest = scores.argmax(axis=1), scores.max(axis=1)
+        is_background = highest <= model.info.recipe.decode.background_logit
+        labels = [None if none else texts[index] for none, index in zip(is_background, best, strict=True)]
+        frames = FramePrediction(video_id=video.video_id, times_seconds=times, labels=labels, scores=scores)
+        spans = spans_of([frames])
+        moments = [Moment(row.start, row.end, row.score, row.text) for row in spans.itertuples()]
+        if moments and moments[-1].end > video.duration_seconds:
+            moments[-1] = replace(moments[-1], end=video.duration_seconds)
+        for index, text in enumerate(texts[:100]):
+            curves[text] = Curve(times, 1.0 / (1.0 + np.exp(-scores[:, index])))
+        return VideoPrediction(
+            **stated, moments=tuple(moments), curves=curves, frames=frames, how="all frames labelled"
+        )
+
+    def _by_similarity(self, cached: CachedVideo, texts: tuple[str, ...], stated: dict) -> VideoPrediction:
+        """The baseline of `unloc eval --baseline`."""
+        if others := not_embeddings(self.encoder.fingerprint):
+            raise InputError(
+                f"--tower: its tokens are other than CLIP's embeddings ({others}), which are compared here"
+            )
+        similarity = self._similarity(cached.frames[0], texts)
+        moments, curves = [], {}
+        for text, column in zip(texts, similarity.T, strict=True):
+            moments += [Moment(*map(float, window), text) for window in segments_above(column, cached)]
+            curves[text] = Curve(cached.times_seconds, column)
+        is_query = stated["task"] == "mr"
+        if not is_query:
+            moments.sort(key=lambda one: -one.score)
+        best = {text: float(curves[text].relevance.max()) for text in texts} if is_query else {}
+        own = {"moments": tuple(moments), "curves": curves, "existence": best}
+        return VideoPrediction(**stated, **own, how="by similarity alone, without training")
+
+
+def counted(on_progress: OnProgress, total: int) -> Callable[[int], None]:
+    """Called with how many more are done."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total)
+
+    return add
+
+
+def described_windows(windows: Sequence[Window]) -> str:
+    """How a video was seen, for a user."""
+    if len(windows) == 1:
+        return "seen whole"
+    return f"{len(windows)} windows of {windows[0].end - windows[0].start:.1f} s"
+
+
+def filled(saliency: np.ndarray) -> np.ndarray:
+    """Clips that no window saw get the lowest score."""
+    return np.nan_to_num(saliency, nan=float(np.nanmin(saliency)))
+
+
+def rendered_size(row: dict) -> bool:
+    """Whether a file has codec and size as `unloc data synth` makes them, which real videos rarely have."""
+    return row.get("codec") == "h264" and (row.get("width"), row.get("height")) in FRAME_SIZES
+
+
+def load(
+    checkpoint: Path | str,
+    *,
+    task: str | None = None,
+    tower: str | None = None,
+    pretrained: str | None = None,
+    cache: Path | str | None = None,
+    device: str = "auto",
+) -> VideoModel:
+    """The model of a run folder or checkpoint, `toy`: shipped, for rendered videos, or `none`: similarity of a `tower`.
+
+    `task` chooses among several tasks of a run, or of toy (mr, tal, as; default mr); `pretrained`: weights file or tag
+    of the tower. Tokens of videos are kept in `cache`. Raises MissingError, InputError or TowerError where model or
+    tower cannot be loaded, FingerprintError where the tower is not the one that made the tokens of the training.
+    """
+    device_ = resolve_device(device)
+    if str(checkpoint) == "none":
+        config = EncodeConfig(tower=tower or "toy", pretrained=pretrained, fps=DEFAULT_FPS)
+        return VideoModel("none", None, Encoder(config, device_), cache)
+    if tower is not None:
+        raise InputError(f"--tower {tower}: belongs to --checkpoint none; {checkpoint} knows its own tower")
+    run = toy_unloc_folder(task or "mr") if str(checkpoint) == "toy" else Path(checkpoint)
+    loaded = load_model(run, device_, [task] if task else ())
+    info = loaded.info
+    if task is not None and info.recipe.task != task:
+        raise InputError(f"--task {task}: checkpoint {checkpoint} was trained for {info.recipe.task}")
+    if "tower.name" not in info.fingerprint:
+        raise InputError(f"{checkpoint}: was trained on imported features; no tower here makes these from a video")
+    weights = info.recipe.towers.pretrained
+    config = EncodeConfig.from_fingerprint(
+        info.fingerprint, pretrained=pretrained or (weights if Path(weights).is_file() else None)
+    )
+    if "image" in info.live_towers:
+        config = replace(config, tower=str(run), dtype=EncodeConfig.dtype)  # as `unloc extract --tower RUN` rounds them
+    encoder = Encoder(config, device_)
+    require_same_cache(fingerprint_of_run(run, info, encoder.fingerprint), encoder.fingerprint, checkpoint)
+    return VideoModel(str(checkpoint), loaded, encoder, cache)
