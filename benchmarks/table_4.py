@@ -6,7 +6,8 @@ starts from the checkpoint that ships (`--init toy`); every seed trains all four
 between cells is over the same seeds, with its 95 % interval (Student's t); one that contains 0 is "not resolved".
 Finished runs are skipped, so an interrupted benchmark resumes.
 
-    python benchmarks/table_4.py --out DIR [--videos 120] [--seeds 0 1 2] [--epochs 6] [--task tal] [--styles sketch]
+    python benchmarks/table_4.py --out DIR [--videos 120] [--frames 96] [--seeds 0 1 2] [--epochs 6] [--task tal]
+        [--styles sketch]
 """
 
 import argparse
@@ -32,7 +33,7 @@ def unloc(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "unloc", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, epochs: float, videos: Path) -> float:
+def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, args: argparse.Namespace) -> float:
     """The metric of one cell and seed on the test split, trained where it is not yet."""
     *_, split, metric = TASKS[task]
     image, text = cell
@@ -40,8 +41,8 @@ def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, epochs: fl
     report = run / "eval" / split / "metrics.json"
     if not report.is_file():
         towers = ["towers.name=toy", f"towers.image={image}", f"towers.text={text}"]
-        loop = ["optim.tower_lr=0.001", f"train.seed={seed}", f"train.epochs={epochs}", "data.num_frames=96"]
-        loop += ["augment.randaugment_layers=0"]  # it changes colours, and the texts name them
+        loop = ["optim.tower_lr=0.001", f"train.seed={seed}", f"train.epochs={args.epochs}"]
+        loop += [f"data.num_frames={args.frames}", f"data.num_steps={args.frames}"]
         data = ["--cache", folder / "cache"] if image == "frozen" else ["--frames", folder / "frames"]
         state = ["--resume"] if (run / "checkpoints").exists() else ["--overwrite"]
         words = [*towers, *loop, "--manifest", manifest, *data, "--work-dir", run, "--init", "toy", *state]
@@ -49,8 +50,8 @@ def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, epochs: fl
         cache = folder / "cache"
         if image == "finetune":
             cache = run / "cache"
-            tower = ["--tower", run, "--frames", 96, "--split", split]
-            unloc("extract", manifest, "--videos", videos, "--cache", cache, *tower)
+            tower = ["--tower", run, "--frames", args.frames, "--split", split]
+            unloc("extract", manifest, "--videos", folder / "world/videos", "--cache", cache, *tower)
         unloc("eval", run, "--manifest", manifest, "--cache", cache, "--split", split)
     return json.loads(report.read_text())["metrics"][metric]
 
@@ -66,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("table_4"))
     parser.add_argument("--videos", type=int, default=120)
+    parser.add_argument("--frames", type=int, default=96, help="of a video, and steps of an example")
     parser.add_argument("--world-seed", type=int, default=4040)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=6)
@@ -81,13 +83,13 @@ def main() -> None:
         unloc("data", "synth", world, "--videos", args.videos, "--seed", args.world_seed, "--style", style)
         annotations = world / "annotations" / source
         unloc("data", "convert", converter, "--annotations", annotations, "--out", manifest)
-        unloc("extract", manifest, "--videos", videos, "--cache", folder / "cache", "--frames", 96)
-        packing = ["--frames", 96, "--size", 112]
+        unloc("extract", manifest, "--videos", videos, "--cache", folder / "cache", "--frames", args.frames)
+        packing = ["--frames", args.frames, "--size", 112]
         unloc("data", "pack", manifest, "--videos", videos, "--out", folder / "frames", *packing)
         table[style] = {"/".join(cell): [] for cell in CELLS}
         for seed in args.seeds:
             for cell in CELLS:
-                value = scored(folder, args.task, cell, seed, args.epochs, videos)
+                value = scored(folder, args.task, cell, seed, args)
                 table[style]["/".join(cell)].append(value)
                 (args.out / f"table_4_{args.task}.json").write_text(json.dumps(table, indent=1))
     print(f"\n{args.task}, {metric}, image/text tower, {args.videos} videos, {len(args.seeds)} seeds, mean ± 95 %")
