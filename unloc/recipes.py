@@ -44,11 +44,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     The override `base=NAME` puts the recipe on another base than its own. Raises MissingError where a file does not
     exist, ConfigError naming the file and the key that is unknown or impossible.
     """
-    try:
-        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({one_line(error)})") from None
-    stated = find_recipe(name_or_path)
+    changes, stated = stated_values(overrides), find_recipe(name_or_path)
     layers = [*_with_bases(stated, changes.pop("base", None)), StatedRecipe("", Path(), changes, "override")]
     merged = OmegaConf.create()
     for one in layers:
@@ -72,6 +68,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             raise ConfigError(f"{stated.where}: task: got {task} where tasks are stated; leave it out")
         return _several(values, stated)
     return recipe_from_dict(values, where=stated.where)
+
+
+def stated_values(overrides: Sequence[str]) -> dict:
+    """What `key=value` overrides state, nested by section. Raises ConfigError."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"override: {' '.join(overrides)}: expected key=value pairs ({one_line(error)})") from None
 
 
 def task_recipes(recipe: Recipe) -> dict[str, Recipe]:

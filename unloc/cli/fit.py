@@ -28,7 +28,7 @@ PRETRAIN = """Train on labelled clips, such as Kinetics: which of all class name
 @app.command()
 def fit(
     context: typer.Context,
-    recipe: Annotated[str, Argument(help="Shipped recipe (synth_mr, charades_b, …) or a YAML path.")],
+    recipe: Annotated[str, Argument(help="Shipped recipe (synth_mr, charades_b, …), own, or a YAML path.")],
     overrides: Annotated[list[str] | None, Argument(help="Dotted overrides: optim.lr=0.01 train.epochs=5.")] = None,
     manifest: Annotated[list[str] | None, Option("--manifest", "-m", help="Manifest with the training split.")] = None,
     cache: Annotated[list[str] | None, Option("--cache", "-c", help="Cache of `unloc extract`, or URL.")] = None,
@@ -51,12 +51,24 @@ def fit(
     """Train fusion, pyramid and heads, and the towers that the recipe finetunes, on a cache or on frames.
 
     A recipe of several tasks takes --manifest TASK=FILE for each, and one --cache for all or TASK=CACHE for each.
+    Recipe own takes task, splits, batch, steps and epochs from the manifest, its cache and this machine.
 
     Example: unloc fit synth_mr --manifest data/mr.jsonl --cache data/cache --work-dir runs/mr
     """
     from unloc.recipes import dump_recipe, load_recipe
 
-    resolved, command = load_recipe(recipe, overrides or []), context.info_name
+    command = context.info_name
+    if recipe == "own" and resume and work_dir is not None and (work_dir / "recipe.yaml").is_file():
+        recipe = str(work_dir / "recipe.yaml")  # as it was chosen; measured again it could be another
+    if recipe == "own":
+        if not manifest or not cache or len(manifest) + len(cache) > 2:
+            raise InputError(f"unloc {command} own: needs one --manifest and its --cache")
+        from unloc.training.own import own_recipe
+
+        with shown_warnings("unloc"):
+            resolved = own_recipe(Path(manifest[0]), cache[0], overrides or [], device=device, threads=threads)
+    else:
+        resolved = load_recipe(recipe, overrides or [])
     if command == "pretrain" and resolved.task != "cls":
         raise InputError(f"unloc pretrain: recipe {resolved.name} is of task {resolved.task}, not cls: use unloc fit")
     if print_config:

@@ -26,7 +26,7 @@ def calibrate(
     """
     loaded, source = core_and_source(loaded, source)
     examples = Examples(loaded.info.recipe.task, manifest, source, loaded.info.recipe.data)
-    rng, rows, videos_of = np.random.default_rng(0), examples.queries.to_dict("records"), defaultdict(set)
+    rng, rows, videos_of = np.random.default_rng(0), examples.queries, defaultdict(set)
     for row in rows:
         videos_of[row["text"]].add(row["video_id"])
     videos, pairs = sorted(set(examples.videos)), []
