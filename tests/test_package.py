@@ -24,7 +24,8 @@ def test_the_wheel_holds_recipes_tower_and_checkpoints_and_runs_from_another_fol
     code = (
         "import unloc, pipeline, unloc.recipes as r; import unloc.synth as s\n"
         "files = [s.TOWER_FOLDER / name for name in ('config.json', 'weights.safetensors')]\n"
-        "files += [s.toy_unloc_folder(t) / 'model.safetensors' for t in ('mr', 'tal', 'as')]\n"
+        "from unloc.report.page import SHELL\n"
+        "files += [SHELL] + [s.toy_unloc_folder(t) / 'model.safetensors' for t in ('mr', 'tal', 'as')]\n"
         "print(unloc.__file__, len(r.shipped_recipes()) >= 77, all(p.is_file() for p in files))"
     )
     done = subprocess.run(

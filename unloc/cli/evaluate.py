@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Option = typer.Option
-SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
 
 
 @app.command("eval")
@@ -148,8 +147,11 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
 
 
 def _print_table(table: "pd.DataFrame") -> None:
-    shown = [name for name in table.index if not name.startswith("MR-") or name.endswith(SHOWN_OFFICIAL)]
-    table = table.loc[shown].rename(columns={"low": "95 % of draws: from", "high": "to"})
+    from unloc.evaluation.tables import is_shown
+
+    table = table.loc[[name for name in table.index if is_shown(name)]].rename(
+        columns={"low": "95 % of draws: from", "high": "to"}
+    )
     typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="nan"))
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from unloc.cli import app
-from unloc.cli.evaluate import SHOWN_OFFICIAL
 from unloc.cli.progress import progress
 
 Argument, Option = typer.Argument, typer.Option
@@ -58,9 +57,11 @@ def compare(
 def _comparison_table(metrics: dict[str, dict]) -> str:
     import pandas as pd
 
+    from unloc.evaluation.tables import is_shown
+
     rows = {}
     for name, one in metrics.items():
-        if name.startswith("MR-") and not name.endswith(SHOWN_OFFICIAL):
+        if not is_shown(name):
             continue
         low, high = one["interval"]
         better = ("B is better" if one["difference"] > 0 else "A is better") if one["resolved"] else "not resolved"
@@ -71,3 +72,42 @@ def _comparison_table(metrics: dict[str, dict]) -> str:
         .rename_axis(columns="metric")
         .to_string(float_format="{:.2f}".format)
     )
+
+
+@app.command()
+def report(
+    source: Annotated[Path, Argument(help="Run, folder or metrics.json of `unloc eval`, or a file of predictions.")],
+    out: Annotated[Path | None, Option("--out", "-o", help="Page to write; default: report.html next to it.")] = None,
+    videos: Annotated[Path | None, Option(help="Folder of the videos: players, and frames of examples.")] = None,
+    embed: Annotated[
+        bool, Option("--embed", help="Put videos of up to 8 MB into the page; others are linked.")
+    ] = False,
+    manifest: Manifest = None,
+    split: Split = None,
+    task: Task = None,
+    cache: Cache = None,
+    limit: Annotated[int, Option(min=1, help="Most videos with a timeline.")] = 100,
+    top: Annotated[int, Option(min=1, help="Most predictions of a query or class that are shown.")] = 5,
+) -> None:
+    """One HTML page, with no request to anywhere: timelines of predictions, metrics, errors, curves, examples.
+
+    Example: unloc report runs/one --videos videos
+    """
+    from unloc.evaluation.job import Outputs
+    from unloc.files import write_file
+    from unloc.report.content import content_of, gather
+    from unloc.report.page import render
+
+    material = gather(source, manifest=manifest, split=split, task=task, cache=cache)
+    out = out or material.folder / "report.html"
+    files = {} if videos is None else material.files(videos)
+    outputs = Outputs([source, *files.values()])
+    outputs.add(out, "--out")
+    with progress("reporting", "videos") as on_progress:
+        content = content_of(material, out, files, embed=embed, limit=limit, top=top, on_progress=on_progress)
+    page = render(content)
+    with outputs.writing():
+        write_file(out, page)
+    typer.echo(f"wrote {out}: {len(content['videos'])} videos, {len(page) / 1e6:.1f} MB")
+    for note in content["notes"]:
+        typer.echo(f"  {note}")

@@ -31,6 +31,7 @@ class Scored:
     path: Path  # file of the predictions
     predictions: Predictions  # those that can be scored
     report: dict  # metrics.json; empty for a file that was not scored yet
+    problems: Problems  # of the predictions
 
     def scores(self) -> Scores:
         """What metrics are computed from."""
@@ -118,6 +119,7 @@ def reopen(
     evaluation = Evaluation(manifest_path=manifest, cache=cache, **options)
     scored = evaluation.scored_task(evaluation.task)
     require_annotations(scored, evaluation.selected, evaluation.split)
-    _, screened = PredictionFiles(evaluation, predictions, evaluation.manifest, Problems()).read(predictions)
-    named = {"name": str(source), "path": predictions}
-    return Scored(**named, evaluation=evaluation, task=scored, predictions=screened, report=report)
+    problems = Problems()
+    _, screened = PredictionFiles(evaluation, predictions, evaluation.manifest, problems).read(predictions)
+    found = {"predictions": screened, "report": report, "problems": problems}
+    return Scored(name=str(source), path=predictions, evaluation=evaluation, task=scored, **found)

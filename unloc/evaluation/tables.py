@@ -2,6 +2,13 @@
 
 import pandas as pd
 
+SHOWN_OFFICIAL = ("-mAP", "-full-mAP@0.5", "-full-mAP@0.75", "-full-R1@0.5", "-full-R1@0.7")  # of QVHighlights' 84
+
+
+def is_shown(metric: str) -> bool:
+    """Whether a metric is in the tables that people read; files have all."""
+    return not metric.startswith("MR-") or metric.endswith(SHOWN_OFFICIAL)
+
 
 def metric_table(report: dict) -> pd.DataFrame:
     """A row a metric, in percent: what was scored, every floor, and the ends of the interval where there is one."""

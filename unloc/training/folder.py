@@ -37,10 +37,10 @@ from unloc.errors import ConfigError, InputError, one_line
 from unloc.files import LOCK, commit_folder, folder_lock, replacing, write_file
 from unloc.inference.load import CheckpointInfo
 from unloc.recipes import dump_recipe, load_recipe
+from unloc.report.curves import read_rows, training_curves
 
 logger = logging.getLogger(__name__)
 LINKS = ("best", "last")  # in this order: `last` completes a step
-MOST_METRICS = 8  # lines of a picture that can be told apart
 
 WriteMetrics = Callable[[str, int, dict[str, float]], None]
 """Called with a kind (train, val or speed), a step and its values; those of `speed` alone depend on time."""
@@ -194,23 +194,16 @@ def draw_curves(run: Path) -> None:
     """Write RUN/curves.png from the rows of metrics.jsonl."""
     from matplotlib.figure import Figure  # here: it takes 0.7 s, which each process of a run would wait for
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    train, val = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
-    losses = [key for key in ("loss", "relevance", "box", "saliency") if train and key in train[0]]
-    losses += sorted({key for row in train for key in row if key.endswith("/loss")})  # of several tasks
-    rates = [key for key in ("lr", "tower_lr") if train and key in train[0]]
-    metrics = [key for key in (val[0] if val else ()) if key not in ("kind", "step")][:MOST_METRICS]
     figure = Figure(figsize=(15, 4), dpi=80, layout="constrained")
-    panels = zip(figure.subplots(1, 3), (train, train, val), (losses, rates, metrics), strict=True)
-    for (axes, of, keys), title in zip(panels, ("training loss", "learning rate", "validation"), strict=True):
-        for key in keys:
-            having = [row for row in of if key in row]
-            values = [row[key] if row[key] is not None else float("nan") for row in having]
-            axes.plot([row["step"] for row in having], values, label=key, marker="." if len(having) < 50 else "")
+    curves = training_curves(read_rows(run))
+    for axes, (title, lines) in zip(figure.subplots(1, 3), curves.items(), strict=True):
+        for key, (steps, values) in lines.items():
+            values = [float("nan") if value is None else value for value in values]
+            axes.plot(steps, values, label=key, marker="." if len(steps) < 50 else "")
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        if keys:
+        if lines:
             axes.legend(fontsize="small")
     with replacing(run / "curves.png", sync=False) as part:
         figure.savefig(part, format="png")
