@@ -136,9 +136,12 @@ def test_a_prediction_is_a_table_a_picture_and_a_sequence(toy, video):
     assert found[0].end > found[0].start >= 0 and found[0].text == QUERY
     curve = found.curves[QUERY]
     assert (np.diff(curve.times_seconds) > 0).all() and 0 <= curve.relevance.min() <= curve.relevance.max() <= 1
-    assert curve.relevance.max() == pytest.approx(found.existence[QUERY], abs=1e-6)
+    assert curve.relevance.max() == pytest.approx(found[0].score, abs=1e-6)
+    assert all(0 < score < 1 for score in found.existence.values()) and 0 < found.threshold < 1
     assert len(found.show().axes) == 2
-    assert [len(found.best(top=2)), len(found.best(min_score=1.1))] == [4, 0]
+    assert [len(found.best(top=2, min_score=0.0)), len(found.best(min_score=1.1))] == [4, 0]
+    kept = {text for text, score in found.existence.items() if score >= found.threshold}
+    assert {one.text for one in found.best()} == kept
 
 
 def test_load_needs_no_torch_until_it_is_called():

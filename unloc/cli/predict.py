@@ -45,7 +45,7 @@ def predict(
     Each video is decoded once: its tokens are kept, so that a second query does not read it again. Videos from ten
     minutes on are searched by similarity first.
 
-    Example: unloc predict data/videos/v_synth5_00003.mp4 -q "a red circle rising" --checkpoint toy
+    Example: unloc predict data/videos/v_synth5_00003.mp4 -q "a purple triangle swings" --checkpoint toy
     """
     from unloc.annotations.reading import read_names
     from unloc.inference.answers import as_json, cut_clips, format_of, table_lines, write_predictions
