@@ -64,16 +64,21 @@ def list_features(format_name: str, source: Path, dataset: str | None = None) ->
     return found
 
 
+def _chosen(arrays: Mapping[str, np.ndarray], dataset: str | None) -> np.ndarray:
+    """The only array, else the one that --dataset names, or `features`."""
+    name = next(iter(arrays)) if len(arrays) == 1 else dataset or "features"
+    if name not in arrays:
+        raise ValueError(f"holds {', '.join(arrays)}, but no {name!r}; name one with --dataset")
+    return arrays[name]
+
+
 def _numpy_files(suffix: str, folder: Path, dataset: str | None) -> Iterator[FeatureFile]:
     def read(path: Path) -> np.ndarray:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             return stored
         with stored:
-            key = stored.files[0] if len(stored.files) == 1 else dataset or "features"
-            if key not in stored:
-                raise ValueError(f"holds {', '.join(stored.files)}, but no {key!r}; name one with --dataset")
-            return stored[key]
+            return _chosen(stored, dataset)
 
     return (FeatureFile(path.stem, path, partial(read, path)) for path in sorted(folder.rglob(f"*{suffix}")))
 
@@ -87,12 +92,7 @@ def _hdf5_datasets(path: Path, dataset: str | None) -> Iterator[FeatureFile]:
     def read(name: str) -> np.ndarray:
         with h5py.File(path, "r") as file:
             item = file[name]
-            if isinstance(item, h5py.Dataset):
-                return item[...]
-            key = next(iter(item)) if dataset is None and len(item) == 1 else dataset
-            if not key or key not in item:
-                raise ValueError(f"group holds {', '.join(item)}; name the dataset with --dataset")
-            return item[key][...]
+            return (item if isinstance(item, h5py.Dataset) else _chosen(item, dataset))[...]
 
     try:
         with h5py.File(path, "r") as file:

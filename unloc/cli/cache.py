@@ -158,9 +158,8 @@ def import_command(
     durations, queries = None, ()
     if manifest:
         loaded = load_manifest(manifest)
-        videos = loaded.videos.drop_duplicates("video_id")
         queries = zip(loaded.queries["qid"].astype(str), loaded.queries["text"], strict=True)
-        durations = dict(zip(videos["video_id"], videos["duration_seconds"].astype(float), strict=True))
+        durations = loaded.stated_durations()
     given = {"durations": durations, "queries": queries, "texts": texts}
     with progress("importing", "videos") as on_progress:
         done = import_features(cache, source, config, **given, on_progress=on_progress)

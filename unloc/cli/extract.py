@@ -78,8 +78,7 @@ def extract(
         files, missing = dict(islice(files.items(), limit)), []
     job = (cache, *settings, files, missing, manifest_texts(selected, prompts=prompts))
     if plan:
-        durations = selected.videos.set_index("video_id")["duration_seconds"].astype(float).to_dict()
-        values = forecast(*job, durations)
+        values = forecast(*job, selected.stated_durations())
         table = {name: text.format(**values) for name, text in TABLE.items()}
         _print(values, table, as_json, "--plan --json")
         return
