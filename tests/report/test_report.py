@@ -79,7 +79,7 @@ def empty(**content):
     parts = dict.fromkeys(("metrics", "errors", "examples")) | {
         key: [] for key in ("facts", "notes", "curves", "videos")
     }
-    return parts | {"title": "t", "unit": "queries", "scores": [0, 1], "footer": ""} | content
+    return parts | {"title": "t", "units": ["query", "queries"], "scores": [0, 1], "footer": ""} | content
 
 
 # -- The page
@@ -165,10 +165,10 @@ def test_every_task_has_rows_with_truth_and_predictions(scored, report):
     assert row["truth"] == [[10, 20]] and row["found"] == [[10, 20, 0.9]] and row["iou"] == 1.0
     _, frames = report("as.jsonl", "-m", "tal.jsonl", "--split", "test", "--task", "as", "-o", "as.html")
     (row,) = frames["videos"][2]["rows"]
-    assert row["found"] == [[30, 90, None]] and row["truth"] == [[30, 90]] and frames["unit"] == "classes"
+    assert row["found"] == [[30, 90, None]] and row["truth"] == [[30, 90]] and frames["units"][1] == "classes"
     _, rated = report("mr.json", "-m", "mr.jsonl", "--split", "val", "--task", "hd", "-o", "hd.html")
     assert [row["name"] for row in rated["metrics"]["rows"]].count("HL-min-VeryGood-Hit1") == 1
-    assert rated["videos"][0]["rows"][0]["curves"][0]["name"] == "saliency" and rated["unit"] == "queries"
+    assert rated["videos"][0]["rows"][0]["curves"][0]["name"] == "saliency" and rated["units"][1] == "queries"
 
 
 def test_what_is_missed_is_on_the_page_and_only_the_best_predictions_are(scored, report):
