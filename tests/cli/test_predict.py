@@ -73,6 +73,18 @@ def test_files_are_written_by_their_ending(name, videos, tmp_path, unloc):
         assert len(json.loads(text)["pred_relevant_windows"]) == 5
 
 
+def test_a_page_and_labels_for_tools_are_written(videos, tmp_path, unloc):
+    words = ("predict", videos, "-q", QUERY, "--checkpoint", "toy", "--min-score", 0, "-o")
+    code, _, errors = unloc(*words, tmp_path / "page.html")
+    assert code == 0 and QUERY in (tmp_path / "page.html").read_text(), errors
+    code, _, errors = unloc(*words, tmp_path / "studio", "--format", "labelstudio")
+    tasks = json.loads((tmp_path / "studio" / "tasks.json").read_text())
+    assert code == 0 and [task["data"]["video"].rpartition("?d=")[2] for task in tasks] == ["v0.mp4", "v1.mp4"], errors
+    assert {task["data"]["fps"] for task in tasks} == {10.0}
+    assert unloc(*words, tmp_path / "fiftyone", "--format", "fiftyone")[0] == 0
+    assert set(json.loads((tmp_path / "fiftyone" / "labels.json").read_text())["labels"]) == {"v0", "v1"}
+
+
 def test_labels_and_queries_come_from_files(videos, tmp_path, unloc):
     (tmp_path / "labels.txt").write_text("red circle rising\nblue star\n\nblue star\n")
     labels = ("--labels", tmp_path / "labels.txt")
@@ -118,10 +130,14 @@ def test_a_url_and_a_folder_of_urls_are_read(videos, unloc):
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/videos"
-        code, out, errors = unloc("predict", f"{url}/v0.mp4", "-q", QUERY, "--checkpoint", "none", "--json")
+        words = ("-q", QUERY, "--checkpoint", "none", "--json")
+        one, folder = (unloc("predict", place, *words) for place in (f"{url}/v0.mp4", url))
+        absent = unloc("predict", f"{url}/absent.mp4", *words)
         server.shutdown()
-    assert code in (0, 3), errors
-    assert json.loads(out)[0]["video_id"] == "v0"
+    for (code, out, errors), names in ((one, ["v0"]), (folder, ["v0", "v1"])):
+        assert code in (0, 3), errors
+        assert [found["video_id"] for found in json.loads(out)] == names
+    assert absent[0] == 2 and "no video here" in absent[2]
 
 
 def audio_only(path):

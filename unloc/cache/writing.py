@@ -168,7 +168,7 @@ def _write_array(path: Path, parts: Iterable[np.ndarray], firsts: Sequence[int],
 
 def token_checksum(tokens: np.ndarray) -> str:
     """sha256 of a video's token bytes as they are stored."""
-    return hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tokens).reshape(-1).view(np.uint8)).hexdigest()
 
 
 @dataclass(frozen=True)

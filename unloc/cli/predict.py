@@ -33,7 +33,8 @@ def predict(
     min_score: Annotated[float | None, Option(help="Least score of a moment.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="File to write, or a folder for one file a video.")] = None,
     file_format: Annotated[
-        str | None, Option("--format", help="json, csv, srt or vtt; default: by --out's ending.")
+        str | None,
+        Option("--format", help="json, csv, srt, vtt, html, labelstudio, fiftyone; default: by --out's ending."),
     ] = None,
     clips: Annotated[Path | None, Option(help="Folder for the moments as MP4 files.")] = None,
     cache: Annotated[str | None, Option(help="Cache that keeps tokens (default: below ~/.cache/unloc).")] = None,
@@ -47,6 +48,7 @@ def predict(
 
     Example: unloc predict data/videos/v_synth5_00003.mp4 -q "a purple triangle swings" --checkpoint toy
     """
+    from unloc.annotations.own import video_id_of
     from unloc.annotations.reading import read_names
     from unloc.inference.answers import as_json, cut_clips, format_of, table_lines, write_predictions
     from unloc.inference.video_model import load
@@ -78,12 +80,28 @@ def predict(
         typer.echo(json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False))
     moments = sum(map(len, found))
     if kind and found and (moments or kind == "json"):
-        for path in write_predictions(found, out, kind):
+        answered = [file for file in files if video_id_of(file.name) in {one.video_id for one in found}]
+        for path in write_predictions(found, answered, out, kind) if kind != "html" else _page(found, answered, out):
             typer.echo(f"wrote {path}", err=json_output)
     if failed:
         raise UnlocError(f"{failed} of {len(files)} videos cannot be read")
     if not moments:
         raise typer.Exit(NOTHING_FOUND)
+
+
+def _page(found: list["VideoPrediction"], files: list["VideoFile"], out: Path) -> list[Path]:
+    """Write the page of `unloc report`."""
+    from unloc.annotations.own import video_id_of
+    from unloc.files import write_file
+    from unloc.inference.answers import joined_records
+    from unloc.report.content import Material, content_of
+    from unloc.report.page import render
+
+    title = ", ".join(one.video_id for one in found[:3]) + (" and more" if len(found) > 3 else "")
+    material = Material(name=title, folder=out.parent, task=found[0].task, predictions=joined_records(found))
+    local = {video_id_of(file.name): file for file in files if isinstance(file, Path)}
+    write_file(out, render(content_of(material, out, local)))
+    return [out]
 
 
 def _predicted(model: "VideoModel", file: "VideoFile", texts: list[str], labels: tuple[str, ...]) -> "VideoPrediction":

@@ -1,6 +1,7 @@
 """What predictions of videos become: JSON and a table to read, files for other tools, clips."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,36 +9,57 @@ import pandas as pd
 
 from unloc.annotations.own import Media
 from unloc.errors import InputError
+from unloc.evaluation.evaluator import Predictions
 from unloc.inference.video_model import VideoPrediction
 from unloc.predictions.exporting import export_spans, spans_of
 from unloc.predictions.writing import write_detections, write_frames, write_moments
 from unloc.video.clips import cut_clip
+from unloc.video.locate import VideoIndex
 from unloc.video.video_file import VideoFile, on_disk
 
-FORMATS = {"json": (".json", ".jsonl"), "csv": (".csv",), "srt": (".srt",), "vtt": (".vtt",)}
+FORMATS = {"json": (".json", ".jsonl"), "csv": (".csv",), "srt": (".srt",), "vtt": (".vtt",), "html": (".html",)}
+FORMATS |= {"labelstudio": (), "fiftyone": ()}  # folders
 
 
 def format_of(out: Path, stated: str | None) -> str:
     """The format of a file to write, by its ending where none is stated. Raises InputError for an unknown one."""
     found = stated or next((name for name, endings in FORMATS.items() if out.suffix.lower() in endings), None)
     if found not in FORMATS:
-        advice = "`unloc data export` writes others from a json file"
-        raise InputError(f"--out {out}: give --format, one of {', '.join(FORMATS)}; {advice}")
+        raise InputError(f"--out {out}: give --format, one of {', '.join(FORMATS)}")
     return found
 
 
-def write_predictions(found: Sequence[VideoPrediction], out: Path, kind: str) -> list[Path]:
-    """Write the predictions of videos; `json` is what `unloc eval --predictions` reads. Returns the files written."""
-    task, records = found[0].task, [one.records() for one in found]
+def joined_records(found: Sequence[VideoPrediction]) -> Predictions:
+    """The predictions of several videos as those of a file."""
+    records = [one.records() for one in found]
     if isinstance(records[0], pd.DataFrame):
-        joined = pd.concat(records, ignore_index=True)
-    else:
-        joined = [item for own in records for item in own]
+        return pd.concat(records, ignore_index=True)
+    return [item for own in records for item in own]
+
+
+def write_predictions(found: Sequence[VideoPrediction], files: Sequence[VideoFile], out: Path, kind: str) -> list[Path]:
+    """Write the predictions of videos; `json` is what `unloc eval --predictions` reads. Returns the files written.
+
+    Raises InputError where there is nothing to write, or a tool's labels would be of a file at a URL.
+    """
+    records = joined_records(found)
     if kind == "json":
-        write = {"tal": write_detections, "as": write_frames}.get(task, write_moments)
-        write(out, joined)
+        write = {"tal": write_detections, "as": write_frames}.get(found[0].task, write_moments)
+        write(out, records)
         return [out]
-    return export_spans(kind, spans_of(joined), out, Media())
+    return export_spans(
+        kind, spans_of(records), out, media_of(files) if kind in ("labelstudio", "fiftyone") else Media()
+    )
+
+
+def media_of(files: Sequence[VideoFile]) -> Media:
+    """The videos as an export for tools finds them, below the folder that they share."""
+    if remote := next((file for file in files if not isinstance(file, Path)), None):
+        raise InputError(f"{remote}: labels for tools are of files of this machine; download it first")
+    paths = [file.absolute() for file in files]
+    media = Media(videos=Path(os.path.commonpath([path.parent for path in paths])))
+    media.index = VideoIndex(((path.relative_to(media.videos), path) for path in paths), media.videos)
+    return media
 
 
 def as_json(one: VideoPrediction) -> dict:

@@ -161,9 +161,21 @@ class PixelEncoder(Protocol):
 
 @dataclass(eq=False)
 class _OpenVideo:
-    tokens: dict[int, np.ndarray] = field(default_factory=dict)  # (views, D) of each position encoded so far
+    tokens: np.ndarray | None = None  # (capacity, views, D) as they are stored: those of hours of video fill the memory
+    has_token: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))  # (capacity,)
     row: dict | None = None
     seconds_encode: float = 0.0
+    problem: str = ""  # why its tokens cannot be stored
+
+    def put(self, positions: list[int], token: np.ndarray) -> None:
+        """Store a token (views, D) at each position."""
+        if self.tokens is None:
+            self.tokens = np.empty((0, *token.shape), token.dtype)
+        if (missing := max(positions) + 1 - len(self.tokens)) > 0:
+            room = max(missing, len(self.tokens) // 4)
+            self.tokens = np.concatenate([self.tokens, np.empty((room, *token.shape), token.dtype)])
+            self.has_token = np.concatenate([self.has_token, np.zeros(room, dtype=bool)])
+        self.tokens[positions], self.has_token[positions] = token, True
 
 
 class _Waiting(NamedTuple):
@@ -191,18 +203,20 @@ def encode_frames(encoder: PixelEncoder, events: Iterable[Keyed]) -> Iterator[Ke
             frames, call = running.popleft()
             tokens, seconds = call()
             for frame, token in zip(frames, tokens, strict=True):
-                frame.video.tokens |= dict.fromkeys(frame.positions, token)
+                try:
+                    frame.video.put(frame.positions, to_stored(token, encoder.config.dtype))
+                except InputError as error:
+                    frame.video.put(frame.positions, np.zeros(token.shape, STORED_DTYPES[encoder.config.dtype]))
+                    frame.video.problem = str(error)
                 frame.video.seconds_encode += seconds / len(frames)
 
     def finished() -> Iterator[Keyed]:
         for key, video in list(videos.items()):
-            if video.row is not None and len(video.tokens) >= len(video.row["times_seconds"]):
+            if video.row is not None and video.has_token.sum() >= len(video.row["times_seconds"]):
                 del videos[key]
-                tokens = np.stack([video.tokens[position] for position in range(len(video.tokens))])
-                try:
-                    stored = to_stored(tokens, encoder.config.dtype)
-                except InputError as error:
-                    yield key, VideoError(f"{video.row['file']}: {error}", reason="does_not_fit")
+                stored = video.tokens[: video.has_token.sum()]
+                if video.problem:
+                    yield key, VideoError(f"{video.row['file']}: {video.problem}", reason="does_not_fit")
                 else:
                     added = {"tokens_sha256": token_checksum(stored), "seconds_encode": round(video.seconds_encode, 4)}
                     yield key, VideoTokens(video.row | added, stored)
