@@ -298,3 +298,32 @@ def test_a_browser_shows_it_jumps_by_keys_and_sends_no_request(width, tmp_path, 
         assert page.js("document.querySelectorAll('main img[src=x], main script').length") == 0
         assert all(url.startswith(("file:", "data:")) for url in page.requests), page.requests
         assert not page.complaints
+
+
+# -- Of a video
+
+
+def test_a_video_is_answered_and_shown_with_its_relevance(tmp_path, report, unloc, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNLOC_TOKENS", str(tmp_path / "tokens"))
+    render_video(tmp_path / "own #1.mp4", num_frames=60)
+    queries = ["-q", "a red circle rising", "-q", HOSTILE[0], "--checkpoint", "toy"]
+    _, data = report("own #1.mp4", *queries)
+    (video,) = data["videos"]
+    assert data["title"] == "own #1.mp4" and video["source"] == "own%20%231.mp4"
+    assert video["duration"] == pytest.approx(6.0, abs=0.2) and Path("report.html").is_file()
+    assert [row["text"] for row in video["rows"]] == ["a red circle rising", HOSTILE[0]]
+    curve = video["rows"][0]["curves"][0]
+    assert curve["name"] == "relevance" and len(curve["times"]) == len(curve["values"]) > 4
+    assert "NOT a rendered video" in data["notes"][0] and data["metrics"] is None
+    code, _, errors = unloc("predict", "own #1.mp4", *queries, "--min-score", 0, "--out", "found.html")
+    assert code == 0, errors
+    (found,) = data_of(Path("found.html").read_text())["videos"]
+    assert len(found["rows"][0]["found"]) == 5 and found["rows"][0]["curves"] == video["rows"][0]["curves"]
+
+
+def test_a_video_needs_a_checkpoint_and_nothing_else_takes_one(scored, unloc):
+    render_video(scored / "v1.mp4")
+    for words, saying in ((["v1.mp4"], "give --checkpoint"), (["tal.json", "-q", "a"], "is no video")):
+        code, _, errors = unloc("report", *words)
+        assert code == 2 and saying in errors and len(errors.splitlines()) == 1

@@ -65,7 +65,7 @@ def predict(
         model.require_texts(texts, names)
         for file in files:
             try:
-                one = _predicted(model, file, texts, names).best(top, min_score)
+                one = predicted(model, file, texts, names).best(top, min_score)
                 written = cut_clips(one, file, clips) if clips else []
             except (VideoError, OSError) as error:
                 failed += 1
@@ -79,7 +79,7 @@ def predict(
     if json_output:
         typer.echo(json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False))
     moments = sum(map(len, found))
-    if kind and found and (moments or kind == "json"):
+    if kind and found and (moments or kind in ("json", "html")):
         answered = [file for file in files if video_id_of(file.name) in {one.video_id for one in found}]
         for path in write_predictions(found, answered, out, kind) if kind != "html" else _page(found, answered, out):
             typer.echo(f"wrote {path}", err=json_output)
@@ -93,18 +93,17 @@ def _page(found: list["VideoPrediction"], files: list["VideoFile"], out: Path) -
     """Write the page of `unloc report`."""
     from unloc.annotations.own import video_id_of
     from unloc.files import write_file
-    from unloc.inference.answers import joined_records
-    from unloc.report.content import Material, content_of
+    from unloc.inference.answers import page_material
+    from unloc.report.content import content_of
     from unloc.report.page import render
 
-    title = ", ".join(one.video_id for one in found[:3]) + (" and more" if len(found) > 3 else "")
-    material = Material(name=title, folder=out.parent, task=found[0].task, predictions=joined_records(found))
     local = {video_id_of(file.name): file for file in files if isinstance(file, Path)}
-    write_file(out, render(content_of(material, out, local)))
+    most = max(1, *map(len, found))  # all: --top has chosen
+    write_file(out, render(content_of(page_material(found), out, local, limit=len(found), top=most)))
     return [out]
 
 
-def _predicted(model: "VideoModel", file: "VideoFile", texts: list[str], labels: tuple[str, ...]) -> "VideoPrediction":
+def predicted(model: "VideoModel", file: "VideoFile", texts: list[str], labels: tuple[str, ...]) -> "VideoPrediction":
     """The prediction of a file, with a display of progress for each thing done."""
     with ExitStack() as stack:
         reports = {}

@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unloc.cli import app
-from unloc.cli.progress import progress
+from unloc.cli.progress import progress, shown_warnings
+from unloc.errors import InputError
+
+if TYPE_CHECKING:
+    from unloc.report.content import Material as PageMaterial
 
 Argument, Option = typer.Argument, typer.Option
+MOST_MOMENTS = 100  # of a video in all, of which a page shows the --top of each query or class
 Manifest = Annotated[Path | None, Option("--manifest", "-m", help="Manifest; by default the one that was scored.")]
 Cache = Annotated[Path | None, Option("--cache", "-c", help="Cache with durations that the manifest does not state.")]
 Split = Annotated[str | None, Option(help="Split, where a run has several evaluations, or of a file.")]
@@ -76,7 +81,13 @@ def _comparison_table(metrics: dict[str, dict]) -> str:
 
 @app.command()
 def report(
-    source: Annotated[Path, Argument(help="Run, folder or metrics.json of `unloc eval`, or a file of predictions.")],
+    source: Annotated[
+        Path, Argument(help="Run, folder or metrics.json of `unloc eval`, file of predictions, or video.")
+    ],
+    checkpoint: Annotated[str | None, Option(help="For a video: run, toy or none, as for `unloc predict`.")] = None,
+    query: Annotated[list[str] | None, Option("--query", "-q", help="What to find in a video; repeatable.")] = None,
+    labels: Annotated[Path | None, Option(help="Class names to find in a video, one a line.")] = None,
+    tower: Annotated[str | None, Option(help="With --checkpoint none: toy, or open_clip's name.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Page to write; default: report.html next to it.")] = None,
     videos: Annotated[Path | None, Option(help="Folder of the videos: players, and frames of examples.")] = None,
     embed: Annotated[
@@ -92,15 +103,23 @@ def report(
     """One HTML page, with no request to anywhere: timelines of predictions, metrics, errors, curves, examples.
 
     Example: unloc report runs/one --videos videos
+
+    Example: unloc report videos/v_synth5_00003.mp4 -q "a purple triangle swings" --checkpoint toy
     """
     from unloc.evaluation.job import Outputs
     from unloc.files import write_file
     from unloc.report.content import content_of, gather
     from unloc.report.page import render
+    from unloc.video.locate import EXTENSIONS
 
-    material = gather(source, manifest=manifest, split=split, task=task, cache=cache)
+    if source.suffix.lower() in EXTENSIONS:
+        material, files = _material_of_video(source, checkpoint, query or [], labels, task, tower)
+    elif checkpoint or query or labels or tower:
+        raise InputError(f"unloc report: {source} is no video, and --checkpoint, -q, --labels, --tower belong to one")
+    else:
+        material = gather(source, manifest=manifest, split=split, task=task, cache=cache)
+        files = {} if videos is None else material.files(videos)
     out = out or material.folder / "report.html"
-    files = {} if videos is None else material.files(videos)
     outputs = Outputs([source, *files.values()])
     outputs.add(out, "--out")
     with progress("reporting", "videos") as on_progress:
@@ -111,3 +130,24 @@ def report(
     typer.echo(f"wrote {out}: {len(content['videos'])} videos, {len(page) / 1e6:.1f} MB")
     for note in content["notes"]:
         typer.echo(f"  {note}")
+
+
+def _material_of_video(
+    video: Path, checkpoint: str | None, queries: list[str], labels: Path | None, task: str | None, tower: str | None
+) -> tuple["PageMaterial", dict[str, Path]]:
+    """What a model finds in a video, and its file by its id. Raises as `unloc predict`."""
+    from unloc.annotations.reading import read_names
+    from unloc.cli.predict import predicted
+    from unloc.inference.answers import page_material
+    from unloc.inference.video_model import load
+    from unloc.video.locate import own_videos
+
+    if checkpoint is None:
+        raise InputError(f"unloc report: {video} is a video: give --checkpoint, and -q or --labels, as to predict")
+    names = read_names(labels) if labels else ()
+    (file,) = own_videos([str(video)])
+    with shown_warnings("unloc"):
+        model = load(checkpoint, task=task or ("tal" if checkpoint == "toy" and names else None), tower=tower)
+        model.require_texts(queries, names)
+        one = predicted(model, file, queries, names).best(MOST_MOMENTS)
+    return page_material([one]), {one.video_id: video}

@@ -86,6 +86,7 @@ class VideoPrediction:
     how: str = "seen whole"  # or in which windows
     windows: int = 1  # of the video; of a searched one these were ranked for each query
     grounded: int = 1  # windows that the model looked at, for each query
+    note: str = ""  # why the answers mean nothing, where that is known
     row: dict = field(default_factory=dict, repr=False)  # what the cache of tokens knows of the file
 
     def __iter__(self) -> Iterator[Moment]:
@@ -207,17 +208,17 @@ class VideoModel:
         texts = tuple(dict.fromkeys(texts if is_query else labels or self.classes))
         (file,) = own_videos([video]) if isinstance(video, str | Path) else [video]
         cached, is_long = self._tokens_of(file, lambda done, total: on_progress("encoding", done, total))
-        row, name = cached.meta, video_id_of(file.name)
+        row, name, note = cached.meta, video_id_of(file.name), ""
         if not rendered_size(row) and self.saw_only_shapes:
-            what = f"{self.name} has seen only rendered shapes"
-            logger.warning("%s: NOT a rendered video, and %s: its answers mean nothing here", file, what)
+            note = f"NOT a rendered video, and {self.name} has seen only rendered shapes: its answers mean nothing here"
+            logger.warning("%s: %s", file, note)
         frames = VideoFrames(name, cached.frames[0], cached.times_seconds, float(row["duration_seconds"]))
         stated = {"video": str(video), "video_id": name, "duration_seconds": frames.duration_seconds, "texts": texts}
 
         def finding(done: int, total: int) -> None:
             on_progress("finding", done, total)
 
-        stated |= {"row": row, "task": self.task or ("mr" if is_query else "tal")}
+        stated |= {"note": note, "row": row, "task": self.task or ("mr" if is_query else "tal")}
         if self.loaded is None:
             return self._by_similarity(cached, texts, stated)
         if is_query:
