@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from pipeline.decoding import MACHINE, Job
 from pipeline.ledger import MISSING, UNCHANGED, Ledger, Summary, ledger_row
 from pipeline.supervisor import Supervisor
 from pipeline.workers import in_process_results
+from unloc.cache.metadata import read_checked, write_checked
 from unloc.cache.opening import Home, home_for, open_for_writing
 from unloc.cache.reading import Cache
 from unloc.cache.shards import Failure, Result, ShardWriter, last_failures
@@ -84,7 +86,8 @@ class _Job:
     def __init__(self, home: Home, encoder: Encoder, options: ExtractOptions, files: Files, summary: Summary) -> None:
         self.home, self.path, self.summary = home, home.folder, summary
         self.encoder, self.config, self.options = encoder, encoder.config, options
-        self.files, self.cache = files, Cache(self.path)
+        self.files, self.same_file = split_by_file(files, Cache(self.path).places)
+        self.cache = add_aliases(self.path, self.files, self.same_file)
         self.writer, self.ledger = ShardWriter(self.cache), Ledger(self.path)
         self.last_rows = self.ledger.last_rows()
         self.is_worth_a_try = partial(is_worth_a_try, files=self.files, config=self.config, options=options)
@@ -93,31 +96,36 @@ class _Job:
         """Extract the videos that have no result; write every shard whose videos all have one."""
         self._plan()
         self._write(self.writer.complete)
-        ids: dict[VideoFile, list[str]] = {}  # a file is decoded once, whatever its ids
-        for video_id in self.writer.planned:
-            if video_id not in self.writer.done:
-                ids.setdefault(self.files[video_id], []).append(video_id)
-        jobs = [Job(video_ids[0], file) for file, video_ids in ids.items()]
+        pending = (video_id for video_id in self.writer.planned if video_id not in self.writer.done)
+        jobs = [Job(video_id, self.files[video_id]) for video_id in pending]
         on_progress(0, len(jobs), 0, 0)
         with closing(results_of(jobs, self.encoder, self.options, self.summary)) as results:
             for done, result in enumerate(results, start=1):
                 started = time.perf_counter()
-                for video_id in ids[self.files[result.video_id]]:
-                    if isinstance(result, VideoTokens):
-                        result = VideoTokens(result.meta | {"video_id": video_id}, result.tokens)
-                    else:
-                        result = replace(result, video_id=video_id, partial_allowed=self.config.allow_partial)
-                    if isinstance(result, Failure) and result.reason == MACHINE:  # the next run tries it again
-                        self.writer.release([video_id])
-                    else:
-                        self.writer.put(result)
-                    self._record(result)
+                if isinstance(result, Failure):
+                    result = replace(result, partial_allowed=self.config.allow_partial)
+                if isinstance(result, Failure) and result.reason == MACHINE:  # the next run tries it again
+                    self.writer.release([result.video_id])
+                else:
+                    self.writer.put(result)
+                self._record(result)
                 if complete := self.writer.complete:
                     self._write(complete)
                 self.summary.seconds_write += time.perf_counter() - started
                 on_progress(done, len(jobs), self.summary.frames, self.summary.failed - self.summary.failed_before)
         for video_id in missing:
             self._record(Failure(video_id, MISSING, "no file for it in the video folder"))
+        # Other ids of a file share its tokens, or its failure.
+        before = {video_id for video_id in self.same_file if video_id in self.cache}
+        cache = add_aliases(self.path, {}, self.same_file)
+        failures = {row["video_id"]: Failure.from_row(row) for row in self.summary.failures}
+        for video_id, first in self.same_file.items():
+            if video_id not in cache:
+                self._record(replace(failures[first], video_id=video_id))
+            elif video_id in before:
+                self.summary.cached_before += 1
+            else:
+                self.summary.cached_now += 1
 
     def _plan(self) -> None:
         """Count the results of earlier runs, and assign places in new shards to the videos that are due."""
@@ -136,8 +144,10 @@ class _Job:
         given_up = {video_id for video_id, failure in failures.items() if not self.is_worth_a_try(failure)}
         cached = [video_id for video_id in self.files if video_id in self.cache]
         changed = {video_id for video_id in cached if self._has_changed(video_id)}
-        asked = set(self.options.refresh)
+        asked = {self.same_file.get(video_id, video_id) for video_id in self.options.refresh}
         refreshed = asked & set(cached) | (changed - given_up if CHANGED in asked else set())
+        # An id that shared the tokens of a refreshed one gets its own.
+        refreshed |= {video_id for video_id in cached if self.cache.own_id(video_id) in refreshed}
         self.summary.changed = [video_id for video_id in cached if video_id in changed - refreshed]
         for video_id in self.summary.changed:
             logger.warning("%s: %s is not the file that was cached", video_id, self.files[video_id])
@@ -175,6 +185,7 @@ class _Job:
     def _write(self, shards: list[str]) -> None:
         """Write and publish shards; a bucket may fail: the next shard tries again, the end of the job must succeed."""
         for name in shards:
+            drop_aliases(self.path, self.writer.replaced(name), self.same_file)
             self.writer.write(name)
         try:
             self.home.publish()
@@ -201,3 +212,42 @@ def results_of(jobs: list[Job], encoder: Encoder, options: ExtractOptions, summa
                 frames.inc(len(result.tokens))
             yield result
     summary.seconds_start_up += pool.seconds_to_first_worker
+
+
+def split_by_file(files: Files, own: Collection[str] = ()) -> tuple[Files, dict[str, str]]:
+    """(one id of each file with the file, every other id, as `v_<id>` of `<id>`, with that one); `own` ids keep it."""
+    first: dict[VideoFile, str] = {}
+    for video_id in sorted(files, key=lambda video_id: video_id not in own):
+        first.setdefault(files[video_id], video_id)
+    unique = {video_id: file for video_id, file in files.items() if first[file] == video_id or video_id in own}
+    return unique, {video_id: first[file] for video_id, file in files.items() if video_id not in unique}
+
+
+def drop_aliases(path: Path, replaced: Collection[str], same: dict[str, str]) -> None:
+    """Remove the other ids of videos that are replaced now, except those that still have the same file."""
+    aliases = read_checked(path / "aliases.json")
+    dropped = [alias for alias, own in aliases.items() if own in replaced and same.get(alias) != own]
+    if dropped:
+        logger.warning("no longer the file of another id, to be extracted again: %s", ", ".join(dropped))
+        write_checked(path / "aliases.json", {alias: own for alias, own in aliases.items() if alias not in dropped})
+
+
+def add_aliases(path: Path, files: Files, same: dict[str, str]) -> Cache:
+    """Record every id of `split_by_file` whose file is that of a cached video as an alias; the cache with them."""
+    cache, new, cached = Cache(path), {}, defaultdict(list)
+    for own in cache.places:
+        cached[cache.column("file_bytes", own), cache.column("file_mtime_ns", own)].append(own)
+    for video_id, file in files.items():
+        if video_id in cache:
+            continue
+        rows = (cache.row(own) for own in cached[tuple(file_identity(file).values())])
+        row = next((row for row in rows if row["file"] == file.name), None)
+        if row is not None and file_hash(file) == row["content_sha256"]:
+            new[video_id] = row["video_id"]
+    for video_id, first in same.items():
+        own = cache.own_id(new.get(first, first))
+        if video_id not in cache and own is not None:
+            new[video_id] = own
+    if new:
+        write_checked(path / "aliases.json", cache.aliases | new)
+    return Cache(path)

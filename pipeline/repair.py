@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.cluster import ExtractOptions
 from pipeline.decoding import Job
-from pipeline.extract import results_of
+from pipeline.extract import add_aliases, results_of, split_by_file
 from pipeline.ledger import MISSING, Ledger, Summary
 from unloc.cache.metadata import group_metadata, read_attributes, write_checked
 from unloc.cache.opening import Home
@@ -83,6 +83,17 @@ class Repair:
             folders = [damage for damage in before.damages if not damage.place.endswith(".json")]
             self._repair_texts([damage for damage in folders if damage.place.startswith("texts/")])
             self._repair_shards([damage for damage in folders if damage.place.startswith("shards/")])
+            if "aliases.json" in places:
+                if self.files is None:
+                    self.left.append("aliases.json: other ids of cached videos are lost; give --manifest and --videos")
+                elif any(damage.place.startswith("shards/") for damage in audit_cache(path).damages):
+                    self.left.append("aliases.json: can be repaired once the shards are; run the same command again")
+                else:
+                    (path / "aliases.json").unlink()
+                    aliases = add_aliases(path, *split_by_file(self.files)).aliases
+                    write_checked(path / "aliases.json", aliases)
+                    advice = "run `unloc extract` with any other manifest of these videos"
+                    self.notes.append(f"aliases.json: has {len(aliases)} ids of the manifest again; {advice}")
             self.after = audit_cache(path)
             self.home.publish()
         return self

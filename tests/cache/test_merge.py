@@ -30,18 +30,18 @@ def parts(tmp_path_factory, video_folder):
     bad.write_bytes(b"no video" * 99)
     extract(folder / "a", CONFIG, IN_PROCESS, files_of(video_folder, 0, 1, 2), [], ["a cat", "both"])
     extract(folder / "b", CONFIG, IN_PROCESS, files_of(video_folder, 3, 2) | {"bad": bad}, [], ["both", "a dog"])
-    extract(folder / "b", CONFIG, ExtractOptions(workers=0), {"v_v2": video_folder / "v2.mp4"}, [], [])
+    extract(folder / "b", CONFIG, ExtractOptions(workers=0), {"w2": video_folder / "v2.mp4"}, [], [])
     return folder
 
 
-def test_all_videos_texts_and_failures_are_there_with_equal_tokens(parts, tmp_path):
+def test_all_videos_texts_failures_and_aliases_are_there_with_equal_tokens(parts, tmp_path):
     done = merge(tmp_path / "out", [parts / "a", parts / "b"], shard_size=3)
     assert (done.videos, done.cached_before, len(done.failures), done.texts) == (4, 0, 1, 3)
     joined = open_cache(tmp_path / "out")
     assert list(joined.places) == ["v0", "v1", "v2", "v3"] and not audit_cache(tmp_path / "out").damages
     for part in (open_cache(parts / "a"), open_cache(parts / "b")):
         assert joined.fingerprint == part.fingerprint
-        for video_id in (*part.places, *(f"v_{name}" for name in part.places)):
+        for video_id in (*part.places, *part.aliases):
             np.testing.assert_array_equal(joined[video_id].frames, part[video_id].frames)
             np.testing.assert_array_equal(joined[video_id].times_seconds, part[video_id].times_seconds)
         for text in part.text_index:

@@ -28,7 +28,7 @@ def options(*refresh, **rest):
 
 @pytest.fixture
 def folder(video_folder, tmp_path):
-    """a to d."""
+    """a to d, and e, another name of d's file."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for number, name in enumerate("abcd"):
@@ -38,7 +38,8 @@ def folder(video_folder, tmp_path):
 
 @pytest.fixture
 def files(folder):
-    return files_of(folder)
+    files = files_of(folder)
+    return {"e": files["d"], **files}
 
 
 @pytest.fixture
@@ -65,13 +66,13 @@ def test_a_changed_file_is_told_and_keeps_its_tokens_until_it_is_refreshed(cache
     before = tokens(cache, "b")
     replace_by(files["b"], video_folder / "v5.mp4")
     done = extract(cache, CONFIG, options(), files, [], [])
-    assert (done.changed, done.cached_before, done.cached_now) == (["b"], 4, 0)
+    assert (done.changed, done.cached_before, done.cached_now) == (["b"], 5, 0)
     np.testing.assert_array_equal(tokens(cache, "b"), before)
     done = extract(cache, CONFIG, options("changed"), files, [], [])
-    assert (done.changed, done.cached_before, done.cached_now) == ([], 3, 1)
+    assert (done.changed, done.cached_before, done.cached_now) == ([], 4, 1)
     np.testing.assert_array_equal(tokens(cache, "b"), expected(files["b"]))
     done = extract(cache, CONFIG, options("changed"), files, [], [])
-    assert (done.changed, done.cached_before, done.cached_now) == ([], 4, 0)
+    assert (done.changed, done.cached_before, done.cached_now) == ([], 5, 0)
     assert len(open_cache(cache)) == 4 and not audit_cache(cache).damages
 
 
@@ -95,15 +96,35 @@ def test_a_video_is_refreshed_by_its_id_though_its_file_is_the_same(cache, files
         extract(cache, CONFIG, options("nothing"), files, [], [])
 
 
-def test_the_other_spelling_of_a_refreshed_id_has_the_new_tokens_too(cache, files, video_folder):
+@pytest.mark.parametrize("ids", [("changed",), ("d",), ("e",)])
+def test_an_id_that_shares_the_refreshed_file_has_the_new_tokens_too(cache, files, video_folder, ids):
+    assert open_cache(cache).aliases == {"d": "e"}
     replace_by(files["d"], video_folder / "v6.mp4")
-    assert extract(cache, CONFIG, options("changed"), files, [], []).cached_now == 1
-    for video_id in ("d", "v_d"):
+    done = extract(cache, CONFIG, options(*ids), files, [], [])
+    assert (done.cached, done.cached_now) == (5, 1)
+    for video_id in "de":
         np.testing.assert_array_equal(tokens(cache, video_id), expected(files["d"]))
 
 
+def test_an_id_whose_file_is_no_longer_the_shared_one_gets_tokens_of_its_own(cache, files, folder, video_folder):
+    shutil.copy2(folder / "d.mp4", folder / "old_d.mp4")
+    replace_by(folder / "d.mp4", video_folder / "v6.mp4")
+    split = files | {"d": folder / "old_d.mp4"}  # e goes with the file, d keeps the old one
+    extract(cache, CONFIG, options("changed"), split, [], [])
+    np.testing.assert_array_equal(tokens(cache, "e"), expected(folder / "d.mp4"))
+    np.testing.assert_array_equal(tokens(cache, "d"), expected(folder / "old_d.mp4"))
+
+
+def test_an_id_of_another_manifest_is_not_left_with_tokens_of_another_file(cache, files, video_folder):
+    old = tokens(cache, "d")
+    replace_by(files["e"], video_folder / "v6.mp4")
+    extract(cache, CONFIG, options("changed"), {"e": files["e"]}, [], [])
+    assert "d" not in open_cache(cache) and not np.array_equal(tokens(cache, "e"), old)
+
+
+@pytest.mark.parametrize("place", ["write", "drop_aliases"])
 def test_a_refresh_that_is_killed_loses_nothing_and_is_finished_by_the_same_command(
-    cache, files, video_folder, monkeypatch
+    cache, files, video_folder, monkeypatch, place
 ):
     before = {video_id: tokens(cache, video_id).copy() for video_id in files}
     replace_by(files["d"], video_folder / "v6.mp4")
@@ -112,7 +133,7 @@ def test_a_refresh_that_is_killed_loses_nothing_and_is_finished_by_the_same_comm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ShardWriter, "write", killed)
+        patch.setattr(ShardWriter if place == "write" else pipeline.extract, place, killed)
         extract(cache, CONFIG, options("changed"), files, [], [])
     for video_id, old in before.items():
         np.testing.assert_array_equal(tokens(cache, video_id), old)
@@ -125,7 +146,7 @@ def test_a_new_file_that_fails_leaves_the_old_tokens_and_is_told_and_tried_once(
     before = tokens(cache, "b")
     files["b"].write_bytes(b"no video" * 100)
     done = extract(cache, CONFIG, options("changed"), files, [], [])
-    assert done.reasons == {"unreadable": 1} and done.cached == 3
+    assert done.reasons == {"unreadable": 1} and done.cached == 4
     np.testing.assert_array_equal(tokens(cache, "b"), before)
     num_lines = len(Ledger(cache).path.read_text().splitlines())
     assert extract(cache, CONFIG, options("changed"), files, [], []).changed == ["b"]

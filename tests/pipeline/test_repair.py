@@ -40,7 +40,8 @@ def folder(tmp_path_factory, video_folder):
 
 @pytest.fixture(scope="module")
 def files(folder):
-    return files_of(folder)
+    files = files_of(folder)
+    return files | {"v_v0": files["v0"]}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def content(path):
     cache = open_cache(path)
     tokens = {
         video_id: (cache[video_id].frames.tobytes(), cache[video_id].times_seconds.tolist())
-        for video_id in cache.places
+        for video_id in (*cache.places, *cache.aliases)
     }
     known = {video_id: cache.row(video_id)["content_sha256"] for video_id in cache.places}
     texts = {text: tokens.tobytes() for text, tokens in zip(TEXTS, cache.texts(TEXTS), strict=True)}
@@ -120,7 +121,7 @@ def check_flips(clean, files, folder, tmp_path, count, seed):
         assert found != (name in UNCHECKED), f"{name} at {at}, bit {bit}"
         done = mend(cache, folder)
         if done.left:
-            assert name.startswith("texts/"), f"{name}: {done.left}"
+            assert name.startswith(("texts/", "aliases")), f"{name}: {done.left}"
             assert done.after.damages, "what is left stays found"
             done = mend(cache, folder, files=files, texts=TEXTS)
             seen[f"{name}: told, mended by the manifest"] += 1
@@ -142,12 +143,14 @@ def test_hundred_flipped_bits_are_each_found_and_mended_or_told(clean, files, fo
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bits_that_flip_in_many_files_at_once_are_mended(clean, damaged, folder, seed):
+def test_bits_that_flip_in_many_files_at_once_are_mended_or_told(clean, damaged, files, folder, seed):
     rng = random.Random(seed)
     names = [path for path in sorted(damaged.rglob("*")) if path.is_file() and path.name != "zarr.json"]
     for file in names:
         flip(file, rng.randrange(file.stat().st_size))
     done = mend(damaged, folder)
+    assert [words.partition(":")[0] for words in done.left] == ["aliases.json"]
+    done = mend(damaged, folder, files=files, texts=TEXTS)
     assert not done.left and not done.after.damages and content(damaged) == content(clean)
 
 
@@ -165,8 +168,9 @@ def test_a_file_that_is_gone_comes_back(clean, damaged, folder, place):
     assert not done.left and not done.after.damages and content(damaged) == content(clean)
 
 
-def test_what_only_the_manifest_knows_stays_told_until_it_is_given(clean, damaged, files, folder):
-    flip(damaged / "texts/00000/zarr.json", 50)
+@pytest.mark.parametrize("place", ["texts/00000/zarr.json", "aliases.json"])
+def test_what_only_the_manifest_knows_stays_told_until_it_is_given(clean, damaged, files, folder, place):
+    flip(damaged / place, 50)
     for _ in range(2):
         done = mend(damaged, folder)
         assert len(done.left) == 1 and "--manifest" in done.left[0] and len(done.after.damages) == 1
@@ -289,4 +293,4 @@ def test_a_spoilt_ledger_stops_nothing(damaged, files):
     for at in (1, ledger.stat().st_size // 2, ledger.stat().st_size - 3):
         flip(ledger, at)
     ledger.write_bytes(b"\xff\xfe\n" + ledger.read_bytes())
-    assert extract(damaged, CONFIG, replace(IN_PROCESS, shard_size=2), files, [], TEXTS).cached_before == 7
+    assert extract(damaged, CONFIG, replace(IN_PROCESS, shard_size=2), files, [], TEXTS).cached_before == 8

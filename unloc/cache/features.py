@@ -16,7 +16,6 @@ import numpy as np
 
 from unloc.cache.dtype import to_stored
 from unloc.cache.opening import Home, open_for_writing
-from unloc.cache.reading import spellings
 from unloc.cache.shards import Added, Failure, Result, ShardWriter, failures_of
 from unloc.cache.writing import VideoTokens, token_checksum, write_texts
 from unloc.callbacks import OnProgress
@@ -180,8 +179,9 @@ def import_features(
     """
     found = list_features(config.format, source, config.dataset)
     durations, files = dict.fromkeys(found, np.nan) if durations is None else durations, {}
-    for video_id in durations:
-        if name := next((name for name in spellings(video_id) if name in found), None):
+    for video_id in durations:  # with or without ActivityNet's `v_`
+        names = (video_id, video_id.removeprefix("v_"), f"v_{video_id}")
+        if name := next((name for name in names if name in found), None):
             files[video_id] = found[name]
     if not files:
         raise InputError(f"{source}: holds none of the manifest's {len(durations)} videos")

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from unloc.cache.metadata import write_checked
 from unloc.cache.opening import Home, open_cache, open_for_writing
+from unloc.cache.reading import Cache
 from unloc.cache.shards import Added, ShardWriter, failures_of
 from unloc.cache.writing import audit_cache, fingerprint_differences, stored_video, write_projections, write_texts
 from unloc.callbacks import OnProgress
@@ -58,4 +60,9 @@ def merge(
         projections = next((cache.projections for cache in caches if cache.projections), None)
         if projections and not target.projections:
             write_projections(target.path, projections)
+        target = Cache(home.folder)
+        aliases = {alias: own for cache in caches for alias, own in cache.aliases.items()}
+        new = {alias: own for alias, own in aliases.items() if alias not in target and own in target.places}
+        if new:
+            write_checked(target.path / "aliases.json", target.aliases | new)
     return added

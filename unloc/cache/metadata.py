@@ -1,4 +1,4 @@
-"""JSON files of a cache that carry a checksum over their own bytes: the `zarr.json` of groups, plan, projections."""
+"""JSON files of a cache that carry a checksum over their own bytes: the `zarr.json` of groups, plan, aliases."""
 
 import json
 from contextlib import suppress

@@ -27,7 +27,7 @@ from unloc.errors import CacheError, InputError, MissingError
 from unloc.files import LOCK, file_crc32c, file_lock, folder_lock, remove_leftovers, url_of
 
 logger = logging.getLogger(__name__)
-FIRST = ("shards/zarr.json", "texts/zarr.json", "zarr.json", "projections.json", "plan.json")
+FIRST = ("shards/zarr.json", "texts/zarr.json", "zarr.json", "projections.json", "plan.json", "aliases.json")
 LAST = ("ledger.jsonl", "summary.json")
 
 

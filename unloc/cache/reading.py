@@ -5,7 +5,7 @@ CACHE/shards/00000/zarr.json     columns with one value per video, rows of faile
 CACHE/shards/00000/frames        (rows, views, D), uncompressed, one shard file; a video's rows are contiguous
 CACHE/shards/00000/videos.jsonl  all else known of each video, one line per video, read when asked for
 CACHE/texts/00000/zarr.json      [text, first row, rows] of each text; its tokens (rows, D) are in `tokens`
-CACHE/projections.json           CLIP's own projections of tokens that are kept before them
+CACHE/aliases.json, projections.json   other ids of cached videos; CLIP's projections of tokens kept before them
 """
 
 import json
@@ -27,12 +27,6 @@ from unloc.errors import CacheError, MissingError
 COLUMNS = ("video_id", "first_row", "num_tokens", "duration_seconds", "file_bytes", "file_mtime_ns")
 ROWS = "videos.jsonl"
 MOST_MAPS, MOST_TIMES = 10_000, 20_000
-
-
-def spellings(video_id: str) -> tuple[str, str, str]:
-    """The id as it is, then without and with ActivityNet's `v_`: its captions name the same files with it."""
-    bare = video_id.removeprefix("v_")
-    return video_id, bare, f"v_{bare}"
 
 
 class ShardMap:
@@ -146,6 +140,11 @@ class Cache:
         }
 
     @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Other ids of cached videos: two manifests may name one file differently."""
+        return read_checked(self.path / "aliases.json")
+
+    @cached_property
     def projections(self) -> dict[str, np.ndarray]:
         """The tower's own projections (D, width) of tokens that are kept before them, `frames` and `texts`, float32."""
         return {
@@ -169,8 +168,9 @@ class Cache:
         return len(self.places)
 
     def own_id(self, video_id: str) -> str | None:
-        """The id under which a video's tokens are stored, its own or another of its `spellings`; None: not cached."""
-        return next((name for name in spellings(video_id) if name in self.places), None)
+        """The id under which a video's tokens are stored: its own, or the one it is an alias of; None: not cached."""
+        own = video_id if video_id in self.places else self.aliases.get(video_id)
+        return own if own in self.places else None
 
     def row(self, video_id: str) -> dict:
         """All that is known of one of `places`, read each time. Raises CacheError where it is damaged."""

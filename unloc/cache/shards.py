@@ -150,7 +150,7 @@ class ShardWriter:
         self, video_ids: list[str], results: dict[str, Callable[[], Result]], shard_size: int, on_progress: OnProgress
     ) -> Added:
         """Add videos that are not here yet, and write every open shard whose videos all have `results`."""
-        known, added = {*self.planned, *self.cache.places}, Added()
+        known, added = {*self.planned, *self.cache.places, *self.cache.aliases}, Added()
         self.add([video_id for video_id in video_ids if video_id not in known], shard_size)
         num_planned = len(self.planned)
         for name, ids in list(self.open.items()):
@@ -200,6 +200,10 @@ class ShardWriter:
         for video_id in video_ids:
             self._staged_file(video_id).unlink(missing_ok=True)
             self.done.pop(video_id, None)
+
+    def replaced(self, name: str) -> list[str]:
+        """Videos of a complete shard that get new tokens: an earlier shard has tokens of them."""
+        return [video_id for video_id in self.open[name] if video_id in self.cache.places and self.done[video_id][0]]
 
     def _staged_file(self, video_id: str) -> Path:
         return self.staging / hashlib.sha256(video_id.encode()).hexdigest()[:24]

@@ -193,7 +193,7 @@ def audit_cache(path: Path, on_progress: OnProgress = lambda done, total: None) 
     """Compare every byte; `on_progress` gets shards done and all. Raises MissingError; CacheError: no fingerprint."""
     Cache(path)
     damages, video_ids, num_texts = [], set(), 0
-    for name in ("shards/zarr.json", "texts/zarr.json", "plan.json", "projections.json"):
+    for name in ("shards/zarr.json", "texts/zarr.json", "aliases.json", "plan.json", "projections.json"):
         try:
             read_attributes((path / name).parent) if "/" in name else read_checked(path / name)
         except CacheError:

@@ -42,14 +42,14 @@ def verify(
     repair: Annotated[bool, Option("--repair", help="Extract damaged shards again.")] = False,
     videos: Annotated[Path | None, Option(help="Folder with the video files, for --repair.")] = None,
     shards: Annotated[str | None, Option(help="Tar files with the videos, for --repair.")] = None,
-    manifest: Annotated[Path | None, Option(help="Which file and texts a video has, for --repair.")] = None,
+    manifest: Annotated[Path | None, Option(help="Which file, texts and other ids a video has, for --repair.")] = None,
     pretrained: Annotated[str | None, Option(help="The weights file, for --repair.")] = None,
     workers: Annotated[int, Option(help="Ray workers of --repair; 0: in this process.")] = 0,
 ) -> None:
     """Read every byte and compare checksums; exit code 2 where something is damaged.
 
     With --repair a damaged shard is written again: its intact videos are copied, the others extracted. What cannot be
-    repaired is reported and stays as it is; lost texts need --manifest.
+    repaired is reported and stays as it is; lost texts and other ids of videos need --manifest.
 
     Example: unloc cache verify data/cache --repair --videos data/videos
     """

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from unloc.cache.object_store import ObjectStore
-from unloc.cache.reading import spellings
 from unloc.errors import InputError, MissingError
 from unloc.files import url_of
 from unloc.video.video_file import RemoteVideo, TarMember, VideoFile
@@ -40,7 +39,8 @@ class VideoIndex:
         Only where it names none, one named like the id, with or without ActivityNet's `v_`.
         """
         if not isinstance(file, str):
-            return next((self.files[name] for name in spellings(video_id) if name in self.files), None)
+            bare = video_id.removeprefix("v_")
+            return next((self.files[name] for name in (video_id, bare, f"v_{bare}") if name in self.files), None)
         if url := url_of(file):
             listed = self.files.get(url.removeprefix(f"{self.root}/"))
             with suppress(FileNotFoundError):
