@@ -290,6 +290,11 @@ def test_a_browser_shows_it_jumps_by_keys_and_sends_no_request(width, tmp_path, 
         page.until("!document.querySelector('video').paused")
         page.press(" ")
         assert page.js("document.querySelector('video').paused")
+        page.js("document.querySelector('video').focus()")
+        page.press("j")
+        assert page.js("at") == 8
+        page.js("document.querySelector('[aria-label=\"Previous segment\"]').click()")
+        assert page.js("at") == 7
         unlabelled = (
             "[...document.querySelectorAll('button')].filter(b => !(b.textContent.trim() || b.ariaLabel)).length"
         )
