@@ -7,7 +7,7 @@ between cells is over the same seeds, with its 95 % interval (Student's t); one 
 Finished runs are skipped, so an interrupted benchmark resumes.
 
     python benchmarks/table_4.py --out DIR [--videos 120] [--frames 96] [--seeds 0 1 2] [--epochs 6] [--task tal]
-        [--styles sketch]
+        [--styles sketch] [--cells frozen/frozen finetune/frozen]
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CELLS = (("frozen", "frozen"), ("frozen", "finetune"), ("finetune", "frozen"), ("finetune", "finetune"))
+CELLS = ("frozen/frozen", "frozen/finetune", "finetune/frozen", "finetune/finetune")  # image tower, text tower
 TASKS = {  # converter, annotations, training and validation and test split, metric
     "tal": ("activitynet", "activitynet.json", "testing", "mAP@0.50"),
     "mr": ("activitynet-captions", "activitynet_captions", "test", "R1@0.5"),
@@ -33,10 +33,10 @@ def unloc(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "unloc", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def scored(folder: Path, task: str, cell: tuple[str, str], seed: int, args: argparse.Namespace) -> float:
+def scored(folder: Path, task: str, cell: str, seed: int, args: argparse.Namespace) -> float:
     """The metric of one cell and seed on the test split, trained where it is not yet."""
     *_, split, metric = TASKS[task]
-    image, text = cell
+    image, text = cell.split("/")
     manifest, run = folder / f"{task}.jsonl", folder / "runs" / f"{task}-{image}-{text}-{seed}"
     report = run / "eval" / split / "metrics.json"
     if not report.is_file():
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--task", choices=list(TASKS), default="tal")
     parser.add_argument("--styles", nargs="+", default=["studio", "sketch"])
+    parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS, help="frozen/frozen first")
     args = parser.parse_args()
     converter, source, _, metric = TASKS[args.task]
     table: dict[str, dict[str, list[float]]] = {}
@@ -86,11 +87,11 @@ def main() -> None:
         unloc("extract", manifest, "--videos", videos, "--cache", folder / "cache", "--frames", args.frames)
         packing = ["--frames", args.frames, "--size", 112]
         unloc("data", "pack", manifest, "--videos", videos, "--out", folder / "frames", *packing)
-        table[style] = {"/".join(cell): [] for cell in CELLS}
+        table[style] = {cell: [] for cell in args.cells}
         for seed in args.seeds:
-            for cell in CELLS:
+            for cell in args.cells:
                 value = scored(folder, args.task, cell, seed, args)
-                table[style]["/".join(cell)].append(value)
+                table[style][cell].append(value)
                 (args.out / f"table_4_{args.task}.json").write_text(json.dumps(table, indent=1))
     print(f"\n{args.task}, {metric}, image/text tower, {args.videos} videos, {len(args.seeds)} seeds, mean ± 95 %")
     for style, cells in table.items():

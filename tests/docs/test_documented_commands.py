@@ -131,6 +131,13 @@ def write_class_split(manifest, folder):
         path.write_text("".join(f"{label}\n" for label in sorted(labels)))
 
 
+def write_moments(manifest, path):
+    """The sentences of a manifest as someone's own table, without splits."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    found = [(row["video_id"], *row["segments"][0], row["text"]) for row in rows if row["kind"] == "query"]
+    path.write_text("video,start,end,query\n" + "".join(f'{a},{b},{c},"{d}"\n' for a, b, c, d in found))
+
+
 def write_null_queries(folder):
     """Labels and predictions of generalized moment retrieval, of which one query is null."""
     truth = [{"qid": n, "vid": f"v{n}", "query": "a goal", "duration": 60} for n in range(3)]
@@ -191,6 +198,7 @@ def world(tmp_path_factory):
         run(f"{baseline} --manifest activitynet.jsonl --export anet.json")
         shutil.copy("anet.json", "predictions.json")
         run("data export csv anet.jsonl --out labels.csv")
+        write_moments(Path("mr.jsonl"), Path("moments.csv"))
         Path("labels.txt").write_text("red circle rising\nblue star blinking\n")
         write_null_queries(folder)
         run("data zero-shot activitynet.jsonl --lists train_50_test_50/ActivityNet --split validation --out splits")
