@@ -17,12 +17,16 @@ RUN apt-get update \
 WORKDIR /opt/unloc
 # hadolint ignore=DL3013
 RUN python3 -m venv /opt/venv && pip install "torch>=2.11" "torchvision>=0.26"
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
+# An empty package brings its dependencies: an edit of the source leaves this layer as it is.
+# hadolint ignore=DL3013
+RUN mkdir manifests pipeline unloc && touch pipeline/__init__.py unloc/__init__.py \
+    && pip install ".[s3,hdf5,track,cluster]" && rm -r manifests pipeline unloc
 COPY manifests ./manifests
 COPY pipeline ./pipeline
 COPY unloc ./unloc
 # hadolint ignore=DL3013
-RUN pip install ".[s3,hdf5,track,cluster]" && useradd --create-home --uid 10001 unloc
+RUN pip install --no-deps --force-reinstall . && useradd --create-home --uid 10001 unloc
 
 USER 10001
 WORKDIR /home/unloc

@@ -1,5 +1,6 @@
 """What a user types: help, errors in one line, exit codes."""
 
+import logging
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.conftest import write_manifest
 from unloc.annotations.schema import QueryRow, VideoRow
+from unloc.cli import doctor, progress
 
 
 def test_a_process_ends_with_one_line_and_exit_code_2(tmp_path):
@@ -42,12 +44,44 @@ def test_help_and_version_import_no_torch_and_no_pandas():
         "cache verify",
         "fit",
         "eval",
+        "doctor",
     ],
 )
 def test_every_verb_explains_itself(unloc, verb):
     code, out, _ = unloc(*verb.split(), "--help")
     assert code == 0 and "Usage:" in out
+    assert unloc(*verb.split(), "-h")[1] == out
     assert verb == "data" or "Example: unloc " in out.replace("\n", " ").replace("  ", " ")
+
+
+def test_quiet_leaves_results_and_errors_and_verbose_adds_the_log(unloc, manifest, video_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "shown_level", progress.shown_level)  # put back at the end
+
+    def extract(option, cache):
+        words = ["extract", manifest, "--videos", video_folder, "--cache", tmp_path / cache, "--workers", 0]
+        return unloc(*option, *words, "--frames", 2)
+
+    code, shown, _ = extract(["-q"], "a")
+    assert code == 0 and "1 of 1 cached" in shown
+    code, _, stderr = unloc(
+        "-q", "extract", tmp_path / "gone.jsonl", "--videos", video_folder, "--cache", tmp_path / "c"
+    )
+    assert code == 2 and stderr.startswith("error: ")
+    levels = []
+    for option in (["-q"], [], ["-v"]):
+        extract(option, "a")
+        levels.append(progress.shown_level)
+    assert levels == [logging.ERROR, logging.WARNING, logging.INFO]
+    assert unloc("-q", "-v", "doctor")[0] == 2
+
+
+def test_doctor_names_what_is_missing(unloc, monkeypatch):
+    code, shown, _ = unloc("doctor")
+    assert code == 0 and "torch" in shown and "CPU cores" in shown
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package in ("zarr", "s3fs") else version(package))
+    code, shown, stderr = unloc("doctor")
+    assert code == 1 and "pip install zarr" in stderr and "unloc[s3]" in shown
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What long work shows on a terminal and in a log."""
 
+import logging
 import re
 import sys
 from itertools import count
@@ -50,3 +51,16 @@ def test_on_a_terminal_there_is_a_bar_that_starts_where_a_resumed_job_does(capfd
         report(51, 100, loss="0.4")
     shown = capfd.readouterr().err
     assert "training:  50%" in shown and "51/100" in shown and "\r" in shown
+
+
+def test_quiet_shows_no_progress_and_verbose_the_log(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "shown_level", logging.ERROR)
+    with progress.progress("packing", "shards") as report, progress.shown_warnings("unloc"):
+        report(1, 2)
+        logging.getLogger("unloc.some").warning("a warning")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(progress, "shown_level", logging.INFO)
+    with progress.shown_warnings("unloc"):
+        logging.getLogger("unloc.some").info("a detail")
+    assert capfd.readouterr().err == "note: a detail\n"

@@ -1,5 +1,6 @@
 """The command line: one typer app. Commands import the library inside their functions, so that `--help` is fast."""
 
+import logging
 import sys
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -23,11 +24,20 @@ TokenDtype = Annotated[Literal["float16", "float32", "bfloat16"], Option("--toke
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
-    """Options of all commands; `--debug` anywhere on the line shows the traceback of an error."""
+def options(
+    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress and no notes, only results and errors.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Also the log: what is done, in detail.")] = False,
+) -> None:
+    """Options of all commands stand before the command; `--debug` anywhere shows the traceback of an error."""
     if version:
         typer.echo(f"unloc {__version__}")
         raise typer.Exit
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other")
+    from unloc.cli import progress
+
+    progress.shown_level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
 
 
 _UsageError = typer.BadParameter.__bases__[0]  # of the click that typer uses: its own or the installed one
@@ -62,4 +72,4 @@ def main() -> None:
     raise SystemExit(2)
 
 
-from unloc.cli import cache, data, evaluate, extract, fit, predict, report  # noqa: E402, F401  (they register commands)
+from unloc.cli import cache, data, doctor, evaluate, extract, fit, predict, report  # noqa: E402, F401  (they register commands)

@@ -13,6 +13,7 @@ import typer
 
 LINE_SECONDS = 30.0
 SHOWN_FAILURES = 20
+shown_level = logging.WARNING  # of log records; ERROR: no progress either
 LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
 
 
@@ -32,6 +33,8 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
 
     def report(done: int, total: int, **details: object) -> None:
         nonlocal bar
+        if shown_level >= logging.ERROR:
+            return
         if bar is None:
             bar = Bar(desc=action, unit=f" {units}", initial=done, total=total, smoothing=0.05, **options)
         bar.total = total
@@ -65,17 +68,21 @@ def echo_failures(rows: list[dict], all_failures: str) -> None:
 
 @contextmanager
 def shown_warnings(package: str) -> Iterator[None]:
-    """Print the warnings that a package logs, one line each."""
+    """Print the warnings that a package logs, one line each; with --verbose also what it does."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
+    handler.setLevel(shown_level)
     handler.setFormatter(logging.Formatter("note: %(message)s"))
     logger = logging.getLogger(package)
     logger.addHandler(handler)
+    level = logger.level
+    if shown_level < logging.WARNING:
+        logger.setLevel(shown_level)
     propagates, logger.propagate = logger.propagate, False  # open_clip adds a handler to the root logger
     try:
         yield
     finally:
         logger.propagate = propagates
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 
