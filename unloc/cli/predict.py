@@ -93,13 +93,12 @@ def _page(found: list["VideoPrediction"], files: list["VideoFile"], out: Path) -
     """Write the page of `unloc report`."""
     from unloc.annotations.own import video_id_of
     from unloc.files import write_file
-    from unloc.inference.answers import page_material
-    from unloc.report.content import content_of
+    from unloc.report.content import content_of, material_of
     from unloc.report.page import render
 
     local = {video_id_of(file.name): file for file in files if isinstance(file, Path)}
     most = max(1, *map(len, found))  # all: --top has chosen
-    write_file(out, render(content_of(page_material(found), out, local, limit=len(found), top=most)))
+    write_file(out, render(content_of(material_of(found), out, local, limit=len(found), top=most)))
     return [out]
 
 

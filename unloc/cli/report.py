@@ -138,8 +138,8 @@ def _material_of_video(
     """What a model finds in a video, and its file by its id. Raises as `unloc predict`."""
     from unloc.annotations.reading import read_names
     from unloc.cli.predict import predicted
-    from unloc.inference.answers import page_material
     from unloc.inference.video_model import load
+    from unloc.report.content import material_of
     from unloc.video.locate import own_videos
 
     if checkpoint is None:
@@ -150,4 +150,4 @@ def _material_of_video(
         model = load(checkpoint, task=task or ("tal" if checkpoint == "toy" and names else None), tower=tower)
         model.require_texts(queries, names)
         one = predicted(model, file, queries, names).best(MOST_MOMENTS)
-    return page_material([one]), {one.video_id: video}
+    return material_of([one]), {one.video_id: video}

@@ -13,7 +13,6 @@ from unloc.evaluation.evaluator import Predictions
 from unloc.inference.video_model import VideoPrediction
 from unloc.predictions.exporting import export_spans, spans_of
 from unloc.predictions.writing import write_detections, write_frames, write_moments
-from unloc.report.content import Material
 from unloc.video.clips import cut_clip
 from unloc.video.locate import VideoIndex
 from unloc.video.video_file import VideoFile, on_disk
@@ -50,21 +49,6 @@ def write_predictions(found: Sequence[VideoPrediction], files: Sequence[VideoFil
         return [out]
     return export_spans(
         kind, spans_of(records), out, media_of(files) if kind in ("labelstudio", "fiftyone") else Media()
-    )
-
-
-def page_material(found: Sequence[VideoPrediction]) -> Material:
-    """What a page shows of the predictions of videos (`unloc.report.content`)."""
-    names = [Path(one.video).name for one in found]
-    curves = {(one.video_id, text): curve for one in found for text, curve in one.curves.items()}
-    return Material(
-        name=", ".join(names[:3]) + (" and more" if len(names) > 3 else ""),
-        task=found[0].task,
-        predictions=joined_records(found),
-        facts={"how": "; ".join(dict.fromkeys(one.how for one in found))},
-        notes=list(dict.fromkeys(one.note for one in found if one.note)),
-        durations={one.video_id: one.duration_seconds for one in found},
-        relevance={key: (curve.times_seconds, curve.relevance) for key, curve in curves.items()},
     )
 
 

@@ -1,9 +1,10 @@
 """What a page says: of a run its curves, metrics and errors, of predictions a timeline for each video."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,13 @@ from unloc.evaluation.screening import Predictions
 from unloc.evaluation.tables import is_shown
 from unloc.files import url_of
 from unloc.predictions.reading import read_predictions
-from unloc.report.curves import read_rows, training_curves
 from unloc.report.media import duration_of, frames_at, video_source
 from unloc.report.timelines import Key, rows_of, thinned
+from unloc.training.curves import read_rows, training_curves
 from unloc.video.locate import index_videos
+
+if TYPE_CHECKING:
+    from unloc.inference.video_model import VideoPrediction
 
 EXAMPLES, FRAMES = 6, 4  # best and worst rows each, and frames of each of their segments
 TASKS = {"mr": "moment retrieval", "tal": "temporal action localization", "as": "action segmentation"}
@@ -83,6 +87,23 @@ def gather(source: Path, *, manifest: Path | None, split: str | None, task: str 
     found["durations"] = scored.evaluation.selected.stated_durations()
     name = run.name if run else source.name if source.is_file() else source.resolve().name
     return Material(name=name, folder=(find_report(source, task, split) or source).parent, **found)
+
+
+def material_of(found: Sequence["VideoPrediction"]) -> Material:
+    """What `unloc predict` found in videos."""
+    from unloc.inference.answers import joined_records  # here: it imports torch
+
+    names = [Path(one.video).name for one in found]
+    curves = {(one.video_id, text): curve for one in found for text, curve in one.curves.items()}
+    return Material(
+        name=", ".join(names[:3]) + (" and more" if len(names) > 3 else ""),
+        task=found[0].task,
+        predictions=joined_records(found),
+        facts={"how": "; ".join(dict.fromkeys(one.how for one in found))},
+        notes=list(dict.fromkeys(one.note for one in found if one.note)),
+        durations={one.video_id: one.duration_seconds for one in found},
+        relevance={key: (curve.times_seconds, curve.relevance) for key, curve in curves.items()},
+    )
 
 
 def content_of(

@@ -37,7 +37,7 @@ from unloc.errors import ConfigError, InputError, one_line
 from unloc.files import LOCK, commit_folder, folder_lock, replacing, write_file
 from unloc.inference.load import CheckpointInfo
 from unloc.recipes import dump_recipe, load_recipe
-from unloc.report.curves import read_rows, training_curves
+from unloc.training.curves import read_rows, training_curves
 
 logger = logging.getLogger(__name__)
 LINKS = ("best", "last")  # in this order: `last` completes a step
