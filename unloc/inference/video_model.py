@@ -210,7 +210,8 @@ class VideoModel:
         cached, is_long = self._tokens_of(file, lambda done, total: on_progress("encoding", done, total))
         row, name, note = cached.meta, video_id_of(file.name), ""
         if not rendered_size(row) and self.saw_only_shapes:
-            note = f"NOT a rendered video, and {self.name} has seen only rendered shapes: its answers mean nothing here"
+            seen = f"{'its tower' if self.loaded is None else self.name} has seen only rendered shapes"
+            note = f"NOT a rendered video, and {seen}: its answers mean nothing here"
             logger.warning("%s: %s", file, note)
         frames = VideoFrames(name, cached.frames[0], cached.times_seconds, float(row["duration_seconds"]))
         stated = {"video": str(video), "video_id": name, "duration_seconds": frames.duration_seconds, "texts": texts}
@@ -435,7 +436,10 @@ def load(
     """
     device_ = resolve_device(device)
     if str(checkpoint) == "none":
-        config = EncodeConfig(tower=tower or "toy", pretrained=pretrained, fps=DEFAULT_FPS)
+        is_clip = tower not in (None, "toy") and not Path(tower).is_dir()
+        config = EncodeConfig(
+            tower=tower or "toy", pretrained=pretrained or (is_clip and "openai") or None, fps=DEFAULT_FPS
+        )
         return VideoModel("none", None, Encoder(config, device_), cache)
     if tower is not None:
         raise InputError(f"--tower {tower}: belongs to --checkpoint none; {checkpoint} knows its own tower")

@@ -53,26 +53,31 @@ def _copy(source: InputContainer, target: OutputContainer, start: float, end: fl
     """Copy packets as they are; pictures from a key frame on, also those after the end that earlier ones refer to."""
     first = streams[0][0]
     source.seek(int(start / first.time_base), stream=first)
-    pairs, done = dict(streams), set()
+    pairs, early, done = dict(streams), {stream: [] for stream, _ in streams}, set()
     for packet in source.demux(*pairs):
         stream = packet.stream
-        if packet.dts is None or packet.pts is None or stream in done:
+        if packet.pts is None or stream in done or packet.pts * stream.time_base < start - 1e-6:
+            continue
+        if packet.dts is None:  # Matroska states none for the first pictures: they count back from the first stated
+            early[stream].append(packet)
             continue
         if packet.dts * stream.time_base >= end:
             done.add(stream)
             if len(done) == len(pairs):
                 return
             continue
-        if packet.pts * stream.time_base < start - 1e-6:
-            continue
-        offset = round(start / stream.time_base)
-        packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, pairs[stream]
-        target.mux(packet)
+        waiting, early[stream], step = early[stream], [], max(1, packet.duration or 1)
+        for number, one in enumerate(waiting):
+            one.dts = min(packet.dts, *(item.pts for item in waiting)) - step * (len(waiting) - number)
+        for one in (*waiting, packet):
+            offset = round(start / stream.time_base)
+            one.pts, one.dts, one.stream = one.pts - offset, one.dts - offset, pairs[stream]
+            target.mux(one)
 
 
 def _encode(source: InputContainer, stream: VideoStream, target: OutputContainer, start: float, end: float) -> None:
     """Decode and encode the pictures in H.264, at their own times."""
-    encoded = None
+    encoded, first = None, 0.0
     source.seek(int(start / stream.time_base), stream=stream)
     for frame in source.decode(stream):
         seconds = 0.0 if frame.time is None else frame.time
@@ -81,11 +86,12 @@ def _encode(source: InputContainer, stream: VideoStream, target: OutputContainer
         if seconds < start - 1e-6:
             continue
         if encoded is None:
+            first = seconds
             encoded = target.add_stream("libx264", rate=stream.average_rate or 25, options={"crf": "20"})
             encoded.width, encoded.height = frame.width // 2 * 2, frame.height // 2 * 2
             encoded.pix_fmt, encoded.codec_context.time_base = "yuv420p", stream.time_base
         frame = frame.reformat(encoded.width, encoded.height, "yuv420p")
-        frame.pts, frame.time_base = round((seconds - start) / stream.time_base), stream.time_base
+        frame.pts, frame.time_base = round((seconds - first) / stream.time_base), stream.time_base
         frame.pict_type = av.video.frame.PictureType.NONE
         target.mux(encoded.encode(frame))
     if encoded is None:
