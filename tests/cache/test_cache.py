@@ -250,3 +250,9 @@ def test_of_two_that_create_one_cache_the_later_finds_the_other_fingerprint(tmp_
     with pytest.raises(FingerprintError, match="'one'"), open_for_writing(home, {"tower.name": "two"}, {}):
         pass
     assert open_cache(tmp_path / "cache").fingerprint == {"tower.name": "one"}
+
+
+def test_a_cache_is_a_mapping_that_says_what_it_is(token_world):
+    cache = open_cache(token_world[1])
+    assert list(cache) == list(cache.keys()) and set(cache) >= {"v0", "v59"} and len(dict(cache)) == len(cache) == 60
+    assert "60 videos, 3 texts, tokens of made up" in repr(cache)

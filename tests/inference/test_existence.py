@@ -11,7 +11,7 @@ from unloc.cache.opening import open_cache
 from unloc.errors import InputError
 from unloc.examples.sources import CachedTokens
 from unloc.inference.calibrate import best_threshold, calibrate, fit_logistic
-from unloc.inference.existence import Calibration, evidence, read_calibration, write_calibration
+from unloc.inference.existence import Calibration, best_score, evidence, read_calibration, write_calibration
 from unloc.inference.load import load_model
 from unloc.inference.predict import predict_split
 from unloc.inference.video_model import load
@@ -37,10 +37,9 @@ def test_the_logistic_fit_separates_and_a_useless_column_gets_no_weight():
 
 def test_evidence_is_the_best_score_and_the_similarity_of_the_best_frames():
     frames, text = np.eye(4, dtype=np.float16)[[0, 0, 0, 1, 2, 3]], np.stack([np.ones(4), np.eye(4)[0]])
-    found = evidence(np.array([[0.0, 1.0, 0.5]]), frames, text)
-    np.testing.assert_allclose(found, [0.0, 1.0, 0.5], atol=1e-6)
-    assert evidence(np.zeros((0, 3)), frames, text)[0] < -6
-    assert (evidence(np.zeros((0, 3)), frames, np.ones((2, 8)))[1:] == 0).all()  # of another width
+    np.testing.assert_allclose(evidence(0.5, frames, text), [0.0, 1.0, 0.5], atol=1e-6)
+    assert evidence(0.0, frames, text)[0] < -6 and best_score(np.zeros((0, 3))) == 0.0
+    assert (evidence(0.0, frames, np.ones((2, 8)))[1:] == 0).all()  # of another width
 
 
 @pytest.mark.usefixtures("undrawn")

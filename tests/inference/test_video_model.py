@@ -1,6 +1,7 @@
 """A model over any video file: what `unloc eval` predicts of the cached video, in windows where it is long."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.conftest import render_video
 from unloc.cache.opening import open_cache
 from unloc.examples.sources import VideoFrames
 from unloc.inference import video_model
+from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.load import load_model
 from unloc.inference.predict import predict_detections, predict_moments
 from unloc.inference.video_model import load
@@ -203,6 +205,19 @@ def test_long_videos_are_seen_in_windows_and_searched_from_ten_minutes_on(toy, l
     searched = toy.predict(long_video, [QUERY, "a blue star"])
     assert (searched.windows, searched.grounded) == (found.windows, 3) and "ranked by similarity" in searched.how
     assert len(searched.curves[QUERY].times_seconds) < len(found.curves[QUERY].times_seconds)
+
+
+def test_a_model_of_a_number_of_frames_has_that_number_in_each_window_of_a_long_video(video, long_video, tmp_path):
+    toy = load_model(toy_unloc_folder("mr"))
+    sampling = {"sampling.num_frames": 96, "sampling.fps": None}
+    loaded = replace(toy, info=replace(toy.info, fingerprint=toy.info.fingerprint | sampling))
+    model = video_model.VideoModel("even", loaded, Encoder(EncodeConfig(num_frames=96)), tmp_path / "cache")
+    assert model.predict(video, [QUERY]).windows == 1
+    found = model.predict(long_video, [QUERY])
+    assert found.windows > 10
+    assert len(found.row["times_seconds"]) == pytest.approx(240 * 96 / 39.5, rel=0.01)
+    assert model.predict(long_video, [QUERY]).moments == found.moments
+    assert len(model.predict(video, [QUERY]).row["times_seconds"]) == 96
 
 
 def test_the_windows_with_the_most_similar_frames_are_chosen():

@@ -12,7 +12,7 @@ import json
 import mmap
 import resource
 from base64 import b64decode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -166,6 +166,17 @@ class Cache:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def keys(self) -> Iterable[str]:
+        """The ids under which tokens are stored."""
+        return self.places.keys()
+
+    def __repr__(self) -> str:
+        tower = self.fingerprint.get("tower.name") or self.fingerprint.get("origin", "unknown")
+        return f"<Cache {self.path}: {len(self)} videos, {len(self.text_index)} texts, tokens of {tower}>"
 
     def own_id(self, video_id: str) -> str | None:
         """The id under which a video's tokens are stored: its own, or the one it is an alias of; None: not cached."""

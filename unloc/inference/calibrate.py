@@ -8,7 +8,7 @@ from unloc.annotations.schema import Manifest
 from unloc.callbacks import OnProgress
 from unloc.examples.examples import Examples
 from unloc.examples.sources import Source
-from unloc.inference.existence import Calibration, evidence
+from unloc.inference.existence import Calibration, best_score, evidence
 from unloc.inference.load import LoadedModel
 from unloc.inference.predict import QUERY_BATCH, core_and_source, predict_moments
 
@@ -45,7 +45,7 @@ def calibrate(
         shown, texts = [examples.video(video) for video, *_ in part], [examples.texts[text] for _, text, _ in part]
         moments = predict_moments(loaded, shown, texts)
         for video, text, (windows, _) in zip(shown, texts, moments, strict=True):
-            found.append(evidence(windows, video.frames, text))
+            found.append(evidence(best_score(windows), video.frames, text))
         on_progress(len(found), len(pairs))
     weights, bias = fit_logistic(np.array(found), is_there)
     scores = np.array([Calibration(weights=weights, bias=bias, threshold=0.5).score(one) for one in found])

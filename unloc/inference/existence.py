@@ -27,17 +27,22 @@ class Calibration:
         return float(1.0 / (1.0 + np.exp(-(evidence @ np.asarray(self.weights) + self.bias))))
 
 
-def evidence(windows: np.ndarray, frames: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """(3,) of moments (N, 3) best first, frame tokens (T, D) and text tokens (K, D): the logit of the best score; the
-    cosine of the three frames most similar to the text's EOS, and by how much that is above the mean of all frames.
-    Without moments the first is that of a score of 0.001; where tokens do not compare the others are 0.
+def evidence(best_score: float, frames: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """(3,) of the best moment's score, frame tokens (T, D) and text tokens (K, D): the logit of the score, of at least
+    0.001; the cosine of the three frames most similar to the text's EOS; by how much that is above the mean of all
+    frames. Where tokens do not compare the last two are 0.
     """
-    best = float(np.clip(windows[0, 2] if len(windows) else 0.0, 1e-3, 1 - 1e-6))
+    best = float(np.clip(best_score, 1e-3, 1 - 1e-6))
     if frames.shape[1] != text.shape[1]:
         return np.array([np.log(best / (1 - best)), 0.0, 0.0])
     similarity = similarity_to(frames, text[-1:])[:, 0]
     highest = np.sort(similarity)[-3:].mean()
     return np.array([np.log(best / (1 - best)), highest, highest - similarity.mean()])
+
+
+def best_score(windows: np.ndarray) -> float:
+    """Of moments (N, 3), best first; 0 without any."""
+    return float(windows[0, 2]) if len(windows) else 0.0
 
 
 def write_calibration(folder: Path, task: str, calibration: Calibration) -> None:

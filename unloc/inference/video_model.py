@@ -23,7 +23,6 @@ from unloc.errors import InputError
 from unloc.examples.sources import ClassTexts, VideoFrames
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
-from unloc.inference.existence import evidence
 from unloc.inference.file_tokens import FileTokens
 from unloc.inference.load import LoadedModel, load_model, model_for_classes, require_same_cache
 from unloc.inference.predict import encode_texts, predict_frames
@@ -241,14 +240,18 @@ class VideoModel:
                 f"checkpoint {self.name}: knows no classes; give sentences with -q or classes with --labels"
             )
         if self.task is not None:
-            kind, is_query = task_named(self.task).text_kind, task_named(self.task).text_kind == "query"
+            is_query = task_named(self.task).text_kind == "query"
             if self.task == "cls":
                 raise InputError(
                     f"checkpoint {self.name}: names whole videos (task cls) and finds no times; use another"
                 )
-            if (texts and not is_query) or (is_query and not texts):
-                expected = "sentences: -q TEXT or --queries FILE" if is_query else "classes: --labels FILE, or its own"
-                raise InputError(f"checkpoint {self.name}: task {self.task} takes {expected}, not the other {kind}")
+            if is_query and not texts:
+                raise InputError(
+                    f"checkpoint {self.name}: takes sentences (task {self.task}): -q TEXT or --queries FILE"
+                )
+            if texts and not is_query:
+                advice = "leave -q out; --labels FILE names others than its own"
+                raise InputError(f"checkpoint {self.name}: takes classes (task {self.task}): {advice}")
         limit = self.encoder.tower.fingerprint["context_length"]
         for text in (*texts, *labels):
             if not text.strip():
@@ -307,12 +310,10 @@ class VideoModel:
             chosen = [best_windows(windows, times, column, GROUNDED_WINDOWS) for column in columns]
             how += f", ranked by similarity; grounded in the best {GROUNDED_WINDOWS} of each query"
         found = moments_in(self.loaded, video, tokens, chosen, counted(on_progress, sum(map(len, chosen))))
-        kept, calibration, existence = found.kept(), self.loaded.calibration, {}
-        for index, text in enumerate(texts):
-            own = np.reshape([window for of_text, window in kept if of_text == index], (-1, 3))
-            existence[text] = float(own[0, 2]) if len(own) else 0.0
-            if calibration is not None:
-                existence[text] = calibration.score(evidence(own, video.frames, tokens[index]))
+        kept, calibration = found.kept(), self.loaded.calibration
+        existence = dict.fromkeys(texts, 0.0) | {texts[index]: float(window[2]) for index, window in reversed(kept)}
+        if calibration is not None:
+            existence = {text: found.existence[index] for index, text in enumerate(texts)}
         curves = {text: found.curve(index) for index, text in enumerate(texts)}
         saliency = {texts[index]: filled(values) for index, values in found.saliency.items()}
         own = {"curves": {text: curve for text, curve in curves.items() if curve is not None}, "saliency": saliency}

@@ -19,6 +19,7 @@ from unloc.config import Recipe
 from unloc.examples.batches import Example, collate
 from unloc.examples.examples import linspace_example
 from unloc.examples.sources import ClassTexts, VideoFrames
+from unloc.inference.existence import evidence
 from unloc.inference.load import LoadedModel
 from unloc.inference.predict import QUERY_BATCH, VIDEO_BATCH, class_outputs, forward, kept_windows, segments_in_seconds
 from unloc.model.unloc import Outputs
@@ -84,19 +85,25 @@ class Found:
     scores: list[Tensor] = field(default_factory=list)  # (N,)
     curves: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     saliency: dict[int, np.ndarray] = field(default_factory=dict)  # of a text: one score per 2 s clip
+    existence: dict[int, float] = field(default_factory=dict)  # of a text: in the window where it is most likely
 
-    def add(self, outputs: Outputs, examples: Sequence[Example], windows: Sequence[Window], texts: np.ndarray) -> None:
-        """Outputs of windows for texts (B, C), given by their indices."""
+    def add(
+        self,
+        outputs: Outputs,
+        examples: Sequence[Example],
+        windows: Sequence[Window],
+        texts: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Outputs of windows for texts (B, C), given by their indices; scores are multiplied by `weights` (B,)."""
         segments, scores = segments_in_seconds(outputs, examples, self.recipe), outputs.relevance.sigmoid()
         own = segments.new_tensor([(window.own_start, window.own_end) for window in windows])[:, None, None]
         middle, above = segments.mean(dim=-1), scores > self.recipe.decode.score_threshold
         chosen = above & (middle >= own[..., 0]) & (middle < own[..., 1])
-        row, text, _ = chosen.nonzero(as_tuple=True)
-        segments, kept, text = (
-            segments[chosen].cpu(),
-            scores[chosen].cpu(),
-            texts[row.cpu().numpy(), text.cpu().numpy()],
-        )
+        row, text, _ = (index.cpu().numpy() for index in chosen.nonzero(as_tuple=True))
+        segments, kept, text = segments[chosen].cpu(), scores[chosen].cpu(), texts[row, text]
+        if weights is not None:
+            kept = kept * torch.from_numpy(weights[row]).to(kept)
         if windows[0].crop is not None and len(kept) > MOST_CANDIDATES:
             best = kept.topk(MOST_CANDIDATES).indices.sort().values
             segments, kept, text = segments[best], kept[best], text[best.numpy()]
@@ -172,14 +179,28 @@ def moments_in(
     windows: Sequence[Sequence[Window]],
     on_done: Callable[[int], None] = lambda count: None,
 ) -> Found:
-    """Moments for texts (K, D), each in its own windows; of one whole window those of `predict_moments`."""
+    """Moments for texts (K, D), each in its own windows; of one whole window those of `predict_moments`.
+
+    With a calibration scores in windows are multiplied by the probability that the text is in its window at all, as a
+    model that was trained on texts of their own videos only finds something in every window.
+    """
     recipe, found = loaded.info.recipe, Found(loaded.info.recipe)
-    pairs = [(index, window) for index, own in enumerate(windows) for window in own]
+    pairs, times = [(index, window) for index, own in enumerate(windows) for window in own], video.times_seconds
     for part in pairs_of(pairs, QUERY_BATCH):
         examples = [linspace_example(video, recipe.data, text=texts[i], crop=window.crop) for i, window in part]
         batch = collate(examples, max_text_tokens=recipe.data.max_text_tokens)
-        outputs = forward(loaded.model, batch, recipe, pairing="own")
-        found.add(outputs, examples, [window for _, window in part], np.array([[index] for index, _ in part]))
+        outputs, weights = forward(loaded.model, batch, recipe, pairing="own"), None
+        if loaded.calibration is not None:
+            best = outputs.relevance.sigmoid().amax(dim=(1, 2)).double().cpu().numpy()
+            seen = [video.frames[slice(*np.searchsorted(times, (window.start, window.end)))] for _, window in part]
+            known = zip(part, best, seen, strict=True)
+            weights = np.array(
+                [loaded.calibration.score(evidence(score, own, texts[i])) for (i, _), score, own in known]
+            )
+            for (index, _), weight in zip(part, weights.tolist(), strict=True):
+                found.existence[index] = max(weight, found.existence.get(index, 0.0))
+        indices, own = np.array([[index] for index, _ in part]), [window for _, window in part]
+        found.add(outputs, examples, own, indices, weights if own[0].crop else None)
         on_done(len(part))
     return found
 
