@@ -305,6 +305,20 @@ def test_a_browser_shows_it_jumps_by_keys_and_sends_no_request(width, tmp_path, 
         assert not page.complaints
 
 
+@pytest.mark.slow
+def test_a_browser_draws_predictions_that_no_video_has(scored, report):
+    windows = [[0, 0, 0.5]], [[1e9, 2e9, 0.5]], [[-5, 3, float("nan")]], [[9, 2, 1e300]], []
+    rows = [answer(n, pred_relevant_windows=one) for n, one in enumerate(windows)]
+    rows[0]["pred_saliency_scores"] = [float("nan")] * 3
+    write_mr(scored / "odd.jsonl", rows)
+    report("odd.jsonl")
+    with chromium_page(scored / "report.html", scored / "profile") as page:
+        for number in range(len(windows)):
+            page.js(f"show({number}); jump(0); setZoom(256)")
+            assert page.js("document.querySelectorAll('.row').length") == 1
+        assert not page.complaints
+
+
 # -- Of a video
 
 

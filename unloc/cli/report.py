@@ -150,4 +150,4 @@ def _material_of_video(
         model = load(checkpoint, task=task or ("tal" if checkpoint == "toy" and names else None), tower=tower)
         model.require_texts(queries, names)
         one = predicted(model, file, queries, names).best(MOST_MOMENTS)
-    return material_of([one]), {one.video_id: video}
+    return material_of([one]), {one.video_id: file} if isinstance(file, Path) else {}

@@ -150,12 +150,12 @@ def content_of(
     for video_id, place in index.items():
         on_progress(place, total)
         duration, file = material.durations.get(video_id, math.nan), files.get(video_id)
-        if not duration > 0:
-            segments = [one for row in rows[video_id] for one in (*row["truth"], *row["found"])]
-            duration = (file and duration_of(file)) or max((one[1] for one in segments), default=1.0)
+        duration, last = duration if duration > 0 else file and duration_of(file), 0.0
+        if not duration:
+            last = max((one[1] for row in rows[video_id] for one in (*row["truth"], *row["found"])), default=0.0)
         source = None if file is None else video_source(file, page, embed=embed)
-        named = {"id": video_id, "file": file and file.name, "source": source, "duration": duration}
-        videos.append(named | {"rows": rows[video_id]})
+        named = {"id": video_id, "file": file and file.name, "source": source, "measured": bool(duration)}
+        videos.append(named | {"duration": duration or last or 1.0, "rows": rows[video_id]})
     scores = [one[2] for own in rows.values() for row in own for one in row["found"] if one[2] is not None]
     if scores and (min(scores) < 0 or max(scores) > 1):
         content["scores"] = [min(scores), max(scores)]

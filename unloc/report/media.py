@@ -24,8 +24,8 @@ def video_source(path: Path, page: Path, *, embed: bool) -> str:
     if embed and path.stat().st_size <= EMBED_BYTES:
         kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
         return f"data:{kind};base64,{b64encode(path.read_bytes()).decode()}"
-    relative = os.path.relpath(path.resolve(), page.parent.resolve())
-    return quote(os.fsencode(relative.replace(os.sep, "/")))
+    # Not resolved: a browser joins the link to the path by which the page was opened, links of the file system or not.
+    return quote(os.fsencode(os.path.relpath(path, page.parent)))
 
 
 def frames_at(path: Path, times: Sequence[float]) -> list[str]:
