@@ -13,7 +13,7 @@ from unloc.evaluation.screening import Predictions
 from unloc.predictions.records import FramePrediction, MomentPrediction
 
 MOST_CLASSES = 20  # of a video that are predicted but not annotated
-MOST_POINTS = 400  # of a curve
+MOST_POINTS = 250  # of a curve
 Key = tuple[str, str]  # video, and query or class
 
 
