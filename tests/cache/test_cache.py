@@ -55,13 +55,6 @@ def test_what_is_written_is_read_and_plain_zarr_reads_the_same(cache_path, lengt
         assert read.times_seconds.tolist() == item.meta["times_seconds"]
 
 
-def test_a_cache_is_iterated_over_and_says_what_it_is(cache_path):
-    write_video_shard(cache_path, "00000", [video("a", 3), video("b", 2)], [], "float16")
-    cache = open_cache(cache_path)
-    assert list(cache) == list(cache.keys()) == ["a", "b"] and dict(cache).keys() == {"a", "b"}
-    assert "2 videos" in repr(cache) and str(cache_path) in repr(cache)
-
-
 def test_a_video_of_zeros_is_stored_like_any_other(cache_path):
     zeros = VideoTokens(video("v0", 40).meta, np.zeros((40, 1, 8), np.float16))
     write_video_shard(cache_path, "00000", [zeros, video("v1", 5)], [], "float16")

@@ -12,7 +12,7 @@ import json
 import mmap
 import resource
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Iterator, KeysView, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
