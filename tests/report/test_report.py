@@ -254,8 +254,14 @@ def test_nothing_is_replaced_that_eval_or_report_did_not_write(scored, unloc, re
         assert code == 2 and word in errors
     code, _, errors = unloc("report", "nowhere")
     assert code == 2 and "does not exist" in errors and len(errors.splitlines()) == 1
-    code, _, errors = unloc("report", "tal.json", "--videos", "nowhere")
-    assert code == 2 and "nowhere" in errors
+    (scored / "videos").mkdir()
+    for words, word in (
+        (["tal.json", "--videos", "nowhere"], "nowhere does not exist"),
+        (["tal.json", "--videos", "videos"], "holds none of the 3 videos"),
+        (["tal.jsonl"], "is a manifest"),
+    ):
+        code, _, errors = unloc("report", *words)
+        assert code == 2 and word in errors and len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow

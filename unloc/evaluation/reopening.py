@@ -11,7 +11,7 @@ from unloc.evaluation.evaluator import Scores, require_annotations, scores_of
 from unloc.evaluation.job import Evaluation, PredictionFiles
 from unloc.evaluation.screening import Predictions
 from unloc.files import file_sha256
-from unloc.predictions.reading import read_predictions
+from unloc.predictions.reading import is_manifest, read_predictions
 
 
 def run_folder(run: Path) -> Path:
@@ -41,10 +41,14 @@ class Scored:
 def find_report(source: Path, task: str | None = None, split: str | None = None) -> Path | None:
     """metrics.json of a run, of a folder that `unloc eval --out` wrote, or the file itself; None for another file.
 
-    Raises MissingError where there is none, InputError where a run has several of that task and split.
+    Raises MissingError where there is none, InputError for a manifest or several of that task and split.
     """
     if not source.exists():
         raise MissingError(f"{source} does not exist; expected a run, metrics.json or a file of predictions")
+    if source.is_file() and is_manifest(source):
+        raise InputError(
+            f"{source}: is a manifest, which --manifest takes; expected a run, metrics.json or predictions"
+        )
     if source.is_file() and source.parent.parent.name != "checkpoints":
         with source.open("rb") as file:
             return source if re.match(rb'\{\s*"task":', file.read(100)) else None

@@ -12,7 +12,7 @@ import pandas as pd
 from unloc import __version__
 from unloc.annotations.schema import Manifest
 from unloc.callbacks import OnProgress
-from unloc.errors import InputError
+from unloc.errors import InputError, MissingError
 from unloc.evaluation.analysis import analyse
 from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.evaluator import QUERY_TASKS, bootstrap_intervals
@@ -56,16 +56,20 @@ class Material:
         return self.scored and self.scored.evaluation.selected
 
     def files(self, folder: Path) -> dict[str, Path]:
-        """The file of each video that a folder holds. Raises MissingError as `index_videos`, InputError for a URL."""
+        """The file of each video that a folder holds. Raises MissingError where it holds none, InputError for a URL."""
         if url_of(folder):
             raise InputError(f"--videos {folder}: a page links files of this machine; give a folder")
         index = index_videos(folder)
         if self.manifest is not None:
-            return index.locate(self.manifest.videos)[0]
-        table = isinstance(self.predictions, pd.DataFrame)
-        ids = self.predictions["video_id"] if table else [item.video_id for item in self.predictions or ()]
-        found = {video_id: index.find(video_id) for video_id in dict.fromkeys(ids)}
-        return {video_id: file for video_id, file in found.items() if file is not None}
+            videos = self.manifest.videos
+        else:
+            table = isinstance(self.predictions, pd.DataFrame)
+            ids = self.predictions["video_id"] if table else [item.video_id for item in self.predictions or ()]
+            videos = pd.DataFrame({"video_id": ids, "file": None})
+        found, missing = index.locate(videos)
+        if missing and not found:
+            raise MissingError(f"--videos {folder}: holds none of the {len(missing)} videos (first: {missing[0]})")
+        return found
 
 
 def gather(source: Path, *, manifest: Path | None, split: str | None, task: str | None, cache: Path | None) -> Material:
