@@ -349,6 +349,7 @@ def test_a_video_is_answered_and_shown_with_its_relevance(tmp_path, report, unlo
 
 def test_a_video_needs_a_checkpoint_and_nothing_else_takes_one(scored, unloc):
     render_video(scored / "v1.mp4")
-    for words, saying in ((["v1.mp4"], "give --checkpoint"), (["tal.json", "-q", "a"], "is no video")):
+    wrong = {"give --checkpoint": ["v1.mp4"], "is no video": ["tal.json", "-q", "a"]}
+    for saying, words in (wrong | {"goes without": ["v1.mp4", "-q", "a", "--split", "test"]}).items():
         code, _, errors = unloc("report", *words)
         assert code == 2 and saying in errors and len(errors.splitlines()) == 1

@@ -113,6 +113,10 @@ def report(
     from unloc.video.locate import EXTENSIONS
 
     if source.suffix.lower() in EXTENSIONS:
+        if manifest or split or cache or videos:
+            raise InputError(
+                f"unloc report: {source} is a video, which goes without --manifest, --split, --cache, --videos"
+            )
         material, files = _material_of_video(source, checkpoint, query or [], labels, task, tower)
     elif checkpoint or query or labels or tower:
         raise InputError(f"unloc report: {source} is no video, and --checkpoint, -q, --labels, --tower belong to one")
