@@ -60,8 +60,8 @@ def predict(
     if out is not None and any(isinstance(file, Path) and file.resolve() == out.resolve() for file in files):
         raise InputError(f"--out {out}: is a video to read; name another file")
     with shown_warnings("unloc"):
-        task = task or ("tal" if checkpoint == "toy" and names else None)
-        model = load(checkpoint, task=task, tower=tower, pretrained=pretrained, cache=cache, device=device)
+        options = {"kind": "query" if texts else "class", "tower": tower, "pretrained": pretrained}
+        model = load(checkpoint, task=task, cache=cache, device=device, **options)
         model.require_texts(texts, names)
         for file in files:
             try:

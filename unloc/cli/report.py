@@ -151,7 +151,7 @@ def _material_of_video(
     names = read_names(labels) if labels else ()
     (file,) = own_videos([str(video)])
     with shown_warnings("unloc"):
-        model = load(checkpoint, task=task or ("tal" if checkpoint == "toy" and names else None), tower=tower)
+        model = load(checkpoint, task=task, kind="query" if queries else "class", tower=tower)
         model.require_texts(queries, names)
         one = predicted(model, file, queries, names).best(MOST_MOMENTS)
     return material_of([one]), {one.video_id: file} if isinstance(file, Path) else {}

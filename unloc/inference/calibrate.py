@@ -36,6 +36,7 @@ def calibrate(
         others = (video for video in videos[start:] + videos[:start] if video not in videos_of[row["text"]])
         if (other := next(others, None)) is not None:
             pairs.append((other, row["text"], False))
+    pairs.sort()  # a model with an image tower encodes each video once
     is_there = np.array([there for *_, there in pairs], dtype=bool)
     if min(is_there.sum(), (~is_there).sum()) < FEWEST_QUERIES:
         return None

@@ -42,7 +42,7 @@ from unloc.predictions.exporting import spans_of
 from unloc.predictions.records import DETECTION_COLUMNS, FramePrediction, MomentPrediction, detections_table
 from unloc.synth import toy_unloc_folder
 from unloc.synth.events import FRAME_SIZES
-from unloc.tasks import task_named
+from unloc.tasks import TASKS, task_named
 from unloc.video.facts import scan
 from unloc.video.locate import own_videos
 from unloc.video.video_file import VideoFile, on_disk
@@ -424,6 +424,7 @@ def load(
     checkpoint: Path | str,
     *,
     task: str | None = None,
+    kind: str = "query",
     tower: str | None = None,
     pretrained: str | None = None,
     cache: Path | str | None = None,
@@ -431,9 +432,10 @@ def load(
 ) -> VideoModel:
     """The model of a run folder or checkpoint, `toy`: shipped, for rendered videos, or `none`: similarity of a `tower`.
 
-    `task` chooses among several tasks of a run, or of toy (mr, tal, as; default mr); `pretrained`: weights file or tag
-    of the tower. Tokens of videos are kept in `cache`. Raises MissingError, InputError or TowerError where model or
-    tower cannot be loaded, FingerprintError where the tower is not the one that made the tokens of the training.
+    `task` chooses among several tasks of a run, or of toy (mr, tal, as); without it the `kind` of texts does: query or
+    class. `pretrained`: weights file or tag of the tower. Tokens of videos are kept in `cache`. Raises MissingError,
+    InputError or TowerError where model or tower cannot be loaded, FingerprintError where the tower is not the one that
+    made the tokens of the training.
     """
     device_ = resolve_device(device)
     if str(checkpoint) == "none":
@@ -444,8 +446,9 @@ def load(
         return VideoModel("none", None, Encoder(config, device_), cache)
     if tower is not None:
         raise InputError(f"--tower {tower}: belongs to --checkpoint none; {checkpoint} knows its own tower")
-    run = toy_unloc_folder(task or "mr") if str(checkpoint) == "toy" else Path(checkpoint)
-    loaded = load_model(run, device_, [task] if task else ())
+    wanted = [task] if task else [one.name for one in TASKS.values() if one.text_kind == kind]
+    run = toy_unloc_folder(wanted[0]) if str(checkpoint) == "toy" else Path(checkpoint)
+    loaded = load_model(run, device_, wanted)
     info = loaded.info
     if task is not None and info.recipe.task != task:
         raise InputError(f"--task {task}: checkpoint {checkpoint} was trained for {info.recipe.task}")
