@@ -11,7 +11,14 @@ from unloc.cache.opening import open_cache
 from unloc.errors import InputError
 from unloc.examples.sources import CachedTokens
 from unloc.inference.calibrate import best_threshold, calibrate, fit_logistic
-from unloc.inference.existence import Calibration, best_score, evidence, read_calibration, write_calibration
+from unloc.inference.existence import (
+    Calibration,
+    best_score,
+    evidence,
+    mean_direction,
+    read_calibration,
+    write_calibration,
+)
 from unloc.inference.load import load_model
 from unloc.inference.predict import predict_split
 from unloc.inference.video_model import load
@@ -26,20 +33,21 @@ def test_the_logistic_fit_separates_and_a_useless_column_gets_no_weight():
     columns = np.column_stack([3.0 * is_there + rng.normal(size=400), rng.normal(size=400), np.zeros(400)])
     weights, bias = fit_logistic(columns, is_there)
     assert weights[0] > 1.0 and abs(weights[1]) < 0.3 and weights[2] == pytest.approx(0.0, abs=1e-6)
-    calibration = Calibration(weights=weights, bias=bias, threshold=0.5)
-    scores = np.array([calibration.score(row) for row in columns])
+    scores = 1 / (1 + np.exp(-(columns @ weights + bias)))
     assert scores[is_there].mean() > 0.8 > 0.2 > scores[~is_there].mean()
     # Balanced: with three times as many that are not there, 0.5 still lies between the two means.
-    assert calibration.score(np.array([1.5, 0.0, 0.0])) == pytest.approx(0.5, abs=0.06)
+    assert 1 / (1 + np.exp(-(1.5 * weights[0] + bias))) == pytest.approx(0.5, abs=0.06)
     threshold = best_threshold(scores, is_there)
     assert (scores[is_there] >= threshold).mean() > 0.85 and (scores[~is_there] < threshold).mean() > 0.85
 
 
-def test_evidence_is_the_best_score_and_the_similarity_of_the_best_frames():
+def test_evidence_is_the_best_score_and_the_similarity_above_that_with_other_videos():
     frames, text = np.eye(4, dtype=np.float16)[[0, 0, 0, 1, 2, 3]], np.stack([np.ones(4), np.eye(4)[0]])
-    np.testing.assert_allclose(evidence(0.5, frames, text), [0.0, 1.0, 0.5], atol=1e-6)
-    assert evidence(0.0, frames, text)[0] < -6 and best_score(np.zeros((0, 3))) == 0.0
-    assert (evidence(0.0, frames, np.ones((2, 8)))[1:] == 0).all()  # of another width
+    background = np.array([0.1, 0.5, 0.0, 0.0])
+    np.testing.assert_allclose(evidence(0.5, frames, text, background), [0.0, 0.9, 0.4], atol=1e-6)
+    assert evidence(0.0, frames, text, background)[0] < -6 and best_score(np.zeros((0, 3))) == 0.0
+    assert (evidence(0.0, frames, np.ones((2, 8)), background)[1:] == 0).all()  # of another width
+    np.testing.assert_allclose(mean_direction(3 * frames), [0.5, 1 / 6, 1 / 6, 1 / 6], atol=1e-6)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -66,7 +74,9 @@ def test_without_enough_queries_or_validation_there_is_no_calibration(token_worl
 
 
 def test_a_calibration_is_read_as_it_was_written_and_a_damaged_one_refused(tmp_path):
-    one = Calibration(weights=(1.0, 2.0, 3.0), bias=-1.0, threshold=0.4, fitted_on={"split": "val"})
+    one = Calibration(
+        weights=(1.0, 2.0, 3.0), bias=-1.0, background=(0.5, 0.1), threshold=0.4, fitted_on={"split": "val"}
+    )
     write_calibration(tmp_path, "mr", one)
     write_calibration(tmp_path, "hd", one)
     assert read_calibration(tmp_path, "mr") == read_calibration(tmp_path, "hd") == one

@@ -8,7 +8,7 @@ from unloc.annotations.schema import Manifest
 from unloc.callbacks import OnProgress
 from unloc.examples.examples import Examples
 from unloc.examples.sources import Source
-from unloc.inference.existence import Calibration, best_score, evidence
+from unloc.inference.existence import Calibration, best_score, evidence, mean_direction
 from unloc.inference.load import LoadedModel
 from unloc.inference.predict import QUERY_BATCH, core_and_source, predict_moments
 
@@ -40,16 +40,18 @@ def calibrate(
     is_there = np.array([there for *_, there in pairs], dtype=bool)
     if min(is_there.sum(), (~is_there).sum()) < FEWEST_QUERIES:
         return None
+    asked = dict.fromkeys(video for video, *_ in pairs)
+    background = np.mean([mean_direction(examples.video(video).frames) for video in asked], axis=0).round(6)
     found = []
     for first in range(0, len(pairs), QUERY_BATCH):
         part = pairs[first : first + QUERY_BATCH]
         shown, texts = [examples.video(video) for video, *_ in part], [examples.texts[text] for _, text, _ in part]
         moments = predict_moments(loaded, shown, texts)
         for video, text, (windows, _) in zip(shown, texts, moments, strict=True):
-            found.append(evidence(best_score(windows), video.frames, text))
+            found.append(evidence(best_score(windows), video.frames, text, background))
         on_progress(len(found), len(pairs))
     weights, bias = fit_logistic(np.array(found), is_there)
-    scores = np.array([Calibration(weights=weights, bias=bias, threshold=0.5).score(one) for one in found])
+    scores = 1.0 / (1.0 + np.exp(-(np.array(found) @ weights + bias)))
     threshold = best_threshold(scores, is_there)
     kept, rejected = (scores[is_there] >= threshold).mean(), (scores[~is_there] < threshold).mean()
     fitted_on = {
@@ -58,7 +60,8 @@ def calibrate(
         "queries_not": int((~is_there).sum()),
     }
     fitted_on |= {"percent_kept": 100.0 * float(kept), "percent_rejected": 100.0 * float(rejected)}
-    return Calibration(weights=weights, bias=bias, threshold=threshold, fitted_on=fitted_on)
+    fitted = {"weights": weights, "bias": bias, "background": tuple(background.tolist()), "threshold": threshold}
+    return Calibration(**fitted, fitted_on=fitted_on)
 
 
 def fit_logistic(evidence: np.ndarray, is_there: np.ndarray) -> tuple[tuple[float, ...], float]:

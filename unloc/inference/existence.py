@@ -19,25 +19,33 @@ class Calibration:
 
     weights: tuple[float, ...]
     bias: float
+    background: tuple[float, ...]  # (D,) mean of all frames of validation, each of length 1
     threshold: float
     fitted_on: dict = field(default_factory=dict)  # split, number of pairs, and what the threshold keeps and rejects
 
-    def score(self, evidence: np.ndarray) -> float:
-        """The probability, were half of all queries in their video."""
-        return float(1.0 / (1.0 + np.exp(-(evidence @ np.asarray(self.weights) + self.bias))))
+    def score(self, best_score: float, frames: np.ndarray, text: np.ndarray) -> float:
+        """The probability, were half of all queries in their video; arguments as of `evidence`."""
+        found = evidence(best_score, frames, text, np.asarray(self.background))
+        return float(1.0 / (1.0 + np.exp(-(found @ np.asarray(self.weights) + self.bias))))
 
 
-def evidence(best_score: float, frames: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """(3,) of the best moment's score, frame tokens (T, D) and text tokens (K, D): the logit of the score, of at least
-    0.001; the cosine of the three frames most similar to the text's EOS; by how much that is above the mean of all
-    frames. Where tokens do not compare the last two are 0.
+def evidence(best_score: float, frames: np.ndarray, text: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """(3,) of the best moment's score, frame tokens (T, D), text tokens (K, D) and background (D,): the logit of the
+    score, of at least 0.001; the cosine of the text's EOS with the three most similar frames, and with all, above that
+    with the background: some texts are near to every frame. Where tokens do not compare, 0 and 0.
     """
     best = float(np.clip(best_score, 1e-3, 1 - 1e-6))
-    if frames.shape[1] != text.shape[1]:
+    if not frames.shape[1] == text.shape[1] == len(background):
         return np.array([np.log(best / (1 - best)), 0.0, 0.0])
-    similarity = similarity_to(frames, text[-1:])[:, 0]
-    highest = np.sort(similarity)[-3:].mean()
-    return np.array([np.log(best / (1 - best)), highest, highest - similarity.mean()])
+    similarity, eos = similarity_to(frames, text[-1:])[:, 0], text[-1].astype(np.float64)
+    usual = background @ eos / max(float(np.linalg.norm(eos)), 1e-8)
+    return np.array([np.log(best / (1 - best)), np.sort(similarity)[-3:].mean() - usual, similarity.mean() - usual])
+
+
+def mean_direction(frames: np.ndarray) -> np.ndarray:
+    """(D,) mean of frames (T, D), each of length 1."""
+    frames = frames.astype(np.float32)
+    return (frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-8)).mean(axis=0, dtype=np.float64)
 
 
 def best_score(windows: np.ndarray) -> float:
@@ -58,6 +66,8 @@ def read_calibration(folder: Path, task: str) -> Calibration | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8")).get(task)
-        return values and Calibration(**values | {"weights": tuple(map(float, values["weights"]))})
+        return values and Calibration(
+            **values | {key: tuple(map(float, values[key])) for key in ("weights", "background")}
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({one_line(error)}); delete it to go without a calibration") from None

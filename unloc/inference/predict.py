@@ -18,7 +18,7 @@ from unloc.examples.examples import Examples, linspace_example, windows_of
 from unloc.examples.sources import ClassTexts, Source, VideoFrames
 from unloc.examples.steps import at_distinct_times
 from unloc.inference.device import computing
-from unloc.inference.existence import best_score, evidence
+from unloc.inference.existence import best_score
 from unloc.inference.load import LoadedModel
 from unloc.model.build import EndToEnd
 from unloc.model.unloc import Outputs, UnLoc
@@ -115,7 +115,7 @@ def predict_split(
             for row, video, text, (windows, saliency) in zip(part, videos, own, found, strict=True):
                 named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
                 if loaded.calibration is not None:
-                    named["existence"] = loaded.calibration.score(evidence(best_score(windows), video.frames, text))
+                    named["existence"] = loaded.calibration.score(best_score(windows), video.frames, text)
                 predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
         elif recipe.task == "tal":
             found = predict_detections(loaded, [examples.video(video_id) for video_id in part], texts)

@@ -19,7 +19,6 @@ from unloc.config import Recipe
 from unloc.examples.batches import Example, collate
 from unloc.examples.examples import linspace_example
 from unloc.examples.sources import ClassTexts, VideoFrames
-from unloc.inference.existence import evidence
 from unloc.inference.load import LoadedModel
 from unloc.inference.predict import QUERY_BATCH, VIDEO_BATCH, class_outputs, forward, kept_windows, segments_in_seconds
 from unloc.model.unloc import Outputs
@@ -194,9 +193,7 @@ def moments_in(
             best = outputs.relevance.sigmoid().amax(dim=(1, 2)).double().cpu().numpy()
             seen = [video.frames[slice(*np.searchsorted(times, (window.start, window.end)))] for _, window in part]
             known = zip(part, best, seen, strict=True)
-            weights = np.array(
-                [loaded.calibration.score(evidence(score, own, texts[i])) for (i, _), score, own in known]
-            )
+            weights = np.array([loaded.calibration.score(score, own, texts[i]) for (i, _), score, own in known])
             for (index, _), weight in zip(part, weights.tolist(), strict=True):
                 found.existence[index] = max(weight, found.existence.get(index, 0.0))
         indices, own = np.array([[index] for index, _ in part]), [window for _, window in part]
