@@ -5,7 +5,9 @@ found = model.predict("film.mp4", ["a red ball falls"])
 for moment in found: print(moment.start, moment.end, moment.score, moment.text)
 """
 
+import io
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -150,11 +152,12 @@ class VideoPrediction:
                 )
             axes.set(title=text.replace("$", r"\$"), xlim=(0, self.duration_seconds))
         axes.set_xlabel(f"seconds of {self.video_id}".replace("$", r"\$"))
-        try:
-            from IPython.display import display
-        except ImportError:
-            return figure
-        display(figure)
+        if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+            from IPython.display import Image, display
+
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png")
+            display(Image(picture.getvalue()))
         return figure
 
 
