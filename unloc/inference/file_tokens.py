@@ -71,8 +71,10 @@ class FileTokens:
             logger.warning("%s: the tokens of %s are not kept (%s)", self.home, file, one_line(error))
             frames = from_stored(video.tokens, self.encoder.config.dtype).swapaxes(0, 1)
             return CachedVideo(frames, np.asarray(video.meta["times_seconds"]), lambda: video.meta)
+        video_id = video.video_id
+        del video  # from here on they are read from the file
         self.cache = self._opened()
-        return self.cache[video.video_id]
+        return self.cache[video_id]
 
     @contextmanager
     def _writing(self) -> Iterator[Cache]:

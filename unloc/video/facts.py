@@ -34,6 +34,7 @@ LEAP = 4.0  # median frame distances; a larger jump between two packets may be a
 TAIL_BYTES = 1 << 20  # searched for zeros after the last packet
 ZERO_HOLE = bytes(16_384)  # longer than a block of silence in uncompressed sound
 ZERO_RUN = bytes(48)  # longer than any run of zeros at a packet's border seen in intact files
+PACKETS_AT_ONCE = 50_000
 PACKET = np.dtype(
     [(name, "i8") for name in ("stamp", "dts", "duration", "size", "position")]
     + [(name, "?") for name in ("has_pts", "has_dts", "is_key", "is_shown")]
@@ -147,7 +148,7 @@ def scan(path: Path, on_progress: Heartbeat = lambda: None) -> VideoFacts:
         context, name = stream.codec_context, container.format.name
         headers = bytes(context.extradata or b"")
         mpeg4 = Mpeg4Packets(headers) if context.name == "mpeg4" else None
-        rows, num_discarded, num_damaged = [], 0, 0
+        parts, rows, num_discarded, num_damaged = [], [], 0, 0
         for packet in packets_of(container, stream):
             on_progress()
             num_discarded += packet.is_discard
@@ -156,7 +157,10 @@ def scan(path: Path, on_progress: Heartbeat = lambda: None) -> VideoFacts:
             position = -1 if packet.pos is None else packet.pos
             numbers = (packet.pts or 0, packet.dts or 0, packet.duration or 0, packet.size, position)
             rows.append((*numbers, packet.pts is not None, packet.dts is not None, packet.is_keyframe, shown))
-        packets = np.array(rows, dtype=PACKET)
+            if len(rows) == PACKETS_AT_ONCE:  # as tuples those of hours of video fill the memory
+                parts.append(np.array(rows, dtype=PACKET))
+                rows.clear()
+        packets = np.concatenate([*parts, np.array(rows, dtype=PACKET)])
         has_pts = bool(packets["has_pts"].all())
         packets["stamp"], is_timed, counts_frames = _stamps(packets, stream)
         packets["is_shown"] &= is_timed
