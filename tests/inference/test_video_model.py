@@ -1,6 +1,7 @@
 """A model over any video file: what `unloc eval` predicts of the cached video, in windows where it is long."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import unloc as library
 from tests.conftest import render_video
 from unloc.cache.opening import open_cache
+from unloc.cache.writing import audit_cache
 from unloc.examples.sources import VideoFrames
 from unloc.inference import video_model
 from unloc.inference.encode import EncodeConfig, Encoder
@@ -88,6 +90,22 @@ def test_predictions_of_a_file_are_those_of_eval_on_its_cached_tokens(task, worl
         (expected,) = [row for row in expected if row["video_id"] == name]
         assert found[0]["labels"] == expected["labels"] and found[0]["times_seconds"] == expected["times_seconds"]
         return
+    monkeypatch.setattr(Encoder, "encode_video", None)  # a cache of extract has the tokens
+    again = [
+        "predict",
+        file,
+        *asked,
+        *options[:2],
+        "--cache",
+        "c",
+        "--top",
+        1000,
+        "--min-score",
+        0,
+        "-o",
+        "again.jsonl",
+    ]
+    assert unloc(*again)[0] == 0 and Path("again.jsonl").read_text() == Path("predict.jsonl").read_text()
     by_query = {row["query"]: row["pred_relevant_windows"] for row in expected if row["vid"] == name}
     assert len(found) == len(by_query) > 1
     for row in found:
@@ -103,7 +121,7 @@ def test_the_second_query_reads_no_video_and_a_copy_has_the_same_tokens(toy, vid
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(type(toy.encoder), "encode_video", fails)
-    assert toy.predict(str(video), [QUERY]).moments == first.moments
+    assert toy.predict(str(video), QUERY).moments == first.moments
     copy = tmp_path / "another name.mp4"
     copy.write_bytes(video.read_bytes())
     found = toy.predict(copy, [QUERY, "a blue star"])
@@ -129,6 +147,14 @@ def test_tokens_that_cannot_be_kept_are_used_all_the_same(video, tmp_path, caplo
     with folder_lock(tmp_path / "other"):
         assert other.predict(video, [QUERY]).moments == expected.moments
     assert "not kept" in caplog.text
+
+
+def test_several_that_predict_at_once_wait_for_each_other_to_write_the_cache(video, tmp_path, caplog):
+    models = [load("toy", cache=tmp_path / "cache") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(lambda model: model.predict(video, [QUERY]).moments, models)
+    assert others == [first, first] and "not kept" not in caplog.text
+    assert not audit_cache(tmp_path / "cache").damages
 
 
 def test_a_prediction_is_a_table_a_picture_and_a_sequence(toy, video):

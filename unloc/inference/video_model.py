@@ -196,7 +196,7 @@ class VideoModel:
     def predict(
         self,
         video: Path | str | VideoFile,
-        texts: Sequence[str] = (),
+        texts: Sequence[str] | str = (),
         *,
         labels: Sequence[str] = (),
         on_progress: Callable[..., None] = lambda action, done, total: None,
@@ -206,6 +206,7 @@ class VideoModel:
         `on_progress` gets what is done (encoding, finding), how much and of how much. Raises InputError for texts that
         the model does not take, VideoError with a reason for a file that cannot be read.
         """
+        texts = [texts] if isinstance(texts, str) else texts
         is_query = self.require_texts(texts, labels)
         texts = tuple(dict.fromkeys(texts if is_query else labels or self.classes))
         (file,) = own_videos([video]) if isinstance(video, str | Path) else [video]

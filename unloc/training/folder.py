@@ -3,7 +3,7 @@
     RUN/  recipe.yaml (resolved)  env.json (versions, revision, seed, data)  cache.json (fingerprint)  log.txt
           metrics.jsonl  curves.png  tensorboard/  wandb/
           checkpoints/step-00000120/  model.safetensors  checkpoint.json  state.pt
-          checkpoints/last, best      links to two of them
+          checkpoints/last, best      links to two of them; best has calibration.json (`unloc.inference.existence`)
 
 A checkpoint is written under a temporary name, flushed and renamed; `best` and then `last` are links, replaced in one
 step each, so a kill at any moment leaves both at whole checkpoints. A kill between the two leaves `best` ahead:
