@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import av
@@ -25,9 +26,8 @@ import numpy as np
 
 from unloc.cache.reading import CachedVideo
 from unloc.examples.sources import VideoFrames
-from unloc.inference import video_model
 from unloc.inference.similarity import segments_above
-from unloc.inference.video_model import VideoModel, load
+from unloc.inference.video_model import GROUNDED_SHARE, GROUNDED_WINDOWS, VideoModel, load
 from unloc.inference.windows import Window, best_windows, moments_in
 from unloc.synth.events import VideoPlan, plan_video, video_generator
 from unloc.synth.formats import class_query
@@ -88,13 +88,13 @@ def compare(model: VideoModel, film: Path, shots: list[tuple[float, VideoPlan]],
     video = VideoFrames("film", cached.frames[0], cached.times_seconds, cached.meta["duration_seconds"])
     windows = model._windows(video, True)
     planted = [(start, plan, plan.events[0]) for start, plan in shots if plan.events]
-    hits = defaultdict(list)
+    hits, most = defaultdict(list), max(GROUNDED_WINDOWS, ceil(GROUNDED_SHARE * len(windows)))
     for start, plan, event in planted:
         same = [(s + e.start_seconds, s + e.end_seconds) for s, _, e in planted if e.action == event.action]
         text = class_query(event, video_generator(seed, plan.index, 5))
         tokens = model.encode_texts([text])
         similarity = model._similarity(video.frames, [text])[:, 0]
-        searched = best_windows(windows, video.times_seconds, similarity, video_model.GROUNDED_WINDOWS)
+        searched = best_windows(windows, video.times_seconds, similarity, most)
         inside = (video.times_seconds >= start) & (video.times_seconds < start + plan.duration_seconds)
         times = video.times_seconds[inside] - start
         shot = VideoFrames("shot", video.frames[inside], times, plan.duration_seconds)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ from unloc.video.video_file import VideoFile, on_disk
 
 logger = logging.getLogger(__name__)
 SEARCHED_FROM_SECONDS = 600.0  # longer videos are searched first
-GROUNDED_WINDOWS = 32  # of a searched video, for each query
+GROUNDED_WINDOWS, GROUNDED_SHARE = 32, 0.1  # of a searched video, for each query: the larger
 CLASSES_AT_ONCE = 256
 MANY_TEXTS = 500  # labels in prompts from which on the expected time is said before
 DEFAULT_FPS = 2.0  # of --checkpoint none
@@ -308,11 +309,12 @@ class VideoModel:
     ) -> VideoPrediction:
         windows, tokens = self._windows(video, is_long), self.encode_texts(texts)
         chosen, how = [windows] * len(texts), described_windows(windows)
-        is_searched = video.duration_seconds >= SEARCHED_FROM_SECONDS and len(windows) > GROUNDED_WINDOWS
+        most = max(GROUNDED_WINDOWS, ceil(GROUNDED_SHARE * len(windows)))
+        is_searched = video.duration_seconds >= SEARCHED_FROM_SECONDS and len(windows) > most
         if is_searched and not not_embeddings(self.encoder.fingerprint):
             columns, times = self._similarity(video.frames, texts).T, video.times_seconds
-            chosen = [best_windows(windows, times, column, GROUNDED_WINDOWS) for column in columns]
-            how += f", ranked by similarity; grounded in the best {GROUNDED_WINDOWS} of each query"
+            chosen = [best_windows(windows, times, column, most) for column in columns]
+            how += f", ranked by similarity; grounded in the best {most} of each query"
         found = moments_in(self.loaded, video, tokens, chosen, counted(on_progress, sum(map(len, chosen))))
         kept, calibration = found.kept(), self.loaded.calibration
         existence = dict.fromkeys(texts, 0.0) | {texts[index]: float(window[2]) for index, window in reversed(kept)}
