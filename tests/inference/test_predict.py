@@ -9,6 +9,7 @@ from unloc.cache.opening import open_cache
 from unloc.examples.sources import CachedTokens, ClassTexts, VideoFrames
 from unloc.inference.load import load_model
 from unloc.inference.predict import predict_detections, predict_frames, predict_moments, predict_split
+from unloc.inference.windows import Window, moments_in, windows_over
 from unloc.training.run import fit_recipe
 
 
@@ -31,6 +32,15 @@ def test_frames_times_and_texts_are_enough(token_world, tmp_path, task):
             assert (saliency is None) == (task == "mr")
             if saliency is not None:
                 np.testing.assert_allclose(saliency, prediction.saliency, atol=1e-4)
+        whole = moments_in(loaded, video, texts, [[Window()]] * len(texts))
+        parts = moments_in(loaded, video, texts, [windows_over(0.0, 15.5, 6.0)] * len(texts))
+        for index, (windows, saliency) in enumerate(found):
+            own = [window for text, window in whole.kept() if text == index]
+            np.testing.assert_allclose(own, windows, atol=1e-4)
+            assert (np.diff(parts.curve(index).times_seconds) > 0).all()
+            if saliency is not None:
+                np.testing.assert_allclose(whole.saliency[index], saliency, atol=1e-4)
+                assert parts.saliency[index].shape == (8,) and np.isfinite(parts.saliency[index]).all()
         return
     classes = ClassTexts(loaded.info.classes, CachedTokens(cache), loaded.info.recipe.data)
     if task == "tal":
