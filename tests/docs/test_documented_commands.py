@@ -2,7 +2,7 @@
 
 The commands run as they are printed, in a folder with the files they name, made from a small rendered world. What a
 test cannot have is replaced by `STAND_INS`; training is small, and extraction runs without Ray (`tests/pipeline` has
-it). What runs in Docker or on a cluster is only parsed.
+it). What runs in Docker, on a cluster or until it is stopped (`unloc serve`) is only parsed.
 """
 
 import json
@@ -25,6 +25,7 @@ PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs")
 PAGES += ["docker/README.md", "manifests/recipes/README.md"]
 # The sizes of the paper take hours on two cores.
 TINY = "model.width=32 model.num_heads=2 model.mlp_width=32 model.num_layers=1 train.batch_size=4 train.epochs=0.2"
+ENDLESS = ("serve",)
 STAND_INS = {
     "--videos 20 --seed 0": "--videos 2 --seed 0",
     "--tower ViT-B-16 --pretrained openai": "--tower toy",  # no weights can be fetched here
@@ -259,7 +260,7 @@ def test_every_block_of_the_page_runs(page, here, bucket, unloc):
         if language == "python":
             exec(compile(stood_in(text), f"{page}:{line}", "exec"), {})
         for words in command_lines(stood_in(text).replace("s3://bucket", bucket)) if language == "bash" else ():
-            if words[0] == "unloc":
+            if words[0] == "unloc" and words[1] not in ENDLESS:
                 code, _, errors = unloc(*words[1:], *further(words))
                 assert code == 0, f"{page}:{line}: {shlex.join(words)}\n{errors}"
 
@@ -270,6 +271,9 @@ def test_the_example_of_every_help_text_runs(command, examples, here, unloc):
     for example in examples:
         words = shlex.split(stood_in(example))
         assert tuple(words[: len(command)]) == command
+        if command[-1] in ENDLESS:
+            parse(words)
+            continue
         code, _, errors = unloc(*words[1:], *further(words))
         assert code == 0, f"{example}\n{errors}"
 

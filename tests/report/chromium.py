@@ -70,7 +70,7 @@ class Page:
 
 @contextmanager
 def chromium_page(path, profile, width=1280, height=900):
-    """The file as an open page; the test is skipped where there is no Chromium."""
+    """The file or URL as an open page; the test is skipped where there is no Chromium."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium here: apt-get install chromium")
@@ -94,7 +94,7 @@ def chromium_page(path, profile, width=1280, height=900):
     os.close(theirs[0])
     page = Page(process, ours[0], theirs[1])
     try:
-        page.open(path.resolve().as_uri(), width, height)
+        page.open(path if isinstance(path, str) else path.resolve().as_uri(), width, height)
         yield page
     finally:
         process.terminate()

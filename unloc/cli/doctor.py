@@ -27,6 +27,7 @@ OPTIONAL = {  # package: what it is for, how to get it
     "tensorboard": ("curves in TensorBoard", "pip install 'unloc[track]'"),
     "transformers": ("T5 text towers", "pip install 'unloc[t5]'"),
     "h5py": ("features in HDF5 files", "pip install 'unloc[hdf5]'"),
+    "gradio": ("unloc serve", "pip install 'unloc[serve]'"),
     "s3fs": ("caches and videos in S3 buckets", "pip install 'unloc[s3]'"),
 }
 LEAST_GIB = 1
