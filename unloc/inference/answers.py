@@ -10,7 +10,7 @@ import pandas as pd
 from unloc.annotations.own import Media
 from unloc.errors import InputError
 from unloc.evaluation.evaluator import Predictions
-from unloc.inference.video_model import VideoPrediction
+from unloc.inference.video_prediction import VideoPrediction
 from unloc.predictions.exporting import export_spans, spans_of
 from unloc.predictions.writing import write_detections, write_frames, write_moments
 from unloc.video.clips import cut_clip

@@ -27,7 +27,7 @@ from unloc.training.curves import read_rows, training_curves
 from unloc.video.locate import index_videos
 
 if TYPE_CHECKING:
-    from unloc.inference.video_model import VideoPrediction
+    from unloc.inference.video_prediction import VideoPrediction
 
 EXAMPLES, FRAMES = 6, 4  # best and worst rows each, and frames of each of their segments
 TASKS = {"mr": "moment retrieval", "tal": "temporal action localization", "as": "action segmentation"}
