@@ -57,7 +57,7 @@ def predict(
 
     texts, names = [*(query or []), *(read_names(queries) if queries else ())], read_names(labels) if labels else ()
     kind = format_of(out, file_format) if out else None
-    files, found, failed = own_videos(videos), [], 0
+    files, found, failed = own_videos(videos), [], []
     if out is not None and any(isinstance(file, Path) and file.resolve() == out.resolve() for file in files):
         raise InputError(f"--out {out}: is a video to read; name another file")
     with shown_warnings("unloc"):
@@ -69,8 +69,8 @@ def predict(
                 one = predicted(model, file, texts, names).best(top, min_score)
                 written = cut_clips(one, file, clips) if clips else []
             except (VideoError, OSError) as error:
-                failed += 1
-                typer.echo(f"error: {one_line(error)}", err=True)
+                failed.append(one_line(error))
+                typer.echo(f"error: {failed[-1]}", err=True)
                 continue
             found.append(one)
             if not json_output:
@@ -85,7 +85,12 @@ def predict(
         for path in write_predictions(found, answered, out, kind) if kind != "html" else _page(found, answered, out):
             typer.echo(f"wrote {path}", err=json_output)
     if failed:
-        raise UnlocError(f"{failed} of {len(files)} videos cannot be read")
+        message = f"{len(failed)} of {len(files)} videos cannot be read"
+        if any("--allow-partial" in reason for reason in failed):
+            message += (
+                "; `unloc extract --allow-partial --cache C` keeps what decodes of damaged ones, for --cache C here"
+            )
+        raise UnlocError(message)
     if not moments:
         raise typer.Exit(NOTHING_FOUND)
 
