@@ -80,7 +80,7 @@ def test_the_cluster_file_is_one_that_ray_accepts():
 
 
 def install(dockerfile, tmp_path, environment, **variables):
-    """Run the image's pip steps in a virtual environment, from the files alone that the image gets; then try unloc."""
+    """Run the steps of an image in a virtual environment, from the files alone that it gets; then try unloc."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")} | variables
     clean["PATH"] = f"{environment / 'bin'}:{clean['PATH']}"
     build = tmp_path / "build"
@@ -90,7 +90,8 @@ def install(dockerfile, tmp_path, environment, **variables):
             for name in rest.split()[:-1]:
                 copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
                 copy(ROOT / name, build / name)
-        for step in re.findall(r"pip install [^&]+", rest) if kind == "RUN" else ():
+        steps = [step.strip() for step in rest.split("&&")] if kind == "RUN" else ()
+        for step in (step for step in steps if step.startswith(("pip install ", "mkdir ", "touch ", "rm -r "))):
             done = subprocess.run(["bash", "-c", step], cwd=build, env=clean, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-2000:]
     for words in (["--version"], ["extract", "--help"], ["fit", "charades_b", "--print-config"]):
