@@ -1,17 +1,23 @@
 """Fits the existence score on validation: queries in their own video, and in other videos of the split."""
 
+import logging
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from unloc.annotations.schema import Manifest
 from unloc.callbacks import OnProgress
 from unloc.examples.examples import Examples
 from unloc.examples.sources import Source
-from unloc.inference.existence import Calibration, best_score, evidence, mean_direction
-from unloc.inference.load import LoadedModel
+from unloc.inference.existence import Calibration, best_score, evidence, mean_direction, write_calibration
+from unloc.inference.load import LoadedModel, load_model
 from unloc.inference.predict import QUERY_BATCH, core_and_source, predict_moments
+from unloc.tasks import task_named
 
+logger = logging.getLogger(__name__)
 MOST_QUERIES, FEWEST_QUERIES = 400, 10
 PENALTY = 1.0  # L2, on the weights of standardised evidence
 
@@ -86,3 +92,17 @@ def best_threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
     right = [(scores[is_there] >= at).mean() + (scores[~is_there] < at).mean() for at in middles]
     best = middles[np.isclose(right, np.max(right))]
     return float(best[np.abs(best - 0.5).argmin()])
+
+
+def calibrate_run(run: Path, held_out: Mapping[str, tuple[Manifest, Source]], device: torch.device) -> None:
+    """Write the calibration of a run's best model for each of its tasks of sentences, from their validation splits."""
+    for task, (val, source) in held_out.items():
+        if task_named(task).text_kind != "query":
+            continue
+        found = calibrate(load_model(run, device, [task]), val, source)
+        if found is None:
+            logger.info("%s: too few queries or videos in validation to calibrate what is not in a video", task)
+            continue
+        write_calibration(run / "checkpoints" / "best", task, found)
+        shares = "{percent_kept:.0f} %% of queries kept, {percent_rejected:.0f} %% of others rejected"
+        logger.info(f"%s: in a video from %.2f on: {shares.format(**found.fitted_on)}", task, found.threshold)

@@ -22,9 +22,8 @@ from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader, MixedLoader
 from unloc.examples.sources import ClassTexts, Source
 from unloc.files import disk_full_errors, write_file
-from unloc.inference.calibrate import calibrate
+from unloc.inference.calibrate import calibrate_run
 from unloc.inference.device import described, resolve_device
-from unloc.inference.existence import write_calibration
 from unloc.inference.load import OF_A_TASK, CheckpointInfo, LoadedModel, load_model, require_same_cache
 from unloc.inference.predict import EncodedInputs, predict_split
 from unloc.inference.run_tower import fingerprint_of_run
@@ -111,12 +110,11 @@ def fit_recipe(
         if changes and change not in history:
             history = [*history, change]
         if not is_resumed:
-            if init is None and before["init"]:
-                init = Path(before["init"])
+            init = init or before["init"]
             if init is not None:
-                start_from(trainer, init)
-            record = {"data": hashes, "init": None if init is None else str(init), "changes": history}
-            env = environment(recipe.train.seed) | used | record
+                start_from(trainer, Path(init))
+            env = environment(recipe.train.seed) | used
+            env |= {"data": hashes, "init": init and str(init), "changes": history}
             known = fingerprints if recipe.tasks else fingerprints[recipe.task]
             make_folder(run, recipe, known, env, overwrite=overwrite)
         elif changes:
@@ -129,27 +127,9 @@ def fit_recipe(
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
-        calibrate_run(run, splits, inputs, device_)
+        held_out = {task: (val, inputs[task].source) for task, (_, val) in splits.items() if val is not None}
+        calibrate_run(run, held_out, device_)
         return metrics
-
-
-def calibrate_run(
-    run: Path,
-    splits: Mapping[str, tuple[Manifest, Manifest | None]],
-    inputs: Mapping[str, Inputs],
-    device: torch.device,
-) -> None:
-    """Fit on validation when a query counts as not in a video, for the run's best model of each task of sentences."""
-    for task, (_, val) in splits.items():
-        if val is None or task_named(task).text_kind != "query":
-            continue
-        found = calibrate(load_model(run, device, [task]), val, inputs[task].source)
-        if found is None:
-            logger.info("%s: too few queries or videos in validation to calibrate what is not in a video", task)
-            continue
-        write_calibration(run / "checkpoints" / "best", task, found)
-        shares = "{percent_kept:.0f} %% of queries kept, {percent_rejected:.0f} %% of others rejected"
-        logger.info(f"%s: in a video from %.2f on: {shares.format(**found.fitted_on)}", task, found.threshold)
 
 
 def _require_example_each(loader: Loader, recipe: Recipe, count: int) -> None:
@@ -306,10 +286,7 @@ def _prepared(
         val.required_durations()
     has_classes = task_named(recipe.task).text_kind == "class"
     class_texts = ClassTexts(train.classes, source, recipe.data) if has_classes else None
-    example, seconds = (
-        examples.example(0),
-        [examples.durations[video_id] for video_id in dict.fromkeys(examples.videos)],
-    )
+    example, seconds = examples.example(0), [examples.durations[video] for video in dict.fromkeys(examples.videos)]
     frame_dim = inputs.fingerprint["tower.frame_dim"] if "image" in inputs.live else example.frames.shape[-1]
     if clip is not None:
         text_dim = int(clip.text_projection.shape[0 if recipe.model.project_texts else 1])
