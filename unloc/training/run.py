@@ -105,18 +105,16 @@ def fit_recipe(
         hashes = data_hashes([(part, inputs[task].source) for task in splits for part in splits[task] if part])
         before = _resumed_environment(run, hashes, used) if resume else {"init": None, "changes": []}
         is_resumed = resume and trainer.resume()
-        history = before["changes"]
         change = {"step": trainer.step, "changed": changes}  # from this step on, each key before and after
-        if changes and change not in history:
-            history = [*history, change]
+        is_new = bool(changes) and change not in before["changes"]
+        history = before["changes"] + [change] * is_new
         if not is_resumed:
             init = init or before["init"]
             if init is not None:
                 start_from(trainer, Path(init))
-            env = environment(recipe.train.seed) | used
-            env |= {"data": hashes, "init": init and str(init), "changes": history}
             known = fingerprints if recipe.tasks else fingerprints[recipe.task]
-            make_folder(run, recipe, known, env, overwrite=overwrite)
+            record = {"data": hashes, "init": init and str(init), "changes": history}
+            make_folder(run, recipe, known, environment(recipe.train.seed) | used | record, overwrite=overwrite)
         elif changes:
             write_file(run / "env.json", json.dumps(before | {"changes": history}, indent=1))
             write_file(run / "recipe.yaml", dump_recipe(recipe))
