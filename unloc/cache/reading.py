@@ -53,7 +53,9 @@ class ShardMap:
             raise CacheError(f"{damaged(file)} ({size} bytes, expected {expected})")
         with file.open("rb") as handle:
             self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        if google_crc32c.value(self._map[num_chunks * chunk_bytes : -4]) != int.from_bytes(self._map[-4:], "little"):
+            handle.seek(num_chunks * chunk_bytes)
+            index = handle.read()  # not from the map: of a cold file that would come in small pieces
+        if google_crc32c.value(index[:-4]) != int.from_bytes(index[-4:], "little"):
             raise CacheError(f"{damaged(file)} (its index)")
         count = int(np.prod(shape))
         self._array = np.frombuffer(self._map, dtype=dtype, count=count).reshape(shape)
