@@ -75,11 +75,10 @@ def connected(options: ExtractOptions) -> Iterator[None]:
             require_answer(options.address)
             ray.init(address=options.address, **quiet)
         except (OSError, ValueError, AuthenticationError) as error:
-            raise UnlocError(
-                f"--address {options.address}: no Ray cluster there ({' '.join(str(error).split())[:160]}); start one "
-                "with `ray start --head`; one that runs may be of another version, or need its token (set "
-                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the head node's ~/.ray/auth_token)"
-            ) from None
+            problem = f"--address {options.address}: no Ray cluster there ({one_line(error)})"
+            advice = "start one with `ray start --head`; one that runs may be of another version, or need its token"
+            token = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the head node's ~/.ray/auth_token"
+            raise UnlocError(f"{problem}; {advice} ({token})") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray's handler would end this process at once
     # Ray also ends this process at once when its raylet has died and a result arrives: nothing here could say so.
@@ -97,9 +96,8 @@ class StartErrors(AbstractContextManager):
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if kind is Exception:
-            raise UnlocError(
-                f"Ray did not start here ({one_line(error)}); too busy a machine? try again, or use --workers 0"
-            ) from None
+            advice = "too busy a machine? try again, or use --workers 0"
+            raise UnlocError(f"Ray did not start here ({one_line(error)}); {advice}") from None
 
 
 def require_answer(address: str) -> None:

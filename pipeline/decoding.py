@@ -90,9 +90,8 @@ class GuardedDecoder(AbstractContextManager):
         """Events of one job after another; a row or a Failure is the last of its job."""
         source, limits = iter(jobs), self.limits
         while True:  # keep JOBS_AHEAD jobs in the process
-            is_old = self.process and (
-                self._grown_bytes > limits.recycle_bytes or self._num_jobs >= limits.recycle_videos
-            )
+            is_old = self.process and self._grown_bytes > limits.recycle_bytes
+            is_old = is_old or (self.process and self._num_jobs >= limits.recycle_videos)
             if is_old and not self._queue:
                 self._kill()
                 is_old = False

@@ -93,9 +93,9 @@ def fit(
     os.environ.update(RAY_TRAIN | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(timeout)})
     with connected(ExtractOptions(workers=workers, encoders=0, address=address)):
         on_gpu = _on_gpu(workers, device)
-        device, precision = torch.device("cuda:0" if on_gpu else "cpu"), recipe.train.precision
+        used = torch.device("cuda:0" if on_gpu else "cpu"), recipe.train.precision
         describe = ray.remote(num_cpus=0, num_gpus=1)(described)
-        device_used = ray.get(describe.remote(device, precision)) if on_gpu else described(device, precision)
+        device_used = ray.get(describe.remote(*used)) if on_gpu else described(*used)
 
         def fit_processes(trainer: Trainer) -> dict[str, float]:
             paths = _absolute(manifest), _absolute(data), run.absolute()
@@ -186,7 +186,8 @@ class _Group:
                     raise StoppedError(f"{self.job.run}: stopped by SIGTERM before its processes trained; use --resume")
 
 
-def _catch_sigterm() -> None:
+def catch_sigterm() -> None:
+    """SIGTERM stops the training of this process after a step."""
     signal.signal(signal.SIGTERM, lambda *_: setattr(STOP, "requested", True))
 
 
@@ -194,7 +195,7 @@ class _Backend(_TorchBackend):
     """Ray's, in processes that a SIGTERM does not end at once."""
 
     def on_start(self, worker_group: object, backend_config: TorchConfig) -> None:
-        worker_group.execute(_catch_sigterm)
+        worker_group.execute(catch_sigterm)
         super().on_start(worker_group, backend_config)
 
 

@@ -15,15 +15,7 @@ from unloc.cache.metadata import group_metadata, read_attributes, write_checked
 from unloc.cache.opening import Home
 from unloc.cache.reading import Cache, read_table
 from unloc.cache.shards import FAILED, Failure, ShardWriter, last_failures
-from unloc.cache.writing import (
-    Audit,
-    Damage,
-    audit_cache,
-    fingerprint_differences,
-    stored_video,
-    write_projections,
-    write_texts,
-)
+from unloc.cache.writing import Audit, Damage, audit_cache, stored_video, write_projections, write_texts
 from unloc.callbacks import OnProgress
 from unloc.errors import CacheError, FingerprintError, MissingError, UnlocError
 from unloc.files import folder_lock, remove_leftovers, write_file
@@ -48,9 +40,8 @@ class Repair:
     after: Audit = field(init=False)
 
     def run(self, on_progress: OnProgress = lambda done, total: None) -> "Repair":
-        """Audit the cache and repair what can be repaired; returns itself.
-
-        Raises CacheError where another process writes it or its fingerprint is lost, FingerprintError: no tower.
+        """Audit the cache and repair what can be repaired; returns itself. Raises CacheError where another process
+        writes it or its fingerprint is lost, FingerprintError: no tower.
         """
         path, root = self.home.folder, []
         with self.home.lock(), folder_lock(path):
@@ -104,7 +95,7 @@ class Repair:
         fingerprint = Cache(self.home.folder).fingerprint
         config = EncodeConfig.from_fingerprint(fingerprint, pretrained=self.pretrained)
         encoder = Encoder(replace(config, allow_partial=True))
-        if fingerprint_differences(encoder.fingerprint, fingerprint, names=("here", "cache")):
+        if encoder.fingerprint != fingerprint:
             raise FingerprintError(f"{self.home}: its tower is not available; give its weights file with --pretrained")
         return encoder
 

@@ -31,7 +31,6 @@ REPORT_SECONDS = 60.0  # between warnings that nothing runs
 
 def pool_size(nodes: list[Node], workers: int, encoders: int | None, num_jobs: int) -> tuple[int, int]:
     """(workers or decoders, encoders) for which the cluster has room; -1 workers: one a core; None encoders: one a GPU.
-
     An encoder takes a core, and a GPU where there are some; there are never more encoders than decoders.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
@@ -158,9 +157,7 @@ class Supervisor:
         for _ in range(wanted - sum(actor.role is role for actor in self._pool.values())):
             actors = Counter(actor.node.node_id for actor in self._pool.values())
             encoders = Counter(actor.node.node_id for actor in self._pool.values() if actor.role == "encoder")
-            free = [
-                node.gpus - encoders[node.node_id] if on_gpu else node.cpus - actors[node.node_id] for node in nodes
-            ]
+            free = [one.gpus - encoders[one.node_id] if on_gpu else one.cpus - actors[one.node_id] for one in nodes]
             # The first decoder or worker shares a core where all are taken; there is always one.
             has_one = any(actor.role is role for actor in self._pool.values())
             if not nodes or (max(free) < 1 and (on_gpu or has_one)):

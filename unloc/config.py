@@ -152,9 +152,7 @@ class AugmentConfig(Section):
 class TargetsConfig(Section):
     """Which points are positive (official: dataset_utils)."""
 
-    range_edges: list[float] = field(
-        default_factory=lambda: [0.0, 4.0, 8.0, 16.0, math.inf], metadata={"finite": False}
-    )
+    range_edges: list[float] = field(default_factory=[0.0, 4.0, 8.0, 16.0, math.inf].copy, metadata={"finite": False})
     """Edges of the regression ranges in level-0 steps: level l takes [edge_l, edge_l+1)."""
     radius: float = number(3.0, 0.0, finite=False)
     """Centre sampling: positives lie within radius x 2^l steps of the segment's centre; inf turns it off."""
@@ -307,9 +305,8 @@ class Recipe(Section):
         """Raise ConfigError where fields are valid by themselves but not together."""
         Section.__post_init__(self)
         if (self.task == SEVERAL) != bool(self.tasks):
-            raise ConfigError(
-                f"task: got {self.task}, and tasks {', '.join(self.tasks) or 'none'}; state one of the two"
-            )
+            tasks = ", ".join(self.tasks) or "none"
+            raise ConfigError(f"task: got {self.task}, and tasks {tasks}; state one of the two")
         if self.tasks:
             return  # the recipe of each is checked by itself (`recipes.task_recipes`)
         parse_box_terms(self.loss.box)
@@ -323,30 +320,27 @@ class Recipe(Section):
         sampled, saliency = self.train.classes_per_video > 0, model.saliency_head
         blocks = 2 * (1 if model.share_heads else model.num_levels) * model.num_head_convs * 3 * width**2
         fusion = layers * (4 * width**2 + 2 * width * model.mlp_width) + (steps + MAX_TEXT_TOKENS) * width
-        billions, gib = (fusion + blocks) / 1e9, self.train.batch_size * steps * width * 4 / 2**30
+        size, parts = self.train.batch_size, self.train.accumulate
+        billions, gib = (fusion + blocks) / 1e9, size * steps * width * 4 / 2**30
+        too_large, multiple = billions > MAX_BILLIONS, 2 ** (levels - 1)
         sizes = f"{width}, mlp_width {model.mlp_width} and num_layers {layers}"
         no_tower = "finetune, but towers.name names no tower; give one, such as ViT-B-16"
+        trains_image, trains_text = self.towers.image == "finetune", self.towers.text == "finetune"
+        too_few = model.pyramid == "fpn" and model.num_levels > layers
+        indivisible, uneven = width % model.num_heads or width % 2, steps % multiple
+        unchunked = self.towers.replay_share < 1 and not self.towers.frame_chunk
+        unstated = optim.schedule == "step" and not optim.step_epochs
         for message, impossible in {
-            f"model.num_levels: {model.num_levels} levels need as many layers for pyramid fpn, got {layers}": (
-                model.pyramid == "fpn" and model.num_levels > layers
-            ),
-            f"model.width: {width} is not a multiple of model.num_heads {model.num_heads} and of 2": (
-                width % model.num_heads or width % 2
-            ),
-            f"towers.image: {no_tower}": self.towers.image == "finetune" and not self.towers.name,
-            f"towers.text: {no_tower}": self.towers.text == "finetune" and not self.towers.name,
-            "towers.text: finetune, but model.fusion none has no text; set towers.text=frozen": (
-                self.towers.text == "finetune" and without_text
-            ),
-            "towers.replay_share: below 1 needs chunks; set towers.frame_chunk, such as 32": (
-                self.towers.replay_share < 1 and not self.towers.frame_chunk
-            ),
+            f"model.num_levels: {model.num_levels} levels need as many layers for pyramid fpn, got {layers}": too_few,
+            f"model.width: {width} is not a multiple of model.num_heads {model.num_heads} and of 2": indivisible,
+            f"towers.image: {no_tower}": trains_image and not self.towers.name,
+            f"towers.text: {no_tower}": trains_text and not self.towers.name,
+            "towers.text: finetune, but model.fusion none has no text; set it to frozen": trains_text and without_text,
+            "towers.replay_share: below 1 needs chunks; set towers.frame_chunk, such as 32": unchunked,
             f"targets.range_edges: got {edges}, expected rising edges from 0, such as [0, 4, 8, inf]": not rising,
             f"data.fps: got {data.fps}, and data.num_frames {data.num_frames}; a cache has one of them: set the other "
             "to null": data.fps is not None and data.num_frames is not None,
-            "optim.schedule: step needs epochs, such as optim.step_epochs=[10,15]; or set it to constant": (
-                optim.schedule == "step" and not optim.step_epochs
-            ),
+            "optim.schedule: step needs epochs, such as optim.step_epochs=[10,15]; or set it to constant": unstated,
             f"model.head: linear labels level-0 steps; task {task} finds segments: take conv": linear and localizes,
             f"model.fusion: none has one output per class name; {of_task}": without_text and sentences,
             f"model.displacements: shared averages over classes; {of_task}": shared and sentences,
@@ -357,16 +351,11 @@ class Recipe(Section):
             "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
             f"targets.range_edges: {len(edges) - 1} ranges for {levels} pyramid levels; give one per level (without a "
             "pyramid: [0, inf])": localizes and len(edges) - 1 != levels,
-            f"data.num_steps: got {steps}, expected a positive multiple of {2 ** (levels - 1)} for {levels} levels": (
-                steps % 2 ** (levels - 1)
-            ),
-            f"model.width: {sizes} make {billions:.1f} billion parameters, expected at most {MAX_BILLIONS}": (
-                billions > MAX_BILLIONS
-            ),
-            f"train.accumulate: {self.train.accumulate} parts of a batch of {self.train.batch_size}; give as many or "
-            "fewer": self.train.accumulate > self.train.batch_size,
-            f"train.batch_size: {self.train.batch_size} examples of {steps} steps take {gib:,.0f} GiB for frames, "
-            f"expected at most {MAX_BATCH_GIB}": gib > MAX_BATCH_GIB,
+            f"data.num_steps: got {steps}, expected a positive multiple of {multiple} for {levels} levels": uneven,
+            f"model.width: {sizes} make {billions:.1f} billion parameters, expected at most {MAX_BILLIONS}": too_large,
+            f"train.accumulate: {parts} parts of a batch of {size}; give as many or fewer": parts > size,
+            f"train.batch_size: {size} examples of {steps} steps take {gib:,.0f} GiB for frames, expected at most "
+            f"{MAX_BATCH_GIB}": gib > MAX_BATCH_GIB,
         }.items():
             if impossible:
                 raise ConfigError(message)

@@ -134,9 +134,8 @@ def dataset_description(name: str) -> dict:
 
 
 def _with_bases(stated: StatedRecipe, replacement: str | None) -> list[StatedRecipe]:
-    """The outermost base first, the recipe last; `replacement` takes the place of its own base.
-
-    Raises MissingError for a base that does not exist, ConfigError where bases form a circle.
+    """The outermost base first, the recipe last; `replacement` takes the place of its own base. Raises MissingError for
+    a base that does not exist, ConfigError where bases form a circle.
     """
     chain, folder = [stated], stated.file.parent if replacement is None else Path()
     base = stated.values.get("base") if replacement is None else replacement
@@ -181,9 +180,7 @@ def _several(values: dict, stated: StatedRecipe) -> Recipe:
             raise ConfigError(f"{where}.{task}: {', '.join(others)}: {advice}")
         layers = [*(_of_a_task(one.values) for one in chain), _of_a_task(values), own]
         layered[task] = OmegaConf.to_container(OmegaConf.merge(*layers))
-    differing = {
-        task: {} if weight is None else {"weight": weight} for task, weight in zip(entries, weights, strict=True)
-    }
+    differing = {task: {"weight": weight} if is_stated else {} for task, weight in zip(entries, weights, strict=True)}
     for task, one in task_recipes(replace(recipe, tasks=layered)).items():
         for name, keys in _of_a_task(asdict(one)).items():
             changed = {key: value for key, value in keys.items() if value != shared[name][key]}

@@ -53,6 +53,10 @@ def manifest():
     return build_manifest(name="m", tasks=("mr", "tal", "as"), rows=rows, classes=CLASSES)
 
 
+def as_stored(frames, video_id, rng):
+    return frames
+
+
 def transform(**changes):
     config = AugmentConfig(scale_jitter=True, randaugment_layers=2)
     return ClipTransform(TOWER, replace(config, **changes), directed_videos(manifest()))
@@ -65,7 +69,10 @@ def loader_of(source, task):
 
 
 def test_packed_frames_and_video_files_give_the_same_up_to_jpeg(folder, files):
-    packed, direct = FrameShards(folder, tokenize), VideoFiles(Path("videos"), files, SPEC, tokenize)
+    packed, direct = (
+        FrameShards(folder, tokenize, as_stored),
+        VideoFiles(Path("videos"), files, SPEC, tokenize, as_stored),
+    )
     assert packed.durations_of([*files, "absent"]) == pytest.approx(direct.durations_of([*files, "absent"]))
     assert "v0" in packed and "absent" not in packed and "v0" in direct and "absent" not in direct
     for video_id in files:
@@ -92,7 +99,7 @@ def test_only_the_frames_that_an_example_uses_are_decoded(folder, monkeypatch):
     monkeypatch.setattr(
         "unloc.examples.frame_source.read_frames", lambda *args: asked.append(args[2].tolist()) or read(*args)
     )
-    examples = Examples("as", manifest(), FrameShards(folder, tokenize), recipe_for("as").data)
+    examples = Examples("as", manifest(), FrameShards(folder, tokenize, as_stored), recipe_for("as").data)
     assert asked == []
     example = replace(examples.config, num_steps=4)
     examples.config = example
@@ -134,7 +141,7 @@ def test_a_clip_is_augmented_once_however_often_it_is_read(folder):
 
 
 def test_texts_are_ids_from_bos_to_eos(folder):
-    source = FrameShards(folder, tokenize)
+    source = FrameShards(folder, tokenize, as_stored)
     short, long = source.texts(["a", "a man opens a door"])
     assert len(short) == 3 and len(long) == 7 and short[0] == long[0] and short[-1] == long[-1]
     assert source.texts([]) == []
@@ -144,8 +151,10 @@ def test_what_identifies_a_videos_frames_is_its_file_and_packing(folder, files, 
     videos = {"v1": files["v1"], "v0": files["v0"]}
     pack_frames(list(videos), videos, tmp_path / "same", SPEC)
     pack_frames(list(videos), videos, tmp_path / "other", FrameSpec(sampling=SPEC.sampling, size=32))
-    first, same, other = (FrameShards(path, tokenize) for path in (folder, tmp_path / "same", tmp_path / "other"))
+    first, same, other = (
+        FrameShards(path, tokenize, as_stored) for path in (folder, tmp_path / "same", tmp_path / "other")
+    )
     assert first.video_sha256("v0") == same.video_sha256("v0") != first.video_sha256("v1")
     assert other.video_sha256("v0") != first.video_sha256("v0")
-    direct = VideoFiles(Path("videos"), files, SPEC, tokenize)
+    direct = VideoFiles(Path("videos"), files, SPEC, tokenize, as_stored)
     assert direct.video_sha256("v0") == direct.video_sha256("v0") != direct.video_sha256("v1")

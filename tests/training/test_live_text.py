@@ -21,9 +21,9 @@ from unloc.inference.load import load_model
 from unloc.inference.predict import predict_split
 from unloc.model.towers import TowerChoice, load_tower, weights_sha256
 from unloc.recipes import load_recipe
-from unloc.training.inputs import cached_inputs, clip_of_cache
+from unloc.training.inputs import cached_inputs, clip_of_cache, splits_of
 from unloc.training.objective import compute_losses
-from unloc.training.run import build_trainer, fit_recipe, splits_of
+from unloc.training.run import build_trainer, fit_recipe
 
 SMALL = ["model.width=16", "model.num_heads=2", "model.mlp_width=32", "model.num_layers=1", "data.num_steps=32"]
 SMALL += ["model.num_head_convs=1", "optim.tower_lr=0.001", "train.epochs=1", "train.eval_every_epochs=0.5"]

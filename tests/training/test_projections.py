@@ -18,8 +18,8 @@ from unloc.errors import CacheError, ConfigError, InputError
 from unloc.inference.encode import EncodeConfig
 from unloc.inference.load import load_model
 from unloc.recipes import load_recipe
-from unloc.training.inputs import cached_inputs
-from unloc.training.run import build_trainer, fit_recipe, splits_of
+from unloc.training.inputs import cached_inputs, splits_of
+from unloc.training.run import build_trainer, fit_recipe
 
 TEXTS = ["a cat jumps", "a dog runs to the door"]
 BEFORE = {"projected": False, "texts_projected": False}

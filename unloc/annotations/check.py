@@ -188,6 +188,7 @@ class _Pass:
             self.add("duration contradicts the name", line, message)
 
     def classes(self) -> tuple[str, ...]:
+        """The class names, each once, without blank ones."""
         used, names = set(self.manifest.instances["label"]), self.manifest.classes
         for name, count in Counter(names).items():
             if count > 1:
@@ -200,6 +201,7 @@ class _Pass:
         return tuple(name for name in dict.fromkeys(names) if name.strip())
 
     def videos(self) -> pd.DataFrame:
+        """What the rule leaves of the videos."""
         queried = set(zip(self.manifest.queries["video_id"], self.manifest.queries["split"], strict=True))
         kept = []
         for row in self.manifest.videos.to_dict("records"):

@@ -76,12 +76,12 @@ class Media:
 
     def rate(self, video_id: str, place: str) -> float:
         """Stated frames per second, else those measured. Raises ManifestError where both are unknown."""
-        facts = None if self.fps else self.facts(video_id)
-        if facts is None and not self.fps:
-            raise ManifestError(
-                f"{place}: the frame rate of {video_id} is unknown; give --fps, or --videos to measure it"
-            )
-        return self.fps or facts.num_frames / (facts.end_seconds - facts.first_seconds)
+        if self.fps:
+            return self.fps
+        if (facts := self.facts(video_id)) is None:
+            advice = "give --fps, or --videos to measure it"
+            raise ManifestError(f"{place}: the frame rate of {video_id} is unknown; {advice}")
+        return facts.num_frames / (facts.end_seconds - facts.first_seconds)
 
     def fiftyone_frames(self, video_id: str, place: str) -> tuple[float, float]:
         """(frames per second, last frame) as FiftyOne counts: frame f of N is at (f - 1) / (N - 1) of the video."""

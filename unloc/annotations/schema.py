@@ -112,11 +112,10 @@ class Manifest:
         """Seconds of every video. Raises InputError where one is unknown (nothing guesses it), with ways to find it."""
         durations, unknown = self.stated_durations(), self.videos["video_id"][~_has_duration(self)].unique()
         if len(unknown):
-            raise InputError(
-                f"manifest {self.name!r} states no duration for {len(unknown)} of {len(durations)} videos (first: "
-                f"{unknown[0]}), which metrics and floors need: give --cache with a cache of these videos, or measure "
-                "them: unloc data check MANIFEST --videos DIR --out NEW"
-            )
+            counts = f"{len(unknown)} of {len(durations)} videos (first: {unknown[0]})"
+            problem = f"manifest {self.name!r} states no duration for {counts}, which metrics and floors need"
+            advice = "measure them: unloc data check MANIFEST --videos DIR --out NEW"
+            raise InputError(f"{problem}: give --cache with a cache of these videos, or {advice}")
         return durations
 
 
@@ -172,7 +171,6 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
 
 def load_manifest(path: Path | str, unreadable: dict[int, str] | None = None) -> Manifest:
     """Read a manifest file or URL. With `unreadable`, lines that are not rows go there with the reason and are skipped.
-
     Raises MissingError where the file is absent, ManifestError with file and line where a row cannot be read.
     """
     if url_of(path) is None and not Path(path).exists():
@@ -227,9 +225,8 @@ def _has_duration(manifest: Manifest) -> pd.Series:
 
 def restricted(manifest: Manifest, keep: Callable[[str], bool], split: str | None = None) -> Manifest:
     """The manifest with those videos for whose id `keep` is true; with `split`, other splits stay whole."""
-    return manifest.filter(
-        lambda table: table["video_id"].map(keep).astype(bool) | (split is not None and table["split"] != split)
-    )
+    other = split is not None
+    return manifest.filter(lambda rows: rows["video_id"].map(keep).astype(bool) | (other & (rows["split"] != split)))
 
 
 def apply_lists(manifest: Manifest, without: Iterable[Path], only: Iterable[Path], problems: Problems) -> Manifest:

@@ -20,9 +20,8 @@ def merge(
     shard_size: int = 512,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Added:
-    """Copy the videos and texts of all sources into the cache `out`, made if need be; a video counts once.
-
-    Raises FingerprintError naming the keys that differ, CacheError for a damaged source and for tokens that differ.
+    """Copy the videos and texts of all sources into the cache `out`, made if need be; a video counts once. Raises
+    FingerprintError naming the keys that differ, CacheError for a damaged source and for tokens that differ.
     """
     home, caches = Home(out), [open_cache(source) for source in sources]
     if home.folder.resolve() in [cache.path.resolve() for cache in caches]:

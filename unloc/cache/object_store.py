@@ -70,6 +70,7 @@ class ObjectStore:
         """A file as an object."""
 
         def put() -> None:
+            """Send it, and compare its size there."""
             try:
                 self.store.put_file(str(file), f"{self.root}/{name}")
                 self.store.invalidate_cache()

@@ -30,9 +30,8 @@ MOST_MAPS, MOST_TIMES = 10_000, 20_000
 
 
 class ShardMap:
-    """Read-only rows of an uncompressed Zarr array in one shard file, by mapping that file.
-
-    The file holds the array itself, as little-endian chunks of whole rows in order, then an index and its crc32c.
+    """Read-only rows of an uncompressed Zarr array in one shard file, by mapping that file. The file holds the array
+    itself, as little-endian chunks of whole rows in order, then an index and its crc32c.
     """
 
     def __init__(self, path: Path) -> None:

@@ -91,6 +91,7 @@ def write_video_shard(
     columns = {column: [] for column in COLUMNS}
 
     def tokens_of_videos(rows: Path) -> Iterator[np.ndarray]:
+        """The tokens of each video; its row is written on the way."""
         with rows.open("w", encoding="utf-8") as handle:
             for video, first, length in zip(videos, firsts, lengths, strict=False):
                 assert video.tokens.dtype == STORED_DTYPES[dtype], "convert tokens by dtype.to_stored"

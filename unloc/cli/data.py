@@ -249,10 +249,10 @@ def pack(
         return
     with progress("packing", "shards") as on_progress:
         done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
-    typer.echo(
-        f"{out}: {done.videos} videos, {done.bytes / 1e6:.1f} MB, in {done.shards} shards ({done.written_now} written "
-        f"now); {len(missing)} videos of the manifest have no file\nextract them with --shards '{done.pattern}'"
-    )
+    counts = f"{done.videos} videos, {done.bytes / 1e6:.1f} MB, in {done.shards} shards"
+    now = f"{done.written_now} written now"
+    typer.echo(f"{out}: {counts} ({now}); {len(missing)} videos of the manifest have no file")
+    typer.echo(f"extract them with --shards '{done.pattern}'")
     for video_id in missing[:SHOWN_FAILURES]:
         typer.echo(f"missing: {video_id}", err=True)
 
@@ -272,9 +272,7 @@ def _print_counts(manifest: "Manifest") -> None:
     typer.echo(f"{manifest.name}: tasks {', '.join(manifest.tasks)}; {len(manifest.classes)} classes")
     for split in manifest.splits:
         part = manifest.select(split)
-        typer.echo(
-            f"  {split}: {len(part.videos)} videos, {len(part.queries)} queries with "
-            f"{sum(map(len, part.queries['segments']))} windows, {len(part.instances)} instances"
-        )
+        queries = f"{len(part.queries)} queries with {sum(map(len, part.queries['segments']))} windows"
+        typer.echo(f"  {split}: {len(part.videos)} videos, {queries}, {len(part.instances)} instances")
     for (one, other), count in shared_between_splits(manifest).items():
         typer.echo(f"  {one} and {other} share {count} videos")

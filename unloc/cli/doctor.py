@@ -11,6 +11,7 @@ import typer
 
 from unloc import __version__
 from unloc.cli import app
+from unloc.errors import one_line
 
 REQUIRED = {  # package: what it is for
     "torch": "models",
@@ -47,9 +48,11 @@ def doctor() -> None:
         typer.echo(f"  {package:16} {found or 'MISSING'}")
     for package, (purpose, advice) in OPTIONAL.items():
         typer.echo(f"  {package:16} {_version(package) or f'not installed; for {purpose}: {advice}'}")
-    for module, package in {"av": "av", "decord": "decord", "torchvision": "torchvision"}.items():
-        if _version(package) and (error := _import_error(module)):  # installed, but broken
-            problems.append(f"{package} cannot be imported: {error}")
+    for package in filter(_version, ("av", "decord", "torchvision")):
+        try:
+            importlib.import_module(package)
+        except (ImportError, OSError) as error:  # installed, but broken; OSError: a shared library is missing
+            problems.append(f"{package} cannot be imported: {one_line(error)}")
     typer.echo("devices")
     for line in _devices() if _version("torch") else ():
         typer.echo(f"  {line}")
@@ -72,15 +75,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _import_error(module: str) -> str | None:
-    """Why an installed module cannot be imported."""
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a shared library is missing
-        return " ".join(str(error).splitlines())
-    return None
 
 
 def _devices() -> list[str]:

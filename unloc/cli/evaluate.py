@@ -137,11 +137,9 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
         _print_table(pd.DataFrame({"mean": found["mean"], "std": found["std"]} | control | found.get("floors", {})))
         typer.echo(f"  leaks: {found['leak_check']}")
         for title, overlap in found.get("unseen_names_in_vocabulary", {}).items():
-            shares = overlap["percent_same_per_split"]
-            typer.echo(
-                f"  in {title}: {len(overlap['same'])} unseen names, {len(overlap['within'])} more in part; "
-                f"{shares['mean']:.1f} % of a split's unseen names, {shares['most']:.1f} % at most"
-            )
+            counts = f"{len(overlap['same'])} unseen names, {len(overlap['within'])} more in part"
+            shares = "{mean:.1f} % of a split's unseen names, {most:.1f} % at most"
+            typer.echo(f"  in {title}: {counts}; {shares.format(**overlap['percent_same_per_split'])}")
     if "analysis" in report:
         _print_analysis(report["analysis"])
 
@@ -149,10 +147,9 @@ def print_report(report: dict | None, messages: list[str], warnings: list[str]) 
 def _print_table(table: "pd.DataFrame") -> None:
     from unloc.evaluation.tables import is_shown
 
-    table = table.loc[[name for name in table.index if is_shown(name)]].rename(
-        columns={"low": "95 % of draws: from", "high": "to"}
-    )
-    typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="nan"))
+    shown = table.loc[[name for name in table.index if is_shown(name)]]
+    shown = shown.rename(columns={"low": "95 % of draws: from", "high": "to"})
+    typer.echo(shown.to_string(float_format="{:.2f}".format, na_rep="nan"))
 
 
 def _print_analysis(analysis: dict) -> None:

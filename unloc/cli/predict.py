@@ -13,11 +13,12 @@ from unloc.cli.progress import progress, shown_warnings
 from unloc.errors import InputError, UnlocError, VideoError, one_line
 
 if TYPE_CHECKING:
+    from unloc.inference.answers import VideoPrediction
     from unloc.inference.video_model import VideoModel
-    from unloc.inference.video_prediction import VideoPrediction
     from unloc.video.video_file import VideoFile
 
 NOTHING_FOUND = 3
+FORMATS = "json, csv, srt, vtt, html, labelstudio, fiftyone"
 
 
 @app.command()
@@ -33,10 +34,7 @@ def predict(
     top: Annotated[int, Option(min=1, help="Most moments of each query, or of all labels of a video.")] = 5,
     min_score: Annotated[float | None, Option(help="Least score of a moment.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="File to write, or a folder for one file a video.")] = None,
-    file_format: Annotated[
-        str | None,
-        Option("--format", help="json, csv, srt, vtt, html, labelstudio, fiftyone; default: by --out's ending."),
-    ] = None,
+    file_format: Annotated[str | None, Option("--format", help=f"{FORMATS}; default: by --out's ending.")] = None,
     clips: Annotated[Path | None, Option(help="Folder for the moments as MP4 files.")] = None,
     cache: Annotated[str | None, Option(help="Cache that keeps tokens (default: below ~/.cache/unloc).")] = None,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
@@ -85,12 +83,9 @@ def predict(
         for path in write_predictions(found, answered, out, kind) if kind != "html" else _page(found, answered, out):
             typer.echo(f"wrote {path}", err=json_output)
     if failed:
-        message = f"{len(failed)} of {len(files)} videos cannot be read"
-        if any("--allow-partial" in reason for reason in failed):
-            message += (
-                "; `unloc extract --allow-partial --cache C` keeps what decodes of damaged ones, for --cache C here"
-            )
-        raise UnlocError(message)
+        is_partial = any("--allow-partial" in reason for reason in failed)
+        advice = "; `unloc extract --allow-partial --cache C` keeps what decodes of damaged ones, for --cache C here"
+        raise UnlocError(f"{len(failed)} of {len(files)} videos cannot be read" + advice * is_partial)
     if not moments:
         raise typer.Exit(NOTHING_FOUND)
 

@@ -32,6 +32,7 @@ def progress(action: str, units: str) -> Iterator[Callable[..., None]]:
         options = {"file": io.StringIO(), "bar_format": LINE, "mininterval": inf}
 
     def report(done: int, total: int, **details: object) -> None:
+        """Move the bar."""
         nonlocal bar
         if shown_level >= logging.ERROR:
             return

@@ -72,27 +72,20 @@ def _comparison_table(metrics: dict[str, dict]) -> str:
         better = ("B is better" if one["difference"] > 0 else "A is better") if one["resolved"] else "not resolved"
         rows[name] = {"A": one["a"], "B": one["b"], "B - A": one["difference"]}
         rows[name] |= {"95 % of draws": f"{low:+.2f} to {high:+.2f}", "": better}
-    return (
-        pd.DataFrame.from_dict(rows, orient="index")
-        .rename_axis(columns="metric")
-        .to_string(float_format="{:.2f}".format)
-    )
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="metric")
+    return table.to_string(float_format="{:.2f}".format)
 
 
 @app.command()
 def report(
-    source: Annotated[
-        Path, Argument(help="Run, folder or metrics.json of `unloc eval`, file of predictions, or video.")
-    ],
+    source: Annotated[Path, Argument(help="Run, folder or metrics.json of `unloc eval`, predictions, or video.")],
     checkpoint: Annotated[str | None, Option(help="For a video: run, toy or none, as for `unloc predict`.")] = None,
     query: Annotated[list[str] | None, Option("--query", "-q", help="What to find in a video; repeatable.")] = None,
     labels: Annotated[Path | None, Option(help="Class names to find in a video, one a line.")] = None,
     tower: Annotated[str | None, Option(help="With --checkpoint none: toy, or open_clip's name.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Page to write; default: report.html next to it.")] = None,
     videos: Annotated[Path | None, Option(help="Folder of the videos: players, and frames of examples.")] = None,
-    embed: Annotated[
-        bool, Option("--embed", help="Put videos of up to 8 MB into the page; others are linked.")
-    ] = False,
+    embed: Annotated[bool, Option("--embed", help="Put videos of up to 8 MB into the page, link others.")] = False,
     manifest: Manifest = None,
     split: Split = None,
     task: Task = None,
@@ -114,9 +107,8 @@ def report(
 
     if source.suffix.lower() in EXTENSIONS:
         if manifest or split or cache or videos:
-            raise InputError(
-                f"unloc report: {source} is a video, which goes without --manifest, --split, --cache, --videos"
-            )
+            others = "--manifest, --split, --cache, --videos"
+            raise InputError(f"unloc report: {source} is a video, which goes without {others}")
         material, files = _material_of_video(source, checkpoint, query or [], labels, task, tower)
     elif checkpoint or query or labels or tower:
         raise InputError(f"unloc report: {source} is no video, and --checkpoint, -q, --labels, --tower belong to one")

@@ -4,7 +4,6 @@ import numpy as np
 
 from unloc.callbacks import OnProgress
 from unloc.errors import InputError
-from unloc.evaluation.evaluator import Scores
 from unloc.evaluation.protocols import protocol_for
 from unloc.evaluation.reopening import Scored
 from unloc.files import file_sha256
@@ -33,14 +32,16 @@ def compare(
         raise InputError(f"unloc compare: {num_videos} video with annotations; resampling needs at least two")
     weights = np.random.default_rng(seed).multinomial(num_videos, np.full(num_videos, 1.0 / num_videos), size=draws)
     one, other = (scores.metrics() for scores in pair)
-    drawn_a, drawn_b = (
-        _drawn(
-            scores, weights, 1 if a.task == "as" else PARTS, lambda done, i=i: on_progress(i * draws + done, 2 * draws)
-        )
-        for i, scores in enumerate(pair)
-    )
+    drawn, done = [], 0
+    for scores in pair:
+        parts = []
+        for part in np.array_split(weights, 1 if a.task == "as" else PARTS):
+            parts.append(scores.drawn(part))
+            done += len(part)
+            on_progress(done, 2 * draws)
+        drawn.append({name: np.concatenate([found[name] for found in parts]) for name in parts[0]})
     for name in [name for name in one if name in other]:
-        spread, difference = drawn_b[name] - drawn_a[name], other[name] - one[name]
+        spread, difference = drawn[1][name] - drawn[0][name], other[name] - one[name]
         spread = spread[np.isfinite(spread)]
         if not len(spread) or not np.isfinite(difference):
             continue
@@ -54,20 +55,11 @@ def compare(
     return {"a": a.name, "b": b.name} | tested | counts | {"metrics": metrics}
 
 
-def _drawn(scores: Scores, weights: np.ndarray, parts: int, on_draws: OnProgress) -> dict[str, np.ndarray]:
-    """`scores.drawn` in parts, so that progress can be shown."""
-    found, done = [], 0
-    for part in np.array_split(weights, min(parts, len(weights))):
-        found.append(scores.drawn(part))
-        done += len(part)
-        on_draws(done)
-    return {name: np.concatenate([draws[name] for draws in found]) for name in found[0]}
-
-
 def _require_same_test(a: Scored, b: Scored) -> None:
     """Raise InputError naming the first thing in which the tests of two runs differ."""
 
     def facts(one: Scored) -> dict[str, str]:
+        """What both must have in common."""
         evaluation, selected = one.evaluation, one.evaluation.selected
         return {
             "task": one.task,

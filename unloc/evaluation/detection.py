@@ -58,6 +58,14 @@ def overlap_over_union(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(ratio), np.inf, ratio)
 
 
+def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Overlap over the hull: the union of 2D-TAN and of QVHighlights' R1; 0/0 is NaN, which reaches no threshold."""
+    overlap = np.minimum(segments[..., 1], others[..., 1]) - np.maximum(segments[..., 0], others[..., 0])
+    hull = np.maximum(segments[..., 1], others[..., 1]) - np.minimum(segments[..., 0], others[..., 0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.maximum(overlap, 0.0) / hull
+
+
 def match(
     key: np.ndarray, segments: np.ndarray, truth_key: np.ndarray, truth: np.ndarray, thresholds: np.ndarray
 ) -> np.ndarray:
@@ -157,7 +165,6 @@ def class_average_precision(
     matches: Matches, kept: np.ndarray | slice = slice(None), *, single_precision: bool = False
 ) -> np.ndarray:
     """(classes, thresholds) average precision of every class with ground truth, of the detections `kept`.
-
     `single_precision`: precision and recall are rounded to float32 as in UnLoc's scorer (differs by 1e-8).
     """
     counts = np.bincount(matches.truth_class, minlength=len(matches.classes))
@@ -201,9 +208,8 @@ def weighted_precision(matches: Matches, draws: np.ndarray) -> Iterator[tuple[np
 
 
 def found_at_multiple(matches: Matches, multiple: int) -> np.ndarray:
-    """(N, thresholds) True for ground truth that any of the k·n best detections of its video and class reaches.
-
-    n is the number of ground truths there; one detection may find several (ActionFormer, OpenTAD).
+    """(N, thresholds) True for ground truth that any of the k·n best detections of its video and class reaches. n is
+    the number of ground truths there; one detection may find several (ActionFormer, OpenTAD).
     """
     order = np.argsort(matches.keys, kind="stable")
     ranked, keys = matches.segments[order], matches.keys[order]

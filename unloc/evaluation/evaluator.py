@@ -12,14 +12,7 @@ from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
 from unloc.evaluation.classification import LabelScores
 from unloc.evaluation.detection import DetectionScores
-from unloc.evaluation.floors import (
-    annotated_segments,
-    detection_floors,
-    frame_floors,
-    label_floors,
-    moment_floors,
-    rejection_floors,
-)
+from unloc.evaluation.floors import FLOORS, annotated_segments, frame_floors
 from unloc.evaluation.protocols import Protocol, is_rated, protocol_for
 from unloc.evaluation.rejection import answers_of, rejection_scores
 from unloc.evaluation.retrieval import QueryScores, align, is_answered, official_report, query_scores
@@ -36,8 +29,6 @@ SCORES["rejection"] = rejection_scores
 SCORES["hd"] = partial(query_scores, rated=True)
 """What all metrics and intervals of a task are computed from, by predictions (of queries: `ALIGN`), the selected
 manifest and the protocol."""
-FLOORS = {"tal": detection_floors, "cls": label_floors, "mr": moment_floors, "hd": moment_floors}
-FLOORS["rejection"] = rejection_floors
 MOST_OUTSIDE = 0.1  # share of segments; official files have a few of videos that were cut since
 
 
@@ -61,24 +52,22 @@ def require_annotations(
     task: str, selected: Manifest, split: str, way_out: str = "--export FILE writes predictions without scoring them"
 ) -> None:
     """Raise InputError if the split has no annotations for the task (hidden, or of another one), or not in seconds."""
+    where = f"split {split!r} of manifest {selected.name!r}"
     if not has_annotations(task, selected):
         named = dict.fromkeys(QUERY_TASKS, "queries with segments") | {"hd": "queries with ratings", "cls": "labels"}
-        wanted = named.get(task, "labelled segments")
-        raise InputError(
-            f"split {split!r} of manifest {selected.name!r} has no {wanted} for {task}; the manifest has annotations "
-            f"for {', '.join(selected.tasks)}; are the annotations of this split hidden? {way_out}"
-        )
+        problem = f"{where} has no {named.get(task, 'labelled segments')} for {task}"
+        hint = f"the manifest has annotations for {', '.join(selected.tasks)}"
+        raise InputError(f"{problem}; {hint}; are the annotations of this split hidden? {way_out}")
     num_hidden = int((~annotated_queries(task, selected.queries)).sum()) if task in ("mr", "hd") else 0
     if num_hidden:
-        where = f"split {split!r} of manifest {selected.name!r}: {num_hidden} of {len(selected.queries)} queries"
         hint = "not used in training, scored as the protocol says (unloc eval --rejection: as null queries)"
-        logger.warning("%s have no annotations: %s", where, hint)
+        counts = f"{num_hidden} of {len(selected.queries)} queries"
+        logger.warning("%s: %s have no annotations: %s", where, counts, hint)
     require_seconds(task, selected, split, selected.stated_durations())
 
 
 def require_seconds(task: str, selected: Manifest, split: str, durations: Mapping[str, float]) -> None:
     """Raise InputError if segments are in another unit, or more than `MOST_OUTSIDE` of them lie outside their videos.
-
     `durations` are in seconds (NaN or no entry: unknown). Fewer segments outside are logged as a warning.
     """
     if task == "cls":  # of whole videos
@@ -92,11 +81,10 @@ def require_seconds(task: str, selected: Manifest, split: str, durations: Mappin
     if not unit and not outside.any():
         return
     first = int(np.argmax(outside))
-    found = (
-        f"split {split!r} of manifest {selected.name!r}: {int(outside.sum())} of {len(outside)} segments lie wholly "
-        f"outside their videos (line {table['line'].iloc[first]}: [{segments[first, 0]:g}, {segments[first, 1]:g}] in "
-        f"{lengths[first]:g} s of {table['video_id'].iloc[first]})"
-    )
+    segment = f"[{segments[first, 0]:g}, {segments[first, 1]:g}] in {lengths[first]:g} s"
+    segment = f"line {table['line'].iloc[first]}: {segment} of {table['video_id'].iloc[first]}"
+    counts = f"{int(outside.sum())} of {len(outside)} segments lie wholly outside their videos ({segment})"
+    found = f"split {split!r} of manifest {selected.name!r}: {counts}"
     if unit or outside.mean() > MOST_OUTSIDE:
         guess = f"; segments look like {unit}" if unit else ""
         raise InputError(f"{found}{guess}; a manifest states seconds: convert it again, see `unloc data check`")
@@ -135,11 +123,8 @@ def evaluate(
     rules = protocol_for(task, protocol, selected)
     report = header(task, selected, split, rules)
     has_train = train_split in manifest.splits
-    if task == "as":
-        constants = frame_floors(selected, predictions)
-    else:
-        train = manifest.select(train_split) if has_train else selected
-        constants = FLOORS[task](selected, train)
+    train = manifest.select(train_split) if has_train else selected
+    constants = frame_floors(selected, predictions) if task == "as" else FLOORS[task](selected, train)
     floors = {}
     for name, constant in constants.items():
         fitted = f"_fitted_on_{split}" if name.startswith(("blind", "constant")) and not has_train else ""
@@ -149,13 +134,9 @@ def evaluate(
     aligned = ALIGN[task](predictions, selected) if task in ALIGN else predictions
     scores = SCORES[task](aligned, selected, rules)
     metrics = scores.metrics()
-    report |= {
-        "metrics": metrics,
-        "per_class": {} if task in QUERY_TASKS else scores.per_class(),
-        "floors": floors,
-        "intervals": {} if interval_seed is None else bootstrap_intervals(scores, metrics, interval_seed),
-        "coverage": coverage(task, aligned, selected, rules),
-    }
+    report |= {"metrics": metrics, "per_class": {} if task in QUERY_TASKS else scores.per_class(), "floors": floors}
+    report["intervals"] = {} if interval_seed is None else bootstrap_intervals(scores, metrics, interval_seed)
+    report["coverage"] = coverage(task, aligned, selected, rules)
     return report | ({"official": official_report(metrics)} if task in ("mr", "hd") and rules.ranges else {})
 
 

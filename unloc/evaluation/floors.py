@@ -131,6 +131,11 @@ def label_floors(manifest: Manifest, train: Manifest) -> dict[str, pd.DataFrame]
     return {"blind_constant": detections_table((video, name, 0.0, 0.0, -rank) for video, (rank, name) in rows)}
 
 
+FLOORS = {"tal": detection_floors, "cls": label_floors, "mr": moment_floors, "hd": moment_floors}
+FLOORS["rejection"] = rejection_floors
+"""The floors of a task but as, by the (selected) manifest and the training split."""
+
+
 def frame_floors(manifest: Manifest, predictions: Sequence[FramePrediction] | None) -> dict[str, list[FramePrediction]]:
     """Every frame background: on the frames of the predictions, without any at each of the usual frame rates."""
     if predictions:

@@ -102,9 +102,8 @@ class Evaluation:
             self.outputs.add(self.report_path.parent / "analysis" / name, "--analyse")
 
     def prepare(self, task: str, *, with_report: bool) -> list[Path]:
-        """The files for predictions: next to metrics.json, and that of --export.
-
-        Raises InputError if the split can be neither scored nor exported, and as `Outputs.add`.
+        """The files for predictions: next to metrics.json, and that of --export. Raises InputError if the split can be
+        neither scored nor exported, and as `Outputs.add`.
         """
         paths = []
         if self.export is None:
@@ -126,9 +125,8 @@ class Evaluation:
         for path in paths:
             self.messages.append(f"  wrote {path}")
             for name in missing_submissions(path) if path.suffix.lower() == ".zip" else ():
-                self.messages.append(
-                    f"    lacks {name}, which the server takes too: export that split to the same file"
-                )
+                advice = "which the server takes too: export that split to the same file"
+                self.messages.append(f"    lacks {name}, {advice}")
 
     def report(self, task: str, predictions: Predictions | None) -> dict | None:
         """metrics.json of predictions, as `evaluate`; None if the split has no annotations."""
@@ -139,9 +137,8 @@ class Evaluation:
         return report | {"external_labels": self.external_labels} | ({"rejection": True} if self.rejection else {})
 
     def finish(self, task: str, report: dict | None, predictions: Predictions | None) -> dict | None:
-        """Complete the report with all that its figures depend on besides predictions, and write it.
-
-        None: the split has no annotations. Undefined figures and the open end of a bin are written as null.
+        """Complete the report with all that its figures depend on besides predictions, and write it. None: the split
+        has no annotations. Undefined figures and the open end of a bin are written as null.
         """
         if report is None:
             self.messages.append(f"split {self.split!r} has no annotations for {task}: nothing is scored")
@@ -150,12 +147,11 @@ class Evaluation:
             raise InputError("unloc eval: --analyse needs one file of predictions, RUN or --baseline")
         versions = {name: version(package) for name, package in VERSIONED.items() if name in sys.modules}
         files = {"manifest": self.manifest_path, "cache": self.cache, "predictions": self.scored_file}
+        files = {name: path and (url_of(path) or str(path.resolve())) for name, path in files.items()}
+        for name, paths in (("without", self.without), ("only", self.only)):
+            files[name] = [str(path.resolve()) for path in paths]
         report |= {
-            "files": {name: path and (url_of(path) or str(path.resolve())) for name, path in files.items()}
-            | {
-                "without": [str(path.resolve()) for path in self.without],
-                "only": [str(p.resolve()) for p in self.only],
-            },
+            "files": files,
             "annotations_sha256": file_sha256(self.manifest_path),
             "video_lists": {str(path): file_sha256(path) for path in [*self.without, *self.only]},
             "versions": {"unloc": __version__, "python": platform.python_version(), **versions},
@@ -191,17 +187,16 @@ class Outputs:
     def add(self, path: Path, option: str) -> Path:
         """The path, if it may be written. Raises InputError if not."""
         target, written = path.resolve(), _record(path.parent).get(path.name, "")
-        if target in self._taken:
-            reason = f"is {self._taken[target]} of this evaluation"
-        elif path.is_dir() or path.name == RECORD:
+        reason = f"is {self._taken[target]} of this evaluation" if target in self._taken else ""
+        if path.is_dir() or path.name == RECORD:
             reason = "is a folder" if path.is_dir() else "is a record of eval"
-        elif path.is_symlink() or (path.exists() and written not in (None, file_sha256(path))):
+        elif not reason and (path.is_symlink() or (path.exists() and written not in (None, file_sha256(path)))):
             reason = "exists, and unloc eval did not write it (or it was changed since)"
-        else:
-            self._taken[target] = "another output"
-            self._paths.append(path)
-            return path
-        raise InputError(f"{option} {path} {reason}; name another file")
+        if reason:
+            raise InputError(f"{option} {path} {reason}; name another file")
+        self._taken[target] = "another output"
+        self._paths.append(path)
+        return path
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -239,9 +234,8 @@ class PredictionFiles:
         self.read = lru_cache(maxsize=1)(self._read)  # of the many files of a folder only the last
 
     def _read(self, path: Path) -> tuple[Predictions, Predictions]:
-        """The predictions of a file for the videos that are not left out, and those of them that can be scored.
-
-        Raises PredictionError if none belongs to the split, and as `read_predictions`.
+        """The predictions of a file for the videos that are not left out, and those of them that can be scored. Raises
+        PredictionError if none belongs to the split, and as `read_predictions`.
         """
         task, split, keep = self.task, self.evaluation.split, self.evaluation.keep
         file = read_predictions(path, task, split=split, problems=self.problems)

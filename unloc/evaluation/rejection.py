@@ -14,17 +14,9 @@ import numpy as np
 
 from unloc.annotations.schema import Manifest
 from unloc.errors import InputError
-from unloc.evaluation.detection import overlap_over_union
+from unloc.evaluation.detection import hull_ratio, overlap_over_union
 from unloc.evaluation.protocols import RejectionProtocol
-from unloc.evaluation.retrieval import (
-    QVHIGHLIGHTS_THRESHOLDS,
-    THRESHOLDS,
-    QueryKeys,
-    QueryScores,
-    average_precision,
-    hull_ratio,
-    text_key,
-)
+from unloc.evaluation.retrieval import QVHIGHLIGHTS_THRESHOLDS, THRESHOLDS, QueryKeys, QueryScores, average_precision
 from unloc.predictions.records import MomentPrediction
 
 Answers = Sequence[Sequence[MomentPrediction]]
@@ -38,10 +30,7 @@ def answers_of(predictions: Sequence[MomentPrediction], manifest: Manifest) -> A
     keys, found = QueryKeys(manifest), defaultdict(list)
     for item in predictions:
         found[keys.of(item)].append(item)
-    return [
-        found.get(keys.by_qid(qid, video_id)) or found.get(text_key(video_id, text), [])
-        for qid, video_id, text in keys.queries
-    ]
+    return [found.get(by_qid) or found.get(by_text, []) for by_qid, by_text in keys.pairs]
 
 
 @dataclass(frozen=True)
@@ -88,18 +77,9 @@ def _share(part: np.ndarray, whole: np.ndarray, undefined: float = 0.0) -> np.nd
     return np.divide(part, whole, out=np.full(len(part), undefined), where=whole > 0)
 
 
-def existence_of(item: MomentPrediction) -> float:
-    """The stated existence score, else the best score of all windows that have one, else 0."""
-    if item.existence is not None:
-        return item.existence
-    scores = item.windows[:, 2]
-    return max(scores[~np.isnan(scores)].tolist(), default=0.0)
-
-
 def rejection_scores(answers: Answers, manifest: Manifest, rules: RejectionProtocol) -> RejectionScores:
-    """The scores of all queries that have a prediction; as officially the others count nowhere.
-
-    Raises InputError if none of them is positive.
+    """The scores of all queries that have a prediction; as officially the others count nowhere. Raises InputError if
+    none of them is positive.
     """
     keys = QueryKeys(manifest)
     rows = [row for row, found in enumerate(answers) if found]
@@ -109,14 +89,16 @@ def rejection_scores(answers: Answers, manifest: Manifest, rules: RejectionProto
     is_null = np.array([not len(one) for one in segments], dtype=bool)
     if is_null.all():
         raise InputError(f"--rejection: all {len(rows)} queries with a prediction are null; at least one must not be")
-    existence = np.array([existence_of(item) for item in items], dtype=np.float64)
+    best = [max(own[~np.isnan(own)].tolist(), default=0.0) for own in (item.windows[:, 2] for item in items)]
+    stated = [score if item.existence is None else item.existence for item, score in zip(items, best, strict=True)]
+    existence = np.array(stated, dtype=np.float64)
     accepted = rules.accepts(existence, rules.thresholds[0])
     values = _first_window(items, segments, accepted, rules)
     if rules.at_threshold:
         values["Rejection Accuracy"] = np.where(is_null, ~accepted, np.nan)
         values |= {f"Recall@1, IoU@{at}": values[f"kept-R1@{at}"] for at in THRESHOLDS}
     else:
-        ids = [keys.by_qid(*keys.queries[row][:2]) for row in rows]
+        ids = [keys.pairs[row][0] for row in rows]
         values |= _gmr_values([answers[row] for row in rows], segments, accepted, ids, rules)
     return RejectionScores(video_ids, values, is_null, existence, rules)
 
@@ -144,9 +126,8 @@ def _gmr_values(
     ids: list[tuple],
     rules: RejectionProtocol,
 ) -> dict[str, np.ndarray]:
-    """mAP, mR, mR+, mIoU, mIoU+ and G-mIoU of every query; NaN where it does not count.
-
-    mAP joins the lists of predictions and of moments with one id, G-mIoU takes the last of each; both count it once.
+    """mAP, mR, mR+, mIoU, mIoU+ and G-mIoU of every query; NaN where it does not count. mAP joins the lists of
+    predictions and of moments with one id, G-mIoU takes the last of each; both count it once.
     """
     names = [f"{name}@{k}" for name in ("G-mIoU", "mR", "mR+", "mIoU", "mIoU+") for k in rules.ranks]
     values = {name: np.full(len(ids), np.nan) for name in ["mAP", *names]}

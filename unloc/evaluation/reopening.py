@@ -40,15 +40,13 @@ class Scored:
 
 def find_report(source: Path, task: str | None = None, split: str | None = None) -> Path | None:
     """metrics.json of a run, of a folder that `unloc eval --out` wrote, or the file itself; None for another file.
-
     Raises MissingError where there is none, InputError for a manifest or several of that task and split.
     """
     if not source.exists():
         raise MissingError(f"{source} does not exist; expected a run, metrics.json or a file of predictions")
     if source.is_file() and is_manifest(source):
-        raise InputError(
-            f"{source}: is a manifest, which --manifest takes; expected a run, metrics.json or predictions"
-        )
+        expected = "expected a run, metrics.json or predictions"
+        raise InputError(f"{source}: is a manifest, which --manifest takes; {expected}")
     if source.is_file() and source.parent.parent.name != "checkpoints":
         with source.open("rb") as file:
             return source if re.match(rb'\{\s*"task":', file.read(100)) else None
@@ -120,10 +118,9 @@ def reopen(
             raise InputError(f"{path}: annotations {manifest} {problem}; give --manifest, or run `unloc eval` again")
         options = {key: report.get(key) for key in ("task", "split", "protocol")} | {"rejection": "rejection" in report}
         options |= {key: [Path(name) for name in files.get(key, ())] for key in ("without", "only")}
-    evaluation = Evaluation(manifest_path=manifest, cache=cache, **options)
+    evaluation, problems = Evaluation(manifest_path=manifest, cache=cache, **options), Problems()
     scored = evaluation.scored_task(evaluation.task)
     require_annotations(scored, evaluation.selected, evaluation.split)
-    problems = Problems()
     _, screened = PredictionFiles(evaluation, predictions, evaluation.manifest, problems).read(predictions)
     found = {"predictions": screened, "report": report, "problems": problems}
     return Scored(name=str(source), path=predictions, evaluation=evaluation, task=scored, **found)

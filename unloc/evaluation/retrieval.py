@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
-from unloc.evaluation.detection import match, overlap_over_union
+from unloc.evaluation.detection import hull_ratio, match, overlap_over_union
 from unloc.evaluation.protocols import RetrievalProtocol, protocol_for
 from unloc.predictions.records import MomentPrediction
 
@@ -60,8 +60,9 @@ class QueryKeys:
         self.queries: list[tuple[str, str, str]] = list(columns.itertuples(index=False, name=None))
         num_videos = columns.groupby("qid")["video_id"].nunique()
         self._repeated = set(num_videos.index[num_videos > 1])
-        self.annotated = {self.by_qid(qid, video): (video, text) for qid, video, text in self.queries}
-        self.counts = Counter(text_key(video_id, text) for _, video_id, text in self.queries)
+        self.pairs = [(self.by_qid(qid, video), text_key(video, text)) for qid, video, text in self.queries]
+        self.annotated = {key: query[1:] for (key, _), query in zip(self.pairs, self.queries, strict=True)}
+        self.counts = Counter(key for _, key in self.pairs)
 
     def by_qid(self, qid: str, video_id: str) -> tuple[str, ...]:
         """The key of a qid."""
@@ -79,20 +80,15 @@ def text_key(video_id: str, text: str) -> tuple[str, str]:
 
 
 def align(predictions: Sequence[MomentPrediction], manifest: Manifest) -> list[MomentPrediction | None]:
-    """The prediction of every query of the manifest by `QueryKeys`, None where there is none.
-
-    Repeats of a sentence are answered in file order. Of several predictions for one query the last counts.
+    """The prediction of every query of the manifest by `QueryKeys`, None where there is none. Repeats of a sentence are
+    answered in file order. Of several predictions for one query the last counts.
     """
     keys = QueryKeys(manifest)
     answers: dict[tuple[str, ...] | None, list[MomentPrediction]] = defaultdict(list)
     for item in predictions:
         answers[keys.of(item)].append(item)
     waiting = {key: iter(answers[key][-count:]) for key, count in keys.counts.items()}
-    aligned = []
-    for qid, video_id, text in keys.queries:
-        given = answers.get(keys.by_qid(qid, video_id))
-        aligned.append(given[-1] if given else next(waiting[text_key(video_id, text)], None))
-    return aligned
+    return [answers[qid][-1] if qid in answers else next(waiting[text], None) for qid, text in keys.pairs]
 
 
 def is_answered(item: MomentPrediction | None, task: str) -> bool:
@@ -143,9 +139,8 @@ class QueryScores:
 
 
 def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol, *, rated: bool = False) -> QueryScores:
-    """The metrics of `moment_retrieval`, if `rated` also of `highlight_detection`, for every query.
-
-    1 or 0 for R@n, the IoU of the first window for mIoU.
+    """The metrics of `moment_retrieval`, if `rated` also of `highlight_detection`, for every query. 1 or 0 for R@n, the
+    IoU of the first window for mIoU.
     """
     truth = ground_truth_windows(manifest, clamp=rules.clamps_truth)
     in_range = {
@@ -187,14 +182,6 @@ def query_scores(aligned: Aligned, manifest: Manifest, rules: RetrievalProtocol,
     if rated:
         values |= _highlight_values(aligned, manifest)
     return QueryScores(manifest.queries["video_id"].to_numpy(dtype=object), values)
-
-
-def hull_ratio(segments: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Overlap over the hull: the union of 2D-TAN and of QVHighlights' R1; 0/0 is NaN, which reaches no threshold."""
-    overlap = np.minimum(segments[..., 1], others[..., 1]) - np.maximum(segments[..., 0], others[..., 0])
-    hull = np.maximum(segments[..., 1], others[..., 1]) - np.minimum(segments[..., 0], others[..., 0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(overlap, 0.0) / hull
 
 
 def _qvhighlights_values(aligned: Aligned, in_range: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -287,9 +274,8 @@ def _highlight_values(aligned: Aligned, manifest: Manifest) -> dict[str, np.ndar
 
 
 def ratings_of(manifest: Manifest) -> list[np.ndarray | None]:
-    """(clips, raters) ratings of every query, 0 outside its relevant clips; None if it is not rated.
-
-    Raises InputError if the duration of a video is unknown.
+    """(clips, raters) ratings of every query, 0 outside its relevant clips; None if it is not rated. Raises InputError
+    if the duration of a video is unknown.
     """
     durations, rated = manifest.required_durations(), []
     columns = ["video_id", "relevant_clip_ids", "saliency_scores"]

@@ -56,8 +56,7 @@ def other_unit(segments: np.ndarray, durations: np.ndarray) -> str | None:
 
 
 def _add_unit(problems: Problems, segments: np.ndarray, durations: np.ndarray) -> None:
-    unit = other_unit(segments, durations)
-    if unit:
+    if unit := other_unit(segments, durations):
         kind = f"segments look like {unit}, not seconds: scored unchanged"
         problems.add(kind, f"[{segments[0, 0]:g}, {segments[0, 1]:g}] in a video of {durations[0]:g} s", len(segments))
 
@@ -110,9 +109,8 @@ def screen_labels(predictions: pd.DataFrame, manifest: Manifest, problems: Probl
 def screen_moments(
     predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems, *, rated: bool = False
 ) -> list[MomentPrediction]:
-    """Predictions of known queries, without windows or saliency that are not finite.
-
-    `rated`: saliency is scored too, so its problems are recorded.
+    """Predictions of known queries, without windows or saliency that are not finite. `rated`: saliency is scored too,
+    so its problems are recorded.
     """
     keys, durations = QueryKeys(manifest), manifest.stated_durations()
     kept, seen, lengths = [], Counter(), []
@@ -157,9 +155,8 @@ def screen_moments(
 def screen_nulls(
     predictions: Sequence[MomentPrediction], manifest: Manifest, problems: Problems
 ) -> list[MomentPrediction]:
-    """Predictions of known queries that may be null, without windows that are not finite; absent scores stay NaN.
-
-    Those of a file in line order stay in their places. Raises PredictionError if these are more than the queries.
+    """Predictions of known queries that may be null, without windows that are not finite; absent scores stay NaN. Those
+    of a file in line order stay in their places. Raises PredictionError if these are more than the queries.
     """
     keys, durations, kept, lengths = QueryKeys(manifest), manifest.stated_durations(), [], []
     in_lines, seen, queries = any(item.by_line for item in predictions), Counter(), keys.queries
@@ -194,9 +191,8 @@ def screen_nulls(
 def screen_frames(
     predictions: Sequence[FramePrediction], manifest: Manifest, problems: Problems
 ) -> list[FramePrediction]:
-    """Predictions of known videos; scores that are not finite become the lowest of their video.
-
-    Raises PredictionError if scores do not have one column per class of the manifest.
+    """Predictions of known videos; scores that are not finite become the lowest of their video. Raises PredictionError
+    if scores do not have one column per class of the manifest.
     """
     durations, kept = manifest.stated_durations(), {}
     for item in predictions:
@@ -234,14 +230,8 @@ def screen_frames(
     return list(kept.values())
 
 
-SCREENS: dict[str, Callable[..., Predictions]] = {
-    "tal": screen_detections,
-    "as": screen_frames,
-    "cls": screen_labels,
-    "mr": screen_moments,
-    "hd": partial(screen_moments, rated=True),
-    "rejection": screen_nulls,
-}
+SCREENS: dict[str, Callable[..., Predictions]] = {"tal": screen_detections, "as": screen_frames, "cls": screen_labels}
+SCREENS |= {"mr": screen_moments, "hd": partial(screen_moments, rated=True), "rejection": screen_nulls}
 """The predictions of a task that can be scored, by all of them, the selected manifest and where problems are logged."""
 
 
@@ -275,7 +265,5 @@ def require_match(
     for change, rewrite in REWRITES.items():
         if not hint and set(map(rewrite, different)) & set(map(rewrite, known)):
             hint = f"; {what.removeprefix('video ')} match after {change}"
-    raise PredictionError(
-        f"{error} none of the {len(given)} {what} (first {min(given)!r}) is in split {split!r} of "
-        f"manifest {manifest.name!r} (first {min(known, default='')!r}){hint}"
-    )
+    where = f"split {split!r} of manifest {manifest.name!r} (first {min(known, default='')!r})"
+    raise PredictionError(f"{error} none of the {len(given)} {what} (first {min(given)!r}) is in {where}{hint}")

@@ -17,8 +17,8 @@ from functools import cached_property, partial
 import numpy as np
 
 from unloc.annotations.schema import Manifest
+from unloc.evaluation.detection import hull_ratio
 from unloc.evaluation.protocols import FrameProtocol, protocol_for
-from unloc.evaluation.retrieval import hull_ratio
 from unloc.predictions.records import FramePrediction, StoredScores
 
 BACKGROUND = -1
@@ -235,9 +235,8 @@ def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.nd
 
 
 def frame_map(precision: np.ndarray) -> dict[str, np.ndarray]:
-    """(draws,) mAP in percent of precision (classes, draws): over the classes that occur, and over all.
-
-    Absent classes count 0 in the latter, as in new versions of scikit-learn. Nothing without scores.
+    """(draws,) mAP in percent of precision (classes, draws): over the classes that occur, and over all. Absent classes
+    count 0 in the latter, as in new versions of scikit-learn. Nothing without scores.
     """
     total, present = 100.0 * np.nansum(precision, axis=0), np.isfinite(precision).sum(axis=0)
     with np.errstate(invalid="ignore"):

@@ -32,10 +32,9 @@ class ClassSplit:
     unseen: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        seen = {words_of(name) or name: name for name in self.seen}
-        leaked = [(name, seen[words_of(name) or name]) for name in self.unseen if (words_of(name) or name) in seen]
-        if leaked:
-            first = "{!r} is {!r}".format(*leaked[0])
+        seen, unseen = ({words_of(name) or name: name for name in side} for side in (self.seen, self.unseen))
+        if leaked := [words for words in unseen if words in seen]:
+            first = f"{unseen[leaked[0]]!r} is {seen[leaked[0]]!r}"
             raise ManifestError(f"{self.name}: {len(leaked)} unseen classes are seen ones, first {first}")
 
 
@@ -106,7 +105,6 @@ def mean_and_std(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, f
 
 def read_class_splits(folder: Path) -> list[ClassSplit]:
     """All splits below a folder, ordered by their numbers and named by their path, such as `train_50_test_50/split_3`.
-
     Raises MissingError where there is none or a side is missing, ManifestError for an empty list.
     """
     found = {}
@@ -122,9 +120,8 @@ def read_class_splits(folder: Path) -> list[ClassSplit]:
 
 
 def check_class_split(split: ClassSplit, manifest: Manifest) -> None:
-    """Raise ManifestError where a class of the manifest is on no side, or one side has none of its classes.
-
-    Listed classes that the manifest lacks are allowed: a manifest may hold only some of a dataset's videos.
+    """Raise ManifestError where a class of the manifest is on no side, or one side has none of its classes. Listed
+    classes that the manifest lacks are allowed: a manifest may hold only some of a dataset's videos.
     """
     left = [name for name in manifest.classes if name not in {*split.seen, *split.unseen}]
     if left:

@@ -79,7 +79,7 @@ def _over_clip(operation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     return apply
 
 
-def _contrast(tall: Tensor) -> Tensor:
+def raised_contrast(tall: Tensor) -> Tensor:
     """`F.adjust_contrast` by 1.9, with the mean of integers: that of floats depends on the number of threads."""
     grey = F.rgb_to_grayscale(tall)
     mean = (grey.sum(dtype=torch.int64).double() / grey.numel()).float()
@@ -92,7 +92,7 @@ OPERATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     F.invert,
     partial(F.posterize, bits=4),
     partial(F.adjust_saturation, saturation_factor=1.9),
-    _over_clip(_contrast),
+    _over_clip(raised_contrast),
     partial(F.adjust_brightness, brightness_factor=1.9),
     partial(F.adjust_sharpness, sharpness_factor=1.9),
     lambda frames: torch.where(frames < 128, frames.clamp(max=145) + 110, frames),  # SolarizeAdd

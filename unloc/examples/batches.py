@@ -100,9 +100,8 @@ def _unpacked(fields: dict, packed: list[str], block: Tensor) -> Batch:
 
 
 def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Texts (K_i, D) or ids (K_i,) as (C, K, …) with mask (C, K), K the longest.
-
-    A text over max_tokens keeps its last token, EOS (the official code cuts it off: long captions become alike).
+    """Texts (K_i, D) or ids (K_i,) as (C, K, …) with mask (C, K), K the longest. A text over max_tokens keeps its last
+    token, EOS (the official code cuts it off: long captions become alike).
     """
     cut = [text if len(text) <= max_tokens else np.concatenate([text[: max_tokens - 1], text[-1:]]) for text in texts]
     rows = [torch.from_numpy(text.astype(np.float32 if text.ndim > 1 else np.int64)) for text in cut]

@@ -33,17 +33,16 @@ class Examples:
         if missing:
             logger.warning("%d of %d videos are not in the cache: %s", len(missing), total, ", ".join(missing[:5]))
         if not held or held / total < config.coverage:
-            raise CoverageError(
-                f"{source.name}: holds {held} of the {total} videos of {manifest.name!r} (first missing: "
-                f"{', '.join(missing[:3]) or 'none'}); data.coverage asks for {config.coverage:.0%} and at least one: "
-                "run `unloc extract` with this manifest, or lower data.coverage"
-            )
+            first = ", ".join(missing[:3]) or "none"
+            problem = f"holds {held} of the {total} videos of {manifest.name!r} (first missing: {first})"
+            advice = "run `unloc extract` with this manifest, or lower data.coverage"
+            asked = f"data.coverage asks for {config.coverage:.0%} and at least one"
+            raise CoverageError(f"{source.name}: {problem}; {asked}: {advice}")
         self.videos = [video_id for video_id in self.durations if video_id in source]  # of each example
         if self.task.text_kind == "query":
             queries = manifest.queries[manifest.queries["video_id"].isin(self.videos)]
             self.queries = queries.to_dict("records")  # a row of a data frame takes longer than all else of an example
-            self.videos = list(queries["video_id"])
-            unique = list(dict.fromkeys(queries["text"]))
+            self.videos, unique = list(queries["video_id"]), queries["text"].unique().tolist()
             self.texts: dict[str, np.ndarray] = dict(zip(unique, source.texts(unique), strict=True))
             return
         class_index = {name: index for index, name in enumerate(manifest.classes)}
@@ -170,9 +169,8 @@ def window_example(video: VideoFrames, num_steps: int, offset: int) -> tuple[Exa
 
 
 def paint_steps(spans: np.ndarray, segments: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(T,) class of each step, -1 background: that of the last segment which overlaps its span (T, 2) in seconds.
-
-    At k / fps these are the rows floor(start·fps) to ceil(end·fps) that the metric paints (`evaluation.segmentation`).
+    """(T,) class of each step, -1 background: that of the last segment which overlaps its span (T, 2) in seconds. At k
+    / fps these are the rows floor(start·fps) to ceil(end·fps) that the metric paints (`evaluation.segmentation`).
     """
     labels = np.full(len(spans), -1, dtype=np.int64)
     for (start, end), class_index in zip(segments, classes, strict=True):

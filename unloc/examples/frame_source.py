@@ -39,8 +39,7 @@ class ClipFrames:
 class PixelSource:
     """What sources of pixels share: videos by id, clips as a transform makes them, and texts as ids."""
 
-    def __init__(self, folder: Path, videos: dict, tokenize: Tokenize, transform: ClipTransform | None) -> None:
-        """`transform`: None gives frames as they are stored."""
+    def __init__(self, folder: Path, videos: dict, tokenize: Tokenize, transform: ClipTransform) -> None:
         self.name, self.videos, self.transform = str(folder), videos, transform
         self.texts = partial(token_ids, tokenize)
 
@@ -54,8 +53,6 @@ class PixelSource:
         seed, times = None if rng is None else int(rng.integers(2**63)), np.asarray(row["times_seconds"], np.float64)
 
         def transform(frames: Tensor) -> Tensor:
-            if self.transform is None:
-                return frames
             return self.transform(frames, row["video_id"], None if seed is None else np.random.default_rng(seed))
 
         return ClipFrames(len(times), read, transform), times
@@ -64,7 +61,7 @@ class PixelSource:
 class FrameShards(PixelSource):
     """Frames that `unloc data pack --frames` made. Frames that an example does not use are neither read nor decoded."""
 
-    def __init__(self, folder: Path, tokenize: Tokenize, transform: ClipTransform | None = None) -> None:
+    def __init__(self, folder: Path, tokenize: Tokenize, transform: ClipTransform) -> None:
         """Raises MissingError where the folder has no shards, CacheError where a shard is not what its index says."""
         super().__init__(folder, packed_videos(folder), tokenize, transform)
         packings = {tuple((key, row[key]) for key in ("num_frames", "fps", "size")) for _, row in self.videos.values()}
@@ -92,12 +89,7 @@ class VideoFiles(PixelSource):
     """The same from video files: each use of a video decodes all of its sampled frames again, into memory."""
 
     def __init__(
-        self,
-        folder: Path,
-        files: dict[str, VideoFile],
-        spec: FrameSpec,
-        tokenize: Tokenize,
-        transform: ClipTransform | None = None,
+        self, folder: Path, files: dict[str, VideoFile], spec: FrameSpec, tokenize: Tokenize, transform: ClipTransform
     ) -> None:
         """`files`: as `VideoIndex.locate` finds them in the folder. Raises MissingError where there is none."""
         super().__init__(folder, files, tokenize, transform)
@@ -109,11 +101,10 @@ class VideoFiles(PixelSource):
         """What decoding costs, measured on the first video. Raises VideoError where it does not decode."""
         (video_id, file), started = next(iter(self.videos.items())), time.perf_counter()
         _, frames = sampled_frames(video_id, file, self.spec)
-        return (
-            f"{self.name}: {len(self.videos)} video files, decoded at each use: {video_id} takes "
-            f"{time.perf_counter() - started:.1f} s and {sum(frame.nbytes for frame in frames) / 1e6:.0f} MB for "
-            f"{len(frames)} frames; `unloc data pack --frames` decodes each video once"
-        )
+        megabytes = sum(frame.nbytes for frame in frames) / 1e6
+        cost = f"{time.perf_counter() - started:.1f} s and {megabytes:.0f} MB for {len(frames)} frames"
+        what = f"{len(self.videos)} video files, decoded at each use: {video_id} takes {cost}"
+        return f"{self.name}: {what}; `unloc data pack --frames` decodes each video once"
 
     def durations_of(self, video_ids: Iterable[str]) -> dict[str, float]:
         """Measured seconds of those videos that have a file. Raises VideoError where one cannot be read."""

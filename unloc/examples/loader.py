@@ -50,7 +50,6 @@ class Loader(Dataset[Batch | Exception]):
 
     def batches(self, first_step: int, end_step: int) -> Iterator[Batch]:
         """The batches of these steps, counted from the start of training. Workers end when the iterator is closed.
-
         Raises what reading an example raises, the same with and without workers; RuntimeError where a worker died.
         """
         # Spawned: a fork would copy the locks of threads that it does not copy, as those of stores.
@@ -98,9 +97,8 @@ class Loader(Dataset[Batch | Exception]):
         present = [e.segment_classes if e.step_classes is None else e.step_classes for e in examples]
         sizes = len(batch.texts), min(self.train.classes_per_video, len(batch.texts))
         rngs = [np.random.default_rng([seed, epoch, index, 2]) for index in indices]
-        return class_pairs(
-            batch, np.stack([choose_classes(p, *sizes, rng) for p, rng in zip(present, rngs, strict=True)])
-        )
+        chosen = [choose_classes(own, *sizes, rng) for own, rng in zip(present, rngs, strict=True)]
+        return class_pairs(batch, np.stack(chosen))
 
 
 class MixedLoader(Loader):

@@ -63,9 +63,8 @@ def nearest_index(times_seconds: np.ndarray, wanted_seconds: np.ndarray) -> np.n
 
 
 def token_spans(times_seconds: np.ndarray, duration_seconds: float) -> np.ndarray:
-    """(T, 2) seconds: each frame covers the video from its time until the next later one.
-
-    The first span begins with the video, the last ends with it. A repeated frame (equal times) shares its span.
+    """(T, 2) seconds: each frame covers the video from its time until the next later one. The first span begins with
+    the video, the last ends with it. A repeated frame (equal times) shares its span.
     """
     following = np.searchsorted(times_seconds, times_seconds, side="right")
     ends = np.append(times_seconds, max(duration_seconds, float(times_seconds[-1])))[following]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from unloc.annotations.schema import Manifest
-from unloc.callbacks import OnProgress
 from unloc.examples.examples import Examples
 from unloc.examples.sources import Source
 from unloc.inference.existence import Calibration, best_score, evidence, mean_direction, write_calibration
@@ -22,9 +21,7 @@ MOST_QUERIES, FEWEST_QUERIES = 400, 10
 PENALTY = 1.0  # L2, on the weights of standardised evidence
 
 
-def calibrate(
-    loaded: LoadedModel, manifest: Manifest, source: Source, on_progress: OnProgress = lambda done, total: None
-) -> Calibration | None:
+def calibrate(loaded: LoadedModel, manifest: Manifest, source: Source) -> Calibration | None:
     """The calibration of a model of sentences on one split; None where that has too few queries or one video only.
 
     Each query is asked of its own video, where it counts as there if it has a moment, and of another one of the split
@@ -55,19 +52,14 @@ def calibrate(
         moments = predict_moments(loaded, shown, texts)
         for video, text, (windows, _) in zip(shown, texts, moments, strict=True):
             found.append(evidence(best_score(windows), video.frames, text, background))
-        on_progress(len(found), len(pairs))
     weights, bias = fit_logistic(np.array(found), is_there)
     scores = 1.0 / (1.0 + np.exp(-(np.array(found) @ weights + bias)))
     threshold = best_threshold(scores, is_there)
     kept, rejected = (scores[is_there] >= threshold).mean(), (scores[~is_there] < threshold).mean()
-    fitted_on = {
-        "split": manifest.splits[0],
-        "queries_there": int(is_there.sum()),
-        "queries_not": int((~is_there).sum()),
-    }
-    fitted_on |= {"percent_kept": 100.0 * float(kept), "percent_rejected": 100.0 * float(rejected)}
+    counts = {"queries_there": int(is_there.sum()), "queries_not": int((~is_there).sum())}
+    shares = {"percent_kept": 100.0 * float(kept), "percent_rejected": 100.0 * float(rejected)}
     fitted = {"weights": weights, "bias": bias, "background": tuple(background.tolist()), "threshold": threshold}
-    return Calibration(**fitted, fitted_on=fitted_on)
+    return Calibration(**fitted, fitted_on={"split": manifest.splits[0]} | counts | shares)
 
 
 def fit_logistic(evidence: np.ndarray, is_there: np.ndarray) -> tuple[tuple[float, ...], float]:
@@ -104,5 +96,6 @@ def calibrate_run(run: Path, held_out: Mapping[str, tuple[Manifest, Source]], de
             logger.info("%s: too few queries or videos in validation to calibrate what is not in a video", task)
             continue
         write_calibration(run / "checkpoints" / "best", task, found)
-        shares = "{percent_kept:.0f} %% of queries kept, {percent_rejected:.0f} %% of others rejected"
-        logger.info(f"%s: in a video from %.2f on: {shares.format(**found.fitted_on)}", task, found.threshold)
+        shares = found.fitted_on["percent_kept"], found.fitted_on["percent_rejected"]
+        message = "%s: in a video from %.2f on: %.0f %% of queries kept, %.0f %% of others rejected"
+        logger.info(message, task, found.threshold, *shares)

@@ -101,13 +101,13 @@ class Encoder:
         on_progress: OnProgress = lambda done, total: None,
     ) -> VideoTokens:
         """Tokens and row of one file, by default under the sha256 of its content; `path` may be a copy of `source`.
-
         `on_progress` gets the frames read and all. Raises VideoError with a reason where it does not decode.
         """
         reading = VideoReading(path, self.read_spec, source)
         video_id, total = video_id or reading.content_sha256, len(reading.wanted_seconds)
 
         def events() -> Iterator[tuple[str, object]]:
+            """As `encode_frames` takes them."""
             done = 0
             for positions, pixels in reading.frames():
                 yield video_id, ([positions], pixels[None])
@@ -211,6 +211,7 @@ def encode_frames(encoder: PixelEncoder, events: Iterable[Keyed]) -> Iterator[Ke
                 frame.video.seconds_encode += seconds / len(frames)
 
     def finished() -> Iterator[Keyed]:
+        """Videos of which all tokens have arrived."""
         for key, video in list(videos.items()):
             if video.row is not None and video.has_token.sum() >= len(video.row["times_seconds"]):
                 del videos[key]

@@ -48,8 +48,8 @@ def evaluate_run(
     wanted = [evaluation.task] if evaluation.task else manifest.tasks
     loaded = load_model(run, where, wanted)
     recipe, task = loaded.info.recipe, loaded.info.recipe.task
-    several = list(loaded.info.tasks)
-    if several and len([name for name in several if name in wanted]) != 1:
+    several = loaded.info.tasks
+    if several and len(several.keys() & wanted) != 1:
         problem = f"{run} was trained for {', '.join(several)}, and asked for {', '.join(wanted)}"
         raise InputError(f"unloc eval: {problem}; give one of its tasks with --task, and a manifest of it")
     if evaluation.task not in (None, task):
@@ -62,12 +62,9 @@ def evaluate_run(
     fingerprint = fingerprint_of_run(run, loaded.info, cache.fingerprint)
     require_same_cache(fingerprint, cache.fingerprint, evaluation.cache)
     model, stated = model_for_classes(loaded, manifest.classes), described(where, recipe.train.precision)
-    stated["recipe"] = {
-        "name": recipe.name,
-        "towers": asdict(recipe.towers),
-        "tokens": {key: fingerprint.get(key) for key in TOKEN_KEYS},
-        "checkpoint_selected_on": recipe.data.val_split or None,
-    }
+    tokens = {key: fingerprint.get(key) for key in TOKEN_KEYS}
+    stated["recipe"] = {"name": recipe.name, "towers": asdict(recipe.towers), "tokens": tokens}
+    stated["recipe"]["checkpoint_selected_on"] = recipe.data.val_split or None
     if model is not loaded:
         stated["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
     if evaluation.train_split is None and recipe.data.train_split in manifest.splits:
@@ -107,23 +104,21 @@ def baseline_predictions(task: str, manifest: Manifest, cache: Cache) -> Predict
         raise InputError(f"{cache.path}: {problem}; extract a cache with the projections")
     predictions, rows = [], []
     if task in ("mr", "hd"):
-        queries = [row for row in manifest.queries.to_dict("records") if row["video_id"] in cache]
-        unique = list(dict.fromkeys(row["text"] for row in queries))
+        queries = manifest.queries[manifest.queries["video_id"].map(cache.__contains__).astype(bool)]
+        unique = queries["text"].unique().tolist()
         eos = {text: tokens[-1:] for text, tokens in zip(unique, cache.texts(unique), strict=True)}
-        for row in queries:
-            cached = cache[row["video_id"]]
-            similarity = cosine_similarity(cached.frames[0], eos[row["text"]])[:, 0]
-            num_clips = max(1, int(cached.meta["duration_seconds"] / CLIP_SECONDS))
-            middles = (np.arange(num_clips) + 0.5) * CLIP_SECONDS
+        for qid, video_id, text in queries[["qid", "video_id", "text"]].itertuples(index=False):
+            cached = cache[video_id]
+            similarity = cosine_similarity(cached.frames[0], eos[text])[:, 0]
+            duration = cached.meta["duration_seconds"]
+            middles = (np.arange(max(1, int(duration / CLIP_SECONDS))) + 0.5) * CLIP_SECONDS
             saliency = similarity[nearest_index(cached.times_seconds, middles)]
-            named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
+            named = {"qid": qid, "video_id": video_id, "query": text}
             windows = segments_above(similarity, cached)
             predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
         return predictions
     eos = np.stack([tokens[-1] for tokens in cache.texts(list(manifest.classes))])
-    for video_id in dict.fromkeys(manifest.videos["video_id"]):
-        if video_id not in cache:
-            continue
+    for video_id in filter(cache.__contains__, manifest.videos["video_id"].unique()):
         cached = cache[video_id]
         similarity = cosine_similarity(cached.frames[0], eos)
         if task == "tal":

@@ -66,8 +66,7 @@ def read_calibration(folder: Path, task: str) -> Calibration | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8")).get(task)
-        return values and Calibration(
-            **values | {key: tuple(map(float, values[key])) for key in ("weights", "background")}
-        )
+        lists = {key: tuple(map(float, values[key])) for key in ("weights", "background")} if values else {}
+        return values and Calibration(**values | lists)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({one_line(error)}); delete it to go without a calibration") from None

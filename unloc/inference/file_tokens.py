@@ -2,8 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,9 +28,8 @@ def default_folder() -> Path:
 
 
 class FileTokens:
-    """Frame tokens of files, from a cache or from the encoder, which then adds them to the cache.
-
-    `place`: a cache, whoever made it; a sibling of it where it has another fingerprint. None: in `default_folder`.
+    """Frame tokens of files, from a cache or from the encoder, which then adds them to the cache. `place`: a cache,
+    whoever made it; a sibling of it where it has another fingerprint. None: in `default_folder`.
     """
 
     def __init__(self, encoder: Encoder, place: Path | str | None = None) -> None:
@@ -64,8 +61,10 @@ class FileTokens:
             return found
         with on_disk(file) as path:
             video = self.encoder.encode_video(path, source=file, on_progress=on_progress)
+        lock = self.home.folder.with_name(f".{self.home.folder.name}.predict")  # other processes are waited for
+        opened = open_for_writing(self.home, self.fingerprint, {name: version(name) for name in PACKAGES})
         try:
-            with self._writing() as cache:
+            with disk_full_errors(self.home), file_lock(lock, wait=True), opened as cache:
                 write_alone(cache.path, video, cache.dtype)
         except (CacheError, OSError) as error:  # another job writes it, or the disk is full: the tokens are still here
             logger.warning("%s: the tokens of %s are not kept (%s)", self.home, file, one_line(error))
@@ -75,12 +74,3 @@ class FileTokens:
         del video  # from here on they are read from the file
         self.cache = self._opened()
         return self.cache[video_id]
-
-    @contextmanager
-    def _writing(self) -> Iterator[Cache]:
-        """The cache, locked for writing; other processes that predict are waited for."""
-        lock = self.home.folder.with_name(f".{self.home.folder.name}.predict")
-        versions = {name: version(name) for name in PACKAGES}
-        opened = open_for_writing(self.home, self.fingerprint, versions)
-        with disk_full_errors(self.home), file_lock(lock, wait=True), opened as cache:
-            yield cache

@@ -84,13 +84,13 @@ def predict_frames(
 
 
 @torch.inference_mode()
-def predict_labels(loaded: LoadedModel, videos: Sequence[VideoFrames], texts: ClassTexts) -> list[np.ndarray]:
-    """Probabilities (C,) of all classes in each video."""
+def predict_labels(loaded: LoadedModel, videos: Sequence[VideoFrames], texts: ClassTexts) -> np.ndarray:
+    """Probabilities (B, C) of all classes in each video."""
     recipe = loaded.info.recipe
     examples = [linspace_example(video, recipe.data) for video in videos]
     outputs = class_outputs(loaded.model, examples, texts, recipe)
     mask = outputs.relevance.new_tensor(np.stack([example.frame_mask for example in examples]), dtype=torch.bool)
-    return list(outputs.video_logits(mask).double().sigmoid().cpu().numpy())
+    return outputs.video_logits(mask).double().sigmoid().cpu().numpy()
 
 
 def predict_split(
@@ -106,11 +106,9 @@ def predict_split(
     size = QUERY_BATCH if is_query else VIDEO_BATCH
     for start in range(0, len(items), size):
         part = items[start : start + size]
+        videos = [examples.video(row["video_id"] if is_query else row) for row in part]
         if is_query:
-            videos, own = (
-                [examples.video(row["video_id"]) for row in part],
-                [examples.texts[row["text"]] for row in part],
-            )
+            own = [examples.texts[row["text"]] for row in part]
             found = predict_moments(loaded, videos, own)
             for row, video, text, (windows, saliency) in zip(part, videos, own, found, strict=True):
                 named = {"qid": row["qid"], "video_id": row["video_id"], "query": row["text"]}
@@ -118,18 +116,15 @@ def predict_split(
                     named["existence"] = loaded.calibration.score(best_score(windows), video.frames, text)
                 predictions.append(MomentPrediction(**named, windows=windows, saliency=saliency))
         elif recipe.task == "tal":
-            found = predict_detections(loaded, [examples.video(video_id) for video_id in part], texts)
-            for video_id, detections in zip(part, found, strict=True):
+            for video_id, detections in zip(part, predict_detections(loaded, videos, texts), strict=True):
                 predictions += [(video_id, classes[label], *window) for label, window in detections]
         elif recipe.task == "cls":
-            found = predict_labels(loaded, [examples.video(video_id) for video_id in part], texts)
-            for video_id, scores in zip(part, found, strict=True):
+            for video_id, scores in zip(part, predict_labels(loaded, videos, texts), strict=True):
                 best, seconds = np.argsort(-scores, kind="stable"), examples.durations[video_id]
                 rows = ((video_id, classes[label], 0.0, seconds, scores[label]) for label in best)
                 predictions += itertools.islice(rows, recipe.decode.max_detections)
         else:
-            found = predict_frames(loaded, [examples.video(video_id) for video_id in part], texts)
-            for video_id, (times, logits) in zip(part, found, strict=True):
+            for video_id, (times, logits) in zip(part, predict_frames(loaded, videos, texts), strict=True):
                 background = logits.max(axis=1) <= recipe.decode.background_logit
                 best = zip(background, logits.argmax(axis=1), strict=True)
                 labels = [None if is_background else classes[label] for is_background, label in best]
@@ -151,8 +146,6 @@ class EncodedInputs:
 
     def __init__(self, source: Source, loaded: LoadedModel) -> None:
         self.source, self.loaded, self.model, self.name = source, loaded, loaded.model, source.name
-        self.precision = loaded.info.recipe.train.precision
-        self.device = next(loaded.model.parameters()).device
         self.durations_of, self.video_sha256 = source.durations_of, source.video_sha256
         self._last: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -165,20 +158,18 @@ class EncodedInputs:
             frames, times = self.source.frames(video_id, rng)
             if frames.dtype != np.uint8:
                 return frames, times
-            tokens = []
+            tokens, device = [], next(self.model.parameters()).device
             for start in range(0, len(times), FRAME_BATCH):  # reads no more frames than it encodes
                 pixels = torch.from_numpy(frames[np.arange(start, min(start + FRAME_BATCH, len(times)))])
-                with torch.inference_mode(), computing(self.device, self.precision):
-                    found = self.model.image_tower(pixels[None].to(self.device), start)[0]
+                with torch.inference_mode(), computing(device, self.loaded.info.recipe.train.precision):
+                    found = self.model.image_tower(pixels[None].to(device), start)[0]
                     tokens.append(found.float().cpu().numpy())
             self._last = {video_id: (np.concatenate(tokens), times)}
         return self._last[video_id]
 
     def texts(self, texts: list[str]) -> list[np.ndarray]:
         """Tokens (K, D) of each text."""
-        if self.loaded.model.text_tower is None:
-            return self.source.texts(texts)
-        return encode_texts(self.loaded, texts)
+        return self.source.texts(texts) if self.model.text_tower is None else encode_texts(self.loaded, texts)
 
 
 @torch.inference_mode()

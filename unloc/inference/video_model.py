@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from unloc.cache.reading import CachedVideo
 from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.examples.sources import ClassTexts, VideoFrames
+from unloc.inference.answers import Moment, VideoPrediction
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.file_tokens import FileTokens
@@ -27,8 +29,7 @@ from unloc.inference.load import LoadedModel, load_model, model_for_classes, req
 from unloc.inference.predict import encode_texts, predict_frames
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.inference.similarity import not_embeddings, segments_above, similarity_to
-from unloc.inference.video_prediction import Moment, VideoPrediction
-from unloc.inference.windows import Curve, Window, best_windows, detections_in, moments_in, windows_over
+from unloc.inference.windows import Curve, Found, Window, best_windows, detections_in, moments_in, windows_over
 from unloc.model.build import EndToEnd
 from unloc.model.towers import clip_ids
 from unloc.predictions.exporting import spans_of
@@ -56,13 +57,12 @@ class VideoModel:
     ) -> None:
         """`loaded`: None for similarity alone; `cache`: where tokens are kept (`FileTokens`)."""
         self.name, self.loaded, self.encoder, self.cache = name, loaded, encoder, cache
-        self.towers = None if loaded is None or not isinstance(loaded.model, EndToEnd) else loaded
+        self.towers = loaded if loaded is not None and isinstance(loaded.model, EndToEnd) else None
         if self.towers is not None:
             self.loaded = replace(loaded, model=loaded.model.core)
+        self.has_text_tower = self.towers is not None and self.towers.model.text_tower is not None
         self.tokens = FileTokens(encoder, cache)
-        self._long_tokens: FileTokens | None = (
-            None  # at the rate of windows, where the model's own is a number of frames
-        )
+        self._long_tokens: FileTokens | None = None  # at a rate, where the model's own is a number of frames
 
     @property
     def task(self) -> str | None:
@@ -97,18 +97,16 @@ class VideoModel:
         is_query = self.require_texts(texts, labels)
         texts = tuple(dict.fromkeys(texts if is_query else labels or self.classes))
         (file,) = own_videos([video]) if isinstance(video, str | Path) else [video]
-        cached, is_long = self._tokens_of(file, lambda done, total: on_progress("encoding", done, total))
-        row, name, note = cached.meta, video_id_of(file.name), ""
-        if not rendered_size(row) and self.saw_only_shapes:
+        cached, is_long = self._tokens_of(file, partial(on_progress, "encoding"))
+        row, name, note, finding = cached.meta, video_id_of(file.name), "", partial(on_progress, "finding")
+        # Real videos rarely have codec and size as `unloc data synth` makes them.
+        is_rendered = row.get("codec") == "h264" and (row.get("width"), row.get("height")) in FRAME_SIZES
+        if not is_rendered and self.saw_only_shapes:
             seen = f"{'its tower' if self.loaded is None else self.name} has seen only rendered shapes"
             note = f"NOT a rendered video, and {seen}: its answers mean nothing here"
             logger.warning("%s: %s", file, note)
         frames = VideoFrames(name, cached.frames[0], cached.times_seconds, float(row["duration_seconds"]))
         stated = {"video": str(video), "video_id": name, "duration_seconds": frames.duration_seconds, "texts": texts}
-
-        def finding(done: int, total: int) -> None:
-            on_progress("finding", done, total)
-
         stated |= {"note": note, "row": row, "task": self.task or ("mr" if is_query else "tal")}
         if self.loaded is None:
             return self._by_similarity(cached, texts, stated)
@@ -123,26 +121,20 @@ class VideoModel:
         """Whether sentences are asked for, or classes. Raises InputError where the model takes the others, or for an
         empty or a too long text.
         """
-        is_query = bool(texts)
+        is_query, where = bool(texts), f"checkpoint {self.name}"
         if texts and labels:
             raise InputError("unloc predict: -q asks for sentences, --labels for classes; give one of them")
         if self.loaded is None and not (texts or labels):
-            raise InputError(
-                f"checkpoint {self.name}: knows no classes; give sentences with -q or classes with --labels"
-            )
+            raise InputError(f"{where}: knows no classes; give sentences with -q or classes with --labels")
         if self.task is not None:
             is_query = task_named(self.task).text_kind == "query"
             if self.task == "cls":
-                raise InputError(
-                    f"checkpoint {self.name}: names whole videos (task cls) and finds no times; use another"
-                )
+                raise InputError(f"{where}: names whole videos (task cls) and finds no times; use another")
             if is_query and not texts:
-                raise InputError(
-                    f"checkpoint {self.name}: takes sentences (task {self.task}): -q TEXT or --queries FILE"
-                )
+                raise InputError(f"{where}: takes sentences (task {self.task}): -q TEXT or --queries FILE")
             if texts and not is_query:
                 advice = "leave -q out; --labels FILE names others than its own"
-                raise InputError(f"checkpoint {self.name}: takes classes (task {self.task}): {advice}")
+                raise InputError(f"{where}: takes classes (task {self.task}): {advice}")
         limit = self.encoder.tower.fingerprint["context_length"]
         for text in (*texts, *labels):
             if not text.strip():
@@ -150,11 +142,6 @@ class VideoModel:
             if (length := int(clip_ids([text], 4096)[1].sum())) > limit and not self.has_text_tower:
                 raise InputError(f"{text[:60]!r}…: has {length} tokens, the tower takes {limit}; say it in fewer words")
         return is_query
-
-    @property
-    def has_text_tower(self) -> bool:
-        """Whether the model has a text tower of its own."""
-        return self.towers is not None and self.towers.model.text_tower is not None
 
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens (K, D) of each text as the model takes them: of its own text tower, or as a cache has them."""
@@ -175,11 +162,9 @@ class VideoModel:
             return cached, cached.meta["duration_seconds"] > longest
         if self._long_tokens is None:
             self._long_tokens = FileTokens(self.encoder.sampled(config.num_frames / typical), self.cache)
-        for tokens in (self.tokens, self._long_tokens):
-            if (cached := tokens.find(file)) is not None and (cached.meta["duration_seconds"] > longest) == (
-                tokens is self._long_tokens
-            ):
-                return cached, tokens is self._long_tokens
+        for tokens, is_long in ((self.tokens, False), (self._long_tokens, True)):
+            if (cached := tokens.find(file)) is not None and (cached.meta["duration_seconds"] > longest) == is_long:
+                return cached, is_long
         with on_disk(file) as path:
             is_long = scan(path).end_seconds > longest
         return (self._long_tokens if is_long else self.tokens).of(file, on_progress), is_long
@@ -206,13 +191,13 @@ class VideoModel:
         existence = dict.fromkeys(texts, 0.0) | {texts[index]: float(window[2]) for index, window in reversed(kept)}
         if calibration is not None:
             existence = {text: found.existence[index] for index, text in enumerate(texts)}
-        curves = {text: found.curve(index) for index, text in enumerate(texts)}
-        saliency = {texts[index]: filled(values) for index, values in found.saliency.items()}
-        own = {"curves": {text: curve for text, curve in curves.items() if curve is not None}, "saliency": saliency}
-        moments = tuple(Moment(*map(float, window), texts[index]) for index, window in kept)
-        own |= {"moments": moments, "existence": existence, "how": how}
-        own |= {"threshold": None if calibration is None else calibration.threshold}
-        return VideoPrediction(**stated, **own, windows=len(windows), grounded=len(chosen[0]))
+        saliency = {  # clips that no window saw get the lowest score
+            texts[index]: np.nan_to_num(values, nan=float(np.nanmin(values)))
+            for index, values in found.saliency.items()
+        }
+        own = {"existence": existence, "threshold": calibration and calibration.threshold, "saliency": saliency}
+        own |= {"how": how, "windows": len(windows), "grounded": len(chosen[0])}
+        return VideoPrediction(**stated, **own, **found_in(found, kept, texts))
 
     def _similarity(self, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """(T, C) cosine of frames and texts by the tower of the frames."""
@@ -225,11 +210,8 @@ class VideoModel:
         windows, classes = self._windows(video, is_long), stated["texts"]
         on_done = counted(on_progress, len(windows) * len(classes))
         found = detections_in(model, video, self._class_texts(model), windows, on_done)
-        moments = tuple(Moment(*map(float, window), classes[index]) for index, window in found.kept())
-        curves = {text: found.curve(index) for index, text in enumerate(classes[:100])}
-        curves = {text: curve for text, curve in curves.items() if curve is not None}
-        own = {"moments": moments, "curves": curves, "how": described_windows(windows)}
-        return VideoPrediction(**stated, **own, windows=len(windows), grounded=len(windows))
+        own = {"how": described_windows(windows), "windows": len(windows), "grounded": len(windows)}
+        return VideoPrediction(**stated, **own, **found_in(found, found.kept(), classes))
 
     def _class_texts(self, model: LoadedModel) -> Iterator[tuple[int, ClassTexts]]:
         """The classes in parts; all at once where the outputs for one depend on the others."""
@@ -260,16 +242,13 @@ class VideoModel:
             moments[-1] = replace(moments[-1], end=video.duration_seconds)
         for index, text in enumerate(texts[:100]):
             curves[text] = Curve(times, 1.0 / (1.0 + np.exp(-scores[:, index])))
-        return VideoPrediction(
-            **stated, moments=tuple(moments), curves=curves, frames=frames, how="all frames labelled"
-        )
+        own = {"moments": tuple(moments), "curves": curves, "frames": frames}
+        return VideoPrediction(**stated, **own, how="all frames labelled")
 
     def _by_similarity(self, cached: CachedVideo, texts: tuple[str, ...], stated: dict) -> VideoPrediction:
         """The baseline of `unloc eval --baseline`."""
         if others := not_embeddings(self.encoder.fingerprint):
-            raise InputError(
-                f"--tower: its tokens are other than CLIP's embeddings ({others}), which are compared here"
-            )
+            raise InputError(f"--tower: its tokens are not CLIP's embeddings ({others}), which are compared here")
         similarity = self._similarity(cached.frames[0], texts)
         moments, curves = [], {}
         for text, column in zip(texts, similarity.T, strict=True):
@@ -302,14 +281,10 @@ def described_windows(windows: Sequence[Window]) -> str:
     return f"{len(windows)} windows of {windows[0].end - windows[0].start:.1f} s"
 
 
-def filled(saliency: np.ndarray) -> np.ndarray:
-    """Clips that no window saw get the lowest score."""
-    return np.nan_to_num(saliency, nan=float(np.nanmin(saliency)))
-
-
-def rendered_size(row: dict) -> bool:
-    """Whether a file has codec and size as `unloc data synth` makes them, which real videos rarely have."""
-    return row.get("codec") == "h264" and (row.get("width"), row.get("height")) in FRAME_SIZES
+def found_in(found: Found, kept: Sequence[tuple[int, np.ndarray]], texts: Sequence[str]) -> dict:
+    """Moments and curves of a `VideoPrediction`."""
+    curves = {text: curve for index, text in enumerate(texts) if (curve := found.curve(index)) is not None}
+    return {"moments": tuple(Moment(*map(float, window), texts[index]) for index, window in kept), "curves": curves}
 
 
 def load(
@@ -332,9 +307,8 @@ def load(
     device_ = resolve_device(device)
     if str(checkpoint) == "none":
         is_clip = tower not in (None, "toy") and not Path(tower).is_dir()
-        config = EncodeConfig(
-            tower=tower or "toy", pretrained=pretrained or (is_clip and "openai") or None, fps=DEFAULT_FPS
-        )
+        weights = pretrained or ("openai" if is_clip else None)
+        config = EncodeConfig(tower=tower or "toy", pretrained=weights, fps=DEFAULT_FPS)
         return VideoModel("none", None, Encoder(config, device_), cache)
     if tower is not None:
         raise InputError(f"--tower {tower}: belongs to --checkpoint none; {checkpoint} knows its own tower")
@@ -346,10 +320,9 @@ def load(
         raise InputError(f"--task {task}: checkpoint {checkpoint} was trained for {info.recipe.task}")
     if "tower.name" not in info.fingerprint:
         raise InputError(f"{checkpoint}: was trained on imported features; no tower here makes these from a video")
-    weights = info.recipe.towers.pretrained
-    config = EncodeConfig.from_fingerprint(
-        info.fingerprint, pretrained=pretrained or (weights if Path(weights).is_file() else None)
-    )
+    file = info.recipe.towers.pretrained
+    weights = pretrained or (file if Path(file).is_file() else None)
+    config = EncodeConfig.from_fingerprint(info.fingerprint, pretrained=weights)
     if "image" in info.live_towers:
         config = replace(config, tower=str(run), dtype=EncodeConfig.dtype)  # as `unloc extract --tower RUN` rounds them
     encoder = Encoder(config, device_)

@@ -10,9 +10,8 @@ from torch.autograd.function import FunctionCtx
 def conv3(
     rows: Float[Tensor, "batch rows channels"], weight: Float[Tensor, "out channels 3"], bias: Float[Tensor, " out"]
 ) -> Float[Tensor, "batch rows out"]:
-    """Convolution over rows of which the first and the last are zero, in the precision of autocast.
-
-    On a CPU three matrix products over the rows of the whole batch, which the zero rows keep apart.
+    """Convolution over rows of which the first and the last are zero, in the precision of autocast. On a CPU three
+    matrix products over the rows of the whole batch, which the zero rows keep apart.
     """
     device = rows.device.type
     if device != "cpu":

@@ -29,9 +29,8 @@ from unloc.predictions.records import (
     detections_table,
 )
 
-_FIRST_KEY = re.compile(
-    r'"(?:(results)|(qid|vid|pred_relevant_windows|pred_saliency_scores)|(video_id|times_seconds|fps|labels))"\s*:'
-)
+_MOMENT_KEYS, _FRAME_KEYS = "qid|vid|pred_relevant_windows|pred_saliency_scores", "video_id|times_seconds|fps|labels"
+_FIRST_KEY = re.compile(rf'"(?:(results)|({_MOMENT_KEYS})|({_FRAME_KEYS}))"\s*:')
 _FRAMES = {"video_id": Name, "labels": list[str | None], "times_seconds": list[float] | None}
 _FRAMES |= {"fps": float | None, "scores_file": str | None}
 _LIST_OF_OBJECTS = re.compile(r":\s*\[\s*[{\]]")
@@ -81,10 +80,8 @@ def read_predictions(
         others = " or ".join(other for other, (tasks, _) in _FORMATS.items() if task in tasks)
         raise PredictionError(f"{path}: holds {name}; --task {task} reads {others}")
     reader = _Reader(path, text, task, problems)
-    predictions = read(reader)
-    return PredictionFile(
-        format=name + packing, task=task, predictions=predictions, external_labels=reader.external_labels
-    )
+    found = {"format": name + packing, "task": task, "predictions": read(reader)}
+    return PredictionFile(**found, external_labels=reader.external_labels)
 
 
 def _unpacked_text(path: Path, split: str | None) -> tuple[str, str]:
@@ -131,9 +128,8 @@ class _Reader:
             raise PredictionError(message)
         self.problems.add(kind, message)
 
-    # -- ActivityNet JSON
-
     def detections(self) -> pd.DataFrame:
+        """Of an ActivityNet submission."""
         try:
             content = parse_json(self.text, str(self.path))
         except ManifestError as error:
@@ -169,8 +165,6 @@ class _Reader:
                     self.skip(f"{place}[{index}]: {expected}, got {brief(item)}")
         return detections_table(rows)
 
-    # -- JSON lines
-
     def json_lines(self) -> Iterator[tuple[str, dict]]:
         """(place, object) of every line; of NA-VMR's {"preds": [object, …]} every object."""
         # Not splitlines: a sentence may hold other line separators (U+2028) that JSON leaves as they are.
@@ -193,6 +187,7 @@ class _Reader:
                     self.skip(f"{place}: expected an object, got {type(one).__name__}")
 
     def moments(self) -> list[MomentPrediction]:
+        """Of QVHighlights' lines, or of those of GMR and NA-VMR."""
         predictions = []
         keys = ("pred_relevant_windows", "pred_saliency_scores") if self.task == "hd" else ("pred_relevant_windows",)
         for place, row in self.json_lines():
@@ -229,6 +224,7 @@ class _Reader:
         return predictions
 
     def frames(self) -> list[FramePrediction]:
+        """Of lines as `write_frames` makes them."""
         predictions, sidecars = [], {}
         for place, row in self.json_lines():
             try:
@@ -262,8 +258,6 @@ class _Reader:
             raise PredictionError(f"{item.place}: scores file {path.name} cannot be read ({error})") from None
         return StoredScores(sidecars[path], item.video_id, shape)
 
-    # -- csv
-
     def csv_rows(self) -> Iterator[tuple[str, dict[str, str], list[float]]]:
         """(place, row, [start, end, score]) of every line; an empty number is NaN."""
         reader, names = csv.DictReader(io.StringIO(self.text, newline="")), WINDOW_COLUMNS[-3:]
@@ -283,6 +277,7 @@ class _Reader:
         return detections_table((row["video_id"], row["label"], *numbers) for _, row, numbers in self.csv_rows())
 
     def csv_moments(self) -> list[MomentPrediction]:
+        """A line for each window; one without numbers is a query without windows."""
         found: dict[tuple[str, str, str], tuple[str, list[list[float]]]] = {}
         for place, row, numbers in self.csv_rows():
             _, windows = found.setdefault((row["qid"], row["video_id"], row["query"]), (place, []))

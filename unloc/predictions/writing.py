@@ -47,9 +47,8 @@ def write_detections(path: Path, detections: pd.DataFrame, *, external_labels: b
 
 
 def write_moments(path: Path, predictions: Sequence[MomentPrediction], split: str | None = None) -> None:
-    """Write a QVHighlights submission; numeric qids as numbers, as there.
-
-    With a split (val or test) into a zip for QVHighlights' server, which takes both: other files in it are kept.
+    """Write a QVHighlights submission; numeric qids as numbers, as there. With a split (val or test) into a zip for
+    QVHighlights' server, which takes both: other files in it are kept.
     """
     rows = []
     for item in predictions:

@@ -27,7 +27,7 @@ from unloc.training.curves import read_rows, training_curves
 from unloc.video.locate import index_videos
 
 if TYPE_CHECKING:
-    from unloc.inference.video_prediction import VideoPrediction
+    from unloc.inference.answers import VideoPrediction
 
 EXAMPLES, FRAMES = 6, 4  # best and worst rows each, and frames of each of their segments
 TASKS = {"mr": "moment retrieval", "tal": "temporal action localization", "as": "action segmentation"}
@@ -139,9 +139,7 @@ def content_of(
         return content
 
     rows = rows_of(task, material.predictions, material.manifest, top=top, relevance=material.relevance)
-    best, worst = _best_and_worst(
-        {video_id: rows[video_id] for video_id in rows if video_id in files and task != "cls"}
-    )
+    best, worst = _best_and_worst({key: own for key, own in rows.items() if key in files and task != "cls"})
     first = dict.fromkeys(video_id for video_id, _ in (*best, *worst))
     others = [video_id for video_id in rows if video_id not in first]
     shown = {*first, *others[: max(0, limit - len(first))]}
@@ -197,10 +195,8 @@ def _evaluation(scored: Scored, facts: dict[str, str], notes: list[str]) -> dict
             low, high = intervals.get(name, (None, None))
             of_floors = [(floor, values.get(name)) for floor, values in floors.items()]
             rows.append({"name": name, "ours": value, "low": low, "high": high, "floors": of_floors})
-    caption = (
-        f"Percent, by protocol {report['protocol']}. Intervals: 95 % bootstrap over {report['num_videos']} videos. "
-    )
-    caption += "Floors are constants that see no video and read no text; on the scale they are the upright marks."
+    caption = f"Percent, by protocol {report['protocol']}. Floors are constants that see no video and read no text; on "
+    caption += f"the scale they are the upright marks. Intervals: 95 % bootstrap over {report['num_videos']} videos."
     counts = {"videos": report["num_videos"], "queries": report["num_queries"], "segments": report["num_instances"]}
     facts["manifest"] = f"{report['manifest']}, split {report['split']}"
     facts["annotated"] = ", ".join(f"{count} {what}" for what, count in counts.items() if count)

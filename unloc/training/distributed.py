@@ -31,9 +31,8 @@ class Texts:
 
 
 def gathered_texts(batch: Batch, *, own_only: bool = False) -> Texts:
-    """The texts of all processes in the order of their ranks, or this one's own alone.
-
-    Nothing trainable is before them (a live tower encodes what was gathered), so no gradient is sent.
+    """The texts of all processes in the order of their ranks, or this one's own alone. Nothing trainable is before them
+    (a live tower encodes what was gathered), so no gradient is sent.
     """
     if own_only or process_count() == 1:
         return Texts(batch.texts, batch.text_mask, batch.frame_mask, 0, batch.model_masks[1])

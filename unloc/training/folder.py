@@ -249,13 +249,10 @@ def metrics_log(
     Rows after `step` and `validated`, which a killed run left, are removed. Events are written in this thread:
     TensorBoard's own writer hides a full disk in another one.
     """
-    path, last, done = run / "metrics.jsonl", {"train": step, "speed": step, "val": validated}, []
+    path, last = run / "metrics.jsonl", {"train": step, "speed": step, "val": validated}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            with suppress(ValueError):  # half a line
-                row = json.loads(line)
-                done += [line] if row["step"] <= last[row["kind"]] else []
-        write_file(path, "".join(done))
+        done = [row for row in read_rows(run) if row["step"] <= last[row["kind"]]]
+        write_file(path, "".join(json.dumps(row) + "\n" for row in done))
     with ExitStack() as stack:
         rows = stack.enter_context(path.open("a", encoding="utf-8"))
         try:
@@ -275,6 +272,7 @@ def metrics_log(
                 events.flush()
 
         def write(kind: str, at_step: int, values: dict[str, float]) -> None:
+            """Write one row everywhere."""
             rows.write(json.dumps({"kind": kind, "step": at_step, **values}) + "\n")
             rows.flush()
             scalars = [{"tag": f"{kind}/{key}", "simple_value": value} for key, value in values.items()]
@@ -306,6 +304,7 @@ def logged() -> Iterator[Callable[[Path], None]]:
     with ExitStack() as stack:
 
         def log_to(path: Path) -> None:
+            """Write the records so far, and later ones, into a file."""
             file = _LogFile(path, encoding="utf-8")
             stack.callback(file.close)
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

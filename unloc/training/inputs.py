@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,12 +13,13 @@ import numpy as np
 import torch
 from open_clip.model import CLIP
 
-from unloc.annotations.schema import Manifest, load_manifest
+from unloc.annotations.schema import Manifest, cached_durations, load_manifest, restricted
 from unloc.cache.opening import open_cache
 from unloc.cache.reading import Cache
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe, TowersConfig
 from unloc.errors import ConfigError, FingerprintError
+from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds
 from unloc.examples.augment import ClipTransform, directed_videos
 from unloc.examples.frame_source import FrameShards, VideoFiles
 from unloc.examples.sources import CachedTokens, Source, Tokenize
@@ -27,10 +29,14 @@ from unloc.model.build import tower_choice
 from unloc.model.clip import pretrained_clip
 from unloc.model.towers import Tower, clip_ids, weights_sha256
 from unloc.recipes import task_recipes
+from unloc.tasks import task_named
 from unloc.video.frame_shards import FrameSpec
 from unloc.video.locate import index_videos
 from unloc.video.preprocess import PreprocessSpec
 from unloc.video.reading import FrameSampling
+
+logger = logging.getLogger(__name__)
+Splits = tuple[Manifest, Manifest | None]  # for training and validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +53,55 @@ class Inputs:
 
 def load_inputs(
     recipe: Recipe, manifest: Path | Mapping[str, Path], data: Path | str | Mapping[str, Path | str], kind: str
-) -> tuple[dict[str, Manifest], dict[str, Inputs]]:
-    """The manifest of each task of a recipe, and its frames and texts.
+) -> tuple[dict[str, Splits], dict[str, Inputs]]:
+    """The splits of each task of a recipe, and its frames and texts.
 
     Raises InputError where a manifest does not serve its task; FingerprintError where tasks have tokens of different
-    towers (their sampling may differ); and as `cached_inputs` and `frame_inputs`.
+    towers (their sampling may differ); and as `cached_inputs`, `frame_inputs` and `splits_of`.
     """
-    manifests, inputs, towers = {}, {}, {}
+    splits, inputs, towers = {}, {}, {}
     for task, one in task_recipes(recipe).items():
-        manifests[task] = load_manifest(Path(manifest[task] if isinstance(manifest, Mapping) else manifest))
-        require_task(manifests[task], task)
+        loaded = load_manifest(Path(manifest[task] if isinstance(manifest, Mapping) else manifest))
+        require_task(loaded, task)
         place = data[task] if isinstance(data, Mapping) else data
         if kind == "cache":
             inputs[task] = cached_inputs(one, place)
         else:
-            inputs[task] = frame_inputs(one, Path(place), manifests[task], packed=kind == "frames")
+            inputs[task] = frame_inputs(one, Path(place), loaded, packed=kind == "frames")
         fingerprint = inputs[task].fingerprint
         towers[task] = {key: fingerprint[key] for key in fingerprint if not key.startswith(("sampling.", "dtype"))}
         first = next(iter(towers))
         if differing := fingerprint_differences(towers[first], towers[task], names=(first, task)):
             raise FingerprintError(f"{place}: another tower made this than that of task {first} ({differing})")
         inputs[task] = replace(inputs[task], clip=inputs[first].clip)  # one copy of its weights is enough
-    return manifests, inputs
+        splits[task] = splits_of(one, loaded, inputs[task].source)
+    return splits, inputs
+
+
+def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> Splits:
+    """The training and the validation split with known durations.
+
+    Queries whose annotations are hidden are left out of training: they would teach that nothing is to be found. Raises
+    InputError where a split's cached videos have nothing for the task or not in seconds, MissingError for no split.
+    """
+    manifest = cached_durations(manifest, source)
+    train = manifest.select(recipe.data.train_split)
+    val = manifest.select(recipe.data.val_split) if recipe.data.val_split else None
+    advices = "data.train_split=NAME trains on another", "data.val_split='' trains without validation"
+    for selected, advice in zip([train, val], advices, strict=True):
+        cached = selected and restricted(selected, source.__contains__)
+        if cached and len(cached.videos):  # with none, the examples name those that are missing
+            require_annotations(recipe.task, cached, cached.splits[0], advice)
+            require_seconds(recipe.task, cached, cached.splits[0], source.durations_of(cached.videos["video_id"]))
+    if task_named(recipe.task).text_kind == "query":
+        shown = annotated_queries(recipe.task, train.queries)
+        train = replace(train, queries=train.queries[shown].reset_index(drop=True))
+    elif recipe.task == "cls":
+        labelled = train.filter(lambda table: table["video_id"].isin(train.instances["video_id"]))
+        if left := len(train.videos) - len(labelled.videos):
+            logger.warning("%d of %d videos have no label: not used in training", left, len(train.videos))
+        train = labelled
+    return train, val
 
 
 def cached_inputs(recipe: Recipe, cache: Path | str) -> Inputs:

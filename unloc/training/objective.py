@@ -109,9 +109,8 @@ def labelled_part(batch: Batch, texts: Texts, recipe: Recipe) -> Part:
 
 
 def part_losses(model: nn.Module, part: Part, recipe: Recipe) -> dict[str, Tensor]:
-    """`compute_losses` of a part: what it adds to those of the whole batch.
-
-    Nothing here waits for the device: points that do not count are masked, not selected.
+    """`compute_losses` of a part: what it adds to those of the whole batch. Nothing here waits for the device: points
+    that do not count are masked, not selected.
     """
     batch, texts, normalizers, config = part.batch, part.texts, part.normalizers, recipe.loss
     frames = batch.frames if batch.frames.ndim == 3 else model.image_tower(batch.frames)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unloc.annotations.schema import Manifest, load_manifest
+from unloc.annotations.schema import load_manifest
 from unloc.config import Recipe
 from unloc.errors import InputError
 from unloc.inference.device import computing, resolve_device
@@ -23,7 +23,7 @@ from unloc.recipes import load_recipe, stated_values
 from unloc.tasks import task_named
 from unloc.training.inputs import load_inputs
 from unloc.training.objective import part_losses, split_batch
-from unloc.training.run import build_trainer, splits_by_task
+from unloc.training.run import build_trainer
 from unloc.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,16 @@ def own_recipe(
         raise InputError(f"{manifest}: {choices}")
     task = stated.get("task", rows.tasks[0])
     values = [f"name=own_{task}", f"task={task}", "data.max_text_tokens=77", "train.epochs=1", "train.batch_size=1"]
-    values += _splits(rows, manifest, stated)
+    for key, names in {"train_split": TRAINING, "val_split": VALIDATION}.items():
+        name = next((name for name in names if name in rows.splits), "")
+        if not name and key == "train_split" and key not in stated.get("data", {}):
+            problem = f"has no split called train, but {', '.join(rows.splits)}"
+            raise InputError(f"{manifest}: {problem}; add data.train_split=NAME")
+        values.append(f"data.{key}={name}")
     base = f"synth_{task_named(task).name}"
     recipe = load_recipe(base, [*values, *overrides])
-    manifests, inputs = load_inputs(recipe, manifest, cache, "cache")
-    splits, source = splits_by_task(recipe, manifests, inputs), inputs[task].source
-    train, val = splits[task]
+    splits, inputs = load_inputs(recipe, manifest, cache, "cache")
+    (train, val), source = splits[task], inputs[task].source
     count = len(build_trainer(recipe, splits, inputs, Path()).loader.examples)
     frames = [len(source.frames(video_id, None)[1]) for video_id in train.videos["video_id"] if video_id in source]
     num_steps = min(32 * math.ceil(np.median(frames) / 32), recipe.data.num_steps)
@@ -93,15 +97,3 @@ def seconds_per_step(trainer: Trainer) -> float:
         loss.item()  # waits for a GPU
         found.append(time.perf_counter() - began)
     return min(found)
-
-
-def _splits(rows: Manifest, manifest: Path, stated: dict) -> list[str]:
-    """Overrides that name the training and the validation split of a manifest."""
-    found = []
-    for key, names in {"train_split": TRAINING, "val_split": VALIDATION}.items():
-        name = next((name for name in names if name in rows.splits), "")
-        if not name and key == "train_split" and key not in stated.get("data", {}):
-            splits = ", ".join(rows.splits)
-            raise InputError(f"{manifest}: has no split called train, but {splits}; add data.train_split=NAME")
-        found.append(f"data.{key}={name}")
-    return found

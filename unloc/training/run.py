@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unloc.annotations.schema import Manifest, cached_durations, manifest_rows, restricted
+from unloc.annotations.schema import Manifest, manifest_rows
 from unloc.callbacks import OnProgress
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
-from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds, score
+from unloc.evaluation.evaluator import score
 from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader, MixedLoader
 from unloc.examples.sources import ClassTexts, Source
@@ -32,7 +32,7 @@ from unloc.recipes import dump_recipe, task_recipes
 from unloc.tasks import task_named
 from unloc.training.distributed import copy_from_main, process_count, process_rank
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json, require_wandb
-from unloc.training.inputs import Inputs, load_inputs
+from unloc.training.inputs import Inputs, Splits, load_inputs
 from unloc.training.trainer import MEAN_HEADLINE, OnStep, Trainer
 
 logger = logging.getLogger(__name__)
@@ -83,18 +83,17 @@ def fit_recipe(
         require_wandb()
     device_ = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    manifests, inputs = load_inputs(recipe, manifest, data, kind)
-    fingerprints = {task: one.fingerprint for task, one in inputs.items()}
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
+        # Every error of the input is found before anything is written, or deleted by overwrite.
+        splits, inputs = load_inputs(recipe, manifest, data, kind)
         for note in dict.fromkeys(one.note for one in inputs.values() if one.note):
             logger.warning(note)
+        fingerprints = {task: one.fingerprint for task, one in inputs.items()}
         if resume and (run / "checkpoints").is_dir():
             known = read_json(run / "cache.json")
             for task, one in inputs.items():
                 require_same_cache(known[task] if recipe.tasks else known, one.fingerprint, one.source.name)
-        # Every error of the input is found before anything is written, or deleted by overwrite.
-        splits = splits_by_task(recipe, manifests, inputs)
         trainer = build_trainer(recipe, splits, inputs, run, device=device_, loader_workers=loader_workers)
         if processes is None:
             used = described(device_, recipe.train.precision) | {"processes": 1, "threads": torch.get_num_threads()}
@@ -163,12 +162,10 @@ def rebuild_trainer(
     loader_workers: int | None = None,
     start: dict[str, Tensor] | None = None,
 ) -> Trainer:
-    """The trainer of a run that `fit_recipe` has prepared, in one of the processes that train it together.
-
-    It is at the last checkpoint or, before the first, has the weights `start`, which only the main process needs.
+    """The trainer of a run that `fit_recipe` has prepared, in one of the processes that train it together. It is at the
+    last checkpoint or, before the first, has the weights `start`, which only the main process needs.
     """
-    manifests, inputs = load_inputs(recipe, manifest, data, kind)
-    splits = splits_by_task(recipe, manifests, inputs)
+    splits, inputs = load_inputs(recipe, manifest, data, kind)
     trainer = build_trainer(recipe, splits, inputs, run, device=device, loader_workers=loader_workers)
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
@@ -187,53 +184,16 @@ def encode_class_names(trainer: Trainer) -> None:
             loader.class_texts = ClassTexts(info.classes, source, info.recipe.data)
 
 
-def splits_by_task(
-    recipe: Recipe, manifests: dict[str, Manifest], inputs: dict[str, Inputs]
-) -> dict[str, tuple[Manifest, Manifest | None]]:
-    """`splits_of` each task."""
-    recipes = task_recipes(recipe)
-    return {task: splits_of(one, manifests[task], inputs[task].source) for task, one in recipes.items()}
-
-
-def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manifest, Manifest | None]:
-    """The training and the validation split with known durations.
-
-    Queries whose annotations are hidden are left out of training: they would teach that nothing is to be found. Raises
-    InputError where a split's cached videos have nothing for the task or not in seconds, MissingError for no split.
-    """
-    manifest = cached_durations(manifest, source)
-    train = manifest.select(recipe.data.train_split)
-    val = manifest.select(recipe.data.val_split) if recipe.data.val_split else None
-    advices = "data.train_split=NAME trains on another", "data.val_split='' trains without validation"
-    for selected, advice in zip([train, val], advices, strict=True):
-        cached = selected and restricted(selected, source.__contains__)
-        if cached and len(cached.videos):  # with none, the examples name those that are missing
-            require_annotations(recipe.task, cached, cached.splits[0], advice)
-            require_seconds(recipe.task, cached, cached.splits[0], source.durations_of(cached.videos["video_id"]))
-    if task_named(recipe.task).text_kind == "query":
-        shown = annotated_queries(recipe.task, train.queries)
-        train = replace(train, queries=train.queries[shown].reset_index(drop=True))
-    elif recipe.task == "cls":
-        labelled = train.filter(lambda table: table["video_id"].isin(train.instances["video_id"]))
-        if left := len(train.videos) - len(labelled.videos):
-            logger.warning("%d of %d videos have no label: not used in training", left, len(train.videos))
-        train = labelled
-    return train, val
-
-
 def build_trainer(
     recipe: Recipe,
-    splits: Mapping[str, tuple[Manifest, Manifest | None]],
+    splits: Mapping[str, Splits],
     inputs: Mapping[str, Inputs],
     run: Path,
     *,
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
 ) -> Trainer:
-    """Examples, loader, model and trainer of a recipe, with fresh weights of its seed.
-
-    `splits` for training and validation, and `inputs`, by task.
-    """
+    """Examples, loader, model and trainer of a recipe, with fresh weights of its seed; splits and inputs by task."""
     torch.manual_seed(recipe.train.seed)
     is_cuda = torch.device(device).type == "cuda"
     if loader_workers is None:
@@ -256,6 +216,7 @@ def build_trainer(
         logger.info("steps of an epoch: %s", ", ".join(f"{key} {count}" for key, count in loader.counts.items()))
 
     def validate(model: nn.Module, on_progress: OnProgress) -> dict[str, float]:
+        """The metrics of a model, of several tasks joined."""
         found = {}
         for task, one in models_by_task(model, recipe).items():
             val, source = splits[task][1], inputs[task].source
@@ -290,17 +251,10 @@ def _prepared(
         text_dim = int(clip.text_projection.shape[0 if recipe.model.project_texts else 1])
     else:
         text_dim = (class_texts.prompt(0)[0] if class_texts is not None else example.text).shape[-1]
-    info = CheckpointInfo(
-        recipe=recipe,
-        classes=train.classes if has_classes else (),
-        frame_dim=frame_dim,
-        text_dim=text_dim,
-        fingerprint=inputs.fingerprint,
-        step=0,
-        live_towers=inputs.live,
-        video_seconds=(float(np.median(seconds)), max(seconds)),
-    )
-    return info, examples, class_texts
+    sizes = {"frame_dim": frame_dim, "text_dim": text_dim, "video_seconds": (float(np.median(seconds)), max(seconds))}
+    made_by = {"fingerprint": inputs.fingerprint, "live_towers": inputs.live}
+    classes = train.classes if has_classes else ()
+    return CheckpointInfo(recipe=recipe, classes=classes, step=0, **sizes, **made_by), examples, class_texts
 
 
 def joined_metrics(found: dict[str, dict[str, float]]) -> dict[str, float]:

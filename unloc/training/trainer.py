@@ -51,9 +51,8 @@ Validate = Callable[[nn.Module, OnProgress], dict[str, float]]
 
 
 class Trainer:
-    """Model and optimizer of one run; `fit` does the steps. Without `validate` the last checkpoint is best.
-
-    Of several tasks the model is a `SeveralTasks` and the loader a `MixedLoader`; each step is of one task.
+    """Model and optimizer of one run; `fit` does the steps. Without `validate` the last checkpoint is best. Of several
+    tasks the model is a `SeveralTasks` and the loader a `MixedLoader`; each step is of one task.
     """
 
     def __init__(
@@ -327,15 +326,13 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self._is_main = threading.current_thread() is threading.main_thread()  # only that one can handle signals
-        self._before = signal.signal(signal.SIGTERM, self._on_signal) if self._is_main else None
+        if self._is_main:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "requested", True))
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._is_main:
             signal.signal(signal.SIGTERM, self._before)
-
-    def _on_signal(self, *signal_and_frame: object) -> None:
-        self.requested = True
 
     def check(self) -> None:
         """Raise StoppedError if SIGTERM came."""

@@ -16,9 +16,8 @@ COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "opus")
 
 
 def cut_clip(path: Path, start_seconds: float, end_seconds: float, out: Path) -> bool:
-    """Write a part of a video, with its sound where MP4 can hold that; whether its pictures were copied.
-
-    A copied clip begins up to half a second early and ends with pictures that its last ones need. Raises VideoError.
+    """Write a part of a video, with its sound where MP4 can hold that; whether its pictures were copied. A copied clip
+    begins up to half a second early and ends with pictures that its last ones need. Raises VideoError.
     """
     try:
         with open_stream(path) as (source, stream, clock_start), replacing(out, sync=False) as part:

@@ -60,7 +60,6 @@ def sampled_frames(
     video_id: str, file: VideoFile, spec: FrameSpec, convert: Callable[[Tensor], Any] = Tensor.numpy
 ) -> tuple[dict, list]:
     """A video's row, and each frame that `unloc extract` would encode, (3, H, W) uint8, converted. Raises VideoError.
-
     Where the stream changes size, later frames are cropped or padded about their centre to the size of the first.
     """
     preprocess = PreprocessSpec(image_size=spec.size, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -112,7 +111,6 @@ def pack_frames(
     on_progress: OnProgress = lambda done, total: None,
 ) -> list[dict]:
     """Pack videos with `workers` processes (1: this one alone); their rows, with `reason` and `message` of failures.
-
     Raises InputError where there is nothing to pack, or OUT has shards of other videos or another packing.
     """
     if not files:

@@ -34,9 +34,8 @@ class VideoIndex:
         self.files, self.root = loose | exact, root
 
     def find(self, video_id: str, file: str | None = None) -> VideoFile | None:
-        """The file that the manifest names, by a path below the root, an absolute path into it, or a URL; or None.
-
-        Only where it names none, one named like the id, with or without ActivityNet's `v_`.
+        """The file that the manifest names, by a path below the root, an absolute path into it, or a URL; or None. Only
+        where it names none, one named like the id, with or without ActivityNet's `v_`.
         """
         if not isinstance(file, str):
             bare = video_id.removeprefix("v_")
@@ -112,7 +111,6 @@ def video_files(folder: Path) -> list[Path]:
 
 def own_videos(names: Iterable[Path | str]) -> list[VideoFile]:
     """The files that names stand for: files, folders of videos (also at URLs, and below them), in the order given.
-
     Raises MissingError where a name stands for none, InputError where two different files have one name without ending.
     """
     found: dict[VideoFile, None] = {}

@@ -139,9 +139,8 @@ class PyAVReader:
             index = wanted.stop
 
     def _in_order(self, wanted: list[tuple[int, float]]) -> Iterator[ShownFrame]:
-        """The frames at wanted (position, time) pairs, rising; every frame up to the last wanted one is decoded.
-
-        Raises VideoError where over a tenth of the frames was lost, of all or of those read; guessed ones are not lost.
+        """The frames at wanted (position, time) pairs, rising; every frame up to the last wanted one is decoded. Raises
+        VideoError where over a tenth of the frames was lost, of all or of those read; guessed ones are not lost.
         """
         facts, shown, to_end = self.facts, None, True
         timed = self._by_packet_times if facts.stamps_in_output_order else self._by_own_stamps
@@ -238,9 +237,8 @@ class PyAVReader:
         return float(shown_for.sum())
 
     def _is_lost(self, packet_times: np.ndarray) -> np.ndarray:
-        """For each packet's time: was no frame decoded there?
-
-        The second field of an H.264 frame is not lost if packets decode without errors: it comes half a frame later.
+        """For each packet's time: was no frame decoded there? The second field of an H.264 frame is not lost if packets
+        decode without errors: it comes half a frame later.
         """
         frame_times = np.asarray(self.decoded_seconds)
         after = np.searchsorted(frame_times, packet_times + NEAR)
@@ -254,9 +252,8 @@ class PyAVReader:
 
 
 def make_plan(facts: VideoFacts, wanted_seconds: np.ndarray) -> DecodePlan | None:
-    """What to decode; None where the facts do not say which packet becomes which frame, so that all must be decoded.
-
-    A frame needs the packets since the last key frame before it both in the file and in presentation (open GOPs).
+    """What to decode; None where the facts do not say which packet becomes which frame, so that all must be decoded. A
+    frame needs the packets since the last key frame before it both in the file and in presentation (open GOPs).
     """
     stamps, key_indices = facts.packets["stamp"], np.flatnonzero(facts.packets["is_key"])
     if not facts.has_pts or facts.stamps_in_output_order or facts.num_damaged:
@@ -300,9 +297,8 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise quarter turns, 0 to 3, that bring the frame upright, without a mirror that comes with them.
-
-    0 for a matrix that is not a rotation by 90, 180 or 270 degrees to within one: all zeros, skewed, or a mirror.
+    """Counterclockwise quarter turns, 0 to 3, that bring the frame upright, without a mirror that comes with them. 0
+    for a matrix that is not a rotation by 90, 180 or 270 degrees to within one: all zeros, skewed, or a mirror.
     """
     a, b, c, d = display_matrix(frame) or (0, 0, 0, 0)
     wide, high = math.hypot(a, c), math.hypot(b, d)

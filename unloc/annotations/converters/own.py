@@ -6,16 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from unloc.annotations.own import Event, Media, rows_of
-from unloc.annotations.reading import (
-    Problems,
-    files_below,
-    is_number,
-    parse_as,
-    read_csv,
-    read_json,
-    read_lines,
-    read_text,
-)
+from unloc.annotations.reading import files_below, is_number, parse_as, read_csv, read_json, read_lines, read_text
 from unloc.annotations.schema import Rows
 from unloc.errors import ManifestError, MissingError
 from unloc.video.locate import EXTENSIONS, video_files
@@ -44,7 +35,7 @@ def csv_or_json(paths: list[Path], split: str | None, media: Media) -> Rows:
     """
     events = []
     for path in files_below(paths, "*.csv", "*.tsv", "*.json*"):
-        names, records = _records(path, media.problems)
+        names, records = _records(path, media)
         columns = _columns(names)
         read = ", ".join(f"{role} from {name!r}" for role, name in columns.items())
         others = ", ".join(repr(name) for name in names if name not in columns.values())
@@ -72,10 +63,10 @@ def csv_or_json(paths: list[Path], split: str | None, media: Media) -> Rows:
     return rows_of(events, split, media)
 
 
-def _records(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, dict]]]:
+def _records(path: Path, media: Media) -> tuple[list[str], list[tuple[str, dict]]]:
     """The names of the columns or keys of a file, and (place, row) of each row; a JSON null is a blank."""
     if path.suffix.lower() in (".json", ".jsonl"):
-        values = {str(path): read_json(object, path, problems)} if path.suffix.lower() == ".json" else {}
+        values = {str(path): read_json(object, path, media.problems)} if path.suffix.lower() == ".json" else {}
         for number, line in read_lines(path) if not values else ():
             values[f"{path}:{number}"] = parse_as(object, line, f"{path}:{number}")
         rows = []

@@ -42,7 +42,6 @@ def activitynet_captions(paths: list[Path], split: str | None, problems: Problem
 
 def charades_sta(paths: list[Path], split: str | None, problems: Problems) -> Rows:
     """`ID START END##SENTENCE` lines of txt files; lengths from the csv files given with them (columns id, length).
-
     Segments as written: 2,367 official ends are past the video's length; the protocol says whether they are clamped.
     """
     files = files_below(paths, "charades*.[ct][sx][vt]", "*.[ct][sx][vt]")

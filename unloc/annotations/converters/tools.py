@@ -29,7 +29,9 @@ def label_studio(paths: list[Path], split: str | None, media: Media) -> Rows:
         for number, task in enumerate(read_json(list[dict[str, object]], path, media.problems)):
             place = f"{path}[{number}]"
             data = task["data"] if isinstance(task.get("data"), dict) else task
-            video = data.get("video_id") or next((v for k, v in data.items() if _is_video(k, v)), None)
+            texts = {key: value for key, value in data.items() if isinstance(value, str)}
+            videos = (v for k, v in texts.items() if "video" in k.lower() or video_id_of(v) != Path(v).name)
+            video = data.get("video_id") or next(videos, None)
             if not isinstance(video, str):
                 raise ManifestError(f"{place}: no video in this task; expected data.video, its file or URL")
             if "video_id" not in data:
@@ -48,10 +50,6 @@ def label_studio(paths: list[Path], split: str | None, media: Media) -> Rows:
     return rows_of(events, split, media)
 
 
-def _is_video(key: str, value: object) -> bool:
-    return isinstance(value, str) and ("video" in key.lower() or video_id_of(value) != Path(value).name)
-
-
 def _objects(value: object) -> list[dict]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
@@ -65,11 +63,9 @@ def _regions(task: dict, place: str, media: Media) -> list[tuple[str, dict]]:
             media.problems.add(f"task with several {kind}: the last is used", place, len(results) > 1)
             media.problems.add("task without annotations: its predictions are used", place, kind == "predictions")
             regions = _objects(results[-1].get("result"))
-            timeline = [
-                one for one in regions if isinstance(one.get("value"), dict) and "timelinelabels" in one["value"]
-            ]
-            media.problems.add("region that is no timeline label: left out", place, len(regions) - len(timeline))
-            found = [(str(one.get("from_name") or ""), one["value"]) for one in timeline]
+            values = [(str(one.get("from_name") or ""), one.get("value")) for one in regions]
+            found = [(name, one) for name, one in values if isinstance(one, dict) and "timelinelabels" in one]
+            media.problems.add("region that is no timeline label: left out", place, len(regions) - len(found))
             break
     return [(control, typed(REGION, region, f"{place}: timeline label")) for control, region in found]
 
