@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,12 @@ def predict(
 
     texts, names = [*(query or []), *(read_names(queries) if queries else ())], read_names(labels) if labels else ()
     kind = format_of(out, file_format) if out else None
+    if file_format and not out:
+        raise InputError(f"--format {file_format}: is of a file to write; give --out, or --json to print JSON")
+    if clips and clips.exists() and not clips.is_dir():
+        raise InputError(f"--clips {clips}: is a file; name a folder")
+    if min_score is not None and not isfinite(min_score):
+        raise InputError(f"--min-score {min_score}: give a number")
     files, found, failed = own_videos(videos), [], []
     if out is not None and any(isinstance(file, Path) and file.resolve() == out.resolve() for file in files):
         raise InputError(f"--out {out}: is a video to read; name another file")

@@ -129,10 +129,14 @@ class VideoPrediction:
 
 
 def format_of(out: Path, stated: str | None) -> str:
-    """The format of a file to write, by its ending where none is stated. Raises InputError for an unknown one."""
+    """The format of a file to write, by its ending where none is stated. Raises InputError for an unknown one, or where
+    the file is a folder.
+    """
     found = stated or next((name for name, endings in FORMATS.items() if out.suffix.lower() in endings), None)
     if found not in FORMATS:
         raise InputError(f"--out {out}: give --format, one of {', '.join(FORMATS)}")
+    if out.is_dir() and (found in ("json", "csv", "html") or out.suffix.lower() in FORMATS[found]):
+        raise InputError(f"--out {out}: is a folder; name a file, such as {out / f'found.{found}'}")
     return found
 
 
@@ -196,7 +200,7 @@ def table_lines(one: VideoPrediction) -> list[str]:
     answered = {moment.text for moment in one.moments}
     for text, existence in one.existence.items():
         if text not in answered:
-            lines.append(f"  not found ({existence:.2f}): {text}")
+            lines.append(f"  not found (existence {existence:.2f}): {text}")
     if not one.moments and not one.existence:
         lines.append("  nothing found")
     return lines
