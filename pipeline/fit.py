@@ -36,6 +36,7 @@ from unloc.inference.device import described
 from unloc.recipes import dump_recipe
 from unloc.training.distributed import from_all, process_rank
 from unloc.training.folder import logged
+from unloc.training.inputs import Places
 from unloc.training.run import Processes, fit_recipe, rebuild_trainer
 from unloc.training.trainer import OnStep, StopSignal, Trainer
 
@@ -69,8 +70,8 @@ class Job:
 
 def fit(
     recipe: Recipe,
-    manifest: Path | Mapping[str, Path],
-    data: Path | str | Mapping[str, Path | str],
+    manifest: Places,
+    data: Places,
     run: Path,
     *,
     workers: int,
@@ -84,11 +85,9 @@ def fit(
     on_step: OnStep = lambda step, total, values: None,
     **options: bool | Path | None,
 ) -> dict[str, float]:
-    """`fit_recipe` in `workers` processes on a local Ray, or on the cluster at `address`.
-
-    A process that does not answer for `timeout` seconds counts as lost. Raises as `fit_recipe`; InputError where the
-    cluster has no room for the processes or its machines do not share the run folder; UnlocError where the processes
-    fail `RESTARTS` times without a step further.
+    """`fit_recipe` in `workers` processes on a local Ray, or on the cluster at `address`; one that does not answer for
+    `timeout` seconds is lost. Raises as `fit_recipe`; InputError where the cluster has no room for them or its machines
+    do not share the run folder; UnlocError where they fail `RESTARTS` times without a step further.
     """
     os.environ.update(RAY_TRAIN | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(timeout)})
     with connected(ExtractOptions(workers=workers, encoders=0, address=address)):
@@ -109,7 +108,7 @@ def fit(
         return fit_recipe(recipe, manifest, data, run, **options)
 
 
-def _absolute(place: Path | str | Mapping[str, Path | str]) -> Path | str | dict[str, Path | str]:
+def _absolute(place: Places) -> Places:
     """A file or folder, or that of each task, as other processes find it; a URL as it is."""
     if isinstance(place, Mapping):
         return {task: _absolute(one) for task, one in place.items()}

@@ -127,7 +127,7 @@ class TowersConfig(Section):
     """Blocks of a trained image tower that train, counted from the last; 0: the whole tower."""
     frame_chunk: int = number(0, 0, 1_000_000)
     """Frames that pass a trained image tower at once; each chunk passes again for its gradients, which are exact
-    (`unloc.training.replay`), in the memory of one chunk. 0: all frames of a batch at once."""
+    (`unloc.training.objective`), in the memory of one chunk. 0: all frames of a batch at once."""
     replay_share: float = number(1.0, 1e-6, 1.0)
     """Share of the chunks that pass a second time; below 1 gradients are estimates, right on average."""
     checkpoint_blocks: bool = False

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def trainer_of(text_world, run, *words, task="mr"):
     splits = ["data.train_split=train", "data.val_split=val"]
     recipe = load_recipe(f"synth_{task}", [*SMALL, *splits, *words])
     inputs = cached_inputs(recipe, cache)
-    splits = splits_of(recipe, load_manifest(manifest), inputs.source)
-    return build_trainer(recipe, {task: splits}, {task: inputs}, run)
+    train, val = splits_of(recipe, load_manifest(manifest), inputs.source)
+    return build_trainer(recipe, {task: replace(inputs, train=train, val=val)}, run)
 
 
 @pytest.mark.parametrize("task", ["mr", "tal", "as", "hd"])

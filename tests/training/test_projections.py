@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def cached(path, video_folder, names=("v0", "v1"), **config):
 
 def started(recipe, manifest, cache, tmp_path):
     inputs = cached_inputs(recipe, cache)
-    splits = splits_of(recipe, load_manifest(manifest), inputs.source)
-    return build_trainer(recipe, {recipe.task: splits}, {recipe.task: inputs}, tmp_path / "run")
+    train, val = splits_of(recipe, load_manifest(manifest), inputs.source)
+    return build_trainer(recipe, {recipe.task: replace(inputs, train=train, val=val)}, tmp_path / "run")
 
 
 def scenic(*overrides):

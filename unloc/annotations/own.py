@@ -107,10 +107,9 @@ def video_id_of(name: str) -> str:
 
 
 def rows_of(events: Sequence[Event], split: str | None, media: Media) -> Rows:
-    """Rows of a manifest. Rows with one sentence in one video are one query with all their windows.
-
-    Videos in several folders with one name have their folders in their ids. Splits are those stated; where none is, all
-    are `split`, or `split_videos` makes them. Raises ManifestError where only some rows state a split.
+    """Rows of a manifest; rows with one sentence in one video are one query. Of videos with one name in several folders
+    the ids have the folders. Splits are those stated, else all `split`, else by `split_videos`. Raises ManifestError
+    where only some rows state a split.
     """
     problems, names = media.problems, dict.fromkeys(event.video for event in events)
     shared = Counter(map(video_id_of, names))

@@ -18,9 +18,8 @@ def compare(
 ) -> dict:
     """Every metric in percent of both, B - A with its 95 % interval, and whether that excludes 0 (`resolved`).
 
-    Videos are drawn with replacement, the same for both, so that what makes a video hard for both cancels out. The
-    spread of the draws is centred on the difference, as in `bootstrap_intervals`. Raises InputError unless both are
-    predictions for the same task, split, annotations, protocol and videos.
+    The same draws of videos serve both, so that what makes a video hard for both cancels out; their spread is centred
+    as in `bootstrap_intervals`. Raises InputError unless task, split, annotations, protocol and videos are the same.
     """
     _require_same_test(a, b)
     pair = [a.scores(), b.scores()]

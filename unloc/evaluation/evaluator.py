@@ -112,12 +112,12 @@ def evaluate(
     protocol: str | None = None,
     interval_seed: int | None = None,
 ) -> dict:
-    """metrics.json: the metrics of one split with floors fitted on `train_split`, intervals and coverage.
+    """metrics.json: the metrics of one split with floors, intervals (if a seed is given) and coverage; without
+    predictions the floors alone.
 
-    Without predictions it contains the floors alone. Without a training split in the manifest the constants are fitted
-    on the evaluated split itself, and the names of the floors say so. Intervals are computed if a seed is given. Raises
-    MissingError for a split that does not exist, InputError for a protocol that the task does not have, or if a metric
-    or floor needs unknown durations.
+    Floors are fitted on `train_split`; where the manifest has it not, on the evaluated split, and their names say so.
+    Raises MissingError for no such split, InputError for a protocol that the task does not have, or where a metric or
+    floor needs unknown durations.
     """
     selected = manifest.select(split)
     rules = protocol_for(task, protocol, selected)
@@ -158,10 +158,9 @@ def header(task: str, selected: Manifest, split: str, rules: Protocol) -> dict:
 def bootstrap_intervals(scores: Scores, metrics: dict[str, float], seed: int) -> dict[str, list[float]]:
     """95 % intervals: [2.5 %, 97.5 %] of all `metrics` of the scores, in percent over the draws that define each.
 
-    Videos are drawn with replacement, as many as there are; a video drawn twice counts twice. Matches within a video do
-    not depend on the draw, so each draw only weights them. The spread of the draws is centred on the score: mAP of
-    copied videos is biased upwards (fewer distinct videos, and precision is made monotone), on ActivityNet by 2 points,
-    so plain percentiles would not contain the score.
+    Videos are drawn with replacement, as many as there are; each draw only weights what was matched within the videos.
+    The spread of the draws is centred on the score: mAP of copied videos is biased upwards (fewer distinct videos, and
+    precision is made monotone), on ActivityNet by 2 points, so plain percentiles would not contain the score.
     """
     num_videos, intervals = scores.num_videos, {}
     if not num_videos:

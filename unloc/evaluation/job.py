@@ -38,9 +38,8 @@ VERSIONED = {"numpy": "numpy", "pandas": "pandas", "torch": "torch", "open_clip"
 class Evaluation:
     """One evaluation of a split: its annotations, the options of scoring, and the files it writes.
 
-    `manifest` is without the videos left out of the split, `selected` that split of it; `messages` and `warnings` say
-    to the user what happened. Raises as `load_manifest`; InputError if an output would replace an input or a file that
-    no evaluation wrote.
+    `manifest` is without the videos left out of the split, `selected` that split of it; `messages` and `warnings` are
+    for the user. Raises as `load_manifest`; InputError if an output would replace an input or what no evaluation wrote.
     """
 
     manifest_path: Path
@@ -174,10 +173,8 @@ class Evaluation:
 
 
 class Outputs:
-    """The files that one evaluation writes: never its inputs, nor files that no evaluation wrote.
-
-    A hidden file `.unloc-eval.json` in each folder keeps their hashes (null while they are written): a later evaluation
-    may replace what is listed and unchanged.
+    """The files that one evaluation writes: never its inputs, nor files that no evaluation wrote: a later one may
+    replace only what a hidden `.unloc-eval.json` in their folder lists with its hash (null while it is written).
     """
 
     def __init__(self, inputs: Iterable[Path]) -> None:
@@ -296,9 +293,8 @@ def evaluate_file(
 ) -> dict | None:
     """The report of a file of predictions; None if the annotations are hidden and the predictions are only exported.
 
-    With a folder of `class_splits` the report is zero-shot: the unseen classes of each, besides all classes for one
-    file; for a folder of predictions of one share of seen classes the mean. `strict`: bad predictions raise
-    PredictionError. Raises as `PredictionFiles.read`.
+    With a folder of `class_splits` it has the unseen classes of each; of a folder of predictions for one share of seen
+    classes the mean. Raises as `PredictionFiles.read`, and if `strict` PredictionError for bad predictions.
     """
     task, manifest, selected = evaluation.scored_task(evaluation.task), evaluation.manifest, evaluation.selected
     files, paths = PredictionFiles(evaluation, path, manifest, Problems()), evaluation.prepare(task, with_report=False)

@@ -188,10 +188,9 @@ def frame_precision(frames: Sequence[VideoFrames], weights: np.ndarray) -> np.nd
     """(classes, draws) average precision with each video counted `weights` (draws, videos) times.
 
     NaN where no frame of the class is drawn. Frames without scores rank last. Without interpolation, equal scores as
-    one step (scikit-learn's definition), each frame weighted by its seconds. Only the scores of a class's own frames
-    are steps: a first pass over the videos collects them, a second counts for each step the seconds of all frames with
-    at least its score. The scores of one video are in memory at a time: memory grows with the number of labelled
-    frames, not with frames times classes (12 GB for COIN at 10 fps).
+    one step (scikit-learn's definition), each frame weighted by its seconds. A first pass over the videos collects the
+    scores of each class's own frames, which are the steps, a second counts for each step the seconds of all frames with
+    at least its score: in memory are the scores of one video, not of all (12 GB for COIN at 10 fps).
     """
     num_classes = next((video.scores.shape[1] for video in frames if video.scores is not None), 0)
     if not num_classes:

@@ -142,9 +142,9 @@ def restrict_to_classes(manifest: Manifest, names: tuple[str, ...]) -> Manifest:
 def zero_shot_sides(manifest: Manifest, split: ClassSplit, test_split: str) -> tuple[Manifest, Manifest]:
     """Training on videos that show seen classes only, and testing unseen classes in the whole test split.
 
-    Videos that also show an unseen class are not trained on: their unseen actions would count as background. Videos
-    of the test split without an unseen class stay: predictions on them count as wrong, as in the AP of all classes.
-    Raises ManifestError where the split does not fit or leaves no training video, MissingError for an unknown split.
+    Unseen actions in training videos would count as background; test videos without an unseen class stay, as in the AP
+    of all classes. Raises ManifestError where the split does not fit or no training video is left, MissingError for no
+    split.
     """
     check_class_split(split, manifest)
     instances = manifest.instances
@@ -156,10 +156,9 @@ def zero_shot_sides(manifest: Manifest, split: ClassSplit, test_split: str) -> t
 
 
 def nonsense_manifest(manifest: Manifest) -> Manifest:
-    """The manifest with its classes renamed to made-up words, in the same order: a control for zero-shot scores.
-
-    A model asked for meaningless names can localise, but cannot know which class is which. A made-up name has as many
-    words of the same lengths; it depends on the name alone, except for a rare clash.
+    """The manifest with made-up class names in the same order, a control: a model asked for these can localise, but
+    cannot know which class is which. Each has as many words of the same lengths, and depends on the name alone but for
+    a clash.
     """
     made: dict[str, str] = {}
     letters = tuple("bdfgklmnprstvz"), tuple("aeiou")
@@ -182,10 +181,9 @@ def words_of(name: str) -> frozenset[str]:
 
 
 def names_in_vocabulary(names: Collection[str], vocabulary: Collection[str]) -> dict[str, dict[str, list[str]]]:
-    """Which names the vocabulary contains, each with the matching entries: is an "unseen" class really unseen?
-
-    "same": the same words in any order; "within": all words of one are among those of the other. Words must be spelled
-    alike: "skipping rope" is "Rope skipping", but "kayak" is not "kayaking".
+    """Which names the vocabulary contains, each with the matching entries: is an "unseen" class really unseen? "same":
+    the same words in any order; "within": all words of one are among those of the other. Words must be spelled alike:
+    "skipping rope" is "Rope skipping", but "kayak" is not "kayaking".
     """
     entries = [(entry, words_of(entry)) for entry in vocabulary]
     found: dict[str, dict[str, list[str]]] = {"same": {}, "within": {}}

@@ -3,8 +3,7 @@
 Training follows the official code: short side 256 of 224, scale jitter, crop, flip, RandAugment, each drawn once for
 all frames of a clip. Deviations: it resizes as the tower's preprocessing does (official: always bilinear), Cutout's
 square grows with the image (official: 80 pixels, of 224), and the centre crop sees all of the short side, as the towers
-were trained and `unloc extract` does (official: 224 of 256). `unloc.video.preprocess.normalise` makes floats of the
-clips, on any device.
+were trained and `unloc extract` does (official: 224 of 256).
 """
 
 import re

@@ -102,10 +102,9 @@ class Loader(Dataset[Batch | Exception]):
 
 
 class MixedLoader(Loader):
-    """Batches of several tasks, each of one task: those that its own loader makes, one after another.
-
-    An epoch has about as many steps as all tasks have batches; each task gets its share by weight (at least one step),
-    without weights as many as it has batches. Their order is drawn anew for each epoch.
+    """Batches of several tasks, each of one task, from its own loader. An epoch has about as many steps as all tasks
+    have batches, each task its share by weight (at least one step), else as many as it has batches, in an order drawn
+    anew.
     """
 
     def __init__(self, loaders: dict[str, Loader], weights: dict[str, float], seed: int) -> None:

@@ -22,10 +22,8 @@ PENALTY = 1.0  # L2, on the weights of standardised evidence
 
 
 def calibrate(loaded: LoadedModel, manifest: Manifest, source: Source) -> Calibration | None:
-    """The calibration of a model of sentences on one split; None where that has too few queries or one video only.
-
-    Each query is asked of its own video, where it counts as there if it has a moment, and of another one of the split
-    that is not annotated with the same sentence.
+    """The calibration of a model of sentences on one split; None where that has too few queries or one video only. Each
+    query is asked of its own video (there if it has a moment), and of another one that has not the same sentence.
     """
     loaded, source = core_and_source(loaded, source)
     examples = Examples(loaded.info.recipe.task, manifest, source, loaded.info.recipe.data)

@@ -94,10 +94,9 @@ def _evaluate(
 
 
 def baseline_predictions(task: str, manifest: Manifest, cache: Cache) -> Predictions:
-    """Predictions for the queries or classes of all cached videos, of the kind the task has.
-
-    Moments have saliency per 2 s clip. A frame's label is the most similar class, background below the video's median.
-    Raises InputError for a cache whose frames and texts are not CLIP's embeddings.
+    """Predictions for the queries (with saliency) or classes of all cached videos, of the kind the task has. A frame's
+    label is the most similar class, background below the video's median. Raises InputError for a cache whose frames and
+    texts are not CLIP's embeddings.
     """
     if others := not_embeddings(cache.fingerprint):
         problem = f"has other tokens than CLIP's embeddings ({others}), which the baseline compares"

@@ -34,10 +34,8 @@ def text_clip_of_run(run: Path) -> tuple[CLIP, str]:
 
 
 def run_tower(run: Path, choice: TowerChoice) -> Tower:
-    """The tower of a run folder or checkpoint whose image or text tower trained.
-
-    The kinds of token (`frame_token`, projections) are the run's; precision and batch are those of the choice. Raises
-    InputError where no tower of the run trained.
+    """The tower of a run folder or checkpoint, with the run's kinds of token (`frame_token`, projections) and the
+    choice's precision and batch. Raises InputError where no image or text tower of the run trained.
     """
     loaded = load_model(run)
     info, trained = loaded.info, dict(loaded.model.named_children())

@@ -56,11 +56,9 @@ def is_manifest(path: Path) -> bool:
 def read_predictions(
     path: Path | str, task: str | None, *, split: str | None = None, problems: Problems | None = None
 ) -> PredictionFile:
-    """Predictions of a file for a task, by default the first that its format serves. Of several files in a zip the one
-    that names the split is read.
-
-    Raises MissingError where the file is absent, PredictionError with the place of what cannot be read, or where the
-    file has a format that the task does not read.
+    """Predictions of a file for a task, by default the first that its format serves; in a zip of several files the one
+    that names the split. Raises MissingError where the file is absent, PredictionError with the place of what cannot be
+    read, or for a format that the task does not read.
     """
     path = Path(path)
     text, packing = _unpacked_text(path, split)

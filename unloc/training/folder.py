@@ -50,10 +50,9 @@ WriteMetrics = Callable[[str, int, dict[str, float]], None]
 def locked_run(
     run: Path, recipe: Recipe, *, resume: bool, overwrite: bool, change_optim: bool
 ) -> Iterator[dict[str, list]]:
-    """The run folder for this process alone; one that stays empty is removed again.
-
-    Yields which values of the recipe a resumed run changes: key to (before, now). Raises InputError unless the folder
-    may become a run, be resumed or be deleted, before it is touched.
+    """The run folder for this process alone; one that stays empty is removed again. Yields which values of the recipe a
+    resumed run changes: key to (before, now). Raises InputError, before anything is touched, unless the folder may
+    become a run, be resumed or be deleted.
     """
     is_new, stated = not run.exists(), run / "recipe.yaml"
     if resume and overwrite:
@@ -243,11 +242,9 @@ def wandb_log(run: Path, recipe: Recipe, project: str) -> Iterator[WriteMetrics]
 def metrics_log(
     run: Path, recipe: Recipe, step: int, validated: int, wandb: str | None = None
 ) -> Iterator[WriteMetrics]:
-    """Write rows to metrics.jsonl, and as `kind/name` to TensorBoard where it is installed (extra `track`) and to a
-    project of Weights & Biases.
-
-    Rows after `step` and `validated`, which a killed run left, are removed. Events are written in this thread:
-    TensorBoard's own writer hides a full disk in another one.
+    """Write rows to metrics.jsonl, and as `kind/name` to TensorBoard where it is installed (extra `track`, written in
+    this thread: its own writer hides a full disk in another one) and to a project of Weights & Biases. Rows after
+    `step` and `validated`, which a killed run left, are removed.
     """
     path, last = run / "metrics.jsonl", {"train": step, "speed": step, "val": validated}
     if path.is_file():

@@ -36,13 +36,15 @@ from unloc.video.preprocess import PreprocessSpec
 from unloc.video.reading import FrameSampling
 
 logger = logging.getLogger(__name__)
-Splits = tuple[Manifest, Manifest | None]  # for training and validation
+Places = Path | str | Mapping[str, Path | str]  # one for all tasks of a run, or each task's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Frames and texts of a run, and the towers that are part of its model."""
+    """Annotations, frames and texts of a task, and the towers that are part of its model."""
 
+    train: Manifest | None = None  # the splits for training and validation with known durations (`load_inputs`)
+    val: Manifest | None = None
     source: Source  # frames and texts as the model takes them
     fingerprint: dict  # which tower and preprocessing make the frame tokens that enter the core
     live: tuple[str, ...] = ()  # towers in the model: "image", "text"
@@ -51,15 +53,12 @@ class Inputs:
     note: str | None = None  # what a user should know
 
 
-def load_inputs(
-    recipe: Recipe, manifest: Path | Mapping[str, Path], data: Path | str | Mapping[str, Path | str], kind: str
-) -> tuple[dict[str, Splits], dict[str, Inputs]]:
-    """The splits of each task of a recipe, and its frames and texts.
-
-    Raises InputError where a manifest does not serve its task; FingerprintError where tasks have tokens of different
-    towers (their sampling may differ); and as `cached_inputs`, `frame_inputs` and `splits_of`.
+def load_inputs(recipe: Recipe, manifest: Places, data: Places, kind: str) -> dict[str, Inputs]:
+    """The inputs of each task of a recipe. Raises InputError where a manifest does not serve its task; FingerprintError
+    where tasks have tokens of different towers (their sampling may differ); and as `cached_inputs`, `frame_inputs` and
+    `splits_of`.
     """
-    splits, inputs, towers = {}, {}, {}
+    inputs, towers = {}, {}
     for task, one in task_recipes(recipe).items():
         loaded = load_manifest(Path(manifest[task] if isinstance(manifest, Mapping) else manifest))
         require_task(loaded, task)
@@ -73,12 +72,12 @@ def load_inputs(
         first = next(iter(towers))
         if differing := fingerprint_differences(towers[first], towers[task], names=(first, task)):
             raise FingerprintError(f"{place}: another tower made this than that of task {first} ({differing})")
-        inputs[task] = replace(inputs[task], clip=inputs[first].clip)  # one copy of its weights is enough
-        splits[task] = splits_of(one, loaded, inputs[task].source)
-    return splits, inputs
+        train, val = splits_of(one, loaded, inputs[task].source)
+        inputs[task] = replace(inputs[task], clip=inputs[first].clip, train=train, val=val)  # one copy of weights
+    return inputs
 
 
-def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> Splits:
+def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manifest, Manifest | None]:
     """The training and the validation split with known durations.
 
     Queries whose annotations are hidden are left out of training: they would teach that nothing is to be found. Raises
@@ -222,11 +221,9 @@ def require_projections(recipe: Recipe, cache: Cache) -> None:
 
 
 def clip_of_cache(towers: TowersConfig, fingerprint: dict, cache: Path | str) -> CLIP:
-    """The CLIP with whose weights a cache was made. A weights file, or the run whose towers made the cache, is found by
-    its path in `towers.pretrained`; of a run only the text tower is the run's.
-
-    Raises ConfigError where the path is not given, FingerprintError where the weights are others, TowerError where they
-    cannot be had.
+    """The CLIP with whose weights a cache was made. A weights file, or the run whose towers made the cache (of which
+    only the text tower is taken), is found by `towers.pretrained`. Raises ConfigError where the path is not given,
+    FingerprintError where the weights are others, TowerError where they cannot be had.
     """
     name, pretrained = fingerprint["tower.name"], fingerprint["tower.pretrained"]
     is_file = Path(towers.pretrained).is_file()

@@ -36,11 +36,9 @@ AIM_SECONDS, LIMIT_SECONDS = 3600.0, 24 * 3600.0
 def own_recipe(
     manifest: Path, cache: Path | str, overrides: Sequence[str] = (), *, device: str = "auto", threads: int = 0
 ) -> Recipe:
-    """The recipe for a manifest and its cache, with `key=value` overrides on top; logs what it chose and how long the
-    training takes here.
-
-    Some 1,000 steps in 5 to 100 epochs, fewer where they would take over an hour. Raises InputError where the manifest
-    serves several tasks and none is chosen, has no training split, or where training would take over a day.
+    """The recipe for a manifest and its cache, with `key=value` overrides on top; logs what it chose and how long it
+    will take: some 1,000 steps in 5 to 100 epochs, fewer where they would take over an hour. Raises InputError where
+    the manifest serves several tasks and none is chosen, has no training split, or training would take over a day.
     """
     stated, rows = stated_values(overrides), load_manifest(manifest)
     if "task" not in stated and len(rows.tasks) != 1:
@@ -56,9 +54,9 @@ def own_recipe(
         values.append(f"data.{key}={name}")
     base = f"synth_{task_named(task).name}"
     recipe = load_recipe(base, [*values, *overrides])
-    splits, inputs = load_inputs(recipe, manifest, cache, "cache")
-    (train, val), source = splits[task], inputs[task].source
-    count = len(build_trainer(recipe, splits, inputs, Path()).loader.examples)
+    inputs = load_inputs(recipe, manifest, cache, "cache")
+    train, val, source = inputs[task].train, inputs[task].val, inputs[task].source
+    count = len(build_trainer(recipe, inputs, Path()).loader.examples)
     frames = [len(source.frames(video_id, None)[1]) for video_id in train.videos["video_id"] if video_id in source]
     num_steps = min(32 * math.ceil(np.median(frames) / 32), recipe.data.num_steps)
     values += [f"data.num_steps={num_steps}", f"train.batch_size={min(BATCH_SIZES[task], count)}"]
@@ -66,7 +64,7 @@ def own_recipe(
 
     used = resolve_device(device)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    trainer = build_trainer(recipe, splits, inputs, Path(), device=used)
+    trainer = build_trainer(recipe, inputs, Path(), device=used)
     seconds, steps = seconds_per_step(trainer), len(trainer.loader)
     wanted = round(np.clip(min(STEPS / steps, AIM_SECONDS / (seconds * steps)), LEAST_EPOCHS, MOST_EPOCHS))
     epochs = stated.get("train", {}).get("epochs", wanted)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unloc.annotations.schema import Manifest, manifest_rows
+from unloc.annotations.schema import manifest_rows
 from unloc.callbacks import OnProgress
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
 from unloc.evaluation.evaluator import score
 from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader, MixedLoader
-from unloc.examples.sources import ClassTexts, Source
+from unloc.examples.sources import ClassTexts
 from unloc.files import disk_full_errors, write_file
 from unloc.inference.calibrate import calibrate_run
 from unloc.inference.device import described, resolve_device
@@ -32,7 +32,7 @@ from unloc.recipes import dump_recipe, task_recipes
 from unloc.tasks import task_named
 from unloc.training.distributed import copy_from_main, process_count, process_rank
 from unloc.training.folder import environment, locked_run, logged, make_folder, read_json, require_wandb
-from unloc.training.inputs import Inputs, Splits, load_inputs
+from unloc.training.inputs import Inputs, Places, load_inputs
 from unloc.training.trainer import MEAN_HEADLINE, OnStep, Trainer
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class Processes:
 
 def fit_recipe(
     recipe: Recipe,
-    manifest: Path | Mapping[str, Path],
-    data: Path | str | Mapping[str, Path | str],
+    manifest: Places,
+    data: Places,
     run: Path,
     *,
     kind: str = "cache",
@@ -67,17 +67,16 @@ def fit_recipe(
     processes: Processes | None = None,
 ) -> dict[str, float]:
     """Train a recipe on `data`, by `kind` a "cache", or a folder of packed "frames" or of "videos"; returns the last
-    validation metrics. Of several tasks, manifest and data are one for all or a mapping from task to its own.
+    validation metrics.
 
-    `init` names a run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
-    pretrained UnLoc. `change_optim` lets a resumed run continue with other values of `optim` than it was started with;
-    env.json records from which step on. `loader_workers` processes prepare batches (None: 4 for a GPU, 0 for a CPU),
-    which changes no result. `wandb` names a project of Weights & Biases to log to as well. `processes` train instead of
-    this one, which then only checks and prepares.
+    `init`: the run or checkpoint whose weights are the start (`start_from`), as the official recipes start from a
+    pretrained UnLoc. `change_optim`: a resumed run takes other values of `optim`; env.json records from which step on.
+    `loader_workers` prepare batches (None: 4 for a GPU, 0 for a CPU), which changes no result. `wandb`: a project of
+    Weights & Biases to log to as well. `processes` train instead of this one, which then only prepares.
 
     Raises InputError where the folder holds a run and neither resume nor overwrite is asked for, or a resumed run was
-    started on other data; ConfigError where it was started with another recipe; CacheError where another process
-    trains into the folder, or the disk is full.
+    started on other data; ConfigError where it was started with another recipe; CacheError where another process trains
+    into the folder, or the disk is full.
     """
     if wandb is not None:
         require_wandb()
@@ -86,7 +85,7 @@ def fit_recipe(
     asked = {"resume": resume, "overwrite": overwrite, "change_optim": change_optim}
     with disk_full_errors(run), locked_run(run, recipe, **asked) as changes, logged() as log_to:
         # Every error of the input is found before anything is written, or deleted by overwrite.
-        splits, inputs = load_inputs(recipe, manifest, data, kind)
+        inputs = load_inputs(recipe, manifest, data, kind)
         for note in dict.fromkeys(one.note for one in inputs.values() if one.note):
             logger.warning(note)
         fingerprints = {task: one.fingerprint for task, one in inputs.items()}
@@ -94,14 +93,14 @@ def fit_recipe(
             known = read_json(run / "cache.json")
             for task, one in inputs.items():
                 require_same_cache(known[task] if recipe.tasks else known, one.fingerprint, one.source.name)
-        trainer = build_trainer(recipe, splits, inputs, run, device=device_, loader_workers=loader_workers)
+        trainer = build_trainer(recipe, inputs, run, device=device_, loader_workers=loader_workers)
         if processes is None:
             used = described(device_, recipe.train.precision) | {"processes": 1, "threads": torch.get_num_threads()}
         else:
             used = processes.device | {"processes": processes.count}
             for task, loader in trainer.loader.loaders.items():
                 _require_example_each(loader, trainer.recipes[task], processes.count)
-        hashes = data_hashes([(part, inputs[task].source) for task in splits for part in splits[task] if part])
+        hashes = data_hashes(inputs)
         before = _resumed_environment(run, hashes, used) if resume else {"init": None, "changes": []}
         is_resumed = resume and trainer.resume()
         change = {"step": trainer.step, "changed": changes}  # from this step on, each key before and after
@@ -124,7 +123,7 @@ def fit_recipe(
         except UnlocError as error:
             logger.info("ended: %s", error)
             raise
-        held_out = {task: (val, inputs[task].source) for task, (_, val) in splits.items() if val is not None}
+        held_out = {task: (one.val, one.source) for task, one in inputs.items() if one.val is not None}
         calibrate_run(run, held_out, device_)
         return metrics
 
@@ -153,8 +152,8 @@ def _resumed_environment(run: Path, hashes: dict[str, str], used: dict) -> dict:
 
 def rebuild_trainer(
     recipe: Recipe,
-    manifest: Path | Mapping[str, Path],
-    data: Path | str | Mapping[str, Path | str],
+    manifest: Places,
+    data: Places,
     run: Path,
     *,
     kind: str = "cache",
@@ -165,8 +164,8 @@ def rebuild_trainer(
     """The trainer of a run that `fit_recipe` has prepared, in one of the processes that train it together. It is at the
     last checkpoint or, before the first, has the weights `start`, which only the main process needs.
     """
-    splits, inputs = load_inputs(recipe, manifest, data, kind)
-    trainer = build_trainer(recipe, splits, inputs, run, device=device, loader_workers=loader_workers)
+    inputs = load_inputs(recipe, manifest, data, kind)
+    trainer = build_trainer(recipe, inputs, run, device=device, loader_workers=loader_workers)
     if not trainer.resume() and start is not None:
         for model in (trainer.model, trainer.predictor):
             model.load_state_dict(start)
@@ -186,14 +185,13 @@ def encode_class_names(trainer: Trainer) -> None:
 
 def build_trainer(
     recipe: Recipe,
-    splits: Mapping[str, Splits],
     inputs: Mapping[str, Inputs],
     run: Path,
     *,
     device: torch.device | str = "cpu",
     loader_workers: int | None = None,
 ) -> Trainer:
-    """Examples, loader, model and trainer of a recipe, with fresh weights of its seed; splits and inputs by task."""
+    """Examples, loader, model and trainer of a recipe, with fresh weights of its seed; inputs by task."""
     torch.manual_seed(recipe.train.seed)
     is_cuda = torch.device(device).type == "cuda"
     if loader_workers is None:
@@ -201,7 +199,7 @@ def build_trainer(
     options = {"share": (process_rank(), process_count()), "workers": loader_workers, "pin_memory": is_cuda}
     infos, loaders, models, recipes = {}, {}, {}, task_recipes(recipe)
     for task, one in recipes.items():
-        infos[task], examples, class_texts = _prepared(one, *splits[task], inputs[task])
+        infos[task], examples, class_texts = _prepared(one, inputs[task])
         loaders[task] = Loader(examples, class_texts, one, **options)
         clip = inputs[task].clip  # a model takes its towers over
         models[task] = infos[task].build(clip if task == [*recipes][-1] else copy.deepcopy(clip))
@@ -219,21 +217,18 @@ def build_trainer(
         """The metrics of a model, of several tasks joined."""
         found = {}
         for task, one in models_by_task(model, recipe).items():
-            val, source = splits[task][1], inputs[task].source
-            if val is not None:
-                predictions = predict_split(LoadedModel(one.eval(), infos[task]), val, source, on_progress)
-                found[task] = score(task, predictions, val)
+            if (val := inputs[task].val) is not None:
+                loaded = LoadedModel(one.eval(), infos[task])
+                found[task] = score(task, predict_split(loaded, val, inputs[task].source, on_progress), val)
         return joined_metrics(found) if recipe.tasks else found[recipe.task]
 
-    has_val = any(val is not None for _, val in splits.values())
+    has_val = any(one.val is not None for one in inputs.values())
     return Trainer(model, info, loader, run, validate=validate if has_val else None, device=device)
 
 
-def _prepared(
-    recipe: Recipe, train: Manifest, val: Manifest | None, inputs: Inputs
-) -> tuple[CheckpointInfo, Examples, ClassTexts | None]:
+def _prepared(recipe: Recipe, inputs: Inputs) -> tuple[CheckpointInfo, Examples, ClassTexts | None]:
     """What a checkpoint of a task records, its examples and the texts of its classes."""
-    source, clip = inputs.source, inputs.clip
+    train, val, source, clip = inputs.train, inputs.val, inputs.source, inputs.clip
     examples = Examples(recipe.task, train, source, recipe.data)
     if len(examples) < recipe.train.batch_size:
         kind = "queries" if task_named(recipe.task).text_kind == "query" else "videos"
@@ -266,8 +261,9 @@ def joined_metrics(found: dict[str, dict[str, float]]) -> dict[str, float]:
     return first | {key: every[key] for key in headlines if key in every} | every
 
 
-def data_hashes(splits: list[tuple[Manifest, Source]]) -> dict[str, str]:
+def data_hashes(inputs: Mapping[str, Inputs]) -> dict[str, str]:
     """sha256 of the annotations that a run trains and validates on, and of their videos in their sources."""
+    splits = [(part, one.source) for one in inputs.values() for part in (one.train, one.val) if part is not None]
     rows = [[part.classes, list(manifest_rows(part))] for part, _ in splits]
     ids = [(video_id, source) for part, source in splits for video_id in part.videos["video_id"] if video_id in source]
     values = {"manifest_sha256": rows, "videos_sha256": [(video_id, at.video_sha256(video_id)) for video_id, at in ids]}
@@ -277,10 +273,10 @@ def data_hashes(splits: list[tuple[Manifest, Source]]) -> dict[str, str]:
 def start_from(trainer: Trainer, init: Path) -> None:
     """Copy the weights of another run and log which, for each task that is trained.
 
-    Projections, positions and fusion layers must all fit. Pyramid levels and heads may be others where the run was of
-    another task or, with fusion none, of other classes; those that do not fit start fresh. On a cache that the run's
-    image tower made, its towers are left out. Raises InputError naming what should fit and does not; FingerprintError
-    for tokens of another tower (the sampling may differ).
+    Projections, positions and fusion layers must all fit. Pyramid levels and heads of another task, or with fusion none
+    of other classes, start fresh where they do not. On a cache that the run's image tower made, its towers are left
+    out. Raises InputError naming what does not fit; FingerprintError for tokens of another tower (the sampling may
+    differ).
     """
     for task, model in trainer.models.items():
         _start_task(model, trainer.info.of_task([task]), init)

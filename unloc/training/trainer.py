@@ -32,9 +32,8 @@ from unloc.recipes import task_recipes
 from unloc.tasks import task_named
 from unloc.training.distributed import average, from_main, process_count, process_rank
 from unloc.training.folder import WriteMetrics, draw_curves, load_state, metrics_log, save_checkpoint
-from unloc.training.objective import part_losses, split_batch
+from unloc.training.objective import part_losses, replay, split_batch
 from unloc.training.optim import build_optimizer, lr_factor
-from unloc.training.replay import replay
 
 logger = logging.getLogger(__name__)
 STOPPED = "stopped by SIGTERM"
@@ -108,14 +107,13 @@ class Trainer:
     def fit(
         self, on_step: OnStep = lambda *step: None, *, wandb: str | None = None, stop: "StopSignal | None" = None
     ) -> dict[str, float]:
-        """Train to the end; returns the last validation metrics (none without a validation split).
-
-        `wandb` names a project of Weights & Biases to log to as well; `stop` ends the training as SIGTERM does.
+        """Train to the end; returns the last validation metrics (none without a validation split). `wandb` names a
+        project of Weights & Biases to log to as well; `stop` ends the training as SIGTERM does.
 
         A checkpoint is written at the start, after each validation, every `train.checkpoint_minutes` and on SIGTERM;
-        only once the loss and gradient of the next batch are finite, so that a run that diverges keeps a good one.
-        Of processes that train together the main one validates and writes, and all stop after the same step.
-        Raises DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
+        only once the loss and gradient of the next batch are finite, so that a run that diverges keeps a good one. Of
+        processes that train together the main one validates and writes, and all stop after the same step. Raises
+        DivergedError before a step whose loss or gradient is not finite, and StoppedError on SIGTERM.
         """
         self.on_step, self.stop = on_step, stop or StopSignal()
         self.saved_at, self.speed = time.monotonic(), Speed(self.device)

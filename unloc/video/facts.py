@@ -224,10 +224,9 @@ def scan(path: Path, on_progress: Heartbeat = lambda: None) -> VideoFacts:
 
 
 def _stamps(packets: np.ndarray, stream: VideoStream) -> tuple[np.ndarray, np.ndarray, bool]:
-    """(time stamp of each packet, which packets have one, whether the stamps only count frames).
-
-    Where presentation stamps are missing, decoding stamps are taken, else those between known ones are interpolated;
-    with at most half known (H.264 in an MPEG program stream) they follow the stated rate, if the known ones agree.
+    """(time stamp of each packet, which have one, whether stamps only count frames). Where presentation stamps are
+    missing, decoding stamps are taken, else interpolated ones; with at most half known (H.264 in an MPEG program
+    stream) they follow the stated rate, if the known ones agree.
     """
     pts, dts, has_pts, has_dts = (packets[key] for key in ("stamp", "dts", "has_pts", "has_dts"))
     if not has_pts.all() and has_dts.all():

@@ -33,10 +33,9 @@ def pack_videos(
     shard_bytes: int = 1 << 30,
     on_progress: OnProgress = lambda done, total: None,
 ) -> PackSummary:
-    """Write a manifest's `videos`, found as `files`, into OUT/videos-000000.tar and so on.
-
-    A video is named as the manifest's file, else by its id. A shard holds at most `shard_bytes`, or one larger video;
-    an existing one is kept. Raises InputError where there is nothing to pack, or OUT has shards of other videos.
+    """Write a manifest's `videos`, found as `files`, into OUT/videos-000000.tar and so on, by the names in the
+    manifest, else their ids. A shard holds at most `shard_bytes`, or one larger video; an existing one is kept. Raises
+    InputError where there is nothing to pack, or OUT has shards of other videos.
     """
     named = videos.drop_duplicates("video_id").set_index("video_id")["file"]
     packed: dict[str, Path] = {}

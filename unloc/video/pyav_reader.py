@@ -182,10 +182,9 @@ class PyAVReader:
             yield time_seconds, frame
 
     def _by_packet_times(self, frames: Iterator[av.VideoFrame], origin: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        """With the sorted times of the packets, one after another.
-
-        Before a key frame are shown all frames whose packets precede its packet, and frames of later packets that have
-        already come out. This tells its place even if frames were lost or repeated on the way.
+        """With the sorted times of the packets, one after another. A key frame comes after all frames whose packets
+        precede its packet, and after those of later packets that are out already: its place, even if frames were lost
+        or repeated.
         """
         facts = self.facts
         is_packed = facts.codec == "mpeg4" and bool((np.diff(facts.packets["stamp"]) > 0).all())

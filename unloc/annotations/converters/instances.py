@@ -45,11 +45,9 @@ def activitynet(paths: list[Path], split: str | None, problems: Problems, datase
 
 
 def coin(paths: list[Path], split: str | None, problems: Problems) -> Rows:
-    """All videos and steps as written. Classes in the order of the step ids: for COIN itself the 778 steps of its
-    taxonomy, for another dataset in its format the steps of the files.
-
-    A step name shared by several ids carries its task, as `name (Task)`, and its id where one task has it twice. An
-    official split file among the paths (video id to subset) tells which videos lack annotations.
+    """All videos and steps as written. Classes in the order of the step ids: of COIN itself the 778 steps of its
+    taxonomy, else the steps of the files. A step name of several ids carries its task, as `name (Task)`, and its id
+    where one task has it twice. An official split file (video id to subset) tells which videos lack annotations.
     """
     videos, listed, steps = {}, {}, {}  # steps: id to (label, task), as first seen
     for path in files_below(paths, "coin*.json", "*.json", but="coin_test_without*.json"):

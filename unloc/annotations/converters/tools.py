@@ -19,10 +19,9 @@ UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # that Label Studio puts before th
 
 
 def label_studio(paths: list[Path], split: str | None, media: Media) -> Rows:
-    """JSON or JSON-MIN exports; of a task the last annotation that was not skipped, without any its predictions.
-
-    The frame rate is that of --fps, of the task's `fps`, or measured. Segments of a control called `query…` are
-    sentences. Raises ManifestError where the rate of a video is unknown.
+    """JSON or JSON-MIN exports; of a task the last annotation that was not skipped, else its predictions. Segments of a
+    control called `query…` are sentences. Frame rates are those of --fps, of the task's `fps`, or measured; raises
+    ManifestError where one is unknown.
     """
     events = []
     for path in files_below(paths, "*.json"):
@@ -71,10 +70,9 @@ def _regions(task: dict, place: str, media: Media) -> list[tuple[str, dict]]:
 
 
 def fiftyone(paths: list[Path], split: str | None, media: Media) -> Rows:
-    """labels.json of a FiftyOneTemporalDetectionDataset: {"labels": {video: [{label, support | timestamps}, …]}}.
-
-    FiftyOne's frame f of N is at (f - 1) / (N - 1) of the video, which is measured, or at (f - 1) / fps with --fps. A
-    detection with an attribute `kind: query` is a sentence; an attribute `split` is that of its video.
+    """labels.json of a FiftyOneTemporalDetectionDataset: {"labels": {video: [{label, support | timestamps}, …]}}. Frame
+    f of N is at (f - 1) / (N - 1) of the measured video, with --fps at (f - 1) / fps. An attribute `kind: query` marks
+    a sentence, `split` states that of the video.
     """
     events = []
     for path in files_below(paths, "labels.json", "*.json"):
