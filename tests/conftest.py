@@ -140,6 +140,15 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """Manifests for three tasks, perfect predictions for each, and class lists, in the current folder."""
+    from tests.cli.scored import make_scored
+
+    monkeypatch.chdir(tmp_path)
+    return make_scored(tmp_path)
+
+
+@pytest.fixture
 def unloc(monkeypatch, capsys):
     """Runs a command line in this process: (exit code, stdout, stderr)."""
 

@@ -2,15 +2,6 @@
 
 import pytest
 
-from tests.cli.scored import make_scored
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Manifests for three tasks, perfect predictions for each, and class lists, in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_scored(tmp_path)
-
 
 @pytest.fixture
 def told(unloc):

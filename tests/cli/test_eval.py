@@ -29,14 +29,14 @@ from unloc.evaluation.zero_shot import nonsense_manifest
         (f"{AS} --predictions as.jsonl", ["frame_accuracy", "F1@50", "edit"]),
     ],
 )
-def test_perfect_predictions_score_100_in_metrics_json(unloc, folder, words, headlines):
+def test_perfect_predictions_score_100_in_metrics_json(unloc, scored, words, headlines):
     code, out, err = unloc(*words.split(), "--out", "found")
     assert (code, err) == (0, "")
-    report = json.loads((folder / "found/metrics.json").read_text())
+    report = json.loads((scored / "found/metrics.json").read_text())
     assert [report["metrics"][name] for name in headlines] == [100.0] * len(headlines)
     assert all(f"\n{name} " in out for name in headlines if name[:3] != "MR-" or name.endswith("mAP"))
     assert set(report) >= {"task", "split", "protocol", "num_videos", "num_queries", "floors", "intervals", "coverage"}
-    assert report["predictions_sha256"] == hashlib.sha256((folder / words.split()[8]).read_bytes()).hexdigest()
+    assert report["predictions_sha256"] == hashlib.sha256((scored / words.split()[8]).read_bytes()).hexdigest()
     assert report["external_labels"] is False and "ties: " in out and report["tie_rule"] in out
     assert all(set(floor) == set(report["metrics"]) - {"mAP", "mAP_all_classes"} for floor in report["floors"].values())
 
@@ -52,8 +52,8 @@ BAD_TAL = [
 ]
 
 
-def test_bad_detections_get_one_line_a_kind_with_count_and_first_place(unloc, folder):
-    write_tal(folder / "bad.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]}, BAD_TAL)
+def test_bad_detections_get_one_line_a_kind_with_count_and_first_place(unloc, scored):
+    write_tal(scored / "bad.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]}, BAD_TAL)
     code, out, _ = unloc(*TAL.split(), "--predictions", "bad.json", "--out", "m.json")
     lines = [line.strip() for line in out.splitlines() if "bad predictions: " in line]
     assert code == 0 and len(lines) == len(set(lines)) == 7
@@ -67,16 +67,16 @@ def test_bad_detections_get_one_line_a_kind_with_count_and_first_place(unloc, fo
         ("1 × missing video: ", "v3)"),
     ):
         assert any(kind in line and f"(first: {first}" in line for line in lines), kind
-    told = json.loads((folder / "m.json").read_text())["bad_predictions"]
+    told = json.loads((scored / "m.json").read_text())["bad_predictions"]
     assert {kind.split(":")[0]: count for kind, (count, _) in told.items()}["NaN or infinite score or time"] == 2
 
 
-def test_bad_moments_get_one_line_a_kind_with_count_and_first_place(unloc, folder):
+def test_bad_moments_get_one_line_a_kind_with_count_and_first_place(unloc, scored):
     windows = [[0, 10, float("nan")], [9, 2, 0.5], [0, 10, 0.4]]
     rows = [answer(1, pred_relevant_windows=[]), answer(1, pred_relevant_windows=windows)]
     rows += [answer(7, vid="v1", query="never asked"), answer(8, vid="v9")]
-    write_mr(folder / "bad.jsonl", rows)
-    with (folder / "bad.jsonl").open("a") as file:
+    write_mr(scored / "bad.jsonl", rows)
+    with (scored / "bad.jsonl").open("a") as file:
         file.write('\n{"qid": 2, "vid": "v2", "pred_rel')
     code, out, _ = unloc(*MR.split(), "--predictions", "bad.jsonl")
     lines = [line.strip() for line in out.splitlines() if "bad predictions: " in line]
@@ -93,21 +93,21 @@ def test_bad_moments_get_one_line_a_kind_with_count_and_first_place(unloc, folde
         assert any(kind in line and f"(first: {first}" in line for line in lines), (kind, lines)
 
 
-def test_strict_makes_bad_predictions_one_error_and_writes_nothing(unloc, fails, folder):
-    write_tal(folder / "bad.json", TRUTH, BAD_TAL)
+def test_strict_makes_bad_predictions_one_error_and_writes_nothing(unloc, fails, scored):
+    write_tal(scored / "bad.json", TRUTH, BAD_TAL)
     line = fails(*TAL.split(), "--predictions", "bad.json", "--strict", "--out", "m.json", saying="--strict")
     assert "bad.json: " in line and "unknown label" in line and "NaN or infinite" in line
-    assert not (folder / "m.json").exists()
+    assert not (scored / "m.json").exists()
     assert unloc(*TAL.split(), "--predictions", "tal.json", "--strict")[0] == 0
 
 
-def test_line_breaks_and_surrogates_in_predictions_are_escaped_in_messages(unloc, folder):
+def test_line_breaks_and_surrogates_in_predictions_are_escaped_in_messages(unloc, scored):
     entry = {"label": "two\nlines \ud800", "score": 0.5, "segment": [0, 1]}
-    write_tal(folder / "odd.json", TRUTH, [("v1", entry), ("no\nwhere", entry | {"label": "Run"})])
+    write_tal(scored / "odd.json", TRUTH, [("v1", entry), ("no\nwhere", entry | {"label": "Run"})])
     code, out, err = unloc(*TAL.split(), "--predictions", "odd.json", "--out", "m.json", "--export", "again.json")
     assert code == 0 and err == "" and sum("bad predictions" in line for line in out.splitlines()) == 2
     assert unloc(*TAL.split(), "--predictions", "again.json", "--out", "n.json")[0] == 0
-    assert metrics_of(folder / "m.json") == metrics_of(folder / "n.json")
+    assert metrics_of(scored / "m.json") == metrics_of(scored / "n.json")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_line_breaks_and_surrogates_in_predictions_are_escaped_in_messages(unloc
         (f"{TAL} --predictions tal.json --out tal.jsonl/sub", "check the path"),
     ],
 )
-def test_errors_are_one_line_and_code_2(fails, folder, words, saying):
+def test_errors_are_one_line_and_code_2(fails, scored, words, saying):
     fails(*words.split(), saying=saying)
 
 
-def test_exported_files_score_the_same(unloc, folder):
+def test_exported_files_score_the_same(unloc, scored):
     cases = [(TAL, "tal.json", ("a.json", "a.csv")), (MR, "mr.json", ("b.jsonl", "b.zip", "b.csv"))]
     cases += [
         (HD, "mr.json", ("c.zip",)),
@@ -147,27 +147,27 @@ def test_exported_files_score_the_same(unloc, folder):
         for name in names:
             assert unloc(*words.split(), "--predictions", file, "--export", name, "--out", "m.json")[0] == 0
             assert unloc(*words.split(), "--predictions", name, "--out", "n.json")[0] == 0
-            assert metrics_of(folder / "m.json") == metrics_of(folder / "n.json")
+            assert metrics_of(scored / "m.json") == metrics_of(scored / "n.json")
     assert zipfile.ZipFile("c.zip").namelist() == ["hl_val_submission.jsonl"]
     assert "in a zip (hl_val_submission.jsonl)" in unloc(*MR.split(), "--predictions", "c.zip")[1]
 
 
-def test_missing_videos_are_named_and_the_others_scored_separately(unloc, folder):
-    write_tal(folder / "part.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]})
+def test_missing_videos_are_named_and_the_others_scored_separately(unloc, scored):
+    write_tal(scored / "part.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]})
     _, out, _ = unloc(*TAL.split(), "--predictions", "part.json", "--out", "m.json")
-    report = json.loads((folder / "m.json").read_text())
+    report = json.loads((scored / "m.json").read_text())
     covered = report["coverage"]
     assert (covered["videos_annotated"], covered["videos_predicted"], covered["missing"]) == (3, 2, ["v3"])
     assert report["metrics"]["mAP@avg"] == 75.0 and covered["metrics_without_missing"]["mAP@avg"] == 100.0
     assert "2 of 3 annotated videos" in out and "answered" in out
 
 
-def test_intervals_hold_the_score_and_are_the_same_with_the_same_seed(unloc, folder):
-    write_tal(folder / "part.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]})
+def test_intervals_hold_the_score_and_are_the_same_with_the_same_seed(unloc, scored):
+    write_tal(scored / "part.json", {"v1": TRUTH["v1"], "v2": TRUTH["v2"]})
     runs = []
     for seed in (0, 0, 1):
         unloc(*TAL.split(), "--predictions", "part.json", "--intervals", "--seed", seed, "--out", "m.json")
-        report = json.loads((folder / "m.json").read_text())
+        report = json.loads((scored / "m.json").read_text())
         low, high = report["intervals"]["mAP@avg"]
         assert low <= report["metrics"]["mAP@avg"] <= high and low < high
         runs.append(report["intervals"])
@@ -176,61 +176,61 @@ def test_intervals_hold_the_score_and_are_the_same_with_the_same_seed(unloc, fol
     assert code == 0 and "95 % of draws" in out
 
 
-def test_external_labels_are_stated_by_the_file_or_the_command_or_nowhere(unloc, folder):
+def test_external_labels_are_stated_by_the_file_or_the_command_or_nowhere(unloc, scored):
     ours = ["--external-labels"]
     said = [(True, [], True, "by the file"), (True, ours, True, "by the file"), (False, ours, True, "by the command")]
     said += [(False, [], False, "by the file"), (None, ours, True, "by the command"), (None, [], False, "nowhere")]
     for used, options, expected, stated in said:
-        content = json.loads((folder / "tal.json").read_text()) | {"external_data": {"used": used}}
-        (folder / "ext.json").write_text(json.dumps(content))
+        content = json.loads((scored / "tal.json").read_text()) | {"external_data": {"used": used}}
+        (scored / "ext.json").write_text(json.dumps(content))
         _, out, _ = unloc(*TAL.split(), "--predictions", "ext.json", "--out", "m.json", *options)
-        report = json.loads((folder / "m.json").read_text())
+        report = json.loads((scored / "m.json").read_text())
         assert report["external_labels"] is expected and report["external_labels_stated"] == stated
         assert f"external labels: {'used' if expected else 'none'}, stated {stated}" in out
 
 
-def test_floors_alone_need_no_predictions(unloc, folder):
+def test_floors_alone_need_no_predictions(unloc, scored):
     for words in (TAL, MR, HD, AS):
         code, out, _ = unloc(*words.split(), "--floors-only", "--out", "m.json")
-        report = json.loads((folder / "m.json").read_text())
+        report = json.loads((scored / "m.json").read_text())
         assert code == 0 and report["floors"] and "metrics" not in report
         assert all(name in out for name in report["floors"])
 
 
-def test_the_analysis_is_in_metrics_json_and_its_plots_are_next_to_it(unloc, folder):
+def test_the_analysis_is_in_metrics_json_and_its_plots_are_next_to_it(unloc, scored):
     code, out, _ = unloc(*TAL.split(), "--predictions", "tal.json", "--analyse", "--out", "a")
-    analysis = json.loads((folder / "a/metrics.json").read_text())["analysis"]
+    analysis = json.loads((scored / "a/metrics.json").read_text())["analysis"]
     assert code == 0 and analysis["counts"]["true"] == 3 and "poor boundary" in out
-    assert len(analysis["plots"]) == 3 and all((folder / "a" / name).is_file() for name in analysis["plots"])
+    assert len(analysis["plots"]) == 3 and all((scored / "a" / name).is_file() for name in analysis["plots"])
     for words, file in ((MR, "mr.json"), (AS, "as.jsonl")):
         code, out, _ = unloc(*words.split(), "--predictions", file, "--analyse")
         assert code == 0 and "poor boundary" in out and "share of video" in out
 
 
-def test_zero_shot_scores_one_file_or_a_file_a_split(unloc, folder):
+def test_zero_shot_scores_one_file_or_a_file_a_split(unloc, scored):
     code, out, _ = unloc(*TAL.split(), "--predictions", "tal.json", "--zero-shot", "lists", "--out", "m.json")
-    report = json.loads((folder / "m.json").read_text())
+    report = json.loads((scored / "m.json").read_text())
     share = report["zero_shot"]["1_seen_1_unseen"]
     assert code == 0 and share["mean"]["mAP@avg"] == 100.0 and share["std"]["mAP@avg"] == 0.0
     assert report["metrics"]["mAP@avg"] == 100.0 and "over 2 splits" in out
-    _, jump = nonsense_manifest(load_manifest(folder / "tal.jsonl")).classes
-    write_tal(folder / "preds/split_0.json", {"v2": TRUTH["v2"]})
-    write_tal(folder / "preds/split_1/predictions.json", {"v1": TRUTH["v1"]})
-    write_tal(folder / "control.json", {"v2": (jump, 0, 50)})
-    (folder / "k.txt").write_text("jump\nswim\n")
+    _, jump = nonsense_manifest(load_manifest(scored / "tal.jsonl")).classes
+    write_tal(scored / "preds/split_0.json", {"v2": TRUTH["v2"]})
+    write_tal(scored / "preds/split_1/predictions.json", {"v1": TRUTH["v1"]})
+    write_tal(scored / "control.json", {"v2": (jump, 0, 50)})
+    (scored / "k.txt").write_text("jump\nswim\n")
     words = "--predictions preds --zero-shot lists --vocabulary k.txt --control control.json --out m.json"
     code, out, err = unloc(*TAL.split(), *words.split())
-    report = json.loads((folder / "m.json").read_text())
+    report = json.loads((scored / "m.json").read_text())
     share = report["zero_shot"]["1_seen_1_unseen"]
     assert (code, err) == (0, "") and report["metrics"]["mAP@avg"] == share["mean"]["mAP@avg"] == 75.0
     assert share["nonsense_control"]["mean"]["mAP@avg"] == 50.0 and share["std"]["mAP@avg"] == 25.0
     assert share["unseen_names_in_vocabulary"]["k"]["same"] == {"Jump": ["jump"]}
     assert "in k: 1 unseen names" in out and "leaks: no class" in out
-    (folder / "preds/split_0.json").unlink()
+    (scored / "preds/split_0.json").unlink()
     assert "class split 'split_0'" in unloc(*TAL.split(), *words.split())[2]
 
 
-def test_scoring_a_file_imports_no_torch(folder):
+def test_scoring_a_file_imports_no_torch(scored):
     words = [*TAL.split(), "--predictions", "tal.json", "--analyse", "--intervals", "--out", "a"]
     code = (
         f"import sys; sys.argv = ['unloc', *{words!r}]\n"
@@ -243,27 +243,27 @@ def test_scoring_a_file_imports_no_torch(folder):
     assert done.stdout.strip().endswith("[]"), done.stdout
 
 
-def test_class_scores_give_map_in_addition_to_accuracy(unloc, folder):
+def test_class_scores_give_map_in_addition_to_accuracy(unloc, scored):
     rows, scores = [], {}
-    for line in (folder / "as.jsonl").read_text().splitlines():
+    for line in (scored / "as.jsonl").read_text().splitlines():
         row = json.loads(line)
         scores[row["video_id"]] = np.array(
             [[name == "Run", name == "Jump"] for name in row["labels"]], dtype=np.float32
         )
         rows.append(row | {"scores_file": "s.npz"})
-    np.savez(folder / "s.npz", **scores)
-    (folder / "scored.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    np.savez(scored / "s.npz", **scores)
+    (scored / "scored.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = AS.split()
     code, out, _ = unloc(*words, "--predictions", "scored.jsonl", "--out", "m.json", "--intervals")
-    assert code == 0 and metrics_of(folder / "m.json")["mAP"] == 100.0 and "bad predictions" not in out
-    report = json.loads((folder / "m.json").read_text())
-    assert report["scores_sha256"] == {"s.npz": hashlib.sha256((folder / "s.npz").read_bytes()).hexdigest()}
+    assert code == 0 and metrics_of(scored / "m.json")["mAP"] == 100.0 and "bad predictions" not in out
+    report = json.loads((scored / "m.json").read_text())
+    assert report["scores_sha256"] == {"s.npz": hashlib.sha256((scored / "s.npz").read_bytes()).hexdigest()}
     assert report["per_class"] == {"Run": {"AP": 100.0}, "Jump": {"AP": 100.0}}
-    np.savez(folder / "s.npz", **{video: table[:, :1] for video, table in scores.items()})
+    np.savez(scored / "s.npz", **{video: table[:, :1] for video, table in scores.items()})
     assert "one column per class" in unloc(*words, "--predictions", "scored.jsonl")[2]
 
 
-def test_a_run_is_asked_for_the_classes_of_the_manifest(folder):
+def test_a_run_is_asked_for_the_classes_of_the_manifest(scored):
     from unloc.config import ModelConfig, Recipe
     from unloc.inference.evaluate_run import model_for_classes
     from unloc.inference.load import CheckpointInfo, LoadedModel

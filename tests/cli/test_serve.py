@@ -50,8 +50,9 @@ def encoded():
 
 @pytest.fixture(scope="module")
 def answering():
-    """Clear it and questions wait."""
+    """Clear it and the question that is taken waits, which `begun` says."""
     event = threading.Event()
+    event.begun = threading.Event()
     event.set()
     return event
 
@@ -69,6 +70,7 @@ def address(tmp_path_factory, encoded, answering):
     def predict(*args, **kw):
         assert busy.acquire(blocking=False), "two questions at a time"
         try:
+            answering.begun.set()
             assert answering.wait(60)
             return answer(*args, **kw)
         finally:
@@ -92,18 +94,22 @@ def uploaded(address, file):
         return httpx.post(f"{address}gradio_api/upload", files={"files": content})
 
 
-def joined(address, path, *asked):
+def called(address, function, *data):
     import httpx
 
+    return httpx.post(f"{address}gradio_api/call/{function}", json={"data": data}).json()["event_id"]
+
+
+def joined(address, path, words, top, low, least=0):
     video = path and {"path": path, "meta": {"_type": "gradio.FileData"}}
-    return httpx.post(f"{address}gradio_api/call/predict", json={"data": [video, *asked]}).json()["event_id"]
+    return called(address, "predict", video, words, top, low, least)
 
 
-def result(address, event):
+def result(address, event, function="predict"):
     """(`complete` or `error`, what comes with it)."""
     import httpx
 
-    lines = httpx.get(f"{address}gradio_api/call/predict/{event}", timeout=60).text.splitlines()
+    lines = httpx.get(f"{address}gradio_api/call/{function}/{event}", timeout=60).text.splitlines()
     start = max(index for index, line in enumerate(lines) if line.startswith("event: "))
     return lines[start].removeprefix("event: "), json.loads(lines[start + 1].removeprefix("data: "))
 
@@ -131,6 +137,33 @@ def test_the_api_answers_as_predict_and_decodes_a_video_once(address, videos, en
         kind, (answer,) = result(address, event)
         assert kind == "complete" and [one["text"] for one in answer["answers"]] == [text]
     assert len(encoded) == 1
+
+
+def test_moments_below_the_least_score_are_left_out(address, videos):
+    (path,) = uploaded(address, videos / "short.mp4").json()
+
+    def scores(low, *least):
+        kind, (answer,) = result(address, joined(address, path, "a red circle", 5, low, *least))
+        assert kind == "complete"
+        return [one["score"] for one in answer["answers"][0]["moments"]]
+
+    every = scores(True)
+    assert len(every) == 5 and scores(True, every[2]) == every[:3] and scores(True, 2) == []
+    assert set(scores(False, every[2])) <= set(every[:3])  # what is not there stays away at any score
+
+
+def test_a_question_is_stopped_and_the_next_one_is_answered(address, videos, answering):
+    (path,) = uploaded(address, videos / "short.mp4").json()
+    answering.clear()
+    answering.begun.clear()
+    event = joined(address, path, "a red circle", 5, True)
+    assert answering.begun.wait(30)
+    following = joined(address, path, "a blue star", 5, True)
+    assert result(address, called(address, "stop", event), "stop")[0] == "complete"
+    answering.set()
+    kind, found = result(address, event)
+    assert kind == "error" and found["error"] == "Stopped."
+    assert result(address, following)[0] == "complete"
 
 
 def test_errors_are_words_without_paths_of_the_server(address, videos):
@@ -194,7 +227,9 @@ def test_the_command_asks_no_other_machine_until_it_is_stopped_and_leaves_no_fil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_uploads_asks_sees_jumps_downloads_and_stays_here(width, address, videos, encoded, tmp_path):
+def test_a_browser_uploads_asks_stops_sees_jumps_downloads_and_stays_here(
+    width, address, videos, encoded, answering, tmp_path
+):
     encoded.clear()
     inside = "document.querySelector('#page iframe')?.contentDocument"
     with chromium_page(address, tmp_path / "profile", width) as page:
@@ -204,6 +239,8 @@ def test_a_browser_uploads_asks_sees_jumps_downloads_and_stays_here(width, addre
             page.js("document.querySelector('#words textarea').select()")
             page.call("Input.insertText", text=text)
             page.js("document.querySelector('#find').click()")
+            if not answering.is_set():
+                return
             page.until(f"{inside}?.querySelector('.row .name .text')?.textContent === {json.dumps(text)}", 60)
             page.until(f"{inside}.querySelector('.seg.found') !== null")
 
@@ -216,6 +253,12 @@ def test_a_browser_uploads_asks_sees_jumps_downloads_and_stays_here(width, addre
         page.js("document.querySelector('#low input').click()")
         find("a red circle")
         decoded = len(encoded)
+        answering.clear()
+        find("a green square")
+        page.until("document.querySelector('#page .progress-text, #page .eta-bar, #page .wrap.default') !== null", 60)
+        page.js("document.querySelector('#stop').click()")
+        page.until("document.querySelector('#page .progress-text, #page .eta-bar, #page .wrap.default') === null", 60)
+        answering.set()
         find(HOSTILE)
         assert len(encoded) == decoded <= 1
         assert page.js("window.broken") is None and page.js(f"{inside}.defaultView.broken") is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.scored import AS, HD, MR, TAL, answer, make_scored, write_mr
+from tests.cli.scored import AS, HD, MR, TAL, answer, write_mr
 from tests.conftest import render_video
 from tests.report.chromium import chromium_page
 from unloc.annotations.schema import InstanceRow, QueryRow, VideoRow, build_manifest, save_manifest
@@ -53,12 +53,6 @@ class Tags(HTMLParser):
 
 def data_of(page):
     return json.loads(Tags(page).texts["script"][0])
-
-
-@pytest.fixture
-def scored(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return make_scored(tmp_path)
 
 
 @pytest.fixture
@@ -168,7 +162,10 @@ def test_every_task_has_rows_with_truth_and_predictions(scored, report):
     assert row["found"] == [[30, 90, None]] and row["truth"] == [[30, 90]] and frames["units"][1] == "classes"
     _, rated = report("mr.json", "-m", "mr.jsonl", "--split", "val", "--task", "hd", "-o", "hd.html")
     assert [row["name"] for row in rated["metrics"]["rows"]].count("HL-min-VeryGood-Hit1") == 1
-    assert rated["videos"][0]["rows"][0]["curves"][0]["name"] == "saliency" and rated["units"][1] == "queries"
+    predicted, annotated = rated["videos"][0]["rows"][0]["curves"]
+    assert predicted["name"] == "saliency" and rated["units"][1] == "queries"
+    assert annotated["name"] == "annotated saliency, mean of 3 raters" and annotated["range"] == [0, 4]
+    assert annotated["times"] == predicted["times"] and annotated["values"] == [4] * 5 + [0] * 5
 
 
 def test_what_is_missed_is_on_the_page_and_only_the_best_predictions_are(scored, report):

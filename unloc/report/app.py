@@ -7,9 +7,10 @@ import json
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -43,6 +44,8 @@ class Service:
     folder: Path
     max_mb: int
     max_minutes: float
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    asked: set[tuple[str, threading.Event]] = field(default_factory=set)  # who asks; set the event and it is stopped
 
     @property
     def takes_sentences(self) -> bool:
@@ -50,9 +53,16 @@ class Service:
         return self.model.task is None or task_named(self.model.task).text_kind == "query"
 
     def answer(
-        self, video: str | None, words: str, top: int, low: bool, on_progress: Callable[..., None]
+        self,
+        video: str | None,
+        words: str,
+        top: int,
+        low: bool,
+        min_score: float | None,
+        on_progress: Callable[..., None],
     ) -> VideoPrediction:
-        """The best moments of each line of `words`; `low`: also of what the model thinks is not there.
+        """The best moments of each line of `words` that have at least `min_score` (0: any); `low`: also of what the
+        model thinks is not there.
 
         Raises InputError, and errors as `VideoModel.predict`.
         """
@@ -69,7 +79,30 @@ class Service:
             raise InputError(f"{path.name} is too long: {clock(seconds)}; {limit}.")
         asked = {"texts": texts} if self.takes_sentences else {"labels": texts}
         found = self.model.predict(path, **asked, on_progress=on_progress).best(top, -math.inf if low else None)
-        return replace(found, video=path.name)
+        return replace(found.best(top, min_score) if min_score else found, video=path.name)
+
+    @contextmanager
+    def stoppable(self, session: str, on_progress: Callable[..., None]) -> Iterator[Callable[..., None]]:
+        """`on_progress` of a question, which ends there once it is stopped; until then no other question runs."""
+        own = (session, threading.Event())
+        self.asked.add(own)
+
+        def checked(*progress: object) -> None:
+            if own[1].is_set():
+                raise UnlocError("Stopped.")
+            on_progress(*progress)
+
+        try:
+            with self.turn:  # also where Gradio counts a question as ended that is about to stop
+                yield checked
+        finally:
+            self.asked.remove(own)
+
+    def stop(self, session: str) -> None:
+        """Stop the questions of a session."""
+        for owner, stopped in list(self.asked):
+            if owner == session:
+                stopped.set()
 
     def files(self, found: VideoPrediction, path: Path) -> tuple[str, list[str | None]]:
         """The page to show here, and files to keep: html, csv (None where nothing is found), json."""
@@ -92,22 +125,38 @@ class Service:
 def app_of(service: Service) -> gr.Blocks:
     """The page, and the function `predict` of its JSON API."""
 
-    def answered(video: str | None, words: str, top: int, low: bool, progress: gr.Progress) -> VideoPrediction:
+    def answered(
+        request: gr.Request, progress: gr.Progress, video: str | None, words: str, top: int, *more: object
+    ) -> VideoPrediction:
         def on_progress(action: str, done: int, total: int) -> None:
             progress((done, total), desc=action.capitalize(), unit={"encoding": "frames"}.get(action, "windows"))
 
-        with errors_shown(video):
-            return service.answer(video, words or "", int(top or 5), low, on_progress)
+        with errors_shown(video), service.stoppable(request.session_hash, on_progress) as reported:
+            return service.answer(video, words or "", int(top or 5), *more, reported)
 
     def predict(
-        video: str | None, words: str, top: int = 5, low: bool = False, progress: gr.Progress = _PROGRESS
+        request: gr.Request,
+        video: str | None,
+        words: str,
+        top: int = 5,
+        low: bool = False,
+        min_score: float = 0.0,
+        progress: gr.Progress = _PROGRESS,
     ) -> dict:
         """Moments of each line of words in an uploaded video, as `unloc predict --json` prints them."""
-        return as_json(answered(video, words, top, low, progress))
+        return as_json(answered(request, progress, video, words, top, low, min_score))
 
-    def show(video: str | None, words: str, top: int, low: bool, progress: gr.Progress = _PROGRESS) -> list:
+    def show(
+        request: gr.Request,
+        video: str | None,
+        words: str,
+        top: int,
+        low: bool,
+        min_score: float | None,
+        progress: gr.Progress = _PROGRESS,
+    ) -> list:
         try:
-            found = answered(video, words, top, low, progress)
+            found = answered(request, progress, video, words, top, low, min_score)
             with errors_shown(video):
                 page, files = service.files(found, Path(video))
         except gr.Error as error:
@@ -115,6 +164,10 @@ def app_of(service: Service) -> gr.Blocks:
             raise
         buttons = [gr.DownloadButton(value=file, interactive=file is not None) for file in files]
         return [f'{_FRAME} srcdoc="{escape(page)}"></iframe>', *buttons]
+
+    def stop(request: gr.Request, question: str = "") -> None:
+        """Stop a running question by its event_id, or those of this client."""
+        service.stop(question or request.session_hash)
 
     what = "one sentence a line" if service.takes_sentences else "one class a line; none: those of the training"
     about = f"Model: {service.model.name}. Videos of up to {service.max_mb} MB and {service.max_minutes:g} minutes; "
@@ -126,19 +179,26 @@ def app_of(service: Service) -> gr.Blocks:
             with gr.Column():
                 words = gr.Textbox(label=f"What to find, {what}", lines=3, max_lines=8, elem_id="words")
                 with gr.Row():
-                    top = gr.Number(5, label="Most moments of each", precision=0, minimum=1, maximum=MOST_MOMENTS)
-                    low = gr.Checkbox(label="Also what is probably not there", elem_id="low")
-        find, files = gr.Button("Find", variant="primary", elem_id="find"), []
+                    top = gr.Number(5, label="Moments of each", precision=0, minimum=1, maximum=MOST_MOMENTS)
+                    least = gr.Number(0, label="Least score (0: any)", elem_id="least")
+                low = gr.Checkbox(label="Also what is probably not there", elem_id="low")
+        with gr.Row():
+            find = gr.Button("Find", variant="primary", scale=4, min_width=90, elem_id="find")
+            end, files = gr.Button("Stop", min_width=90, elem_id="stop"), []
         with gr.Row():
             for name in ("html", "csv", "json"):
                 button = {"size": "sm", "min_width": 90, "interactive": False, "elem_id": name}
                 files.append(gr.DownloadButton(f"Download {name}", **button))
         page = gr.HTML("<p>The timeline will be here.</p>", elem_id="page", min_height=120)
         video.async_move_resource_to_block_cache = _of_this_machine(video.async_move_resource_to_block_cache)
-        asked, shared = [video, words, top, low], {"concurrency_id": "model", "concurrency_limit": 1}
+        asked, shared = [video, words, top, low, least], {"concurrency_id": "model", "concurrency_limit": 1}
         ui = {"show_progress_on": page, "api_visibility": "private"} | shared
-        gr.on([find.click, words.submit], show, asked, [page, *files], **ui)
-        gr.Button(visible=False).click(predict, asked, gr.JSON(visible=False), api_name="predict", **shared)
+        hidden = gr.Button(visible=False)
+        hidden.click(predict, asked, gr.JSON(visible=False), api_name="predict", **shared)
+        hidden.click(stop, gr.Textbox(visible=False), api_name="stop", queue=False)
+        shown = gr.on([find.click, words.submit], show, asked, [page, *files], **ui)
+        end.click(stop, cancels=shown, queue=False, api_visibility="private")
+        app.unload(stop)  # the page was closed
     return app.queue(max_size=MOST_WAITING)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from unloc.annotations.schema import CLIP_SECONDS, Manifest
 from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.evaluator import ALIGN, QUERY_TASKS
+from unloc.evaluation.retrieval import ratings_of
 from unloc.evaluation.screening import Predictions
 from unloc.predictions.records import FramePrediction, MomentPrediction
 
@@ -72,10 +73,12 @@ def _query_rows(
 ) -> Iterator[tuple[str, dict]]:
     queries = [(item.video_id, item.query or f"qid {item.qid}", []) for item in predictions]
     answers: Sequence = predictions
+    rated: Sequence = [None] * len(predictions)
     if manifest is not None:
         queries = manifest.queries[["video_id", "text", "segments"]].itertuples(index=False, name=None)
         answers = ALIGN[task](predictions, manifest)
-    for (video_id, text, segments), item in zip(queries, answers, strict=True):
+        rated = ratings_of(manifest) if task == "hd" else [None] * len(answers)
+    for (video_id, text, segments), item, ratings in zip(queries, answers, rated, strict=True):
         stated = {"truth": segments, "absent": task == "rejection" and not segments, "curves": []}
         if task == "rejection" and manifest is not None:
             item = item[-1] if item else None
@@ -84,6 +87,10 @@ def _query_rows(
             if item.saliency is not None:
                 times = np.arange(len(item.saliency)) * CLIP_SECONDS
                 stated["curves"].append(_curve("saliency", times, item.saliency, CLIP_SECONDS))
+        if ratings is not None and len(ratings):
+            times = np.arange(len(ratings)) * CLIP_SECONDS
+            name = f"annotated saliency, mean of {ratings.shape[1]} raters"
+            stated["curves"].append(_curve(name, times, ratings.mean(axis=1), CLIP_SECONDS) | {"range": [0, 4]})
         yield video_id, _row(text, np.zeros((0, 3)) if item is None else item.windows, top, **stated)
 
 
