@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from unloc.errors import ConfigError
+from unloc.plugins import added_names
 
 BOX_TERMS = ("l1", "l1_over_union", "iou", "diou", "center_offset_squared")
 MAX_EPOCHS = 1_000_000.0
@@ -26,9 +27,13 @@ OF_A_TASK: dict[str, tuple[str, ...]] = {  # what each of several tasks has of i
 }
 
 
-def one_of(*choices: str) -> Any:
-    """A field that is one of these words; the first is the default."""
-    rule = {"allows": choices.__contains__, "expected": f"one of {', '.join(choices)}"}
+def one_of(*choices: str, added: str = "") -> Any:
+    """A field that is one of these words, the first by default, or what other packages `added` of that kind."""
+
+    def allows(value: str) -> bool:
+        return value in choices or (added != "" and value in added_names(added))
+
+    rule = {"allows": allows, "expected": f"one of {', '.join(choices)}", "added": added}
     return field(default=choices[0], metadata=rule)
 
 
@@ -49,6 +54,8 @@ class Section:
             value, rule = getattr(self, item.name), item.metadata
             numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float)]
             expected = None if rule.get("allows", lambda value: True)(value) else rule["expected"]
+            if expected and rule.get("added"):
+                expected += f", or of other packages: {', '.join(added_names(rule['added'])) or 'none is installed'}"
             if rule.get("finite", True) and not all(map(math.isfinite, numbers)):
                 expected = expected or "a finite number"
             if expected:
@@ -77,8 +84,8 @@ class ModelConfig(Section):
     """simple (ViTDet), fpn (max-pool inside the encoder, top-down sum) or none (Table 1)."""
     num_levels: int = number(4, 1, 12)
     """Pyramid levels; level l has stride 2^l. Ignored by pyramid none."""
-    head: str = one_of("conv", "linear")
-    """conv: conv blocks per point; linear: one linear layer (official AS head)."""
+    head: str = one_of("conv", "linear", added="heads")
+    """conv: conv blocks per point; linear: one linear layer (official AS head); or a head of another package."""
     num_head_convs: int = number(3, 1, 4)
     """Conv blocks of a head, 1-4 (paper 3; official TAL 4)."""
     share_heads: bool = True

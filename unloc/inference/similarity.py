@@ -14,8 +14,8 @@ THRESHOLDS = (0.0, 0.5, 1.0, 1.5)  # of the baseline: standard deviations above 
 
 
 def not_embeddings(fingerprint: dict) -> str:
-    """What makes frames and texts of this fingerprint other than CLIP's embeddings; empty where they are these."""
-    wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1}
+    """What makes frames and texts of this fingerprint other than embeddings as CLIP's; empty where they are these."""
+    wanted = {"tower.projected": True, "tower.texts_projected": True, "tower.num_layers": 1, "tower.aligned": True}
     stated = {key: fingerprint.get(key, value) for key, value in wanted.items()}
     return ", ".join(f"{key} {value}" for key, value in stated.items() if value != wanted[key])
 

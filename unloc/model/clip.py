@@ -22,13 +22,17 @@ from open_clip import factory
 from open_clip.model import CLIP, resize_pos_embed, resize_text_pos_embed, set_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transformer import QuickGELU
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unloc.errors import TowerError, one_line
+from unloc.plugins import added_names
 from unloc.synth import TOWER_FOLDER
 
 RANDOM = "none"
+SHIPPED = "shipped"  # with toy, or with the package of a tower
+CARRIED = "unloc_clip"  # key of what `save_clip` states
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives, next to the weights
 UNREADABLE = (
     *(OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError),  # damaged, or of another format
@@ -70,9 +74,12 @@ def architecture(name: str) -> dict:
         stated = json.loads((TOWER_FOLDER / "config.json").read_text(encoding="utf-8"))
     elif name in open_clip.list_models():
         stated = open_clip.get_model_config(name)
+    elif name in (others := added_names("towers")):
+        raise TowerError(f"tower {name!r}: of another package, and stays frozen; `unloc extract` makes a cache with it")
     else:
-        known = ", ".join(open_clip.list_models()[:4])
-        raise TowerError(f"tower {name!r}: is neither `toy` nor a model of open_clip (such as {known}, ViT-B-16)")
+        known = f"(such as {', '.join(open_clip.list_models()[:4])}, ViT-B-16)"
+        of_others = f"one of other packages ({', '.join(others) or 'none is installed'})"
+        raise TowerError(f"tower {name!r}: is neither `toy`, a model of open_clip {known} nor {of_others}")
     texts = stated["text_cfg"]
     is_other = stated.get("custom_text") or "multimodal_cfg" in stated or texts.get("no_causal_mask")
     if is_other or {"hf_model_name", "hf_tokenizer_name"} & texts.keys():
@@ -113,12 +120,12 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
     a file's settings are not known, or `like` contradicts the tag.
     """
     if name == "toy":
-        if pretrained not in (None, "shipped") or like is not None:
+        if pretrained not in (None, SHIPPED) or like is not None:
             raise TowerError("--tower toy: ships its own weights and settings; leave --pretrained and --like out")
         model = clip_model("toy", WeightSettings())
         weights = factory.load_state_dict(str(TOWER_FOLDER / "weights.safetensors"))
         model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
-        return model, "shipped", None
+        return model, SHIPPED, None
     architecture(name)
     tags, plain = open_clip.list_pretrained_tags_by_model(name), _settings(open_clip.get_model_config(name))
     listed = ", ".join(tags[:6]) or "none"
@@ -135,10 +142,13 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
             model = clip_model(name, settings or plain)
         return model, RANDOM, kinds[settings] if like is not None and len(kinds) > 1 else None
 
+    if (carried := _carried_clip(name, Path(pretrained))) is not None:
+        return carried
     file, own = Path(pretrained), pretrained  # the tag whose settings these weights are known to have
     if pretrained not in tags:
         if not file.is_file():
-            raise TowerError(f"--pretrained: {pretrained!r} is neither a file nor a tag of {name} (its tags: {listed})")
+            problem = f"{pretrained!r} is neither a file here nor a tag of {name} (its tags: {listed})"
+            raise TowerError(f"--pretrained: {problem}; give the path of the weights file")
         if file.name in (*tags, RANDOM):
             raise TowerError(f"--pretrained {file}: has the name of a tag, and a cache records only names; rename it")
         weights, is_openai = _read_weights(name, file)
@@ -166,6 +176,45 @@ def pretrained_clip(name: str, pretrained: str | None, like: str | None) -> tupl
     return model, Path(pretrained).name, kinds[settings] if needs_like else None
 
 
+def save_clip(file: Path, clip: CLIP, name: str, pretrained: str, like: str | None) -> None:
+    """Write a CLIP with its settings and the names of its weights, as `pretrained_clip` gives them back."""
+    settings = {key: value for key, value in image_config(clip).items() if key != "image_size"}
+    stated = {"name": name, "pretrained": pretrained, "like": like}
+    stated["settings"] = settings | {"activation": activation_of(clip)}
+    weights = {key: value.contiguous() for key, value in clip.state_dict().items()}
+    file.write_bytes(save(weights, {CARRIED: json.dumps(stated)}))
+
+
+def _carried_clip(name: str, file: Path) -> tuple[CLIP, str, str | None] | None:
+    """What `save_clip` wrote, None for another file. Raises TowerError where it is of another model or damaged."""
+    try:
+        with safe_open(file, "pt") as opened:
+            stated = json.loads((opened.metadata() or {}).get(CARRIED, "null"))
+    except (OSError, SafetensorError):
+        return None
+    if stated is None:
+        return None
+    try:
+        if stated["name"] != name:
+            raise ValueError(f"of {stated['name']}")
+        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in stated["settings"].items()}
+        model = clip_model(name, WeightSettings(**settings))
+        model.load_state_dict(load_file(file))
+    except UNREADABLE as error:
+        raise TowerError(f"--pretrained {file}: not weights of {name} ({one_line(error)})") from None
+    return model, stated["pretrained"], stated["like"]
+
+
+def hub_is_offline() -> bool:
+    """Whether the Hugging Face Hub cannot be reached; its client would retry for most of a minute before it says so."""
+    try:
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+            socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
+        return huggingface_hub.constants.HF_HUB_OFFLINE
+    except OSError:
+        return True
+
+
 def _disagreement(kinds: dict[WeightSettings, str]) -> str:
     """What tags disagree on: the first tag of every kind with its values."""
     stated = {tag: asdict(settings) for settings, tag in kinds.items()}
@@ -175,10 +224,7 @@ def _disagreement(kinds: dict[WeightSettings, str]) -> str:
 
 def _downloaded(name: str, tag: str) -> Path:
     """The weights file of a tag. Raises TowerError with the ways out where it cannot be had."""
-    try:
-        socket.getaddrinfo(urlparse(huggingface_hub.constants.ENDPOINT).hostname, 443)
-    except OSError:  # offline the hub's client would retry for most of a minute before it looks at its own disk
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = hub_is_offline()
     try:
         logging.disable(logging.ERROR)  # open_clip logs a failed download before it raises; the error is enough
         return Path(factory.download_pretrained(get_pretrained_cfg(name, tag)))

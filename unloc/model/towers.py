@@ -7,6 +7,7 @@ cache (UnLoc §3.1, Tables 2 and 4).
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unloc.errors import InputError, TowerError, one_line
-from unloc.model.clip import activation_of, image_config, pretrained_clip
+from unloc.model.clip import SHIPPED, activation_of, image_config, pretrained_clip
+from unloc.plugins import added
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -316,7 +318,46 @@ class Tower(nn.Module):
         return [row[:length] for row, length in zip(tokens, lengths, strict=False)]
 
 
+class AddedTower(Tower):
+    """A frozen tower of another package: a module with `image_config`, `encode_images` and `encode_texts`."""
+
+    def __init__(self, module: nn.Module, choice: TowerChoice) -> None:
+        """Raises TowerError where the choice asks for other tokens than the module has."""
+        nn.Module.__init__(self)
+        choice = replace(choice, tower_dtype=choice.tower_dtype.replace("auto", "float32")).resolved()
+        same = {key: getattr(TowerChoice, key) for key in ("frame_token", "projected", "num_layers", "texts_projected")}
+        for key, value in (same | {"tower_dtype": "float32", "like": None}).items():
+            if getattr(choice, key) != value:
+                problem = f"is of another package and has its own tokens, with {key} {value}"
+                raise TowerError(f"--tower {choice.tower}: {problem}; got {getattr(choice, key)}")
+        self.module, self.image = module.eval().requires_grad_(False), module.encode_images
+        self.dtype, self.batch, self.projections = torch.float32, choice.batch, {}
+        self.image_config = dict(module.image_config)
+        size = self.image_config["image_size"]
+        self.fingerprint = same | {
+            "name": choice.tower,
+            "pretrained": Path(choice.pretrained).name if choice.pretrained else SHIPPED,
+            "weights_sha256": weights_sha256(module),
+            "frame_dim": self.encode_images(torch.zeros(1, 3, size, size)).shape[1],
+            "text_dim": self.encode_texts(["a"])[0].shape[1],
+            "context_length": None,
+            "dtype": "float32",
+            "activation": None,
+            "like": None,
+            "batch": choice.batch,
+            "aligned": bool(getattr(module, "aligned", False)),  # a frame and the last token of its text are near
+        }
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: list[str]) -> list[Tensor]:
+        """All tokens (K, D) of each text, float32; the last one stands for the text."""
+        return [tokens.float().cpu() for tokens in self.module.encode_texts(texts)]
+
+
 def load_tower(choice: TowerChoice) -> Tower:
     """The tower with its weights (`pretrained_clip`). Raises TowerError as `pretrained_clip` and `ImageTower`."""
+    load = None if choice.tower in ("toy", *open_clip.list_models()) else added("towers", choice.tower)
+    if load is not None:
+        return AddedTower(load(None if choice.pretrained == SHIPPED else choice.pretrained), choice)
     clip, pretrained, like = pretrained_clip(choice.tower, choice.pretrained, choice.like)
     return Tower(clip, choice, pretrained=pretrained, like=like)

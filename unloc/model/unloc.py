@@ -15,6 +15,7 @@ from unloc.errors import ConfigError
 from unloc.model.fusion import FusionLayer, Positions
 from unloc.model.heads import ConvBlocks, PointHead
 from unloc.model.pyramid import Encoder
+from unloc.plugins import added
 
 MAX_SEQUENCES = 256  # fused at once without gradients: more is not faster
 
@@ -74,13 +75,14 @@ class UnLoc(nn.Module):
         self.relevance_head = self.displacement_head = None
         self.shares_displacements = config.displacements == "shared" and localizes
         sizes, shared, bias = (width, config.num_head_convs, num_levels), config.share_heads, config.class_bias
+        point_head = PointHead if config.head in ("conv", "linear") else added("heads", config.head)
         if config.fusion != "late" and config.head == "linear":
             self.relevance_head = ConvBlocks(width, 0, num_outputs, bias)
         elif config.fusion != "late":
-            self.relevance_head = PointHead(*sizes, shared=shared, num_outputs=num_outputs, bias=bias)
+            self.relevance_head = point_head(*sizes, shared=shared, num_outputs=num_outputs, bias=bias)
         if localizes:
             num_pairs, bias = 1 if config.displacements == "shared" else num_outputs, config.displacement_bias
-            self.displacement_head = PointHead(
+            self.displacement_head = point_head(
                 *sizes, shared=shared, num_outputs=2 * num_pairs, bias=bias, displacements=True
             )
         self.saliency_head = ConvBlocks(width, 1, 1, 0.0) if config.saliency_head else None

@@ -1,4 +1,6 @@
-"""Annotations into the one manifest schema: `CONVERTERS` of official formats, `OWN` data. None imports another."""
+"""Annotations into the one manifest schema: `CONVERTERS` of official formats, `OWN` data, and those of other packages,
+which are functions as in `OWN`. None imports another.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +13,7 @@ from unloc.annotations.reading import Problems
 from unloc.annotations.schema import Manifest, build_manifest
 from unloc.callbacks import OnProgress
 from unloc.errors import InputError, ManifestError
+from unloc.plugins import added, added_names
 
 CONVERTERS = {  # what gives the rows and classes of files, the tasks they serve, and their source
     "activitynet": (instances.activitynet, ("tal",), "ActivityNet 1.3"),
@@ -49,14 +52,18 @@ def convert(
     measured from the files of `media`. Raises InputError for an unknown format, MissingError for absent files,
     ManifestError with file and place.
     """
-    if name not in CONVERTERS and name not in OWN:
-        raise InputError(f"format {name!r} is not known; expected one of {', '.join([*CONVERTERS, *OWN])}")
+    own = OWN.get(name)
+    if own is None and name not in CONVERTERS:
+        own = (added("converters", name), f"format {name} of another package")
+        if own[0] is None:
+            known = ", ".join([*CONVERTERS, *OWN, *added_names("converters")])
+            raise InputError(f"format {name!r} is not known; expected one of {known}")
     if split is not None and not split.strip():
         raise InputError("--split: got an empty name; name a split, or leave it out to keep all")
     media, problems = media or Media(), Problems() if problems is None else problems
     media.problems = problems
-    if name in OWN:
-        read, source = OWN[name]
+    if own:
+        read, source = own
         rows, classes = read(list(paths), split, media)
         name, tasks = paths[0].resolve().stem or name, own_tasks(rows)
     else:
