@@ -72,4 +72,4 @@ def main() -> None:
     raise SystemExit(2)
 
 
-from unloc.cli import cache, data, doctor, evaluate, extract, fit, predict, report, serve  # noqa: E402, F401  (they register commands)
+from unloc.cli import cache, data, doctor, evaluate, extract, fit, package, predict, report, serve  # noqa: E402, F401  (they register commands)

@@ -18,7 +18,7 @@ data_app = typer.Typer(help="Render, convert and check datasets.", no_args_is_he
 app.add_typer(data_app, name="data")
 FORMATS = (
     "activitynet, activitynet-captions, charades-sta, qvhighlights, coin, thumos14, timelens, gmr, na-vmr or kinetics; "
-    "own data: csv, json, folder, mstcn, labelstudio or fiftyone."
+    "own data: csv, json, folder, mstcn, labelstudio or fiftyone; or a format that another package adds."
 )
 BadRows = Annotated[Literal["keep", "repair", "drop"], typer.Option(help="What to do with bad rows.")]
 

@@ -18,7 +18,7 @@ Option = typer.Option
 
 @app.command("eval")
 def evaluate_command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder or checkpoint; leave out with --predictions.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run, model folder or Hub name; none with --predictions.")] = None,
     manifest: Annotated[Path | None, Option("--manifest", "-m", help="Manifest with the annotations.")] = None,
     cache: Annotated[Path | None, Option("--cache", "-c", help="Tokens for a model, durations for all.")] = None,
     split: Annotated[str, Option(help="Split to evaluate.")] = "test",

@@ -25,7 +25,7 @@ def extract(
     cache: Annotated[str, Option("--cache", "-c", help="Cache to write or extend: a folder, or s3://bucket/cache.")],
     videos: Annotated[Path | None, Option(help="Folder with the video files, or a URL: s3://bucket/videos.")] = None,
     shards: Annotated[str | None, Option(help="Tar files of `unloc data pack`: 'videos-{000..127}.tar'.")] = None,
-    tower: Annotated[str, Option(help="toy, a model of open_clip (ViT-B-16), or a run whose tower trained.")] = "toy",
+    tower: Annotated[str, Option(help="toy, open_clip's (ViT-B-16), a package's, a run whose tower trained.")] = "toy",
     pretrained: Annotated[str | None, Option(help="Tag of open_clip, weights file, or none: random weights.")] = None,
     like: Annotated[str | None, Option(help="Tag whose activation and preprocessing a weights file has.")] = None,
     fps: Annotated[float | None, Option(help="Frames per second of video; 2 where --frames is not given.")] = None,

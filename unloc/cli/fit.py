@@ -37,7 +37,7 @@ def fit(
     work_dir: Annotated[Path | None, Option(help="Run folder to write.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     change_optim: Annotated[bool, Option("--change-optim", help="With --resume: use and record new optim.*")] = False,
-    init: Annotated[str | None, Option(help="Run to take first weights from, of any task; toy: shipped.")] = None,
+    init: Annotated[str | None, Option(help="Run, model folder or Hub name to start from, any task; or toy.")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Delete the run folder first.")] = False,
     device: Annotated[str, Option(help="auto (CUDA if there is one), cpu, cuda:1, …")] = "auto",
     threads: Annotated[int, Option(min=0, help="CPU threads of each process; 0: all cores.")] = 0,

@@ -25,7 +25,7 @@ FORMATS = "json, csv, srt, vtt, html, labelstudio, fiftyone"
 @app.command()
 def predict(
     videos: Annotated[list[str], Argument(help="Video files, folders of videos, URLs.")],
-    checkpoint: Annotated[str, Option(help="Run or checkpoint; toy: shipped; none: similarity alone (--tower).")],
+    checkpoint: Annotated[str, Option(help="Run, model folder, Hub name; toy: shipped; none: similarity (--tower).")],
     query: Annotated[list[str] | None, Option("--query", "-q", help="What to find, in words; repeatable.")] = None,
     queries: Annotated[Path | None, Option(help="File with a query a line.")] = None,
     labels: Annotated[Path | None, Option(help="Class names, one a line (TAL, AS); default: the checkpoint's.")] = None,

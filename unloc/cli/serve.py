@@ -17,7 +17,7 @@ LEAST_GRADIO = (6, 17)  # earlier ones wait for other machines
 
 @app.command()
 def serve(
-    checkpoint: Annotated[str, Option(help="Run or checkpoint; toy: shipped; none: similarity alone (--tower).")],
+    checkpoint: Annotated[str, Option(help="Run, model folder, Hub name; toy: shipped; none: similarity (--tower).")],
     port: Annotated[int | None, Option(min=1, max=65535, help="Default: the first free one from 7860 on.")] = None,
     task: Annotated[str | None, Option(help="Of a checkpoint of several tasks, or of toy: mr, tal or as.")] = None,
     tower: Annotated[str | None, Option(help="With --checkpoint none: toy, or open_clip's name.")] = None,

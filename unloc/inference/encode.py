@@ -22,6 +22,7 @@ from unloc.cache.dtype import STORED_DTYPES, to_stored
 from unloc.cache.writing import VideoTokens, token_checksum
 from unloc.callbacks import OnProgress
 from unloc.errors import FingerprintError, InputError, VideoError
+from unloc.inference.load import local_run
 from unloc.inference.run_tower import run_tower
 from unloc.model.towers import TowerChoice, load_tower
 from unloc.video.preprocess import PreprocessSpec, normalise
@@ -73,8 +74,8 @@ class Encoder:
         self.config = config.resolved()
         self.device = torch.device(device)
         self.batch, self.batches_ahead = self.config.batch, 1 if self.device.type == "cuda" else 0
-        is_run = Path(config.tower).is_dir()
-        self.tower = (run_tower(Path(config.tower), self.config) if is_run else load_tower(self.config)).to(self.device)
+        run = local_run(config.tower)
+        self.tower = (run_tower(run, self.config) if run.is_dir() else load_tower(self.config)).to(self.device)
         self.preprocess = PreprocessSpec(**self.tower.image_config)
         self.read_spec = ReadSpec(self.config, self.preprocess)
 

@@ -19,7 +19,7 @@ from unloc.examples.sources import CachedTokens
 from unloc.examples.steps import at_distinct_times, nearest_index
 from unloc.files import file_sha256
 from unloc.inference.device import described, resolve_device
-from unloc.inference.load import load_model, model_for_classes, require_same_cache, require_task
+from unloc.inference.load import load_model, local_run, model_for_classes, require_same_cache, require_task
 from unloc.inference.predict import predict_split
 from unloc.inference.run_tower import fingerprint_of_run
 from unloc.inference.similarity import cosine_similarity, not_embeddings, segments_above
@@ -46,7 +46,10 @@ def evaluate_run(
     """
     where, manifest, selected = resolve_device(device), evaluation.manifest, evaluation.selected
     wanted = [evaluation.task] if evaluation.task else manifest.tasks
-    loaded = load_model(run, where, wanted)
+    folder = local_run(run)
+    if folder != Path(run) and evaluation.out is None:
+        raise InputError(f"unloc eval: {run} is of the Hugging Face Hub; give a folder for its metrics with --out")
+    run, loaded = folder, load_model(folder, where, wanted)
     recipe, task = loaded.info.recipe, loaded.info.recipe.task
     several = loaded.info.tasks
     if several and len(several.keys() & wanted) != 1:
@@ -64,7 +67,7 @@ def evaluate_run(
     model, stated = model_for_classes(loaded, manifest.classes), described(where, recipe.train.precision)
     tokens = {key: fingerprint.get(key) for key in TOKEN_KEYS}
     stated["recipe"] = {"name": recipe.name, "towers": asdict(recipe.towers), "tokens": tokens}
-    stated["recipe"]["checkpoint_selected_on"] = recipe.data.val_split or None
+    stated["recipe"] |= {"checkpoint_step": loaded.info.step, "checkpoint_selected_on": recipe.data.val_split or None}
     if model is not loaded:
         stated["classes_seen_in_training"] = names_in_vocabulary(manifest.classes, loaded.info.classes)["same"]
     if evaluation.train_split is None and recipe.data.train_split in manifest.splits:

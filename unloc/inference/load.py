@@ -1,10 +1,12 @@
-"""A trained model from a run folder or a checkpoint folder, with all it needs to be used."""
+"""A trained model from a run folder, a checkpoint or a model folder (`unloc package`), with all it needs to be used."""
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import huggingface_hub
 import torch
 from omegaconf import OmegaConf
 from open_clip.model import CLIP
@@ -17,7 +19,7 @@ from unloc.config import Recipe
 from unloc.errors import FingerprintError, InputError, MissingError, UnlocError, one_line
 from unloc.inference.existence import Calibration, read_calibration
 from unloc.model.build import EndToEnd, build_model, weight_name
-from unloc.model.clip import WeightSettings, clip_model
+from unloc.model.clip import WeightSettings, clip_model, hub_is_offline
 from unloc.model.unloc import UnLoc
 from unloc.recipes import dump_recipe, recipe_from_dict, task_recipes
 
@@ -80,32 +82,50 @@ class LoadedModel:
     model: UnLoc | EndToEnd
     info: CheckpointInfo
     calibration: Calibration | None = None  # of models of sentences: whether a query is in a video at all
+    folder: Path | None = None  # that it was loaded from
+
+    @property
+    def tower_weights(self) -> str | None:
+        """Of the towers before this training: the file or run that the folder carries, or that the recipe names and is
+        here; else their name.
+        """
+        named, stated = self.info.recipe.towers.pretrained, self.info.fingerprint.get("tower.pretrained")
+        is_of_run = "+" in (stated or "")
+        places = [*(self.folder.glob("tower/*") if self.folder else ()), *([Path(named)] if named else [])]
+        return next((str(one) for one in places if one.is_file() or (is_of_run and one.is_dir())), stated)
 
 
-def load_model(run: Path, device: torch.device | str = "cpu", tasks: Collection[str] = ()) -> LoadedModel:
-    """The model of a run folder (its best checkpoint, else its last), of a checkpoint folder or of a file in it.
+def local_run(run: Path | str) -> Path:
+    """The folder of a run or model; `owner/name` of the Hugging Face Hub, where it is no path here, is downloaded.
+
+    `hf-hub:owner/name` is always one of the Hub. Raises MissingError where it cannot be had.
+    """
+    found = re.fullmatch(r"(hf-hub:)?([\w.-]+)/([\w.-]+)", str(run))
+    if found is None or (found[1] is None and (Path(run).exists() or Path(found[2]).exists())):
+        return Path(run)
+    options = {"allow_patterns": ["*.json", "*.safetensors"], "local_files_only": hub_is_offline()}
+    try:
+        return Path(huggingface_hub.snapshot_download(f"{found[2]}/{found[3]}", **options))
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        problem = f"is no folder here, and cannot be had from the Hugging Face Hub ({one_line(error)})"
+        advice = "check the name, connect to the internet once, or copy the model folder from another machine"
+        raise MissingError(f"{run}: {problem}; {advice}") from None
+
+
+def load_model(run: Path | str, device: torch.device | str = "cpu", tasks: Collection[str] = ()) -> LoadedModel:
+    """The model of a run folder (its best checkpoint, else its last), of a checkpoint or model folder or of a file in
+    it, or of a name on the Hub (`local_run`).
 
     Of a run of several tasks that of one: the first that is among `tasks`, else its first.
     Raises MissingError where there is none, InputError where it is damaged or of another version.
     """
-    run = Path(run)
+    run = local_run(run)
     candidates = [run.parent if run.is_file() else run, run / "checkpoints" / "best", run / "checkpoints" / "last"]
     folder = next((folder for folder in candidates if (folder / "checkpoint.json").is_file()), None)
     if folder is None:
         raise MissingError(f"{run}: no checkpoint here, in checkpoints/best or checkpoints/last; `unloc fit` makes one")
     try:
-        values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        if (version := values.pop("version", None)) != CHECKPOINT_VERSION:
-            advice = f"this unloc reads {CHECKPOINT_VERSION}; use the version of unloc that wrote it"
-            raise InputError(f"{folder}: checkpoint version {version!r}, {advice}")
-        recipe = OmegaConf.to_container(OmegaConf.create(values["recipe"]))
-        values["recipe"] = recipe_from_dict(recipe, where=str(folder))
-        lists = {
-            key: tuple(values[key])
-            for key in ("classes", "live_towers", "video_seconds")
-            if values.get(key) is not None
-        }
-        info = CheckpointInfo(**values | lists).of_task(tasks)
+        info = read_info(folder).of_task(tasks)
         model, weights = info.build(), load_file(folder / "model.safetensors")
         if info.tasks:
             weights = {name: weights[weight_name(info.recipe.task, name)] for name in model.state_dict()}
@@ -114,7 +134,19 @@ def load_model(run: Path, device: torch.device | str = "cpu", tasks: Collection[
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: damaged checkpoint ({one_line(error)}); use another one, or train again") from None
-    return LoadedModel(model.to(device).eval(), info, read_calibration(folder, info.recipe.task))
+    return LoadedModel(model.to(device).eval(), info, read_calibration(folder, info.recipe.task), folder.resolve())
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """What checkpoint.json states, of all tasks. Raises InputError for another version, and as JSON and records do."""
+    values = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    if (version := values.pop("version", None)) != CHECKPOINT_VERSION:
+        advice = f"this unloc reads {CHECKPOINT_VERSION}; use the version of unloc that wrote it"
+        raise InputError(f"{folder}: checkpoint version {version!r}, {advice}")
+    recipe = OmegaConf.to_container(OmegaConf.create(values["recipe"]))
+    values["recipe"] = recipe_from_dict(recipe, where=str(folder))
+    lists = [key for key in ("classes", "live_towers", "video_seconds") if values.get(key) is not None]
+    return CheckpointInfo(**values | {key: tuple(values[key]) for key in lists})
 
 
 def model_for_classes(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:

@@ -7,7 +7,7 @@ import torch
 from open_clip.model import CLIP
 
 from unloc.errors import InputError
-from unloc.inference.load import CheckpointInfo, load_model
+from unloc.inference.load import CheckpointInfo, load_model, local_run
 from unloc.model.clip import WeightSettings, clip_model, pretrained_clip
 from unloc.model.towers import Tower, TowerChoice, weights_sha256
 
@@ -19,6 +19,20 @@ def fingerprint_of_run(run: Path, info: CheckpointInfo, fingerprint: dict) -> di
     own = run_tower(run, TowerChoice(tower_dtype=fingerprint.get("tower.dtype", "float32"))).fingerprint
     stated = {"dtype": fingerprint.get("dtype"), "tower.pretrained": fingerprint.get("tower.pretrained")}
     return info.fingerprint | {f"tower.{key}": value for key, value in own.items()} | stated
+
+
+def run_of_tower(info: CheckpointInfo, weights: str, where: Path | str) -> Path | None:
+    """The run whose tower made the tokens that a model was trained on; None where no run did. Raises InputError where
+    `weights` is not this run.
+    """
+    pretrained, plus, name = (info.fingerprint.get("tower.pretrained") or "").rpartition("+")
+    if not plus or "image" in info.live_towers or Path(weights).is_file():
+        return None
+    run = local_run(weights)
+    if not run.is_dir():
+        problem = f"was trained on tokens of the tower of run {name} ({pretrained}), which is not here"
+        raise InputError(f"{where}: {problem}; give its run folder, or a copy of that name, with --pretrained")
+    return run
 
 
 def text_clip_of_run(run: Path) -> tuple[CLIP, str]:
@@ -46,9 +60,7 @@ def run_tower(run: Path, choice: TowerChoice) -> Tower:
     stated = {key.removeprefix("tower."): value for key, value in info.fingerprint.items()}
     kinds = ("frame_token", "projected", "num_layers", "texts_projected")
     choice = replace(choice, tower=stated["name"], **{key: stated[key] for key in kinds})
-    file = info.recipe.towers.pretrained
-    weights = file if Path(file).is_file() else stated["pretrained"]
-    clip, pretrained, like = pretrained_clip(stated["name"], weights, stated["like"])
+    clip, pretrained, like = pretrained_clip(stated["name"], choice.pretrained or loaded.tower_weights, stated["like"])
     tower = Tower(clip, choice, pretrained=pretrained, like=like)
     if "image" in info.live_towers:
         tower.image.load_state_dict(trained["image_tower"].state_dict())

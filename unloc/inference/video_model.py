@@ -25,13 +25,14 @@ from unloc.inference.answers import Moment, VideoPrediction
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.file_tokens import FileTokens
-from unloc.inference.load import LoadedModel, load_model, model_for_classes, require_same_cache
+from unloc.inference.load import LoadedModel, load_model, local_run, model_for_classes, require_same_cache
 from unloc.inference.predict import encode_texts, predict_frames
-from unloc.inference.run_tower import fingerprint_of_run
+from unloc.inference.run_tower import run_of_tower
 from unloc.inference.similarity import not_embeddings, segments_above, similarity_to
 from unloc.inference.windows import Curve, Found, Window, best_windows, detections_in, moments_in, windows_over
 from unloc.model.build import EndToEnd
 from unloc.model.towers import clip_ids
+from unloc.plugins import added_names
 from unloc.predictions.exporting import spans_of
 from unloc.predictions.records import FramePrediction
 from unloc.synth import toy_unloc_folder
@@ -135,7 +136,7 @@ class VideoModel:
             if texts and not is_query:
                 advice = "leave -q out; --labels FILE names others than its own"
                 raise InputError(f"{where}: takes classes (task {self.task}): {advice}")
-        limit = self.encoder.tower.fingerprint["context_length"]
+        limit = self.encoder.tower.fingerprint["context_length"] or np.inf
         for text in (*texts, *labels):
             if not text.strip():
                 raise InputError("an empty text cannot be found; give words")
@@ -297,34 +298,38 @@ def load(
     cache: Path | str | None = None,
     device: str = "auto",
 ) -> VideoModel:
-    """The model of a run folder or checkpoint, `toy`: shipped, for rendered videos, or `none`: similarity of a `tower`.
+    """The model of a run, checkpoint or model folder, or of a name on the Hugging Face Hub (`owner/name`); `toy`:
+    shipped, for rendered videos; `none`: similarity of a `tower`.
 
     `task` chooses among several tasks of a run, or of toy (mr, tal, as); without it the `kind` of texts does: query or
-    class. `pretrained`: weights file or tag of the tower. Tokens of videos are kept in `cache`. Raises MissingError,
+    class. `pretrained`: weights file or tag of the tower, or the run that it is of. Tokens of videos are kept in
+    `cache`. Raises MissingError,
     InputError or TowerError where model or tower cannot be loaded, FingerprintError where the tower is not the one that
     made the tokens of the training.
     """
     device_ = resolve_device(device)
     if str(checkpoint) == "none":
-        is_clip = tower not in (None, "toy") and not Path(tower).is_dir()
+        is_clip = tower not in (None, "toy", *added_names("towers")) and not Path(tower).is_dir()
         weights = pretrained or ("openai" if is_clip else None)
         config = EncodeConfig(tower=tower or "toy", pretrained=weights, fps=DEFAULT_FPS)
         return VideoModel("none", None, Encoder(config, device_), cache)
     if tower is not None:
         raise InputError(f"--tower {tower}: belongs to --checkpoint none; {checkpoint} knows its own tower")
     wanted = [task] if task else [one.name for one in TASKS.values() if one.text_kind == kind]
-    run = toy_unloc_folder(wanted[0]) if str(checkpoint) == "toy" else Path(checkpoint)
+    run = toy_unloc_folder(wanted[0]) if str(checkpoint) == "toy" else local_run(checkpoint)
     loaded = load_model(run, device_, wanted)
     info = loaded.info
     if task is not None and info.recipe.task != task:
         raise InputError(f"--task {task}: checkpoint {checkpoint} was trained for {info.recipe.task}")
     if "tower.name" not in info.fingerprint:
         raise InputError(f"{checkpoint}: was trained on imported features; no tower here makes these from a video")
-    file = info.recipe.towers.pretrained
-    weights = pretrained or (file if Path(file).is_file() else None)
+    weights = pretrained or loaded.tower_weights
     config = EncodeConfig.from_fingerprint(info.fingerprint, pretrained=weights)
     if "image" in info.live_towers:
         config = replace(config, tower=str(run), dtype=EncodeConfig.dtype)  # as `unloc extract --tower RUN` rounds them
+    elif (tower_run := run_of_tower(info, weights, checkpoint)) is not None:
+        config = replace(config, tower=str(tower_run), pretrained=None)
     encoder = Encoder(config, device_)
-    require_same_cache(fingerprint_of_run(run, info, encoder.fingerprint), encoder.fingerprint, checkpoint)
+    if "image" not in info.live_towers:
+        require_same_cache(info.fingerprint, encoder.fingerprint, checkpoint)
     return VideoModel(str(checkpoint), loaded, encoder, cache)

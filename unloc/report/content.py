@@ -23,6 +23,7 @@ from unloc.files import url_of
 from unloc.predictions.reading import read_predictions
 from unloc.report.media import duration_of, frames_at, video_source
 from unloc.report.timelines import Key, rows_of, thinned
+from unloc.tasks import TASKS
 from unloc.training.curves import read_rows, training_curves
 from unloc.video.locate import index_videos
 
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     from unloc.inference.answers import VideoPrediction
 
 EXAMPLES, FRAMES = 6, 4  # best and worst rows each, and frames of each of their segments
-TASKS = {"mr": "moment retrieval", "tal": "temporal action localization", "as": "action segmentation"}
-TASKS |= {"hd": "highlight detection", "cls": "classification", "rejection": "moment retrieval with null queries"}
+TITLES = {name: task.title for name, task in TASKS.items()} | {"rejection": "moment retrieval with null queries"}
 RECALL = (("Recall by length", "length_seconds", "s", 1), ("Recall by share of the video", "share_of_video", "%", 100))
 
 
@@ -131,7 +131,7 @@ def content_of(
     content["units"] = ["query", "queries"] if task in QUERY_TASKS else ["class", "classes"]
     content["footer"] = f"Written by unloc {__version__}. This page is one file and asks nothing of the network."
     if task is not None:
-        facts = {"task": f"{TASKS[task]} ({task})"} | facts
+        facts = {"task": f"{TITLES[task]} ({task})"} | facts
     if material.scored:
         content |= _evaluation(material.scored, facts, notes)
     content["facts"] = list(facts.items())
