@@ -141,8 +141,7 @@ def rows_of(events: Sequence[Event], split: str | None, media: Media) -> Rows:
         kind = "segment that does not end after its start"
         problems.add(kind, event.place, event.segment is not None and not event.segment[0] < event.segment[1])
         if event.label:
-            segment = event.segment or [0.0, np.nan]
-            instances.append(InstanceRow(video_id, of_row, event.label, segment))
+            instances.append(InstanceRow(video_id, of_row, event.label, event.segment or [0.0, np.nan]))
         if event.query:
             key, text = (video_id, of_row, event.query), " ".join(event.query.split())
             kind = "sentence in several rows of a video: one query with all windows"

@@ -250,8 +250,7 @@ def pack(
     with progress("packing", "shards") as on_progress:
         done = pack_videos(selected.videos, files, out, shard_bytes=int(shard_gib * 2**30), on_progress=on_progress)
     counts = f"{done.videos} videos, {done.bytes / 1e6:.1f} MB, in {done.shards} shards"
-    now = f"{done.written_now} written now"
-    typer.echo(f"{out}: {counts} ({now}); {len(missing)} videos of the manifest have no file")
+    typer.echo(f"{out}: {counts} ({done.written_now} written now); {len(missing)} videos of the manifest have no file")
     typer.echo(f"extract them with --shards '{done.pattern}'")
     for video_id in missing[:SHOWN_FAILURES]:
         typer.echo(f"missing: {video_id}", err=True)

@@ -184,8 +184,7 @@ def as_json(one: VideoPrediction) -> dict:
 
 def clock(seconds: float) -> str:
     """A time as mm:ss.s, from an hour on h:mm:ss.s."""
-    tenths = round(10 * seconds)
-    minutes, rest = divmod(tenths, 600)
+    minutes, rest = divmod(round(10 * seconds), 600)
     hours, minutes_left = divmod(minutes, 60)
     text = f"{hours}:{minutes_left:02}" if hours else f"{minutes:02}"
     return f"{text}:{rest // 10:02}.{rest % 10}"

@@ -178,6 +178,7 @@ def compile_core(model: UnLoc | EndToEnd) -> None:
     compiled = torch.compile(core.forward)
 
     def forward(*tokens_and_masks: Tensor | None, pairing: str = "all") -> Outputs:
+        """`UnLoc.forward`, compiled."""
         for texts in tokens_and_masks[2:]:
             if texts is not None:
                 torch._dynamo.maybe_mark_dynamic(texts, 1)

@@ -11,7 +11,7 @@ from unloc.evaluation.detection import overlap_over_union
 from unloc.evaluation.evaluator import ALIGN, QUERY_TASKS
 from unloc.evaluation.retrieval import ratings_of
 from unloc.evaluation.screening import Predictions
-from unloc.predictions.records import FramePrediction, MomentPrediction
+from unloc.predictions.records import MomentPrediction
 
 MOST_CLASSES = 20  # of a video that are predicted but not annotated
 MOST_POINTS = 250  # of a curve
@@ -108,11 +108,11 @@ def _class_rows(
             duration = durations.get(item.video_id, 0.0)
             for label, *segment in item.segments(duration):
                 windows[item.video_id, label].append((*segment, math.nan))
-            if manifest is not None and item.scores is not None:
-                keys = [(item.video_id, label) for label in manifest.classes]
-                _add_frame_scores(
-                    curves, item, [key if key in windows or key in truth else None for key in keys], duration
-                )
+            scores, times = None if manifest is None else item.scores, item.edges(duration)[:-1]
+            if scores is not None and scores.shape == (len(times), len(manifest.classes)):
+                for label, column in zip(manifest.classes, np.asarray(scores).T, strict=True):
+                    if (key := (item.video_id, label)) in windows or key in truth:
+                        curves[key].append(_curve("frame score", times, column))
     else:
         for video_id, label, *window in predictions.itertuples(index=False, name=None):
             windows[video_id, label].append(window)
@@ -120,11 +120,3 @@ def _class_rows(
         video_id, label = key
         found = np.array(windows.get(key, []), dtype=np.float64).reshape(-1, 3)
         yield video_id, _row(label, found, top, truth=truth.get(key, []), curves=curves.get(key, []))
-
-
-def _add_frame_scores(curves: dict, item: FramePrediction, keys: Sequence[Key | None], duration: float) -> None:
-    """Add the scores of a video's frames as curves of the columns with a key."""
-    scores, times = np.asarray(item.scores), item.edges(duration)[:-1]
-    for column, key in enumerate(keys):
-        if key is not None and scores.shape == (len(times), len(keys)):
-            curves[key].append(_curve("frame score", times, scores[:, column]))

@@ -133,6 +133,7 @@ class _Blob:
         self.radius, self.grey, self.alpha = rng.uniform(0.1, 0.22), rng.uniform(60, 190), rng.uniform(0.25, 0.6)
 
     def draw(self, frame: np.ndarray, seconds: float) -> None:
+        """Blend it into a float32 frame (H, W, 3), in place."""
         height, width = frame.shape[:2]
         side = min(height, width)
         centre_x, centre_y = width / 2 + self.x.at(seconds) * side, height / 2 + self.y.at(seconds) * side

@@ -104,8 +104,7 @@ def labelled_part(batch: Batch, texts: Texts, recipe: Recipe) -> Part:
     normalizers["relevance"] = normalizer
     if task.text_kind == "query" and batch.is_rated is not None:
         normalizers["saliency"] = rated_steps(batch).sum()
-    of_points = (relevance & weights).sum((0, 1))
-    positives = torch.stack([level.sum() for level in of_points.split(sizes)])
+    positives = torch.stack([level.sum() for level in (relevance & weights).sum((0, 1)).split(sizes)])
     return Part(batch, texts, relevance, weights, displacements, positives, normalizers)
 
 

@@ -42,8 +42,7 @@ def own_recipe(
     """
     stated, rows = stated_values(overrides), load_manifest(manifest)
     if "task" not in stated and len(rows.tasks) != 1:
-        choices = f"serves tasks {', '.join(rows.tasks)}; choose one, such as task={rows.tasks[0]}"
-        raise InputError(f"{manifest}: {choices}")
+        raise InputError(f"{manifest}: serves tasks {', '.join(rows.tasks)}; choose one, such as task={rows.tasks[0]}")
     task = stated.get("task", rows.tasks[0])
     values = [f"name=own_{task}", f"task={task}", "data.max_text_tokens=77", "train.epochs=1", "train.batch_size=1"]
     for key, names in {"train_split": TRAINING, "val_split": VALIDATION}.items():

@@ -179,8 +179,7 @@ def _write_shard(path: Path, first: int, spec: FrameSpec, packed: Iterable[Packe
                 rows.append(row)
                 yield row
         header = {"kind": "frames", "version": 1, "packing": spec.to_dict(), "tar_bytes": part.stat().st_size}
-        lines = [json.dumps(line) + "\n" for line in (header, *rows)]
-        write_file(path.with_suffix(".jsonl"), "".join(lines))
+        write_file(path.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in (header, *rows)))
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

@@ -169,8 +169,7 @@ def shard_members(pattern: str) -> dict[str, TarMember]:
                     name = PurePosixPath(item.name).as_posix()
                     if name in found:
                         raise InputError(f"--shards: {name} is in {found[name].parent} and in {tar}; name one of them")
-                    mtime_ns = int(item.mtime * 1e9)
-                    found[name] = TarMember(tar, name, item.size, mtime_ns, item.offset_data)
+                    found[name] = TarMember(tar, name, item.size, int(item.mtime * 1e9), item.offset_data)
         except tarfile.ReadError as error:
             if not count:
                 raise InputError(f"--shards: {tar} is no plain tar file ({error}); unpack compressed ones") from None
