@@ -36,9 +36,11 @@ def make_data(demo: Demo, args: argparse.Namespace) -> None:
     """A world of clips with packed frames, two for localization, and the stock tower's cache of these."""
     out, style = args.out, ("--style", args.style)
     clips = out / "clips_world"
-    demo.run("synth", "data", "synth", clips, "--videos", args.clip_videos, "--seed", 7001, "--clips", *style)
+    words = ("--videos", args.clip_videos, "--seed", args.world_seed, "--clips", *style)
+    demo.run("synth", "data", "synth", clips, *words)
     annotations = {"kinetics": ("kinetics", clips / "annotations/kinetics.csv")}
-    for seed, (name, videos) in enumerate({"world": args.videos, "test": args.test_videos}.items(), start=7002):
+    worlds = {"world": args.videos, "test": args.test_videos}
+    for seed, (name, videos) in enumerate(worlds.items(), start=args.world_seed + 1):
         demo.run("synth", "data", "synth", out / name, "--videos", videos, "--seed", seed, *style)
         annotations[name] = ("activitynet", out / name / "annotations/activitynet.json")
     for name, (converter, path) in annotations.items():
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--clip-videos", type=int, default=120, help="Videos whose events are the clips.")
     parser.add_argument("--videos", type=int, default=60, help="Videos for localization.")
     parser.add_argument("--test-videos", type=int, default=75, help="Videos of the test world; 70 % are evaluated.")
+    parser.add_argument("--world-seed", type=int, default=7001, help="Of the clips; the next two are of the others.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="Overrides of synth_cls and synth_tal (train.epochs=5).")
     parser.add_argument("--json", type=Path)
