@@ -29,6 +29,5 @@ def added(kind: str, name: str) -> Any:
         return points[0].load() if points else None
     except BROKEN as error:
         where = f"{points[0].dist and points[0].dist.name}, {points[0].value}"
-        raise InputError(
-            f"{name!r} of unloc.{kind} ({where}): cannot be imported ({one_line(error)}); mend or uninstall it"
-        ) from None
+        problem = f"cannot be imported ({one_line(error)}); mend or uninstall it"
+        raise InputError(f"{name!r} of unloc.{kind} ({where}): {problem}") from None

@@ -35,9 +35,7 @@ class ConvBlocks(nn.Module):
         # One sequence of all levels, with a row of zeros before, between and after them: the padding of each.
         zeros = levels[0].new_zeros(len(levels[0]), 1, levels[0].shape[2])
         parts = [part for level in levels for part in (zeros, level)] + [zeros]
-        masks = [
-            zeros.new_full((part.shape[1], 1), index % 2 == 1, dtype=torch.bool) for index, part in enumerate(parts)
-        ]
+        masks = [zeros.new_full((part.shape[1], 1), i % 2 == 1, dtype=torch.bool) for i, part in enumerate(parts)]
         tokens, is_point = torch.cat(parts, dim=1), torch.cat(masks)
         for norm, conv in zip(self.norms, self.convs, strict=True):
             tokens = F.relu(conv3(norm(tokens) * is_point, conv.weight, conv.bias))

@@ -266,9 +266,8 @@ class Tower(nn.Module):
         choice = choice.resolved()
         self.dtype, self.batch, self.image_config = DTYPES[choice.tower_dtype], choice.batch, image_config(clip)
         activation, digest = activation_of(clip), weights_sha256(clip)
-        self.projections: dict[str, np.ndarray] = {
-            kind: weight.float().cpu().numpy() for kind, weight in clip_projections(clip, choice).items()
-        }
+        own = clip_projections(clip, choice)
+        self.projections: dict[str, np.ndarray] = {kind: one.float().cpu().numpy() for kind, one in own.items()}
         self.image = ImageTower(clip.visual, choice).to(self.dtype)
         self.text = TextTower(clip, clip.context_length, projected=choice.texts_projected)
         self.eval().requires_grad_(False)

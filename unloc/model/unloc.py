@@ -82,9 +82,8 @@ class UnLoc(nn.Module):
             self.relevance_head = point_head(*sizes, shared=shared, num_outputs=num_outputs, bias=bias)
         if localizes:
             num_pairs, bias = 1 if config.displacements == "shared" else num_outputs, config.displacement_bias
-            self.displacement_head = point_head(
-                *sizes, shared=shared, num_outputs=2 * num_pairs, bias=bias, displacements=True
-            )
+            outputs = {"num_outputs": 2 * num_pairs, "bias": bias, "displacements": True}
+            self.displacement_head = point_head(*sizes, shared=shared, **outputs)
         self.saliency_head = ConvBlocks(width, 1, 1, 0.0) if config.saliency_head else None
         if config.fusion == "late":  # CLIP's own initial temperature: 1 / 0.07
             self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07))
@@ -168,10 +167,8 @@ class UnLoc(nn.Module):
                 outputs, features = self._fuse_pairs(*arguments)
             parts.append((outputs.relevance, outputs.displacements, outputs.saliency))
             sums.append(features)
-        columns = zip(*parts, strict=True)
-        relevance, displacements, saliency = (
-            None if column[0] is None else torch.cat(column, dim=1) for column in columns
-        )
+        joined = (None if column[0] is None else torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+        relevance, displacements, saliency = joined
         if self.shares_displacements:
             means = [torch.stack(level).sum(0) / len(texts) for level in zip(*sums, strict=True)]
             displacements = self.displacement_head(means)[:, None].expand(-1, len(texts), -1, -1)
@@ -215,9 +212,8 @@ class UnLoc(nn.Module):
         text = text[:, None] if pairing == "own" else text.expand(len(points), -1, -1)
         relevance = self.logit_scale * text @ points.transpose(1, 2) + self.logit_bias
         count = relevance.shape[1]
-        return Outputs(
-            relevance, *(None if one is None else one[:, None].expand(-1, count, *one.shape[1:]) for one in unseen)
-        )
+        expanded = (None if one is None else one[:, None].expand(-1, count, *one.shape[1:]) for one in unseen)
+        return Outputs(relevance, *expanded)
 
 
 def _last_tokens(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from unloc.annotations.converters import clips, instances, own, queries, tools
+from unloc.annotations.converters import instances, own, queries, tools
 from unloc.annotations.own import Media, own_tasks
 from unloc.annotations.reading import Problems
 from unloc.annotations.schema import Manifest, build_manifest
@@ -25,7 +25,7 @@ CONVERTERS = {  # what gives the rows and classes of files, the tasks they serve
     "timelens": (queries.timelens, ("mr",), "TimeLens"),
     "gmr": (partial(queries.nullable, gmr=True), ("mr",), "GMR (generalized moment retrieval)"),
     "na-vmr": (queries.nullable, ("mr",), "NA-VMR (negative-aware video moment retrieval)"),
-    "kinetics": (clips.kinetics, ("cls",), "Kinetics"),
+    "kinetics": (instances.kinetics, ("cls",), "Kinetics"),
 }
 OWN = {  # what gives the rows and classes of own labels, and their source
     "csv": (own.csv_or_json, "csv or JSON"),
