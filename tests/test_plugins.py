@@ -47,7 +47,7 @@ def test_the_three_files_of_the_page_are_used_by_their_names(installed, video_fo
     package("run", Path("model"))
     assert unloc(*asked, "model")[1] == out
     card = Path("model/README.md").read_text()
-    assert "pip install my-unloc==1.2" in card and "unknown, see its package" in card
+    assert "pip install my-unloc==1.2" in card and "unknown, see my-unloc==1.2" in card
     code, _, errors = unloc(*asked[:-1], "--checkpoint", "none", "--tower", "my-tower")
     assert code == 2 and "tower.aligned False" in errors
 

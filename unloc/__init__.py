@@ -2,7 +2,7 @@
 
     import unloc
     cache = unloc.open_cache("cache/charades")     # cache["3MSZA"].frames (views, T, D), .times_seconds (T,), .meta
-    model = unloc.load("runs/charades_b")          # knows its tower, preprocessing and sampling
+    model = unloc.load("runs/charades_b")          # knows its tower, preprocessing and sampling; or "owner/name"
     model.predict("video.mp4", ["a person opens a door"])     # moments: start and end in seconds, score, text
     unloc.load_model("runs/charades_b")            # .model: the network, .info: recipe, classes, fingerprint
 

@@ -1,6 +1,7 @@
 """`unloc package`: a folder that answers as its run does, where neither the run nor the file of its tower is."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -99,15 +100,22 @@ def test_the_tower_of_another_run_travels_with_the_model(clips, trained, cache, 
     moved = (tmp_path / "model").rename(tmp_path / "moved")
     monkeypatch.setenv("UNLOC_TOKENS", str(tmp_path / "others"))
     assert moments(library.load(moved).predict(video)) == expected
+    package(trained, tmp_path / "clips")  # of classification, which says nothing about times
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"^```python\n(.*?)^```", text_of(tmp_path / "clips"), re.M | re.S)[1], {})
 
 
-def test_a_model_with_trained_towers_makes_the_same_tokens(world, on_frames, tmp_path, unloc):  # noqa: F811
+def test_a_model_with_trained_towers_makes_the_same_tokens(world, on_frames, tmp_path, unloc, monkeypatch):  # noqa: F811
     manifest, _, videos = world
+    monkeypatch.setenv("UNLOC_TOKENS", str(tmp_path / "tokens"))
     package(on_frames, tmp_path / "model", with_tower=True)
     assert not (tmp_path / "model" / "tower").exists()  # unloc ships what toy was before
     video, model = videos / "v1.mp4", library.load(tmp_path / "model", cache=tmp_path / "one")
     expected = library.load(on_frames, cache=tmp_path / "other").predict(video, QUERY)
     assert moments(model.predict(video, QUERY)) == moments(expected)
+    shutil.copy(video, tmp_path / "video.mp4")
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"^```python\n(.*?)^```", text_of(tmp_path / "model"), re.M | re.S)[1], {})
     words = ["--videos", videos, "--frames", 12, "--workers", 0, "--token-dtype", "float32"]
     code, _, errors = unloc("extract", manifest, "--cache", tmp_path / "c", "--tower", tmp_path / "model", *words)
     assert code == 0, errors
@@ -217,6 +225,9 @@ def test_what_cannot_be_packaged_is_one_line_and_nothing_is_left(token_world, ru
     }.items():
         code, out, errors = unloc("package", *words)
         assert code == 2 and named in errors and errors.count("\n") == 1 and not out, (words, errors)
+    (own / "env.json").write_text('{"data": ')
+    code, _, errors = unloc("package", "run", "--out", "new")
+    assert code == 2 and "env.json: missing or damaged" in errors
     (own / "checkpoints" / "best" / "model.safetensors").write_bytes(b"half")
     (own / "checkpoints" / "last" / "model.safetensors").write_bytes(b"half")
     assert unloc("package", "run", "--out", "new")[0] == 2
@@ -305,7 +316,7 @@ def test_only_what_a_model_needs_is_downloaded(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     library.load_model("owner/name")
-    assert asked == [("owner/name", ["*.json", "*.safetensors"])]
+    assert asked == [("owner/name", ["*.json", "*.safetensors", "README.md"])]
 
 
 def test_a_carried_tower_is_checked(tiny, weights_file, tmp_path):

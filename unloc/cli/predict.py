@@ -31,7 +31,7 @@ def predict(
     labels: Annotated[Path | None, Option(help="Class names, one a line (TAL, AS); default: the checkpoint's.")] = None,
     task: Annotated[str | None, Option(help="Of a checkpoint of several tasks, or of toy: mr, tal or as.")] = None,
     tower: Annotated[str | None, Option(help="With --checkpoint none: toy, or open_clip's name.")] = None,
-    pretrained: Annotated[str | None, Option(help="Its weights: tag of open_clip (openai), or a file.")] = None,
+    pretrained: Annotated[str | None, Option(help="The tower's weights: tag of open_clip, file, or run.")] = None,
     top: Annotated[int, Option(min=1, help="Most moments of each query, or of all labels of a video.")] = 5,
     min_score: Annotated[float | None, Option(help="Least score of a moment.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="File to write, or a folder for one file a video.")] = None,

@@ -21,7 +21,7 @@ def serve(
     port: Annotated[int | None, Option(min=1, max=65535, help="Default: the first free one from 7860 on.")] = None,
     task: Annotated[str | None, Option(help="Of a checkpoint of several tasks, or of toy: mr, tal or as.")] = None,
     tower: Annotated[str | None, Option(help="With --checkpoint none: toy, or open_clip's name.")] = None,
-    pretrained: Annotated[str | None, Option(help="Its weights: tag of open_clip (openai), or a file.")] = None,
+    pretrained: Annotated[str | None, Option(help="The tower's weights: tag of open_clip, file, or run.")] = None,
     max_mb: Annotated[int, Option(min=1, help="Largest video that is taken.")] = 2000,
     max_minutes: Annotated[float, Option(min=0.01, help="Longest video that is taken.")] = 60.0,
     cache: Annotated[str | None, Option(help="Cache that keeps tokens (default: below ~/.cache/unloc).")] = None,

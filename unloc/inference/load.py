@@ -103,11 +103,13 @@ def local_run(run: Path | str) -> Path:
     found = re.fullmatch(r"(hf-hub:)?([\w.-]+)/([\w.-]+)", str(run))
     if found is None or (found[1] is None and (Path(run).exists() or Path(found[2]).exists())):
         return Path(run)
-    options = {"allow_patterns": ["*.json", "*.safetensors"], "local_files_only": hub_is_offline()}
+    is_offline, patterns = hub_is_offline(), ["*.json", "*.safetensors", "README.md"]
     try:
-        return Path(huggingface_hub.snapshot_download(f"{found[2]}/{found[3]}", **options))
+        name = f"{found[2]}/{found[3]}"
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=is_offline))
     except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
-        problem = f"is no folder here, and cannot be had from the Hugging Face Hub ({one_line(error)})"
+        reason = "not reachable, and not downloaded before" if is_offline else one_line(error)
+        problem = f"is no folder here, and cannot be had from the Hugging Face Hub ({reason})"
         advice = "check the name, connect to the internet once, or copy the model folder from another machine"
         raise MissingError(f"{run}: {problem}; {advice}") from None
 

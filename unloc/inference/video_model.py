@@ -309,7 +309,7 @@ def load(
     """
     device_ = resolve_device(device)
     if str(checkpoint) == "none":
-        is_clip = tower not in (None, "toy", *added_names("towers")) and not Path(tower).is_dir()
+        is_clip = tower not in (None, "toy", *added_names("towers")) and not local_run(tower).is_dir()
         weights = pretrained or ("openai" if is_clip else None)
         config = EncodeConfig(tower=tower or "toy", pretrained=weights, fps=DEFAULT_FPS)
         return VideoModel("none", None, Encoder(config, device_), cache)

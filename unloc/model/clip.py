@@ -191,7 +191,7 @@ def _carried_clip(name: str, file: Path) -> tuple[CLIP, str, str | None] | None:
         with safe_open(file, "pt") as opened:
             stated = json.loads((opened.metadata() or {}).get(CARRIED, "null"))
     except (OSError, SafetensorError):
-        return None
+        stated = None
     if stated is None:
         return None
     try:
