@@ -44,7 +44,7 @@ def test_the_three_files_of_the_page_are_used_by_their_names(installed, video_fo
     asked = ("predict", video_folder / "v1.mp4", "-q", "blocks change 1", "--min-score", 0, "--json", "--checkpoint")
     code, out, errors = unloc(*asked, "run")
     assert code == 0 and json.loads(out)[0]["answers"][0]["moments"], errors
-    package("run", Path("model"))
+    package("run", Path("model"), with_tower=True)  # which is that of its package
     assert unloc(*asked, "model")[1] == out
     card = Path("model/README.md").read_text()
     assert "pip install my-unloc==1.2" in card and "unknown, see my-unloc==1.2" in card

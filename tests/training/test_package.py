@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 
 import unloc as library
+from tests.small_clip import small_clip
 from tests.training.test_end_to_end import trained as on_frames  # noqa: F401
 from tests.training.test_end_to_end import world  # noqa: F401
 from tests.training.test_pretraining import TAL, cache, clips, trained  # noqa: F401
@@ -64,6 +65,10 @@ def test_a_frozen_towers_weights_travel_with_the_model(how, world, tiny, weights
         code, out, errors = unloc("package", "run", "--out", name, *option)
         assert code == 0 and f"wrote {name}" in out, errors
         assert ("not in the folder" in errors) == (how == "file" and not option)
+    save_file(small_clip(std=0.1).state_dict(), "wrong.safetensors")
+    code, _, errors = unloc("package", "run", "--out", "wrong", "--with-tower", "--pretrained", "wrong.safetensors")
+    known = "not the weights of its training" if how == "file" else "--like"  # a tag has its own settings
+    assert code == 2 and known in errors and not list(Path().glob("*wrong*/"))
     for folder in ("small", "whole"):
         for file in Path(folder).rglob("*"):
             assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
@@ -333,4 +338,3 @@ def test_a_carried_tower_is_checked(tiny, weights_file, tmp_path):
     (tmp_path / "clip.safetensors").write_bytes(whole_file[:-100])
     with pytest.raises(TowerError, match="not weights of tiny"):
         pretrained_clip(tiny, str(tmp_path / "clip.safetensors"), None)
-    assert load_file(weights_file)

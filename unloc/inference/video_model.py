@@ -302,10 +302,9 @@ def load(
     shipped, for rendered videos; `none`: similarity of a `tower`.
 
     `task` chooses among several tasks of a run, or of toy (mr, tal, as); without it the `kind` of texts does: query or
-    class. `pretrained`: weights file or tag of the tower, or the run that it is of. Tokens of videos are kept in
-    `cache`. Raises MissingError,
-    InputError or TowerError where model or tower cannot be loaded, FingerprintError where the tower is not the one that
-    made the tokens of the training.
+    class. `pretrained`: weights file or tag of the tower, or the run that it is of. `cache` keeps tokens of videos.
+    Raises MissingError, InputError or TowerError where model or tower cannot be loaded, FingerprintError for another
+    tower than made the tokens of the training.
     """
     device_ = resolve_device(device)
     if str(checkpoint) == "none":

@@ -14,7 +14,7 @@ from unloc.evaluation.reopening import read_report, reopen
 from unloc.evaluation.tables import is_shown, metric_table
 from unloc.inference.existence import read_calibration
 from unloc.inference.load import CheckpointInfo
-from unloc.model.clip import RANDOM
+from unloc.model.clip import RANDOM, SHIPPED
 from unloc.plugins import added_by
 from unloc.tasks import task_named
 from unloc.training.curves import read_rows
@@ -103,7 +103,7 @@ def _tower(info: CheckpointInfo, folder: Path) -> tuple[str, str, bool]:
     tags = open_clip.list_pretrained_tags_by_model(name) if name in open_clip.list_models() else []
     if name == "toy":
         where, licence, is_missing = "ship with unloc", "Apache-2.0, as unloc", False
-    elif package := added_by("towers", name):
+    elif (package := added_by("towers", name)) and base == SHIPPED:
         where, licence, is_missing = f"come with {package}", f"unknown, see {package}", False
     elif base in tags:
         page = f"unknown, see https://huggingface.co/{get_pretrained_cfg(name, base).get('hf_hub', '').rstrip('/')}"

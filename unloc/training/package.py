@@ -12,14 +12,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from unloc.errors import InputError
+from unloc.errors import FingerprintError, InputError
 from unloc.evaluation.reopening import run_folder
 from unloc.files import commit_folder, disk_full_errors
 from unloc.inference.existence import CALIBRATION
 from unloc.inference.load import LoadedModel, load_model, local_run, read_info
 from unloc.inference.run_tower import run_of_tower
 from unloc.inference.video_model import load
-from unloc.model.clip import pretrained_clip, save_clip
+from unloc.model.clip import SHIPPED, pretrained_clip, save_clip
 from unloc.training.card import card
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,14 @@ def package(
         try:
             _write_model(loaded, part)
             if with_tower:
-                _write_tower(loaded, part, pretrained or loaded.tower_weights, run)
-                load(part, device="cpu")  # as another machine does: the tower is the one of the training
+                weights = pretrained or loaded.tower_weights
+                _write_tower(loaded, part, weights, run)
+                try:
+                    load(part, device="cpu")  # as another machine does
+                except FingerprintError:
+                    raise FingerprintError(
+                        f"--pretrained {weights}: not the weights of its training; give those"
+                    ) from None
             text, notes = card(read_info(part), part, home, out.name)
             (part / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
             commit_folder(part, out)
@@ -80,15 +86,13 @@ def _write_model(loaded: LoadedModel, folder: Path) -> None:
 
 def _write_tower(loaded: LoadedModel, folder: Path, weights: str | None, where: Path) -> None:
     stated = loaded.info.fingerprint
-    if weights is None:
+    if "tower.pretrained" not in stated:
         raise InputError(f"{where}: --with-tower: was trained on imported features, whose tower is not known")
-    (folder / "tower").mkdir()
     if (run := run_of_tower(loaded.info, weights, where)) is not None:
         of_run, own = load_model(run), folder / "tower" / stated["tower.pretrained"].rpartition("+")[2]
         _write_model(of_run, own)
         _write_tower(of_run, own, of_run.tower_weights, run)
-    elif stated["tower.name"] != "toy":
+    elif weights != SHIPPED:
+        (folder / "tower").mkdir()
         clip, *names = pretrained_clip(stated["tower.name"], weights, stated["tower.like"])
         save_clip(folder / "tower" / "clip.safetensors", clip, stated["tower.name"], *names)
-    if not any((folder / "tower").iterdir()):
-        (folder / "tower").rmdir()
