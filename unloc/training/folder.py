@@ -50,9 +50,9 @@ WriteMetrics = Callable[[str, int, dict[str, float]], None]
 def locked_run(
     run: Path, recipe: Recipe, *, resume: bool, overwrite: bool, change_optim: bool
 ) -> Iterator[dict[str, list]]:
-    """The run folder for this process alone; one that stays empty is removed again. Yields which values of the recipe a
-    resumed run changes: key to (before, now). Raises InputError, before anything is touched, unless the folder may
-    become a run, be resumed or be deleted.
+    """The run folder for this process alone; folders that stay empty are removed again. Yields which values of the
+    recipe a resumed run changes: key to (before, now). Raises InputError, before anything is touched, unless the folder
+    may become a run, be resumed or be deleted.
     """
     is_new, stated = not run.exists(), run / "recipe.yaml"
     if resume and overwrite:
@@ -72,13 +72,15 @@ def locked_run(
     if stated.exists() and {"metrics.jsonl", "checkpoints"} & items and not (overwrite or resume):
         raise InputError(f"{run}: has a run already; --resume continues it, --overwrite deletes it")
     changes = _changes(run, load_recipe(str(stated)), recipe, change_optim) if resume else {}
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     try:
         with folder_lock(run, "training into this run folder"):
             yield changes
     finally:
-        if is_new and not any(run.iterdir()):
-            run.rmdir()
+        with suppress(OSError):  # the first that is not empty, with all above it
+            for folder in made:
+                folder.rmdir()
 
 
 def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
