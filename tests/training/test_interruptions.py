@@ -228,10 +228,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     assert_same_runs(whole, run)
 
 
-def test_a_mistake_in_the_inputs_leaves_no_folder(fails, tmp_path):
+def test_a_mistake_in_the_inputs_leaves_no_folder(unloc, tmp_path):
     words = ("--manifest", tmp_path / "absent.jsonl", "--cache", tmp_path / "absent")
-    fails("fit", "synth_mr", *words, "--work-dir", tmp_path / "a/b/run", saying="absent.jsonl does not exist")
-    assert not list(tmp_path.iterdir())
+    code, _, errors = unloc("fit", "synth_mr", *words, "--work-dir", tmp_path / "a/b/run")
+    assert code == 2 and "absent.jsonl does not exist" in errors and not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_answers_with_its_metrics_again(token_world, tmp_path, whole):
