@@ -324,16 +324,15 @@ class AddedTower(Tower):
         """Raises TowerError where the choice asks for other tokens than the module has."""
         nn.Module.__init__(self)
         choice = replace(choice, tower_dtype=choice.tower_dtype.replace("auto", "float32")).resolved()
-        same = {key: getattr(TowerChoice, key) for key in ("frame_token", "projected", "num_layers", "texts_projected")}
-        for key, value in (same | {"tower_dtype": "float32", "like": None}).items():
-            if getattr(choice, key) != value:
-                problem = f"is of another package and has its own tokens, with {key} {value}"
-                raise TowerError(f"--tower {choice.tower}: {problem}; got {getattr(choice, key)}")
+        kinds = ("frame_token", "projected", "num_layers", "texts_projected", "like")
+        if any(getattr(choice, key) != getattr(TowerChoice, key) for key in (*kinds, "tower_dtype")):
+            options = "--frame-token, --no-projection, --no-text-projection, --last-k, --dtype and --like"
+            raise TowerError(f"--tower {choice.tower}: of another package, and has its own tokens; leave {options} out")
         self.module, self.image = module.eval().requires_grad_(False), module.encode_images
         self.dtype, self.batch, self.projections = torch.float32, choice.batch, {}
         self.image_config = dict(module.image_config)
         size = self.image_config["image_size"]
-        self.fingerprint = same | {
+        self.fingerprint = {key: getattr(choice, key) for key in kinds} | {
             "name": choice.tower,
             "pretrained": Path(choice.pretrained).name if choice.pretrained else SHIPPED,
             "weights_sha256": weights_sha256(module),
@@ -342,7 +341,6 @@ class AddedTower(Tower):
             "context_length": None,
             "dtype": "float32",
             "activation": None,
-            "like": None,
             "batch": choice.batch,
             "aligned": bool(getattr(module, "aligned", False)),  # a frame and the last token of its text are near
         }
