@@ -62,6 +62,8 @@ def test_moment_detr_npz_with_texts_has_clip_centres_as_times(npz_folder, tmp_pa
     assert cache["a"].times_seconds.tolist() == [1.0, 3.0, 5.0, 7.0, 9.0]
     assert cache["b"].meta["duration_seconds"] == 14.2
     np.testing.assert_array_equal(cache.texts(["a dog"])[0], features(4, 2).astype(np.float16))
+    with pytest.raises(MissingError, match="--texts"):
+        cache.texts(["a cat"])
     assert cache.fingerprint["origin"] == "a test" and cache.fingerprint["timing.spacing_seconds"] == 2.0
     assert not audit_cache(out).damages
     again = import_features(out, npz_folder, config("moment-detr"), **content_of(manifest), texts=texts)

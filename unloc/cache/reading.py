@@ -245,7 +245,9 @@ class Cache:
         """(K, D) tokens of each text, BOS to EOS. Raises MissingError naming the first text that is not here."""
         if absent := [text for text in texts if text not in self.text_index]:
             problem = f"{len(absent)} texts are not in the cache (first: {absent[0]!r})"
-            raise MissingError(f"{self.path}: {problem}; run `unloc extract` with this manifest on it")
+            imported = "its tokens were imported: import those of the texts too, with --texts"
+            advice = imported if "origin" in self.fingerprint else "run `unloc extract` with this manifest on it"
+            raise MissingError(f"{self.path}: {problem}; {advice}")
         found = [from_stored(self.stored_text(text), self.dtype) for text in texts]
         for text, tokens in zip(texts, found, strict=True):
             self._require_finite(f"text {text!r}", tokens)
