@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from tests.conftest import render_video
 from tests.report.chromium import chromium_page
 
+PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 HOSTILE = "</script><img src=x onerror=parent.broken=broken=1> {{value}} ${1+1} `"
 
 
@@ -186,6 +188,26 @@ def test_errors_are_words_without_paths_of_the_server(address, videos):
     assert kind == "error" and "not uploaded" in found["error"]
     kind, found = result(address, joined(address, "http://127.0.0.1:9/film.mp4", "a red circle", 5, False))
     assert kind == "error" and "upload the file" in found["error"]
+
+
+def test_the_clients_of_the_page_of_the_documentation_are_answered(address, videos):
+    python, curl = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    here, film = address.rstrip("/"), str(videos / "short.mp4")
+    names = {}
+    exec(python.replace("http://127.0.0.1:7860", here).replace("film.mp4", film), names)
+    assert names["found"]["answers"][0]["text"] == "a red ball falls"
+
+    def run(command, **changes):
+        for before, after in {**changes, "http://127.0.0.1:7860": here, "film.mp4": film}.items():
+            command = command.replace(before, after)
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here")
+    upload, ask, wait = re.findall(r"^curl .*$", curl.replace("\\\n", ""), re.MULTILINE)
+    (path,) = json.loads(run(upload))
+    event = json.loads(run(ask, **{"/tmp/unloc-serve-…/film.mp4": path}))["event_id"]
+    assert "event: complete" in (found := run(wait, **{"5f2c…": event})) and "a red ball falls" in found
 
 
 def test_a_port_in_use_is_an_error_of_one_line(address, fails, monkeypatch):
