@@ -2,7 +2,8 @@
 
 The commands run as they are printed, in a folder with the files they name, made from a small rendered world. What a
 test cannot have is replaced by `STAND_INS`; training is small, and extraction runs without Ray (`tests/pipeline` has
-it). What runs in Docker, on a cluster or until it is stopped (`unloc serve`) is only parsed.
+it). What runs in Docker, on a cluster or until it is stopped (`unloc serve`), and commands in `text` blocks, are only
+parsed. The clients of `docs/serve.md` run in `tests/cli/test_serve.py`.
 """
 
 import json
