@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.conftest import write_manifest
 from unloc.annotations.schema import QueryRow, VideoRow
@@ -82,6 +83,15 @@ def test_doctor_names_what_is_missing(unloc, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda package: None if package in ("zarr", "s3fs") else version(package))
     code, shown, stderr = unloc("doctor")
     assert code == 1 and "pip install zarr" in stderr and "unloc[s3]" in shown
+
+
+def test_a_full_gpu_is_one_line(unloc, monkeypatch):
+    def fails(package):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 4 GiB.")
+
+    monkeypatch.setattr(doctor, "_version", fails)
+    code, _, stderr = unloc("doctor")
+    assert code == 2 and stderr.count("\n") == 1 and "CUDA out of memory" in stderr and "train.accumulate" in stderr
 
 
 @pytest.fixture

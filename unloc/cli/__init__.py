@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from unloc import __version__
-from unloc.errors import UnlocError
+from unloc.errors import UnlocError, one_line
 
 app = typer.Typer(
     name="unloc",
@@ -44,7 +44,7 @@ _UsageError = typer.BadParameter.__bases__[0]  # of the click that typer uses: i
 
 
 def main() -> None:
-    """Run the app: an UnlocError, a usage error or an error of the file system is one line and exit code 2."""
+    """Run the app: an UnlocError, a usage error, an error of the file system or a full GPU is one line, exit code 2."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -68,6 +68,11 @@ def main() -> None:
         if not isinstance(error, UnlocError):
             where = f"{error.filename}: " if error.filename else ""
             message = f"error: {where}{error.strerror or error}; check the path, permissions and free disk space"
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        advice = "`unloc fit` needs less with train.accumulate=4 model.max_texts_in_flight=8 (docs/faq.md)"
+        message = f"error: the GPU is out of memory ({one_line(error).split('. ')[0]}); {advice}"
     typer.echo(message, err=True)
     raise SystemExit(2)
 
