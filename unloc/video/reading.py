@@ -27,6 +27,8 @@ def open_video(
     path: Path, decoder: str = "auto", allow_partial: bool = False, on_progress: Heartbeat = lambda: None
 ) -> PyAVReader:
     """A reader of the file; `auto` is PyAV: exact and faster (benchmarks/decoding.py). Raises VideoError."""
+    if decoder not in READERS:
+        raise InputError(f"--decoder: got {decoder!r}, expected one of {', '.join(READERS)}")
     facts = scan(path, on_progress)
     reader = READERS[decoder](facts, allow_partial, on_progress)
     if decoder == "auto":
