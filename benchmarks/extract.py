@@ -3,8 +3,8 @@
     taskset -c 2,3 python benchmarks/extract.py [--clips 16] [--frames 32] [--rounds 3] [--towers ViT-B-32 ViT-B-16]
 
 floor     CPU seconds of decoding alone + resizing alone + tower alone, each in one process on one thread at its best
-extract   CPU seconds of the whole tree of processes (driver, Ray, workers, decoders), less those of a run over one
-          tiny clip per worker: the start-up of Ray and of the towers, which is stated apart
+extract   CPU seconds of the whole tree of processes (driver, Ray, workers, decoders), less those of a run over two
+          tiny clips per worker: the start-up of Ray and of the towers, and their trial of batches of two videos
 plain     what a user would write: one process, decord's get_batch, open_clip's transform on PIL images, float32, one
           .npy per video, torch's own threads
 split     the same with --encoders 1: frames cross the object store, here without an accelerator to pay for it
@@ -138,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder / "all", arguments.clips, arguments.seconds)
-        write_inputs(folder / "tiny", len(os.sched_getaffinity(0)), 0.2)
+        write_inputs(folder / "tiny", 2 * len(os.sched_getaffinity(0)), 0.2)
         for tower in arguments.towers:
             compare(tower, folder, arguments)
 

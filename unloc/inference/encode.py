@@ -173,9 +173,9 @@ class _OpenVideo:
         if self.tokens is None:
             self.tokens = np.empty((0, *token.shape), token.dtype)
         if (missing := max(positions) + 1 - len(self.tokens)) > 0:
-            room = max(missing, len(self.tokens) // 8)
-            self.tokens = np.concatenate([self.tokens, np.empty((room, *token.shape), token.dtype)])
-            self.has_token = np.concatenate([self.has_token, np.zeros(room, dtype=bool)])
+            capacity = len(self.tokens) + max(missing, len(self.tokens) // 8)
+            self.tokens.resize((capacity, *token.shape), refcheck=False)  # in place: never held twice
+            self.has_token.resize(capacity, refcheck=False)
         self.tokens[positions], self.has_token[positions] = token, True
 
 
