@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unloc.config import ModelConfig, Recipe, TowersConfig
 from unloc.model.build import EndToEnd, build_model
 from unloc.model.clip import WeightSettings, clip_model
-from unloc.training.objective import replay
+from unloc.training.replay import replay
 
 KINDS = ("cached", "plain", "checkpointed", "replayed")
 

@@ -8,7 +8,8 @@ from open_clip.model import CLIP
 
 from tests.model.test_live_towers import STEPS, batch_of, recipe_with
 from unloc.model.build import build_model
-from unloc.training.objective import compute_losses, replay
+from unloc.training.objective import compute_losses
+from unloc.training.replay import replay
 
 VIT = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}

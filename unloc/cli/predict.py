@@ -14,8 +14,8 @@ from unloc.cli.progress import progress, shown_warnings
 from unloc.errors import InputError, UnlocError, VideoError, one_line
 
 if TYPE_CHECKING:
-    from unloc.inference.answers import VideoPrediction
     from unloc.inference.video_model import VideoModel
+    from unloc.inference.video_prediction import VideoPrediction
     from unloc.video.video_file import VideoFile
 
 NOTHING_FOUND = 3

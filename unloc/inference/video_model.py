@@ -21,7 +21,6 @@ from unloc.cache.reading import CachedVideo
 from unloc.callbacks import OnProgress
 from unloc.errors import InputError
 from unloc.examples.sources import ClassTexts, VideoFrames
-from unloc.inference.answers import Moment, VideoPrediction
 from unloc.inference.device import resolve_device
 from unloc.inference.encode import EncodeConfig, Encoder
 from unloc.inference.file_tokens import FileTokens
@@ -29,6 +28,7 @@ from unloc.inference.load import LoadedModel, load_model, local_run, model_for_c
 from unloc.inference.predict import encode_texts, predict_frames
 from unloc.inference.run_tower import run_of_tower
 from unloc.inference.similarity import not_embeddings, segments_above, similarity_to
+from unloc.inference.video_prediction import Moment, VideoPrediction
 from unloc.inference.windows import Curve, Found, Window, best_windows, detections_in, moments_in, windows_over
 from unloc.model.build import EndToEnd
 from unloc.model.towers import clip_ids

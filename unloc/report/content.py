@@ -28,7 +28,7 @@ from unloc.training.curves import read_rows, training_curves
 from unloc.video.locate import index_videos
 
 if TYPE_CHECKING:
-    from unloc.inference.answers import VideoPrediction
+    from unloc.inference.video_prediction import VideoPrediction
 
 EXAMPLES, FRAMES = 6, 4  # best and worst rows each, and frames of each of their segments
 TITLES = {name: task.title for name, task in TASKS.items()} | {"rejection": "moment retrieval with null queries"}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from unloc.config import Recipe
 from unloc.examples.batches import Batch
-from unloc.model.build import EndToEnd
 from unloc.ops.losses import box_loss, focal_loss, sum_over
 from unloc.ops.points import localization_targets, make_points, shared_displacements
 from unloc.tasks import task_named
@@ -155,35 +154,3 @@ def saliency_loss(logits: Tensor, batch: Batch, normalizer: Tensor, first_own: i
     labels = batch.saliency[:, None].to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return sum_over(losses * rated_steps(batch), normalizer)
-
-
-def replay(
-    model: EndToEnd,
-    frames: Tensor,
-    gradients: Tensor,
-    chunk: int,
-    *,
-    share: float = 1.0,
-    generator: torch.Generator | None = None,
-    place: tuple[int, int] | None = None,
-) -> None:
-    """Add the image tower's gradients, given those (B, T, D) of the tokens of its frames (B, T, 3, S, S): exact ones,
-    over more frames than memory holds at once (gradient replay).
-
-    The tokens were computed in chunks without gradient. Each chunk passes the tower again, with gradient, and receives
-    the gradients of its tokens. Their sum is the gradient of plain training, as the tower sees each frame alone and has
-    no dropout and no batch statistics.
-
-    With a `share` below 1 only that share of the chunks, drawn by the generator, passes again, each weighted by 1 /
-    share: unbiased (ETAD). At least one chunk passes. Processes that train together draw from the chunks of all:
-    `place` is the index of the first of these videos in the whole batch, and how many that has.
-    """
-    first, total = place or (0, len(frames))
-    places = [(video, start) for video in range(-first, total - first) for start in range(0, frames.shape[1], chunk)]
-    count = max(1, round(share * len(places)))
-    chosen = torch.randperm(len(places), generator=generator)[:count].tolist() if share < 1 else range(len(places))
-    own = range(len(frames))
-    for video, start in (places[index] for index in chosen if places[index][0] in own):
-        part = slice(start, start + chunk)
-        tokens = model.image_tower(frames[video : video + 1, part], start)
-        tokens.backward(gradients[video : video + 1, part] * (len(places) / count))

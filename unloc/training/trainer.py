@@ -32,8 +32,9 @@ from unloc.recipes import task_recipes
 from unloc.tasks import task_named
 from unloc.training.distributed import average, from_main, process_count, process_rank
 from unloc.training.folder import WriteMetrics, draw_curves, load_state, metrics_log, save_checkpoint
-from unloc.training.objective import part_losses, replay, split_batch
+from unloc.training.objective import part_losses, split_batch
 from unloc.training.optim import build_optimizer, lr_factor
+from unloc.training.replay import replay
 
 logger = logging.getLogger(__name__)
 STOPPED = "stopped by SIGTERM"
