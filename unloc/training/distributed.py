@@ -63,7 +63,7 @@ def process_mean(value: Tensor) -> Tensor:
 
 def average(model: nn.Module, values: dict[str, Tensor], is_stopping: bool) -> tuple[dict[str, Tensor], bool]:
     """Average the gradients in the parameters and some values over all processes; is any of them stopping? One
-    all-reduce after all backward passes: DistributedDataParallel would see only one of them (`objective.replay`). A
+    all-reduce after all backward passes: DistributedDataParallel would see only one of them (`training.replay`). A
     parameter without a gradient in every process keeps none.
     """
     if process_count() == 1:
