@@ -224,6 +224,9 @@ class DataConfig(Section):
     """Training: smallest part of the video that a crop keeps."""
     coverage: float = number(1.0, 0.0, 1.0)
     """Smallest share of a split's videos that must be in the cache; missing videos are reported either way."""
+    null_queries: bool = False
+    """MR, HD: training learns to find nothing for queries without segments, which are nowhere in their videos; false:
+    their annotations are hidden, and they are not used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,6 +357,7 @@ class Recipe(Section):
             "model.saliency_head: task hd predicts a saliency per clip; set it to true": task == "hd" and not saliency,
             f"model.saliency_head: task {task} has no saliency to learn; set it to false": saliency and not sentences,
             f"train.classes_per_video: {of_task}; set it to 0": sampled and sentences,
+            f"data.null_queries: task {task} has no queries; set it to false": data.null_queries and not sentences,
             "train.classes_per_video: model.fusion none scores all classes; set it to 0": sampled and without_text,
             "train.classes_per_video: model.displacements shared needs all classes; set it to 0": sampled and shared,
             f"targets.range_edges: {len(edges) - 1} ranges for {levels} pyramid levels; give one per level (without a "

@@ -1,13 +1,15 @@
 import csv
 import itertools
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from unloc.synth.events import plan_video
 from unloc.synth.formats import all_annotations, rate_clips, relevant_clips
-from unloc.synth.vocabulary import CLASS_ACTIONS, STEP_ACTIONS
+from unloc.synth.vocabulary import CLASS_ACTIONS, MOTION_PHRASES, STEP_ACTIONS, opposite_motion
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_every_format_converts_into_a_manifest_that_says_it_is_synthetic(files, 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     single = {"activitynet": "activitynet.json", "coin": "coin.json"}
-    folders = {"activitynet-captions": "activitynet_captions", "charades-sta": "charades_sta"}
+    folders = {"activitynet-captions": "activitynet_captions", "charades-sta": "charades_sta", "gmr": "gmr"}
     for name, place in {**single, **folders, "qvhighlights": "qvhighlights"}.items():
         manifest = convert(name, [tmp_path / place])
         assert manifest.name.startswith("synthetic_") and manifest.source.startswith("synthetic world")
@@ -81,6 +83,27 @@ def test_every_query_has_a_very_good_clip_and_most_have_a_worse_one(files):
     assert (best == 4).mean() > 0.98
     many = [row for row in rows if len(row["relevant_clip_ids"]) > 1]
     assert np.mean([np.max(row["saliency_scores"], axis=1).min() < 4 for row in many]) > 0.6
+
+
+def test_half_of_the_gmr_queries_are_null_and_tell_a_motion_that_no_object_of_that_look_has(files, plans):
+    rows = {
+        split: [json.loads(line) for line in files[f"gmr/{split}.jsonl"].splitlines()] for split in ("train", "val")
+    }
+    rows, opposites = {row["qid"]: row for row in itertools.chain(*rows.values())}, 0
+    for plan in (plan for plan in plans if plan.split in ("train", "val")):
+        shown = {event.action for event in plan.events}
+        for number, event in enumerate(plan.events):
+            true, null = rows.pop(f"{plan.video_id}_{number}"), rows.pop(f"{plan.video_id}_{number}_null")
+            assert (
+                true["relevant_windows"] == [[event.start_seconds, event.end_seconds]] and not null["relevant_windows"]
+            )
+            clauses = re.split(" (?:after|before|while) |, ", null["query"].lower())
+            told = [motion for motion, phrases in MOTION_PHRASES.items() if any(p in clauses[0] for p in phrases)]
+            if null["query"].lower().startswith(("after", "before", "while")) or event.action.colour not in clauses[0]:
+                continue  # the clause of another event comes first
+            assert told and not {replace(event.action, motion=motion) for motion in told} & shown, null
+            opposites += opposite_motion(event.action.motion) in told
+    assert not rows and opposites > 0.2 * len(plans)
 
 
 def test_coin_step_ids_name_one_label_each_and_steps_are_sorted(files):

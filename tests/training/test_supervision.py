@@ -5,12 +5,18 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from tests.training.test_trainer import EXTRA, SHAPE
+from tests.token_world import NAMES
+from tests.training.test_trainer import EXTRA, SHAPE, recipe_for
 from unloc.annotations.schema import load_manifest, save_manifest
 from unloc.cache.opening import open_cache
 from unloc.cache.writing import VideoTokens, token_checksum, write_video_shard
+from unloc.examples.sources import CachedTokens
+from unloc.inference.load import load_model
+from unloc.inference.predict import predict_split
+from unloc.training.run import fit_recipe
 
 FEW = ("train.epochs=0.2", "train.eval_every_epochs=0.1")
 
@@ -55,7 +61,6 @@ def in_unit(manifest, factor):
 def runs(token_world, tmp_path_factory):
     """A trained run of mr and of tal."""
     from unloc.recipes import load_recipe
-    from unloc.training.run import fit_recipe
 
     folder = tmp_path_factory.mktemp("runs")
     for task in ("mr", "tal"):
@@ -183,3 +188,34 @@ def test_a_label_that_is_no_class_is_named(unloc, token_world, tmp_path, task):
     save_manifest(replace(loaded, classes=loaded.classes[1:]), tmp_path / "m.jsonl")
     told = refused(unloc(*fit_words(task, tmp_path / "m.jsonl", cache, tmp_path / "run")))
     assert repr(loaded.classes[0]) in told and not (tmp_path / "run").exists()
+
+
+def with_nulls(manifest):
+    """A further query for each video: the one object of three that it does not show."""
+    rows = []
+    for video_id, own in manifest.queries.groupby("video_id", sort=False):
+        (text,) = set(NAMES) - set(own["text"])
+        row = {"text": text, "qid": f"{video_id}-null", "segments": [], "saliency_scores": None}
+        rows.append(own.iloc[0].to_dict() | row | {"relevant_clip_ids": None})
+    return replace(manifest, queries=pd.concat([manifest.queries, pd.DataFrame(rows)], ignore_index=True))
+
+
+def test_null_queries_train_a_model_to_find_nothing_and_are_no_misses_in_validation(token_world, tmp_path, caplog):
+    manifest, cache = token_world
+    asked = with_nulls(load_manifest(manifest))
+    save_manifest(asked, tmp_path / "m.jsonl")
+    recipe = recipe_for("mr", "train.epochs=30", "train.eval_every_epochs=30", "train.batch_size=8", "model.width=32")
+    recipe = replace(recipe, data=replace(recipe.data, null_queries=True), optim=replace(recipe.optim, lr=0.01))
+    metrics = fit_recipe(recipe, tmp_path / "m.jsonl", cache, tmp_path / "run", threads=1)
+    assert metrics["R1@0.3"] > 67.0  # the most, were null queries misses
+    assert "no annotations" not in caplog.text
+    test = asked.select("test")
+    found = predict_split(load_model(tmp_path / "run"), test, CachedTokens(open_cache(cache)))
+    best = np.array([item.windows[0, 2] if len(item.windows) else 0.0 for item in found])
+    is_null = test.queries["segments"].map(len).to_numpy() == 0
+    assert np.mean(best[is_null][:, None] >= best[~is_null]) < 0.05  # 0.16 without null queries
+
+
+def test_a_task_without_queries_has_no_null_queries(unloc, token_world, tmp_path):
+    code, _, err = unloc(*fit_words("tal", *token_world, tmp_path / "run", "data.null_queries=true"))
+    assert code == 2 and "data.null_queries: task tal" in err and not (tmp_path / "run").exists()

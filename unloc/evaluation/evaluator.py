@@ -49,9 +49,16 @@ def has_annotations(task: str, selected: Manifest) -> bool:
 
 
 def require_annotations(
-    task: str, selected: Manifest, split: str, way_out: str = "--export FILE writes predictions without scoring them"
+    task: str,
+    selected: Manifest,
+    split: str,
+    way_out: str = "--export FILE writes predictions without scoring them",
+    *,
+    are_null: bool = False,
 ) -> None:
-    """Raise InputError if the split has no annotations for the task (hidden, or of another one), or not in seconds."""
+    """Raise InputError if the split has no annotations for the task (hidden, or of another one), or not in seconds.
+    Queries without annotations are told, unless they `are_null`.
+    """
     where = f"split {split!r} of manifest {selected.name!r}"
     if not has_annotations(task, selected):
         named = dict.fromkeys(QUERY_TASKS, "queries with segments") | {"hd": "queries with ratings", "cls": "labels"}
@@ -59,8 +66,9 @@ def require_annotations(
         hint = f"the manifest has annotations for {', '.join(selected.tasks)}"
         raise InputError(f"{problem}; {hint}; are the annotations of this split hidden? {way_out}")
     num_hidden = int((~annotated_queries(task, selected.queries)).sum()) if task in ("mr", "hd") else 0
-    if num_hidden:
-        hint = "not used in training, scored as the protocol says (unloc eval --rejection: as null queries)"
+    if num_hidden and not are_null:
+        hint = "not used in training (data.null_queries=true: as null queries), scored as the protocol says "
+        hint += "(unloc eval --rejection: as null queries)"
         counts = f"{num_hidden} of {len(selected.queries)} queries"
         logger.warning("%s: %s have no annotations: %s", where, counts, hint)
     require_seconds(task, selected, split, selected.stated_durations())

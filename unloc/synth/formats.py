@@ -1,4 +1,4 @@
-"""The world's annotations in the official formats of six datasets, exactly as those are released, and their sentences.
+"""The world's annotations in the official formats of seven datasets, exactly as released, and their sentences.
 
 A query has 5-20 words; some name another event ("after the blue square …"). Deviations: the test splits have
 annotations, COIN has a validation subset, the Charades csv has only the columns `id` and `length`, and `version` says
@@ -8,11 +8,20 @@ that the world is synthetic (files without such a key show it by the ids of thei
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from unloc.synth.events import Event, VideoPlan, video_generator
-from unloc.synth.vocabulary import CLASS_ACTIONS, MOTION_PHRASES, MOTIONS, SHAPE_WORDS, STEP_ACTIONS, TASKS
+from unloc.synth.vocabulary import (
+    CLASS_ACTIONS,
+    MOTION_PHRASES,
+    MOTIONS,
+    SHAPE_WORDS,
+    STEP_ACTIONS,
+    TASKS,
+    opposite_motion,
+)
 
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
 SYNTHETIC = "synthetic world rendered by unloc"
@@ -33,12 +42,13 @@ RELATIONS = {
 def all_annotations(plans: Sequence[VideoPlan], seed: int) -> dict[str, str]:
     """Every annotation file of a world: path below `annotations/` to text. ActivityNet has the events whose actions are
     classes, COIN the steps of each video's task in order, ActivityNet Captions and Charades-STA a sentence per event,
-    QVHighlights a query per action of a video with all its moments.
+    QVHighlights a query per action of a video with all its moments, GMR a sentence per event and as many null ones.
     """
     anet, coin, captions, num_queries = {}, {}, {split: {} for split in SUBSETS}, 0
     texts = {"charades_sta_{}.txt": "", "Charades_v1_{}.csv": "id,length\n"}
     files = {f"charades_sta/{name.format(split)}": text for split in SUBSETS for name, text in texts.items()}
     files |= {f"qvhighlights/highlight_{split}_release.jsonl": "" for split in SUBSETS}
+    files |= {f"gmr/{split}.jsonl": "" for split in SUBSETS}
     step_ids = {action: str(number) for number, action in enumerate(STEP_ACTIONS, start=1)}
     for plan in plans:
         duration, url = round(plan.duration_seconds, 3), f"videos/{plan.video_id}.mp4"
@@ -90,6 +100,7 @@ def all_annotations(plans: Sequence[VideoPlan], seed: int) -> dict[str, str]:
             }
             files[f"qvhighlights/highlight_{plan.split}_release.jsonl"] += json.dumps(row) + "\n"
             num_queries += 1
+        files[f"gmr/{plan.split}.jsonl"] += "".join(json.dumps(row) + "\n" for row in gmr_rows(plan, seed))
     nodes = [(None, None, "Root"), *((0, "Root", motion.capitalize()) for motion in MOTIONS)]
     nodes += [(1 + MOTIONS.index(a.motion), a.motion.capitalize(), a.name) for a in CLASS_ACTIONS]
     keys = ("parentId", "parentName", "nodeName", "nodeId")
@@ -99,6 +110,20 @@ def all_annotations(plans: Sequence[VideoPlan], seed: int) -> dict[str, str]:
     contents["coin.json"] = {"database": coin, "version": SYNTHETIC}
     jsons = {path: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for path, content in contents.items()}
     return files | jsons | class_splits()
+
+
+def gmr_rows(plan: VideoPlan, seed: int) -> list[dict]:
+    """Queries of generalized moment retrieval: a sentence of each event, and one of what its object does not do."""
+    rows, rng = [], video_generator(seed, plan.index, 6)
+    for number, event in enumerate(plan.events):
+        window, video = (
+            [event.start_seconds, event.end_seconds],
+            {"vid": plan.video_id, "duration": plan.duration_seconds},
+        )
+        name = f"{plan.video_id}_{number}"
+        rows.append({"qid": name, **video, "query": event_query(event, plan, rng), "relevant_windows": [window]})
+        rows.append({"qid": f"{name}_null", **video, "query": null_query(event, plan, rng), "relevant_windows": []})
+    return rows
 
 
 def labelled_clips(plan: VideoPlan) -> dict[str, tuple[str, int, int]]:
@@ -178,6 +203,17 @@ def event_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
     if len(same) > 1:
         body += f" for the {ORDINALS[same.index(event)]} time"
     return _finish(body, rng)
+
+
+def null_query(event: Event, plan: VideoPlan, rng: np.random.Generator) -> str:
+    """The sentence of an event, but with a motion that no object of its look has in the video: in half of the cases the
+    opposite one, if that is not there.
+    """
+    shown = {other.action.motion for other in plan.events if other.action.look == event.action.look}
+    absent, opposite = [motion for motion in MOTIONS if motion not in shown], opposite_motion(event.action.motion)
+    motion = opposite if opposite in absent and rng.random() < 0.5 else absent[rng.integers(len(absent))]
+    twin = replace(event, action=replace(event.action, motion=motion))
+    return event_query(twin, replace(plan, events=tuple(twin if e is event else e for e in plan.events)), rng)
 
 
 def leaves_view(event: Event, plan: VideoPlan) -> bool:

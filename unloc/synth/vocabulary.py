@@ -33,7 +33,12 @@ MOTION_PHRASES = {
     "blinking": ("blinks", "is blinking", "flashes on and off", "keeps appearing and disappearing"),
     "swinging": ("swings", "is swinging", "sways from side to side", "goes back and forth"),
 }
-SHAPES, MOTIONS = tuple(SHAPE_WORDS), tuple(MOTION_PHRASES)
+SHAPES, MOTIONS = tuple(SHAPE_WORDS), tuple(MOTION_PHRASES)  # each motion is next to its opposite
+
+
+def opposite_motion(motion: str) -> str:
+    """'falling' of 'rising'."""
+    return MOTIONS[MOTIONS.index(motion) ^ 1]
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -80,7 +80,7 @@ def load_inputs(recipe: Recipe, manifest: Places, data: Places, kind: str) -> di
 def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manifest, Manifest | None]:
     """The training and the validation split with known durations.
 
-    Queries whose annotations are hidden are left out of training: they would teach that nothing is to be found. Raises
+    Queries without segments are left out of training, as hidden, unless they are null queries to the recipe. Raises
     InputError where a split's cached videos have nothing for the task or not in seconds, MissingError for no split.
     """
     manifest = cached_durations(manifest, source)
@@ -90,9 +90,9 @@ def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manif
     for selected, advice in zip([train, val], advices, strict=True):
         cached = selected and restricted(selected, source.__contains__)
         if cached and len(cached.videos):  # with none, the examples name those that are missing
-            require_annotations(recipe.task, cached, cached.splits[0], advice)
+            require_annotations(recipe.task, cached, cached.splits[0], advice, are_null=recipe.data.null_queries)
             require_seconds(recipe.task, cached, cached.splits[0], source.durations_of(cached.videos["video_id"]))
-    if task_named(recipe.task).text_kind == "query":
+    if task_named(recipe.task).text_kind == "query" and not recipe.data.null_queries:
         shown = annotated_queries(recipe.task, train.queries)
         train = replace(train, queries=train.queries[shown].reset_index(drop=True))
     elif recipe.task == "cls":

@@ -45,6 +45,7 @@ def own_recipe(
         raise InputError(f"{manifest}: serves tasks {', '.join(rows.tasks)}; choose one, such as task={rows.tasks[0]}")
     task = stated.get("task", rows.tasks[0])
     values = [f"name=own_{task}", f"task={task}", "data.max_text_tokens=77", "train.epochs=1", "train.batch_size=1"]
+    values += ["data.null_queries=true"] if task_named(task).text_kind == "query" else []
     for key, names in {"train_split": TRAINING, "val_split": VALIDATION}.items():
         name = next((name for name in names if name in rows.splits), "")
         if not name and key == "train_split" and key not in stated.get("data", {}):
