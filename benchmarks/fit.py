@@ -6,9 +6,10 @@ step of 20 ms the loop waits for data at most 5 % of the time, with 2,000 cached
 epochs    `unloc fit synth_mr` with the tower at random weights, as `unloc extract` and `unloc data pack --frames` feed
           it: seconds of the second epoch, above tokens and finetuning the image tower
 waiting   the loader of `unloc fit` in front of a step that takes 20 ms of an accelerator and nothing of the CPU. As
-          on a GPU, where DataLoader's thread receives batches to pin them, a thread takes them from the workers. A
-          step is 64 videos of 64 tokens (charades_b), or --clip-frames packed frames of 256 pixels, cropped to 224.
-          Where the cores decode fewer frames than that in 20 ms, no loader can keep up: what they decode is printed
+          on a GPU, where DataLoader's thread receives batches and pins them, a thread takes them from the workers and
+          copies them. A step is 64 videos of 64 tokens (charades_b), or --clip-frames packed frames of 256 pixels,
+          cropped to 224. Where the cores decode fewer frames than that in 20 ms, no loader can keep up: what they
+          decode is printed
 
     python benchmarks/fit.py [--tower ViT-B-16] [--videos 8] [--frames 16] [--clip-frames 8] [--workers 2] [--json OUT]
 """
@@ -27,6 +28,7 @@ from threading import Thread
 import numpy as np
 from cache_io import write_cache
 from decoding import render
+from torch import Tensor
 
 from unloc.annotations.schema import Manifest, QueryRow, VideoRow, build_manifest, save_manifest
 from unloc.cache.opening import open_cache
@@ -86,7 +88,7 @@ def waiting(source: Source, manifest: Manifest, recipe: Recipe, workers: int) ->
 
     def receive() -> None:
         for batch in Loader(examples, None, recipe, workers=workers).batches(0, STEPS + FIRST):
-            received.put(batch)
+            received.put(batch._mapped(Tensor.clone))  # a pinned batch is a copy too; the workers' memory is given back
 
     Thread(target=receive).start()
     for step in range(STEPS + FIRST):

@@ -1,6 +1,7 @@
 """Does a model say that a query is not in the video? Rendered videos, half of their queries null.
 
 in-domain: a sentence of another video whose action nobody shows here, so that look or motion alone may be here;
+same object: what an object that is here does not do (the world's own null queries);
 out-of-domain: sentences on animals, sport, kitchens, whose words the rendered world does not have.
 Rows: the calibrated existence score of the run, and the score of its best moment in place of it.
 
@@ -71,11 +72,13 @@ def main() -> None:
     run = toy_unloc_folder("mr") if options.checkpoint == "toy" else Path(options.checkpoint)
     out, rows = options.out, {}
     unloc("data", "synth", out / "world", "--videos", options.videos, "--seed", options.seed)
-    annotations = out / "world/annotations/activitynet_captions"
-    unloc("data", "convert", "activitynet-captions", "--annotations", annotations, "--out", out / "mr.jsonl")
-    for kind in ("in-domain", "out-of-domain"):
+    for name, manifest in {"activitynet-captions": "mr.jsonl", "gmr": "same object.jsonl"}.items():
+        annotations = out / "world/annotations" / name.replace("-", "_")
+        unloc("data", "convert", name, "--annotations", annotations, "--out", out / manifest)
+    for kind in ("in-domain", "same object", "out-of-domain"):
         manifest = out / f"{kind}.jsonl"
-        save_manifest(with_nulls(load_manifest(out / "mr.jsonl"), options.seed, kind), manifest)
+        if kind != "same object":
+            save_manifest(with_nulls(load_manifest(out / "mr.jsonl"), options.seed, kind), manifest)
         fps = load_model(run).info.fingerprint["sampling.fps"]
         unloc("extract", manifest, "--videos", out / "world/videos", "--cache", out / "cache", "--fps", fps)
         given = ["--manifest", manifest, "--cache", out / "cache", "--split", SPLIT, "--rejection"]
