@@ -116,11 +116,8 @@ def gmr_rows(plan: VideoPlan, seed: int) -> list[dict]:
     """Queries of generalized moment retrieval: a sentence of each event, and one of what its object does not do."""
     rows, rng = [], video_generator(seed, plan.index, 6)
     for number, event in enumerate(plan.events):
-        window, video = (
-            [event.start_seconds, event.end_seconds],
-            {"vid": plan.video_id, "duration": plan.duration_seconds},
-        )
-        name = f"{plan.video_id}_{number}"
+        name, window = f"{plan.video_id}_{number}", [event.start_seconds, event.end_seconds]
+        video = {"vid": plan.video_id, "duration": plan.duration_seconds}
         rows.append({"qid": name, **video, "query": event_query(event, plan, rng), "relevant_windows": [window]})
         rows.append({"qid": f"{name}_null", **video, "query": null_query(event, plan, rng), "relevant_windows": []})
     return rows
