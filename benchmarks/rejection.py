@@ -72,13 +72,13 @@ def main() -> None:
     run = toy_unloc_folder("mr") if options.checkpoint == "toy" else Path(options.checkpoint)
     out, rows = options.out, {}
     unloc("data", "synth", out / "world", "--videos", options.videos, "--seed", options.seed)
-    for name, manifest in {"activitynet-captions": "mr.jsonl", "gmr": "same object.jsonl"}.items():
+    for name in ("activitynet-captions", "gmr"):
         annotations = out / "world/annotations" / name.replace("-", "_")
-        unloc("data", "convert", name, "--annotations", annotations, "--out", out / manifest)
+        unloc("data", "convert", name, "--annotations", annotations, "--out", out / f"{name}.jsonl")
+    plain, same_object = (load_manifest(out / f"{name}.jsonl") for name in ("activitynet-captions", "gmr"))
     for kind in ("in-domain", "same object", "out-of-domain"):
         manifest = out / f"{kind}.jsonl"
-        if kind != "same object":
-            save_manifest(with_nulls(load_manifest(out / "mr.jsonl"), options.seed, kind), manifest)
+        save_manifest(same_object if kind == "same object" else with_nulls(plain, options.seed, kind), manifest)
         fps = load_model(run).info.fingerprint["sampling.fps"]
         unloc("extract", manifest, "--videos", out / "world/videos", "--cache", out / "cache", "--fps", fps)
         given = ["--manifest", manifest, "--cache", out / "cache", "--split", SPLIT, "--rejection"]
@@ -86,9 +86,9 @@ def main() -> None:
         lines = [json.loads(line) for line in (out / kind / "predictions.jsonl").read_text().splitlines()]
         for line in lines:
             line.pop("pred_exist_score", None)
-        plain = out / f"{kind}-best-moment.jsonl"
-        plain.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        unloc("eval", "--predictions", plain, *given, "--out", out / f"{kind}-best-moment")
+        unscored = out / f"{kind}-best-moment.jsonl"
+        unscored.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        unloc("eval", "--predictions", unscored, *given, "--out", out / f"{kind}-best-moment")
         for name, folder in (("calibrated", kind), ("best moment", f"{kind}-best-moment")):
             report = json.loads((out / folder / "metrics.json").read_text())
             rows[f"{kind}, {name}"] = report["metrics"]

@@ -40,6 +40,11 @@ def annotated_queries(task: str, queries: pd.DataFrame) -> pd.Series:
     return shown
 
 
+def without_hidden(task: str, selected: Manifest) -> Manifest:
+    """Without the queries that have no annotations."""
+    return replace(selected, queries=selected.queries[annotated_queries(task, selected.queries)].reset_index(drop=True))
+
+
 def has_annotations(task: str, selected: Manifest) -> bool:
     """Whether the split has annotations to score the task with."""
     if task == "hd":
@@ -67,8 +72,8 @@ def require_annotations(
         raise InputError(f"{problem}; {hint}; are the annotations of this split hidden? {way_out}")
     num_hidden = int((~annotated_queries(task, selected.queries)).sum()) if task in ("mr", "hd") else 0
     if num_hidden and not are_null:
-        hint = "not used in training (data.null_queries=true: as null queries), scored as the protocol says "
-        hint += "(unloc eval --rejection: as null queries)"
+        hint = "not used in training without data.null_queries=true; scored as the protocol says, with "
+        hint += "unloc eval --rejection as null queries"
         counts = f"{num_hidden} of {len(selected.queries)} queries"
         logger.warning("%s: %s have no annotations: %s", where, counts, hint)
     require_seconds(task, selected, split, selected.stated_durations())

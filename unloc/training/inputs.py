@@ -19,7 +19,7 @@ from unloc.cache.reading import Cache
 from unloc.cache.writing import fingerprint_differences
 from unloc.config import Recipe, TowersConfig
 from unloc.errors import ConfigError, FingerprintError
-from unloc.evaluation.evaluator import annotated_queries, require_annotations, require_seconds
+from unloc.evaluation.evaluator import require_annotations, require_seconds, without_hidden
 from unloc.examples.augment import ClipTransform, directed_videos
 from unloc.examples.frame_source import FrameShards, VideoFiles
 from unloc.examples.sources import CachedTokens, Source, Tokenize
@@ -93,8 +93,7 @@ def splits_of(recipe: Recipe, manifest: Manifest, source: Source) -> tuple[Manif
             require_annotations(recipe.task, cached, cached.splits[0], advice, are_null=recipe.data.null_queries)
             require_seconds(recipe.task, cached, cached.splits[0], source.durations_of(cached.videos["video_id"]))
     if task_named(recipe.task).text_kind == "query" and not recipe.data.null_queries:
-        shown = annotated_queries(recipe.task, train.queries)
-        train = replace(train, queries=train.queries[shown].reset_index(drop=True))
+        train = without_hidden(recipe.task, train)
     elif recipe.task == "cls":
         labelled = train.filter(lambda table: table["video_id"].isin(train.instances["video_id"]))
         if left := len(train.videos) - len(labelled.videos):

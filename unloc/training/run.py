@@ -17,7 +17,7 @@ from unloc.annotations.schema import manifest_rows
 from unloc.callbacks import OnProgress
 from unloc.config import Recipe
 from unloc.errors import ConfigError, InputError, UnlocError
-from unloc.evaluation.evaluator import annotated_queries, score
+from unloc.evaluation.evaluator import score, without_hidden
 from unloc.examples.examples import Examples
 from unloc.examples.loader import Loader, MixedLoader
 from unloc.examples.sources import ClassTexts
@@ -220,7 +220,7 @@ def build_trainer(
             if (val := inputs[task].val) is not None:
                 loaded = LoadedModel(one.eval(), infos[task])
                 if recipes[task].data.null_queries:  # they calibrate; here they would count as misses
-                    val = replace(val, queries=val.queries[annotated_queries(task, val.queries)])
+                    val = without_hidden(task, val)
                 found[task] = score(task, predict_split(loaded, val, inputs[task].source, on_progress), val)
         return joined_metrics(found) if recipe.tasks else found[recipe.task]
 
