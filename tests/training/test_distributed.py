@@ -166,8 +166,6 @@ def test_the_loss_curve_of_several_processes_is_that_of_one(jobs, tmp_path, name
         assert one[-1].keys() < several[-1].keys()
         for row, other in zip(one[:-1], several[:-1], strict=True):
             kinds = row.pop("kind"), other.pop("kind")
-            norms = row.pop("grad_norm"), other.pop("grad_norm")
-            assert kinds == ("train", "train") and other["loss"] == pytest.approx(row["loss"], rel=1e-4), (name, row)
-            # Sensitive to the last bits: in one process, weights that start one bit apart move the parts by 4e-5.
-            assert other == pytest.approx(row, rel=1e-4, abs=2e-4), (name, row)
+            norms = row.pop("grad_norm"), other.pop("grad_norm")  # with a tower, more sensitive to the last bits
+            assert kinds == ("train", "train") and other == pytest.approx(row, rel=1e-4, abs=1e-4), (name, row)
             assert norms[1] == pytest.approx(norms[0], rel=1e-2), (name, row)
